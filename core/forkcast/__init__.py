@@ -1,0 +1,1 @@
+"""Forkcast's decision loop: pure values and functions, stdlib and numpy only."""

@@ -1,0 +1,48 @@
+"""The lineage log: one create-only record for each epoch after the first. It is the truth.
+
+Whoever starts reads the highest epoch. Epochs only rise, without gaps; a second record for the
+same epoch cannot be created, so two operators cannot collapse twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forkcast.actions import Action
+from forkcast.records import StateRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageEntry:
+    """What opened ``epoch``: the state adopted, the action already in it, the decision's digest.
+
+    base_step: the step of the base the winner started from; the statistics of the lineage up to
+    it stay those of the previous epoch.
+    """
+
+    epoch: int
+    run_uid: str
+    branch: str
+    decision_digest: str
+    action: Action
+    state: StateRef
+    base_step: int
+    trigger_step: int
+
+
+def key(epoch: int) -> str:
+    """The store key of an epoch's record."""
+    return f"lineage/{epoch}.json"
+
+
+def head(entries: Sequence[LineageEntry]) -> LineageEntry | None:
+    """The entry of the highest epoch, None in epoch 0.
+
+    Raises ValueError where the log has a gap or a repeated epoch: such a log is damaged.
+    """
+    ordered = sorted(entries, key=lambda entry: entry.epoch)
+    for expected, entry in enumerate(ordered, start=1):
+        if entry.epoch != expected:
+            raise ValueError(f"lineage: epoch {expected} is missing or repeated; {entry.epoch=}")
+    return ordered[-1] if ordered else None

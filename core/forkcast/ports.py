@@ -1,0 +1,97 @@
+"""The only interfaces between the loop and the world. Everything behind them can be replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from forkcast.actions import Action, Lattice
+from forkcast.branch import Command, Phase, Seen
+from forkcast.records import StepStats, Window
+
+
+class World(Protocol):
+    """Where branches live: a cluster, one machine, or the simulator."""
+
+    def observe(self, phase: Phase) -> Seen:
+        """What the world shows of this branch now."""
+
+    def do(self, command: Command) -> None:
+        """Carry out one command. Idempotent: "already there" is success."""
+
+    def save(self, phase: Phase) -> None:
+        """Make the phase durable."""
+
+
+class Signal(Protocol):
+    """One source of uncertainty. A signal sees one record at a time and nothing else."""
+
+    def update(self, stats: StepStats) -> Mapping[str, float | None]:
+        """Raw values of this step by channel name; the signal's u is the largest robust z among
+        its channels. None where the channel has nothing to say at this step."""
+
+    def state(self) -> Mapping[str, object]:
+        """All that a restart needs, as JSON-ready plain values; restoring it is bit-equal."""
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Become what `state` was taken from."""
+
+
+class Search(Protocol):
+    """Draws candidate actions from a lattice."""
+
+    def propose(
+        self,
+        window: Window,
+        lattice: Lattice,
+        history: Sequence[tuple[Action, float]],
+        rng: np.random.Generator,
+        count: int,
+    ) -> list[Action]:
+        """min(count, lattice.size()) distinct actions of the lattice, never the identity.
+
+        history: verified actions of this run's earlier branches with their improvement over the
+        control, nats/token. The same rng state gives the same list.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """A stored object: its key, size in bytes and entity tag (opaque, changes with the bytes)."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class Store(Protocol):
+    """Named bytes with create-only and compare-and-swap writes. Keys are relative, '/'-separated.
+
+    Errors (forkcast_wire.store): KeyMissing, AlreadyExists, Conflict, StoreUnavailable, BadKey.
+    """
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        """(bytes, etag). Raises KeyMissing."""
+
+    def put(self, key: str, data: bytes, *, create: bool = False, match: str | None = None) -> str:
+        """Write and return the etag. ``create``: raises AlreadyExists where the key exists.
+        ``match``: raises Conflict unless the present etag is this one."""
+
+    def put_file(self, key: str, path: Path, *, create: bool = False) -> str:
+        """Upload a file; as `put`."""
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Download to ``path`` (replaced atomically). Raises KeyMissing."""
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """The object's facts, None where it does not exist."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects whose key starts with the prefix, in key order."""
+
+    def delete(self, key: str) -> None:
+        """Delete; a missing key is success."""

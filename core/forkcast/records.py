@@ -1,0 +1,274 @@
+"""What crosses between the parts of Forkcast, as frozen values.
+
+Every number that crosses a border carries its unit and range here, once. Losses are in
+nats per token; steps are optimizer steps of the main run's lineage; an *epoch* is a lineage
+epoch (0 at the start, +1 for each collapse), never a pass over the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+_EMPTY: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StatKey:
+    """The identity of one statistic; the monitor deduplicates by it.
+
+    ``attempt`` rises by one with every start of the trainer's process, ``epoch`` with every
+    collapse; after a rewind the same ``step`` comes again in a new epoch.
+    """
+
+    run_uid: str
+    epoch: int
+    attempt: int
+    rank: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """What one optimizer step of one rank looked like. ``None`` means "not sampled at this step".
+
+    loss: training loss of the step, nats/token, mean over all ranks and micro-batches.
+    grad_norm: global L2 norm of the gradient before clipping (float32 sum), >= 0.
+    grad_norm_clipped: the same after clipping; equal to ``grad_norm`` where nothing was clipped.
+    learning_rate: the rate the step used, after schedule and after any action's factor.
+    tokens: tokens seen by the lineage up to and including this step, all ranks.
+    update_ratio: L2 norm of the update over L2 norm of the weights.
+    rms_max: largest RMS_t = sqrt(mean(g^2 / max(v_{t-1}, eps^2))) over the tensors
+        (arXiv 2304.13013, section 3).
+    update_cosine: cosine of this step's gradient and the previous update, in [-1, 1].
+    attention_entropy: [layers], nats over log(visible keys), in [0, 1].
+    attention_logit_max: largest pre-softmax attention logit of the sampled sequence.
+    activation_mean, activation_sd: [layers], of the block outputs of the sampled sequence.
+    group_grad_norms: L2 norms by group: embedding, attention, mlp, norm, other.
+    validation_loss: nats/token of the fixed validation batches, where one was taken at this step.
+    skipped: True where tier 0 refused the update (non-finite, or by the clipping policy).
+    step_seconds: wall time of the step; never enters a decision.
+    """
+
+    run_uid: str
+    epoch: int
+    attempt: int
+    rank: int
+    step: int
+    loss: float
+    grad_norm: float
+    grad_norm_clipped: float
+    learning_rate: float
+    tokens: int
+    update_ratio: float | None = None
+    rms_max: float | None = None
+    update_cosine: float | None = None
+    attention_entropy: tuple[float, ...] | None = None
+    attention_logit_max: float | None = None
+    activation_mean: tuple[float, ...] | None = None
+    activation_sd: tuple[float, ...] | None = None
+    group_grad_norms: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    validation_loss: float | None = None
+    skipped: bool = False
+    step_seconds: float | None = None
+
+    @property
+    def key(self) -> StatKey:
+        """The identity under which this record counts once."""
+        return StatKey(self.run_uid, self.epoch, self.attempt, self.rank, self.step)
+
+
+#: The per-step columns of a Window, in wire order. NaN stands for "not sampled".
+WINDOW_COLUMNS = (
+    "step",
+    "loss",
+    "grad_norm",
+    "grad_norm_clipped",
+    "learning_rate",
+    "update_ratio",
+    "rms_max",
+    "update_cosine",
+    "attention_entropy",
+    "attention_logit_max",
+    "activation_sd",
+    "validation_loss",
+    "index_z",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """The last T accepted steps of a run as columns, oldest first.
+
+    ``columns[name]`` has shape [T] for every name of WINDOW_COLUMNS; per-layer statistics stand
+    as their mean over layers, values that were not sampled as NaN. ``total_steps`` is the run's
+    length, so that a reader knows how many steps are left.
+    """
+
+    run_uid: str
+    epoch: int
+    total_steps: int
+    columns: Mapping[str, FloatArray]
+
+    def __post_init__(self) -> None:
+        missing = [name for name in WINDOW_COLUMNS if name not in self.columns]
+        lengths = {len(column) for column in self.columns.values()}
+        if missing or len(lengths) > 1:
+            raise ValueError(f"window: needs equal columns {WINDOW_COLUMNS}; {missing=} {lengths=}")
+
+    def __len__(self) -> int:
+        return len(self.columns["step"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """The Uncertainty Index at one step.
+
+    components: u_i, the robust z of each signal that was present at this step.
+    index: sum(w_i u_i) / sum(w_i) over the signals present.
+    z: index over its own healthy spread; thresholds apply to z. 0 during warm-up.
+    ready: False during warm-up and while a signal's history is too short to judge.
+    """
+
+    step: int
+    epoch: int
+    components: Mapping[str, float]
+    index: float
+    z: float
+    ready: bool
+
+
+class TriggerRule(StrEnum):
+    """Which rule fired."""
+
+    CONSECUTIVE = "Consecutive"
+    SINGLE = "Single"
+    VALIDATION_REGRESSION = "ValidationRegression"
+    INSTABILITY_RATE = "InstabilityRate"
+    NON_FINITE = "NonFinite"
+    FORCED = "Forced"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """A durable statement that a run departed from its healthy course at ``step``.
+
+    onset_step: the first step of the departure (<= step); base states are taken before it.
+    thresholds: the limits in force, by name, so that the record explains itself.
+    """
+
+    run_uid: str
+    epoch: int
+    step: int
+    onset_step: int
+    rule: TriggerRule
+    z: float
+    index: float
+    components: Mapping[str, float]
+    thresholds: Mapping[str, float]
+
+    @property
+    def id(self) -> str:
+        """The deterministic identity ``e<epoch>-t<step>``: two monitors give the same."""
+        return f"e{self.epoch}-t{self.step}"
+
+
+class StateKind(StrEnum):
+    """Where a saved state comes from."""
+
+    CHECKPOINT = "Checkpoint"
+    RING = "Ring"
+    ROLLOUT = "Rollout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateRef:
+    """A durable training state: a folder of the store that holds cp_<step>.ptz and manifest.json.
+
+    key: the folder's key, without a trailing slash. digest: sha256 hex of the .ptz bytes.
+    good: True once W healthy steps followed it.
+    """
+
+    key: str
+    kind: StateKind
+    epoch: int
+    attempt: int
+    step: int
+    digest: str
+    size_bytes: int
+    good: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A point with a calibrated lower and upper bound, ``low <= point <= high``."""
+
+    point: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What the proxy expects of one candidate.
+
+    loss: E[loss at the horizon], nats/token, or None where the model abstains on it.
+    p_divergence: P(instability event within the horizon), in [0, 1].
+    risk: upper 90 % conformal bound of that probability, in [0, 1].
+    recovery_steps: steps until the run is back on course, >= 0.
+    abstained: why the model refuses to rank this candidate; None where it does not. An
+        abstaining forecast carries no numbers that a decision may use.
+    """
+
+    candidate: str
+    loss: Interval | None
+    p_divergence: Interval | None
+    risk: float | None
+    recovery_steps: Interval | None
+    abstained: str | None = None
+
+
+class TrialStatus(StrEnum):
+    """How a rollout stood at a rung."""
+
+    OK = "Ok"
+    DIVERGED = "Diverged"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What one rollout measured at one rung.
+
+    rung: steps after the trigger step. step: lineage step at which it was measured (t + rung).
+    validation_loss: with the current weights, nats/token.
+    mean_weights_loss: with the mean of the last min(25, half the steps) weights, nats/token.
+    losses_from: lineage step of ``losses[0]``; normally base step + 1.
+    losses: training losses, nats/token, one a step without gaps, at most the last 1,024. All
+        rollouts of a branch see the same batch at the same step.
+    spike_steps: lineage steps since the base that the SpikeScore rule flagged (OLMo-core
+        stability_monitor: above mean + 6 sd of the previous 128 values, loss or grad norm).
+    steps_run: optimizer steps this rollout has paid for so far, the replay included.
+    state: its published end state at this rung, where it publishes one.
+    failure: why it failed, one line; empty unless status is FAILED.
+    """
+
+    candidate: str
+    rung: int
+    step: int
+    status: TrialStatus
+    validation_loss: float | None
+    mean_weights_loss: float | None
+    losses_from: int
+    losses: tuple[float, ...]
+    spike_steps: tuple[int, ...]
+    steps_run: int
+    seconds: float
+    state: StateRef | None = None
+    failure: str = ""

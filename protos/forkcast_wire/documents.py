@@ -1,0 +1,116 @@
+"""Records as documents of the store: canonical JSON out, validated records in.
+
+Reading goes through pydantic, so a document with a missing, surplus or ill-typed field is refused
+by name instead of becoming a half-filled record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from forkcast.actions import Action
+from forkcast.canonical import canonical_json
+from forkcast.records import StateRef
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """run.json: the run's identity. uid: drawn once, when the work directory is created."""
+
+    uid: str
+    name: str
+    manifest_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutJob:
+    """job.json of a rollout. horizon: the largest rung it may be asked to reach."""
+
+    run_uid: str
+    trigger_id: str
+    candidate: str
+    action: Action
+    base: StateRef
+    trigger_step: int
+    rungs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutUntil:
+    """until.json of a rollout: run to this rung, then wait; None: stop and exit."""
+
+    until: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateManifest:
+    """manifest.json of a saved state: the proof that it exists. See docs/checkpoint-format.md.
+
+    lossless: whether restoring gives the saved bits. versions: of what wrote it.
+    """
+
+    format_version: int
+    run_uid: str
+    state: StateRef
+    lossless: bool
+    loss: float | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """catalogue.json: who pins which state (pin name -> keys) and which keys are being deleted.
+    Changed by compare-and-swap only, so that a pinned state is never deleted."""
+
+    pins: dict[str, tuple[str, ...]]
+    tombstones: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Complete:
+    """complete.json: the run reached its last step. Losses are validation losses, nats/token."""
+
+    epoch: int
+    step: int
+    tokens: int
+    validation_loss: float
+    seconds: float
+
+
+class DocumentError(ValueError):
+    """A stored document is not what its name says."""
+
+
+@cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind, config=ConfigDict(extra="forbid", ser_json_inf_nan="constants"))
+
+
+def dump(record: object) -> bytes:
+    """Canonical JSON bytes of a record."""
+    return canonical_json(record)
+
+
+def load(kind: type[T], data: bytes) -> T:
+    """The record that the bytes hold. Raises DocumentError naming the field that is wrong."""
+    try:
+        return _adapter(kind).validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise DocumentError(f"{kind.__name__}: {where}: {first['msg']}") from error
+
+
+def load_any(kind: Any, data: bytes) -> Any:
+    """`load` for a union or generic type that has no class of its own."""
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    try:
+        return adapter.validate_json(data)
+    except ValidationError as error:
+        raise DocumentError(str(error.errors()[0])) from error

@@ -1,0 +1,76 @@
+"""The names of everything that is stored, in one place. Keys are built here, never parsed from
+users; all are relative to the run's store (for a folder: the work directory)."""
+
+from __future__ import annotations
+
+from forkcast.records import StateKind, Trigger
+
+CATALOGUE = "catalogue.json"
+RUN = "run.json"
+COMPLETE = "complete.json"
+LINEAGE_PREFIX = "lineage/"
+
+
+def lineage(epoch: int) -> str:
+    """The create-only record that opened an epoch (>= 1)."""
+    return f"{LINEAGE_PREFIX}{epoch}.json"
+
+
+def state_prefix(kind: StateKind) -> str:
+    """Where saved states of the main run stand: ``checkpoints/`` or ``ring/``."""
+    return {StateKind.CHECKPOINT: "checkpoints/", StateKind.RING: "ring/"}[kind]
+
+
+def state(kind: StateKind, epoch: int, attempt: int, step: int) -> str:
+    """The folder of one saved state of the main run, without a trailing slash."""
+    return f"{state_prefix(kind)}e{epoch}/a{attempt}/{step:012d}"
+
+
+def ptz(folder: str, step: int) -> str:
+    """The container in a state's folder."""
+    return f"{folder}/cp_{step}.ptz"
+
+
+def state_manifest(folder: str) -> str:
+    """The manifest in a state's folder, written last: without it the state does not exist."""
+    return f"{folder}/manifest.json"
+
+
+def branch(trigger_id: str) -> str:
+    """The folder of a branch's records, e.g. ``branches/e0-t120``."""
+    return f"branches/{trigger_id}"
+
+
+def branch_file(trigger_id: str, name: str) -> str:
+    """A record of a branch: branch, phase, bases, draft, decision, outcome (all .json)."""
+    return f"{branch(trigger_id)}/{name}.json"
+
+
+def suppressed(trigger: Trigger) -> str:
+    """The record of a trigger that opened no branch, with the reason."""
+    return f"suppressed/{trigger.id}.json"
+
+
+def rollout(trigger_id: str, candidate: str) -> str:
+    """The folder of one rollout, e.g. ``rollouts/e0-t120/c007``."""
+    return f"rollouts/{trigger_id}/{candidate}"
+
+
+def rollout_job(trigger_id: str, candidate: str) -> str:
+    """What to run: create-only, see documents.RolloutJob."""
+    return f"{rollout(trigger_id, candidate)}/job.json"
+
+
+def rollout_until(trigger_id: str, candidate: str) -> str:
+    """The desired rung, overwritten by the operator; see documents.RolloutUntil."""
+    return f"{rollout(trigger_id, candidate)}/until.json"
+
+
+def rollout_trial(trigger_id: str, candidate: str, rung: int) -> str:
+    """What was measured at a rung: create-only, a records.Trial."""
+    return f"{rollout(trigger_id, candidate)}/trial-{rung:06d}.json"
+
+
+def rollout_state(trigger_id: str, candidate: str, rung: int) -> str:
+    """The folder of the end state published at a rung."""
+    return f"{rollout(trigger_id, candidate)}/end-{rung:06d}"
