@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from forkcast.actions import Action
 from forkcast.canonical import canonical_json
@@ -89,7 +89,7 @@ class DocumentError(ValueError):
 
 @cache
 def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind, config=ConfigDict(extra="forbid", ser_json_inf_nan="constants"))
+    return TypeAdapter(kind)
 
 
 def dump(record: object) -> bytes:
@@ -100,7 +100,7 @@ def dump(record: object) -> bytes:
 def load(kind: type[T], data: bytes) -> T:
     """The record that the bytes hold. Raises DocumentError naming the field that is wrong."""
     try:
-        return _adapter(kind).validate_json(data)
+        return _adapter(kind).validate_json(data, extra="forbid")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
@@ -111,6 +111,6 @@ def load_any(kind: Any, data: bytes) -> Any:
     """`load` for a union or generic type that has no class of its own."""
     adapter: TypeAdapter[Any] = TypeAdapter(kind)
     try:
-        return adapter.validate_json(data)
+        return adapter.validate_json(data, extra="forbid")
     except ValidationError as error:
         raise DocumentError(str(error.errors()[0])) from error
