@@ -42,7 +42,8 @@ class AcceptanceRules:
     """max_risk: the calibrated risk quantile must be below it, in [0, 1].
     max_volatility_ratio: candidate's over control's volatility, at most. margins: see
     DEFAULT_MARGINS. unknown_margin: nats/token where the table is silent.
-    ema_decay: of the control's baseline, in [0, 1)."""
+    ema_decay: of the control's baseline, in [0, 1).
+    """
 
     preset: Preset = Preset.DEFAULT
     max_risk: float = 0.2
@@ -105,7 +106,7 @@ def improvement(control: Trial, candidate: Trial, preset: Preset) -> float | Non
 
 
 def volatility(trial: Trial, baseline: Trial, decay: float) -> float | None:
-    """sd of (loss - the baseline rollout's EMA) over the trial's last 25 steps, nats/token.
+    """Sd of (loss - the baseline rollout's EMA) over the trial's last 25 steps, nats/token.
 
     The EMA of the baseline excludes the current value, so both are read against what was to be
     expected before the step. None where fewer than 5 finite values remain.
@@ -141,7 +142,8 @@ def _ema_before(trial: Trial, decay: float) -> dict[int, float]:
 
 def survivors(trials: Mapping[str, Trial], rung: int, rules: AcceptanceRules) -> set[str]:
     """Who runs on after an early rung: the control, and whoever neither failed nor diverged nor
-    is worse than the control by more than two margins. Early rungs never pick a winner."""
+    is worse than the control by more than two margins. Early rungs never pick a winner.
+    """
     control = trials.get(CONTROL)
     going_on = {CONTROL} if control is not None else set()
     for name, trial in trials.items():
@@ -165,7 +167,8 @@ def to_confirm(
 ) -> set[str]:
     """Who runs on to the confirm rung beside the control: the ``count`` best survivors by
     improvement. Nobody where the preset is literal or only clip-only changes are left, which need
-    no confirmation."""
+    no confirmation.
+    """
     if rules.preset is Preset.LITERAL:
         return set()
     alive = survivors(trials, rung, rules) - {CONTROL}
@@ -187,9 +190,7 @@ def to_confirm(
 
 def conclude(evidence: Evidence, rules: AcceptanceRules) -> Conclusion:
     """The outcome of a branch. Accepts at most one candidate; on any doubt, none."""
-    judgements = tuple(
-        _judge(name, evidence, rules) for name in evidence.draft.finalists
-    )
+    judgements = tuple(_judge(name, evidence, rules) for name in evidence.draft.finalists)
     passed = [judged for judged in judgements if judged.verdict is Verdict.PASSED]
     if passed:
         best = max(passed, key=lambda judged: (judged.improvement or 0.0, judged.candidate))
@@ -218,9 +219,7 @@ def conclude(evidence: Evidence, rules: AcceptanceRules) -> Conclusion:
             judgements=judgements,
         )
     reason = "DeadlineExceeded" if evidence.cut_short else "NoCandidatePassed"
-    return Conclusion(
-        outcome=Outcome.NO_ACTION, reason=reason, winner=None, judgements=judgements
-    )
+    return Conclusion(outcome=Outcome.NO_ACTION, reason=reason, winner=None, judgements=judgements)
 
 
 def _last(trials: Mapping[int, Trial]) -> Trial | None:
@@ -286,7 +285,8 @@ def _confirmation_missing(final: Trial, action: Action, evidence: Evidence) -> s
 
 def _risk_refusal(final: Trial, risk: float | None, rules: AcceptanceRules) -> str | None:
     """Why the risk gate refuses; None where it lets pass. Without a calibrated quantile the
-    rollout itself must have been free of instability events."""
+    rollout itself must have been free of instability events.
+    """
     if risk is not None:
         return None if risk < rules.max_risk else f"risk {risk:.2f} >= {rules.max_risk:.2f}"
     if final.spike_steps:
@@ -350,7 +350,8 @@ def _against_diverged(
     rules: AcceptanceRules,
 ) -> Judgement:
     """Where the control itself diverged, whoever is confirmed, finite and free of events passes;
-    its improvement is how far it stands below the last finite loss of the control."""
+    its improvement is how far it stands below the last finite loss of the control.
+    """
     if (needed := _confirmation_missing(final, action, evidence)) is not None:
         return verdict(Verdict.NOT_CONFIRMED, needed)
     if (refusal := _risk_refusal(final, risk, rules)) is not None:
@@ -392,7 +393,8 @@ def _control_escaped(evidence: Evidence, rules: AcceptanceRules) -> bool:
 def _shared_spike(evidence: Evidence) -> int | None:
     """The first lineage step after the trigger at which every rollout that got there spiked: the
     same batch, whatever was changed. None unless at least two rollouts, the control among them,
-    agree."""
+    agree.
+    """
     finals = {name: last for name, by in evidence.trials.items() if (last := _last(by))}
     if CONTROL not in finals or len(finals) < 2:
         return None

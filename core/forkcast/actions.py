@@ -44,7 +44,8 @@ class Action:
     @property
     def is_identity(self) -> bool:
         """True where nothing but the rewind is left. On equal data order and RNG a replay that
-        changes nothing gives the same trajectory from every depth, so all identities are one."""
+        changes nothing gives the same trajectory from every depth, so all identities are one.
+        """
         return (
             self.learning_rate_scale == 1.0
             and self.weight_decay_scale == 1.0
@@ -127,7 +128,13 @@ class Lattice:
     def actions(self) -> Iterator[Action]:
         """All distinct actions but the identities (the control is never a candidate)."""
         for lr, wd, clip, reset, rewind, reorder, skip in product(
-            *(dict.fromkeys(choices) for _, choices in self.axes())
+            dict.fromkeys(self.learning_rate_scales),
+            dict.fromkeys(self.weight_decay_scales),
+            dict.fromkeys(self.clipping),
+            dict.fromkeys(self.momentum_reset),
+            dict.fromkeys(self.rewind_steps),
+            dict.fromkeys(self.data_reorder),
+            dict.fromkeys(self.skip_batches),
         ):
             action = Action(
                 learning_rate_scale=lr,

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from forkcast import acceptance
-from forkcast.actions import Action
 from forkcast.acceptance import AcceptanceRules
+from forkcast.actions import Action
 from forkcast.decision import (
     CONTROL,
     SCHEMA_VERSION,
@@ -332,7 +332,9 @@ def decide(phase: Phase, seen: Seen, rules: BranchRules) -> tuple[Phase, tuple[C
             return phase, ()
 
 
-def _hold(phase: Forking | Drafting | Verifying | Deciding, rules: BranchRules) -> tuple[Command, ...]:
+def _hold(
+    phase: Forking | Drafting | Verifying | Deciding, rules: BranchRules
+) -> tuple[Command, ...]:
     return (HoldMain(branch=phase.branch),) if rules.hold_main else ()
 
 
@@ -444,7 +446,9 @@ def _run(phase: Verifying, candidate: Candidate) -> RunRollout:
     )
 
 
-def _next_rung(phase: Verifying, trials: Mapping[str, Trial], rules: BranchRules) -> Verifying | None:
+def _next_rung(
+    phase: Verifying, trials: Mapping[str, Trial], rules: BranchRules
+) -> Verifying | None:
     """The phase of the next rung with whoever goes on to it; None where verification is over."""
     later = [rung for rung in rules.rungs if rung > phase.rung]
     if later:
@@ -517,9 +521,7 @@ def _decision(phase: Deciding, seen: Seen, rules: BranchRules) -> Decision:
         trigger=phase.trigger,
         bases=phase.bases,
         draft=phase.draft,
-        trials=tuple(
-            trial for name in sorted(trials) for _, trial in sorted(trials[name].items())
-        ),
+        trials=tuple(trial for name in sorted(trials) for _, trial in sorted(trials[name].items())),
         judgements=end.judgements,
         outcome=outcome,
         reason=reason,
@@ -558,7 +560,9 @@ def _collapse(phase: Collapsing, seen: Seen) -> tuple[Phase, tuple[Command, ...]
             return _release(phase, Outcome.NO_ACTION, "RunFinished"), ()
         return phase, (AppendLineage(branch=phase.branch, entry=entry),)
     if seen.lineage != entry:
-        return _release(phase, Outcome.SUPERSEDED, f"epoch {entry.epoch} is {seen.lineage.branch}"), ()
+        return _release(
+            phase, Outcome.SUPERSEDED, f"epoch {entry.epoch} is {seen.lineage.branch}"
+        ), ()
     if seen.durable_epoch < entry.epoch:
         return phase, (PostCollapse(branch=phase.branch, entry=entry),)
     return _release(phase, phase.decision.outcome, phase.decision.reason), ()

@@ -32,7 +32,8 @@ class Signal(Protocol):
 
     def update(self, stats: StepStats) -> Mapping[str, float | None]:
         """Raw values of this step by channel name; the signal's u is the largest robust z among
-        its channels. None where the channel has nothing to say at this step."""
+        its channels. None where the channel has nothing to say at this step.
+        """
 
     def state(self) -> Mapping[str, object]:
         """All that a restart needs, as JSON-ready plain values; restoring it is bit-equal."""
@@ -79,7 +80,8 @@ class Store(Protocol):
 
     def put(self, key: str, data: bytes, *, create: bool = False, match: str | None = None) -> str:
         """Write and return the etag. ``create``: raises AlreadyExists where the key exists.
-        ``match``: raises Conflict unless the present etag is this one."""
+        ``match``: raises Conflict unless the present etag is this one.
+        """
 
     def put_file(self, key: str, path: Path, *, create: bool = False) -> str:
         """Upload a file; as `put`."""

@@ -66,7 +66,8 @@ class StateManifest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalogue:
     """catalogue.json: who pins which state (pin name -> keys) and which keys are being deleted.
-    Changed by compare-and-swap only, so that a pinned state is never deleted."""
+    Changed by compare-and-swap only, so that a pinned state is never deleted.
+    """
 
     pins: dict[str, tuple[str, ...]]
     tombstones: tuple[str, ...]

@@ -1,5 +1,6 @@
 """The names of everything that is stored, in one place. Keys are built here, never parsed from
-users; all are relative to the run's store (for a folder: the work directory)."""
+users; all are relative to the run's store (for a folder: the work directory).
+"""
 
 from __future__ import annotations
 

@@ -41,7 +41,9 @@ def _decimal(value: object) -> float:
 Decimal = Annotated[
     float,
     BeforeValidator(_decimal),
-    PlainSerializer(lambda value: f"{value:.17g}" if value != float(f"{value:g}") else f"{value:g}"),
+    PlainSerializer(
+        lambda value: f"{value:.17g}" if value != float(f"{value:g}") else f"{value:g}"
+    ),
     WithJsonSchema({"type": "string", "pattern": DECIMAL_PATTERN, "maxLength": 32}),
 ]
 Positive = Annotated[Decimal, Field(gt=0)]
@@ -110,9 +112,7 @@ class Model(Part):
     @model_validator(mode="after")
     def _source_goes_with_pretrained(self) -> Self:
         if (self.init == "Pretrained") != (self.source is not None):
-            raise ValueError(
-                "source is set exactly when init is Pretrained; set both or neither"
-            )
+            raise ValueError("source is set exactly when init is Pretrained; set both or neither")
         return self
 
 
@@ -206,7 +206,9 @@ class Stressor(Part):
         if self.to_step and self.to_step <= self.from_step:
             raise ValueError("toStep must be greater than fromStep; set it to 0 for 'to the end'")
         if self.magnitude is not None and self.type is not StressorType.AGGRESSIVE_WARMUP:
-            raise ValueError(f"magnitude belongs to AggressiveWarmup, not to {self.type}; remove it")
+            raise ValueError(
+                f"magnitude belongs to AggressiveWarmup, not to {self.type}; remove it"
+            )
         return self
 
 
@@ -215,7 +217,8 @@ class Stressor(Part):
 
 class Clipping(Part):
     """The run's own clipping policy: a name of the trainer's clipping shelf, with its parameters
-    as decimals, e.g. {zThreshold: "2.5"}."""
+    as decimals, e.g. {zThreshold: "2.5"}.
+    """
 
     policy: Literal["None", "Norm", "ZClip", "ARC", "SPAM"] = "Norm"
     params: Annotated[
@@ -225,7 +228,8 @@ class Clipping(Part):
 
 class Schedule(Part):
     """Linear warm-up over warmup_steps, then Cosine to min_learning_rate at the last step, or
-    Constant."""
+    Constant.
+    """
 
     type: Literal["Cosine", "Constant"] = "Cosine"
     warmup_steps: StepsOrZero = 100
@@ -265,7 +269,8 @@ class Parallelism(Part):
 
 class Statistics(Part):
     """How often the costlier statistics are sampled, steps: attention entropy and logits,
-    activation statistics (internals), and RMS_t, update ratio, cosine (update)."""
+    activation statistics (internals), and RMS_t, update ratio, cosine (update).
+    """
 
     internals_every_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 10
     update_every_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 1
@@ -278,10 +283,13 @@ class Storage(Part):
     """Where checkpoints, lineage and decisions stand. Absent bucket: a folder (path; by default
     the work directory itself). With a bucket: any S3 API at `endpoint`; credentials are read from
     the files accessKeyId and secretAccessKey in `credentials_dir`, or from the usual AWS_*
-    variables."""
+    variables.
+    """
 
     path: Uri | None = None
-    endpoint: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^https?://")] | None = None
+    endpoint: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^https?://")] | None = (
+        None
+    )
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] | None = None
     prefix: Annotated[str, Field(max_length=512, pattern=r"^([A-Za-z0-9._-]+/)*$")] = ""
     region: Annotated[str, Field(max_length=64)] = "us-east-1"
@@ -299,7 +307,8 @@ class Storage(Part):
 
 class Checkpoint(Part):
     """everySteps, keepLast: the durable checkpoints. ring*: recent full states from which branches
-    fork. pinned: steps that are never pruned. compressionLevel: of zstd; 0 stores raw frames."""
+    fork. pinned: steps that are never pruned. compressionLevel: of zstd; 0 stores raw frames.
+    """
 
     every_steps: Steps = 1000
     keep_last: Annotated[int, Field(ge=1, le=1000, strict=True)] = 8
@@ -329,7 +338,8 @@ class SignalWeights(Part):
 
 class TriggerThresholds(Part):
     """z at `consecutive_steps` steps in a row, or `single_z` once. forceEverySteps: a trigger every
-    so many steps whatever the index says (0 = off), for tests and evaluations."""
+    so many steps whatever the index says (0 = off), for tests and evaluations.
+    """
 
     z: Positive = 2.5
     consecutive_steps: Annotated[int, Field(ge=1, le=1000, strict=True)] = 3
@@ -360,7 +370,8 @@ class Uncertainty(Part):
 
 class Mode(StrEnum):
     """Disabled: no monitor. Observe: index and triggers only. DryRun: branches are opened, verified
-    and recorded, never applied. Enforce: the winner is adopted."""
+    and recorded, never applied. Enforce: the winner is adopted.
+    """
 
     DISABLED = "Disabled"
     OBSERVE = "Observe"
@@ -370,7 +381,8 @@ class Mode(StrEnum):
 
 class Rollback(Part):
     """depths: wanted distances of base states before the departure, steps, newest first; each
-    takes the nearest state at hand at or before it. steps: nothing older than this."""
+    takes the nearest state at hand at or before it. steps: nothing older than this.
+    """
 
     depths: Annotated[list[StepsOrZero], Field(min_length=1, max_length=8)] = [0, 200]
     steps: Steps = 1000
@@ -437,9 +449,7 @@ class Branching(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.top_k > self.candidates:
-            raise ValueError(
-                f"topK {self.top_k} exceeds candidates {self.candidates}; lower topK"
-            )
+            raise ValueError(f"topK {self.top_k} exceeds candidates {self.candidates}; lower topK")
         if sorted(set(self.rungs)) != list(self.rungs):
             raise ValueError(f"rungs must rise; got {self.rungs}")
         if self.confirm.steps and self.confirm.steps <= self.rungs[-1]:
@@ -454,7 +464,8 @@ class Branching(Part):
 
 class Proxy(Part):
     """Who forecasts. model: an .onnx file of one's own with its .json beside it; absent: the
-    shipped one. horizon_steps: how far ahead, at most the steps left."""
+    shipped one. horizon_steps: how far ahead, at most the steps left.
+    """
 
     mode: Literal["Service", "Heuristic"] = "Service"
     model: Uri | None = None
