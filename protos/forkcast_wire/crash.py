@@ -1,0 +1,94 @@
+"""Enumerated crash points: every call to the outside has a name, and a test can die exactly there.
+
+Without the two environment variables this costs one comparison a call. With
+``FORKCAST_CRASH_LOG=FILE`` each point that is reached is appended to FILE as
+``<component> <point> <occurrence>``. With ``FORKCAST_CRASH=<component>/<point>/<occurrence>:FILE``
+the process kills itself with SIGKILL when it reaches that point, once: FILE is created first, and
+where it exists already nothing happens, so that the restarted process gets past.
+
+A fault suite runs a scenario once with the log, and then once for each point of the log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from forkcast.ports import ObjectInfo, Store
+
+_LOG = os.environ.get("FORKCAST_CRASH_LOG")
+_AT, _, _MARKER = os.environ.get("FORKCAST_CRASH", "").rpartition(":")
+ENABLED = bool(_LOG or _AT)
+_reached: Counter[str] = Counter()
+
+
+def reach(point: str) -> None:
+    """Say that the named point is reached; die here if this is the one."""
+    if not ENABLED:
+        return
+    component = os.environ.get("FORKCAST_COMPONENT", "unknown")
+    _reached[point] += 1
+    if _LOG:
+        line = f"{component} {point} {_reached[point]}\n".encode()
+        descriptor = os.open(_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(descriptor, line)
+        os.close(descriptor)
+    if f"{component}/{point}/{_reached[point]}" == _AT:
+        try:
+            os.close(os.open(_MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _family(key: str) -> str:
+    """The kind of object a key names, e.g. ``rollouts.trial``: stable over epochs and steps."""
+    parts = key.split("/")
+    name = parts[-1].split(".")[0]
+    return f"{parts[0]}.{''.join(c for c in name if not c.isdigit()).strip('-_')}"
+
+
+class CrashingStore:
+    """A Store whose every write has a crash point before and after it."""
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        """As the store behind it."""
+        return self._inner.get(key)
+
+    def put(self, key: str, data: bytes, *, create: bool = False, match: str | None = None) -> str:
+        """As the store behind it."""
+        reach(f"before-put:{_family(key)}")
+        etag = self._inner.put(key, data, create=create, match=match)
+        reach(f"after-put:{_family(key)}")
+        return etag
+
+    def put_file(self, key: str, path: Path, *, create: bool = False) -> str:
+        """As the store behind it."""
+        reach(f"before-put:{_family(key)}")
+        etag = self._inner.put_file(key, path, create=create)
+        reach(f"after-put:{_family(key)}")
+        return etag
+
+    def get_file(self, key: str, path: Path) -> None:
+        """As the store behind it."""
+        self._inner.get_file(key, path)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """As the store behind it."""
+        return self._inner.head(key)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """As the store behind it."""
+        return self._inner.list(prefix)
+
+    def delete(self, key: str) -> None:
+        """As the store behind it."""
+        reach(f"before-delete:{_family(key)}")
+        self._inner.delete(key)
+        reach(f"after-delete:{_family(key)}")
