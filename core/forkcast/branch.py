@@ -16,7 +16,7 @@ The moves, as a table (`MOVES`), from which the diagram in the documentation is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from forkcast import acceptance
@@ -280,7 +280,7 @@ class BranchRules:
     depths: tuple[int, ...] = (0, 200)
     hold_main: bool = True
     apply: bool = True
-    acceptance: AcceptanceRules = AcceptanceRules()
+    acceptance: AcceptanceRules = field(default_factory=AcceptanceRules)
 
     def __post_init__(self) -> None:
         ladder = (*self.rungs, self.confirm_steps) if self.confirm_steps else self.rungs
