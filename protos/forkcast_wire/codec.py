@@ -1,0 +1,178 @@
+"""The one place where wire messages meet records, in both directions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from forkcast.actions import Action
+from forkcast.decision import Candidate
+from forkcast.records import Forecast, Interval, StepStats, Trigger, TriggerRule, Window
+from forkcast_wire import forkcast_pb2 as pb
+
+_OPTIONAL = (
+    "update_ratio",
+    "rms_max",
+    "update_cosine",
+    "attention_logit_max",
+    "validation_loss",
+    "step_seconds",
+)
+_LAYERS = ("attention_entropy", "activation_mean", "activation_sd")
+_PLAIN = (
+    "run_uid",
+    "epoch",
+    "attempt",
+    "rank",
+    "step",
+    "loss",
+    "grad_norm",
+    "grad_norm_clipped",
+    "learning_rate",
+    "tokens",
+    "skipped",
+)
+
+
+def stats_to_wire(stats: StepStats) -> pb.StepStats:
+    """A StepStats as a message."""
+    message = pb.StepStats(**{name: getattr(stats, name) for name in _PLAIN})
+    for name in _OPTIONAL:
+        if (value := getattr(stats, name)) is not None:
+            setattr(message, name, value)
+    for name in _LAYERS:
+        getattr(message, name).extend(getattr(stats, name) or ())
+    message.group_grad_norms.update(stats.group_grad_norms)
+    return message
+
+
+def stats_from_wire(message: pb.StepStats) -> StepStats:
+    """A StepStats of a message; an empty per-layer list means "not sampled"."""
+    return StepStats(
+        **{name: getattr(message, name) for name in _PLAIN},
+        **{n: getattr(message, n) if message.HasField(n) else None for n in _OPTIONAL},
+        **{name: tuple(getattr(message, name)) or None for name in _LAYERS},
+        group_grad_norms=dict(message.group_grad_norms),
+    )
+
+
+def window_to_wire(window: Window) -> pb.Window:
+    """A Window as a message."""
+    return pb.Window(
+        run_uid=window.run_uid,
+        epoch=window.epoch,
+        total_steps=window.total_steps,
+        columns=[
+            pb.Column(name=name, values=values.tolist()) for name, values in window.columns.items()
+        ],
+    )
+
+
+def window_from_wire(message: pb.Window) -> Window:
+    """A Window of a message. Raises ValueError where a column is missing or ragged."""
+    return Window(
+        run_uid=message.run_uid,
+        epoch=message.epoch,
+        total_steps=message.total_steps,
+        columns={c.name: np.array(c.values, dtype=np.float64) for c in message.columns},
+    )
+
+
+def trigger_to_wire(trigger: Trigger) -> pb.Trigger:
+    """A Trigger as a message."""
+    return pb.Trigger(
+        run_uid=trigger.run_uid,
+        epoch=trigger.epoch,
+        step=trigger.step,
+        onset_step=trigger.onset_step,
+        rule=trigger.rule.value,
+        z=trigger.z,
+        index=trigger.index,
+        components=trigger.components,
+        thresholds=trigger.thresholds,
+    )
+
+
+def trigger_from_wire(message: pb.Trigger) -> Trigger:
+    """A Trigger of a message. Raises ValueError for an unknown rule."""
+    return Trigger(
+        run_uid=message.run_uid,
+        epoch=message.epoch,
+        step=message.step,
+        onset_step=message.onset_step,
+        rule=TriggerRule(message.rule),
+        z=message.z,
+        index=message.index,
+        components=dict(message.components),
+        thresholds=dict(message.thresholds),
+    )
+
+
+def candidate_to_wire(candidate: Candidate) -> pb.Candidate:
+    """Name and action of a candidate as a message; its forecast does not travel."""
+    action = candidate.action
+    return pb.Candidate(
+        name=candidate.name,
+        action=pb.Action(
+            learning_rate_scale=action.learning_rate_scale,
+            weight_decay_scale=action.weight_decay_scale,
+            clipping=action.clipping,
+            momentum_reset=action.momentum_reset,
+            rewind_steps=action.rewind_steps,
+            data_reorder=action.data_reorder,
+            skip_batches=action.skip_batches,
+        ),
+    )
+
+
+def candidate_from_wire(message: pb.Candidate) -> Candidate:
+    """A Candidate of a message. Raises ValueError for impossible values."""
+    action = message.action
+    return Candidate(
+        name=message.name,
+        action=Action(
+            learning_rate_scale=action.learning_rate_scale,
+            weight_decay_scale=action.weight_decay_scale,
+            clipping=action.clipping,
+            momentum_reset=action.momentum_reset,
+            rewind_steps=action.rewind_steps,
+            data_reorder=action.data_reorder,
+            skip_batches=action.skip_batches,
+        ),
+    )
+
+
+def _interval_to_wire(interval: Interval | None) -> pb.Interval | None:
+    if interval is None:
+        return None
+    return pb.Interval(point=interval.point, low=interval.low, high=interval.high)
+
+
+def forecast_to_wire(forecast: Forecast) -> pb.CandidateForecast:
+    """A Forecast as a message."""
+    return pb.CandidateForecast(
+        candidate=forecast.candidate,
+        loss=_interval_to_wire(forecast.loss),
+        p_divergence=_interval_to_wire(forecast.p_divergence),
+        risk=forecast.risk,
+        recovery_steps=_interval_to_wire(forecast.recovery_steps),
+        abstained=forecast.abstained or "",
+    )
+
+
+def forecast_from_wire(message: pb.CandidateForecast) -> Forecast:
+    """A Forecast of a message."""
+
+    def interval(name: str) -> Interval | None:
+        if not message.HasField(name):
+            return None
+        value = getattr(message, name)
+        return Interval(point=value.point, low=value.low, high=value.high)
+
+    return Forecast(
+        candidate=message.candidate,
+        loss=interval("loss"),
+        p_divergence=interval("p_divergence"),
+        risk=message.risk if message.HasField("risk") else None,
+        recovery_steps=interval("recovery_steps"),
+        abstained=message.abstained or None,
+    )

@@ -1,0 +1,59 @@
+"""What every process of Forkcast does at its start: logs, signals, and not outliving its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+import structlog
+
+_PR_SET_PDEATHSIG = 1
+
+
+def configure_logging(component: str) -> None:
+    """JSON lines on stderr, one event a line, with the component's name; control characters come
+    out escaped, so that no message can forge a line."""
+    os.environ.setdefault("FORKCAST_COMPONENT", component)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
+    structlog.contextvars.bind_contextvars(component=component)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent dies (Linux; elsewhere nothing).
+
+    The parent may have died before the request: then the process has been re-parented, which shows
+    against FORKCAST_PARENT, the supervisor's process id, and it leaves at once.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = os.environ.get("FORKCAST_PARENT")
+    if parent is not None and os.getppid() != int(parent):
+        sys.exit(143)
+
+
+def stop_event_on_sigterm() -> threading.Event:
+    """An event that SIGTERM and SIGINT set; call from the main thread."""
+    event = threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        event.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    return event

@@ -1,0 +1,103 @@
+"""Where checkpoints, lineage and decisions stand: a folder or any S3 API, behind one protocol."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from forkcast.ports import Store
+from forkcast_wire import crash
+from forkcast_wire.documents import dump, load
+from forkcast_wire.manifest import Storage
+from forkcast_wire.store.errors import (
+    AlreadyExists,
+    BadKey,
+    Conflict,
+    KeyMissing,
+    StoreError,
+    StoreUnavailable,
+)
+from forkcast_wire.store.folder import FolderStore
+from forkcast_wire.store.s3 import S3Store
+
+__all__ = [
+    "AlreadyExists",
+    "BadKey",
+    "Conflict",
+    "FolderStore",
+    "KeyMissing",
+    "S3Store",
+    "StoreError",
+    "StoreUnavailable",
+    "open_store",
+    "put_document",
+    "read_document",
+    "update_document",
+]
+
+T = TypeVar("T")
+_SWAPS = 64
+
+
+def open_store(storage: Storage, workdir: Path) -> Store:
+    """The store that a manifest names. Raises StoreUnavailable where it cannot be reached."""
+    store: Store
+    if storage.bucket is not None:
+        store = S3Store.connect(storage)
+    else:
+        store = FolderStore(Path(storage.path) if storage.path else workdir)
+    return crash.CrashingStore(store) if crash.ENABLED else store
+
+
+def put_document(store: Store, key: str, record: object) -> bool:
+    """Create the document; True where this call created it, False where it stood there already.
+
+    Raises AlreadyExists where another document stands under the key: the caller was superseded.
+    """
+    data = dump(record)
+    try:
+        store.put(key, data, create=True)
+    except AlreadyExists:
+        if store.get(key)[0] != data:
+            raise
+        return False
+    return True
+
+
+def read_document(store: Store, kind: type[T], key: str) -> T | None:
+    """The document, or None where there is none. Raises DocumentError where it is damaged."""
+    try:
+        return load(kind, store.get(key)[0])
+    except KeyMissing:
+        return None
+
+
+def update_document(
+    store: Store, kind: type[T], key: str, default: T, change: Callable[[T], T]
+) -> T:
+    """Change a document by compare-and-swap; returns what stands there afterwards.
+
+    ``change`` may be called several times. Raises Conflict after 64 lost races.
+    """
+    for lost in range(_SWAPS):
+        try:
+            data, etag = store.get(key)
+            before = load(kind, data)
+        except KeyMissing:
+            before, etag = default, None
+        after = change(before)
+        if after == before and etag is not None:
+            return after
+        try:
+            if etag is None:
+                store.put(key, dump(after), create=True)
+            else:
+                store.put(key, dump(after), match=etag)
+        except (Conflict, AlreadyExists):
+            time.sleep(secrets.randbelow(1000) / 1e6 * (lost + 1))
+            continue
+        return after
+    raise Conflict(f"{key}: lost {_SWAPS} races")
