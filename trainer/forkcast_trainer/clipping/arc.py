@@ -1,0 +1,95 @@
+"""ARC, adaptive robust clipping (arXiv 2405.14432, algorithm 2), over the micro-batches of a step.
+
+The paper clips workers' gradients before a robust aggregator. Here the "workers" are the n = world
+x accumulation micro-batches, and the aggregator is the plain mean: of the paper's guarantees only
+the bounded output carries over (the norm of the mean is at most the threshold), not robustness
+against adversaries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from forkcast_trainer.clipping.base import ClipContext, ClippingPolicy, ClipResult, global_norm
+
+LEAST_MICRO_BATCHES = 3
+
+
+def threshold(norms: Sequence[float], faulty: int) -> float:
+    """The (k+1)-th largest norm, k = floor(2 (f/n) (n - f)). Raises ValueError unless n > 2f."""
+    n = len(norms)
+    if not 0 <= faulty < n / 2:
+        raise ValueError(f"ARC: needs more than 2 x {faulty} norms; got {n}")
+    k = math.floor(2 * (faulty / n) * (n - faulty))
+    return sorted(norms, reverse=True)[k]
+
+
+class Arc(ClippingPolicy):
+    """faulty: micro-batches tolerated as outliers; 0 = max(1, n/8). maxNorm: constant clip on top."""
+
+    needs_micro_gradients = True
+    defaults = {"faulty": 0.0, "maxNorm": 1.0}
+
+    def clip(self, parameters: Sequence[Tensor], context: ClipContext) -> ClipResult:
+        """Clip each micro-batch's gradient to the threshold, drop non-finite ones, take the mean."""
+        norm = global_norm(parameters)
+        local = [
+            torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g.float() for g in micro])))  # noqa: SLF001
+            for micro in context.micro_gradients
+        ]
+        mine = torch.stack(local)
+        norms = _gathered(mine)
+        finite = [x for x in norms.tolist() if math.isfinite(x)]
+        if len(finite) < LEAST_MICRO_BATCHES:
+            return ClipResult(norm, norm, skip=True)
+        faulty = int(self.params["faulty"]) or max(1, len(finite) // 8)
+        limit = threshold(finite, min(faulty, (len(finite) - 1) // 2))
+        self._replace(parameters, context, mine, limit, len(finite))
+        after = global_norm(parameters)
+        top = self.params["maxNorm"]
+        factor = torch.clamp(top / (after + 1e-6), max=1.0)
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)  # noqa: SLF001
+        return ClipResult(norm, after * factor)
+
+    def _replace(
+        self,
+        parameters: Sequence[Tensor],
+        context: ClipContext,
+        norms: Tensor,
+        limit: float,
+        count: int,
+    ) -> None:
+        """Put the mean of the clipped micro-batch gradients, over all ranks, into ``.grad``."""
+        with_gradient = [p for p in parameters if p.grad is not None]
+        for parameter in with_gradient:
+            parameter.grad.zero_()
+        for micro, norm in zip(context.micro_gradients, norms.tolist(), strict=True):
+            if math.isfinite(norm):
+                factor = min(1.0, limit / (norm + 1e-12)) / count
+                for parameter, gradient in zip(with_gradient, micro, strict=True):
+                    parameter.grad.add_(gradient, alpha=factor)
+        if dist.is_initialized():
+            for parameter in with_gradient:
+                dist.all_reduce(parameter.grad)
+
+
+def _gathered(mine: Tensor) -> Tensor:
+    if not dist.is_initialized():
+        return mine
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    return torch.cat(parts)
+
+
+def require_micro_batches(count: int) -> None:
+    """Raises ValueError where a run has too few micro-batches a step for ARC."""
+    if count < LEAST_MICRO_BATCHES:
+        raise ValueError(
+            f"spec.optimizer.clipping.policy: ARC needs processes x gradientAccumulationSteps >= "
+            f"{LEAST_MICRO_BATCHES}, got {count}; raise it, or use ZClip"
+        )

@@ -1,0 +1,97 @@
+"""What a clipping policy is: it changes gradients in place, and remembers across restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClipContext:
+    """What a policy may look at beside the gradients.
+
+    step: optimizer step. optimizer: for policies that need its moments. micro_gradients: per
+    micro-batch, one tensor a parameter, where the policy asked for them.
+    """
+
+    step: int
+    optimizer: torch.optim.Optimizer
+    micro_gradients: Sequence[Sequence[Tensor]] = ()
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """Global L2 norms in float32, before and after, as 0-d tensors; skip: refuse the update."""
+
+    norm: Tensor
+    clipped_norm: Tensor
+    skip: bool = False
+
+
+class ClippingPolicy:
+    """Base: no clipping. Every policy refuses a non-finite gradient and learns nothing from it."""
+
+    #: Whether `ClipContext.micro_gradients` must be filled.
+    needs_micro_gradients = False
+    #: Parameters with their defaults; what a manifest may set.
+    defaults: Mapping[str, float] = {}
+
+    def __init__(self, params: Mapping[str, float]) -> None:
+        unknown = sorted(set(params) - set(self.defaults))
+        if unknown:
+            known = ", ".join(self.defaults) or "none"
+            raise ValueError(
+                f"spec.optimizer.clipping.params: unknown {', '.join(unknown)}; it takes {known}"
+            )
+        self.params = {**self.defaults, **params}
+
+    def clip(self, parameters: Sequence[Tensor], context: ClipContext) -> ClipResult:
+        """Clip ``.grad`` of the parameters in place."""
+        norm = global_norm(parameters)
+        if not torch.isfinite(norm):
+            return ClipResult(norm, norm, skip=True)
+        return self.clip_finite(parameters, norm, context)
+
+    def clip_finite(
+        self,
+        parameters: Sequence[Tensor],  # noqa: ARG002
+        norm: Tensor,
+        context: ClipContext,  # noqa: ARG002
+    ) -> ClipResult:
+        """The policy itself, for a gradient whose norm is finite."""
+        return ClipResult(norm, norm)
+
+    def rate_scale(self, step: int) -> float:  # noqa: ARG002
+        """A factor on the learning rate that the policy asks for at this step."""
+        return 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a restart needs, JSON-ready."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become what `state_dict` was taken from."""
+
+
+def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients that exist."""
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def global_norm(parameters: Sequence[Tensor]) -> Tensor:
+    """L2 norm over all gradients, accumulated in float32; 0-d."""
+    norms = torch._foreach_norm(  # noqa: SLF001
+        [g.float() for g in gradients(parameters)]
+    )
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def scale_to(parameters: Sequence[Tensor], norm: Tensor, limit: float) -> ClipResult:
+    """Scale all gradients so that their norm is at most ``limit``."""
+    factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+    torch._foreach_mul_(gradients(parameters), factor)  # noqa: SLF001
+    return ClipResult(norm, norm * factor)

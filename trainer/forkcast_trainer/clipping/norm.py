@@ -1,0 +1,22 @@
+"""Clipping to a fixed global norm (Pascanu et al., 2013, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from forkcast_trainer.clipping.base import ClipContext, ClippingPolicy, ClipResult, scale_to
+
+
+class Norm(ClippingPolicy):
+    """maxNorm: limit on the global L2 norm."""
+
+    defaults = {"maxNorm": 1.0}
+
+    def clip_finite(
+        self, parameters: Sequence[Tensor], norm: Tensor, context: ClipContext
+    ) -> ClipResult:
+        """Scale to the limit."""
+        del context
+        return scale_to(parameters, norm, self.params["maxNorm"])

@@ -1,0 +1,1 @@
+"""Text to batches: read, tokenise once, sample by a few integers."""
