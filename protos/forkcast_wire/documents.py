@@ -6,7 +6,7 @@ by name instead of becoming a half-filled record.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -14,7 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from forkcast.actions import Action
 from forkcast.canonical import canonical_json
-from forkcast.records import StateRef
+from forkcast.lineage import LineageEntry, head
+from forkcast.ports import Store
+from forkcast.records import StateKind, StateRef
+from forkcast_wire import keys
 
 T = TypeVar("T")
 
@@ -115,3 +118,29 @@ def load_any(kind: Any, data: bytes) -> Any:
         return adapter.validate_json(data, extra="forbid")
     except ValidationError as error:
         raise DocumentError(str(error.errors()[0])) from error
+
+
+def read_manifest(store: Store, folder: str) -> StateManifest | None:
+    """The manifest of a saved state, None where there is none or it is damaged: a state without a
+    valid manifest does not exist."""
+    try:
+        return load(StateManifest, store.get(keys.state_manifest(folder))[0])
+    except (LookupError, DocumentError):
+        return None
+
+
+def saved_states(store: Store, kind: StateKind) -> list[StateRef]:
+    """The main run's durable states of one kind, oldest first by (epoch, step, attempt)."""
+    found = []
+    names = {info.key for info in store.list(keys.state_prefix(kind))}
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        if last == "manifest.json" and (manifest := read_manifest(store, folder)) is not None:
+            found.append(replace(manifest.state, good=f"{folder}/good" in names))
+    return sorted(found, key=lambda ref: (ref.epoch, ref.step, ref.attempt))
+
+
+def lineage_head(store: Store) -> LineageEntry | None:
+    """The lineage entry of the highest epoch, None in epoch 0. Raises ValueError on a gap."""
+    entries = [load(LineageEntry, store.get(info.key)[0]) for info in store.list("lineage/")]
+    return head(entries)

@@ -17,7 +17,7 @@ class StoreError(Exception):
     """Base of all store errors."""
 
 
-class KeyMissing(StoreError):
+class KeyMissing(StoreError, LookupError):
     """The object does not exist."""
 
 
