@@ -1,0 +1,93 @@
+"""Which saved states stay, and which of them a branch forks from. Pure.
+
+A state at step s is what step s starts from. The loss of step s is taken with that state's weights,
+so a state at the first step of a departure is already part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from forkcast.lineage import LineageEntry
+from forkcast.records import StateRef
+
+#: How many log-spaced states stay beyond the last ones.
+_OLDER = 4
+
+
+def keep(
+    states: Sequence[StateRef],
+    *,
+    keep_last: int,
+    pinned_steps: Collection[int] = (),
+    pins: Collection[str] = (),
+) -> set[str]:
+    """Keys of the states that stay: whatever is pinned, the pinned steps, the last ``keep_last``
+    (>= 1), the last known good one, and up to four older ones, one in each doubling of age, so
+    that a slow drift cannot contaminate all that is left.
+    """
+    if keep_last < 1:
+        raise ValueError(f"retention: keep_last must be >= 1; got {keep_last=}")
+    ordered = sorted(states, key=_by_age)
+    stay = {ref.key for ref in ordered[-keep_last:]}
+    stay |= {ref.key for ref in ordered if ref.key in pins or ref.step in pinned_steps}
+    good = [ref.key for ref in ordered if ref.good]
+    return stay | set(good[-1:]) | _log_spaced(ordered, keep_last)
+
+
+def _by_age(ref: StateRef) -> tuple[int, int, int]:
+    return (ref.epoch, ref.step, ref.attempt)
+
+
+def _log_spaced(ordered: Sequence[StateRef], keep_last: int) -> set[str]:
+    """The oldest state of each doubling of age; it moves up one bucket in time, where the next
+    older one has left, so the spread holds however often this is called.
+    """
+    oldest: dict[int, str] = {}
+    for ref in ordered[:-keep_last]:
+        # after a rewind an older epoch may stand at later steps: they count as new
+        age = max(ordered[-1].step - ref.step, 0)
+        oldest.setdefault(age.bit_length(), ref.key)
+    return {oldest[bucket] for bucket in sorted(oldest, reverse=True)[:_OLDER]}
+
+
+def of_lineage(
+    states: Sequence[StateRef], entries: Sequence[LineageEntry], epoch: int
+) -> tuple[StateRef, ...]:
+    """The states that the lineage of ``epoch`` passed through: its own, and of each earlier epoch
+    those up to the base of every collapse after it. What lies beyond was abandoned.
+    """
+    last_step: dict[int, int] = {}
+    limit: int | None = None
+    for entry in sorted(entries, key=lambda one: one.epoch, reverse=True):
+        if entry.epoch > epoch:
+            continue
+        limit = entry.base_step if limit is None else min(limit, entry.base_step)
+        last_step[entry.epoch - 1] = limit
+    return tuple(
+        ref
+        for ref in states
+        if ref.epoch == epoch or (ref.epoch < epoch and ref.step <= last_step.get(ref.epoch, -1))
+    )
+
+
+def choose_bases(
+    states: Sequence[StateRef], *, before_step: int, depths: Sequence[int], oldest: int
+) -> tuple[StateRef, ...]:
+    """The base states of a branch, newest first, distinct in step.
+
+    Only states strictly before the departure at ``before_step`` count, and none older than step
+    ``oldest``. The first base is the newest of them; each depth adds the newest that lies at least
+    that many steps before the departure. Empty where no state is usable.
+    """
+    usable: dict[int, StateRef] = {}
+    for ref in sorted(states, key=_by_age):
+        if oldest <= ref.step < before_step:
+            usable[ref.step] = ref
+    if not usable:
+        return ()
+    chosen = {max(usable)}
+    for depth in depths:
+        older = [step for step in usable if step <= before_step - depth]
+        chosen |= {max(older)} if older else set()
+    return tuple(usable[step] for step in sorted(chosen, reverse=True))
