@@ -59,7 +59,9 @@ def open_channel(
     if tls is None:
         return grpc.insecure_channel(target, options=CLIENT_OPTIONS)
     credentials = grpc.ssl_channel_credentials(
-        (tls / "ca.crt").read_bytes(), (tls / "tls.key").read_bytes(), (tls / "tls.crt").read_bytes()
+        (tls / "ca.crt").read_bytes(),
+        (tls / "tls.key").read_bytes(),
+        (tls / "tls.crt").read_bytes(),
     )
     return grpc.secure_channel(target, credentials, options=CLIENT_OPTIONS)
 

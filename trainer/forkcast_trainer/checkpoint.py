@@ -202,7 +202,10 @@ def fetch(store: Store, ref: StateRef, scratch: Path, run_uid: str) -> Snapshot:
     Raises CheckpointError where it is missing, damaged, or of another run.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    path = scratch / f"{ref.key.replace('/', '_')}.{hashlib.sha256(str(id(ref)).encode()).hexdigest()[:8]}.in"
+    path = (
+        scratch
+        / f"{ref.key.replace('/', '_')}.{hashlib.sha256(str(id(ref)).encode()).hexdigest()[:8]}.in"
+    )
     try:
         store.get_file(keys.ptz(ref.key, ref.step), path)
         snapshot = read_container(path, ref.digest)

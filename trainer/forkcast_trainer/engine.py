@@ -168,9 +168,7 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         loss, micro, first = self._gradients(step)
         self.scaler.unscale_(self.optimizer)
-        result = self.clipping.clip(
-            self.parameters, ClipContext(step, self.optimizer, micro)
-        )
+        result = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
         skip = result.skip or not math.isfinite(float(result.norm))
         extra = self._before_update() if sampled and not skip else None
         if not skip:
@@ -303,7 +301,9 @@ class Engine:
         if ratios:
             kept.totals["rms_max"] = torch.stack(ratios).max().sqrt()
         if self._update is not None:
-            dots = [(g * u).sum() for g, u in zip(grads, self._update, strict=True) if g is not None]
+            dots = [
+                (g * u).sum() for g, u in zip(grads, self._update, strict=True) if g is not None
+            ]
             sizes = torch.stack(torch._foreach_norm(self._update)).norm() * norms.norm()
             kept.totals["update_cosine"] = torch.stack(dots).sum() / (sizes + 1e-30)
         kept.update = [p.detach().clone() for p in self.parameters]

@@ -107,7 +107,9 @@ def _restore_tensors(engine: Engine, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in engine.named.items():
         saved = tensors[f"model.{name}"]
         if saved.shape != parameter.shape:
-            raise CheckpointError(f"{name}: shape {tuple(saved.shape)} is not {tuple(parameter.shape)}")
+            raise CheckpointError(
+                f"{name}: shape {tuple(saved.shape)} is not {tuple(parameter.shape)}"
+            )
         parameter.copy_(saved)
         slots = {
             slot: tensors[f"optimizer.{name}.{slot}"]

@@ -12,7 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from forkcast.ports import ObjectInfo
-from forkcast_wire.store.errors import AlreadyExists, Conflict, KeyMissing, StoreUnavailable, check_key
+from forkcast_wire.store.errors import (
+    AlreadyExists,
+    Conflict,
+    KeyMissing,
+    StoreUnavailable,
+    check_key,
+)
 
 _LARGE = 1 << 20  # objects beyond this are identified by inode and time, not by hashing them
 _HIDDEN = ".forkcast"

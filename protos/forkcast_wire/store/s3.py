@@ -24,7 +24,13 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 
 from forkcast.ports import ObjectInfo
 from forkcast_wire.manifest import Storage
-from forkcast_wire.store.errors import AlreadyExists, Conflict, KeyMissing, StoreUnavailable, check_key
+from forkcast_wire.store.errors import (
+    AlreadyExists,
+    Conflict,
+    KeyMissing,
+    StoreUnavailable,
+    check_key,
+)
 
 T = TypeVar("T")
 _PART = 64 << 20

@@ -1,0 +1,77 @@
+"""Pins and deletions of saved states, through one compare-and-swapped document.
+
+A state is deleted in two moves: a tombstone enters the catalogue in the same swap that checks the
+pins, then the objects go. A pin of a state with a tombstone is refused. So a pinned state is never
+deleted, whoever crashes when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from forkcast import retention
+from forkcast.ports import Store
+from forkcast.records import StateKind, StateRef
+from forkcast_wire import keys
+from forkcast_wire.documents import Catalogue, saved_states
+from forkcast_wire.store import read_document, update_document
+
+_EMPTY = Catalogue(pins={}, tombstones=())
+
+
+def read(store: Store) -> Catalogue:
+    """The catalogue as it stands."""
+    return read_document(store, Catalogue, keys.CATALOGUE) or _EMPTY
+
+
+def pin(store: Store, name: str, states: Sequence[str]) -> tuple[str, ...]:
+    """Add the states to the pin called ``name``; returns those it holds now, without any that are
+    being deleted."""
+
+    def change(before: Catalogue) -> Catalogue:
+        held = dict.fromkeys((*before.pins.get(name, ()), *states))
+        alive = tuple(key for key in held if key not in before.tombstones)
+        return replace(before, pins={**before.pins, name: alive})
+
+    return update_document(store, Catalogue, keys.CATALOGUE, _EMPTY, change).pins[name]
+
+
+def unpin(store: Store, name: str) -> None:
+    """Remove the pin; a missing one is success."""
+
+    def change(before: Catalogue) -> Catalogue:
+        return replace(before, pins={n: held for n, held in before.pins.items() if n != name})
+
+    if name in read(store).pins:
+        update_document(store, Catalogue, keys.CATALOGUE, _EMPTY, change)
+
+
+def prune(store: Store, kind: StateKind, *, keep_last: int, pinned_steps: Sequence[int]) -> int:
+    """Delete the main run's states of one kind that retention lets go; returns how many."""
+    states = saved_states(store, kind)
+    chosen: set[str] = set()
+
+    def change(before: Catalogue) -> Catalogue:
+        pins = {key for held in before.pins.values() for key in held}
+        stay = retention.keep(states, keep_last=keep_last, pinned_steps=pinned_steps, pins=pins)
+        chosen.clear()
+        chosen.update(ref.key for ref in states if ref.key not in stay)
+        left = [t for t in before.tombstones if not t.startswith(keys.state_prefix(kind))]
+        return replace(before, tombstones=(*left, *sorted(chosen)))
+
+    stay = retention.keep(states, keep_last=keep_last, pinned_steps=pinned_steps)
+    if all(ref.key in stay for ref in states) and not read(store).tombstones:
+        return 0
+    update_document(store, Catalogue, keys.CATALOGUE, _EMPTY, change)
+    for ref in states:
+        if ref.key in chosen:
+            delete_state(store, ref)
+    return len(chosen)
+
+
+def delete_state(store: Store, ref: StateRef) -> None:
+    """Delete a state, its manifest first, so that no reader sees it half gone."""
+    store.delete(keys.state_manifest(ref.key))
+    store.delete(keys.ptz(ref.key, ref.step))
+    store.delete(f"{ref.key}/good")

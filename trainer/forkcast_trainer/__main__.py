@@ -1,0 +1,57 @@
+"""`python -m forkcast_trainer`: one attempt of a run; under torchrun, one rank of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from forkcast_trainer.errors import TrainerError
+from forkcast_trainer.train import TrainingRun
+from forkcast_wire.manifest import TrainingRun as Manifest
+from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
+from forkcast_wire.store import StoreUnavailable
+
+
+def main() -> int:
+    """0: complete, or stopped with everything saved; 2: the manifest cannot be carried out."""
+    parser = argparse.ArgumentParser(prog="forkcast_trainer", description=__doc__)
+    parser.add_argument("--manifest", type=Path, required=True, help="resolved manifest, JSON")
+    parser.add_argument("--workdir", type=Path, default=Path(), help="the run's folder")
+    parser.add_argument("--monitor", default="", help="gRPC target of the monitor; '' for none")
+    parser.add_argument("--attempt", type=int, default=0, help="starts of this run before this one")
+    given = parser.parse_args()
+    configure_logging("trainer")
+    stop = stop_event_on_sigterm()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = (int(os.environ.get("RANK", "0")), world, int(os.environ.get("LOCAL_RANK", "0")))
+    if world > 1:
+        dist.init_process_group("gloo")
+    else:
+        die_with_parent()
+    manifest = Manifest.model_validate(json.loads(given.manifest.read_text()))
+    try:
+        run = TrainingRun(
+            manifest.spec,
+            given.workdir,
+            monitor=given.monitor,
+            attempt=given.attempt,
+            stop=stop,
+            ranks=ranks,
+        )
+        run.run()
+    except (TrainerError, StoreUnavailable, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

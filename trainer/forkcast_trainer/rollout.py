@@ -1,0 +1,157 @@
+"""One rollout: restore a base, apply an action, run from rung to rung, publish what was measured.
+
+It replays base -> trigger under its action, then runs on; at each rung it validates with its
+weights and with the mean of its recent ones, publishes its end state and then the trial, and waits
+to be asked for more. It never writes anything that the main run reads except those.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+import torch
+from torch import Tensor
+
+from forkcast.ports import Store
+from forkcast.records import StateKind, StateRef, Trial, TrialStatus
+from forkcast.spikes import SpikeScore
+from forkcast_trainer import checkpoint, state
+from forkcast_trainer.apply import apply
+from forkcast_trainer.engine import Engine, placement
+from forkcast_wire import crash, keys
+from forkcast_wire.documents import RolloutJob, RolloutUntil
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.store import AlreadyExists, put_document, read_document
+from forkcast_trainer.slots import Slots
+
+_log = structlog.get_logger()
+_POLL_SECONDS = 0.05
+_MEAN_WEIGHTS = 25
+_MOST_LOSSES = 1024
+#: Diverged: this many nats above the base's loss at this many steps in a row, or not finite.
+_DIVERGED_NATS, _DIVERGED_STEPS = 3.0, 5
+
+
+@dataclass
+class _Record:
+    """What the rollout has seen since its base."""
+
+    losses: list[float] = field(default_factory=list)
+    first_step: int = 0
+    weights: deque[list[Tensor]] = field(default_factory=lambda: deque(maxlen=_MEAN_WEIGHTS))
+    spikes: SpikeScore = field(default_factory=SpikeScore)
+    high: int = 0
+    diverged: bool = False
+    seconds: float = 0.0
+
+
+class Rollout:
+    """Runs one job; everything it leaves behind is create-only."""
+
+    def __init__(self, job: RolloutJob, spec: TrainingRunSpec, store: Store, workdir: Path) -> None:
+        """Raises CheckpointError where the base cannot be restored."""
+        self.job, self.spec, self.store, self.workdir = job, spec, store, workdir
+        self.engine = Engine(spec, job.run_uid, workdir, placement(spec))
+        self.slots = Slots(workdir / "slots", spec.branching.max_concurrent_rollouts)
+        scratch = workdir / "scratch"
+        state.restore(self.engine, checkpoint.fetch(store, job.base, scratch, job.run_uid))
+        self.engine.position.attempt = 0
+        apply(self.engine, job.action)
+        self.record = _Record(first_step=self.engine.position.step)
+        self.base_loss = self.engine.position.loss
+
+    def run(self) -> None:
+        """From rung to rung until nobody asks for more."""
+        for rung in self.job.rungs:
+            if not self._asked_for(rung):
+                return
+            with self.slots.one():
+                started = time.perf_counter()
+                self._advance(self.job.trigger_step + rung)
+                self.record.seconds += time.perf_counter() - started
+                self._publish(rung)
+
+    def _asked_for(self, rung: int) -> bool:
+        """Wait until the operator wants this rung; False where it wants no more."""
+        key = keys.rollout_until(self.job.trigger_id, self.job.candidate)
+        while True:
+            wish = read_document(self.store, RolloutUntil, key)
+            if wish is None or wish.until is None:
+                return False
+            if wish.until >= rung:
+                return True
+            time.sleep(_POLL_SECONDS)
+
+    def _advance(self, target: int) -> None:
+        """Step until the lineage stands at ``target``, or has diverged."""
+        record, engine = self.record, self.engine
+        while engine.position.step < target and not record.diverged:
+            stats = engine.step()
+            crash.reach("step")
+            if not math.isfinite(stats.loss):
+                record.diverged = True
+                return
+            record.losses.append(stats.loss)
+            record.spikes.fold(stats.step, stats.loss, stats.grad_norm)
+            over = self.base_loss is not None and stats.loss > self.base_loss + _DIVERGED_NATS
+            record.high = record.high + 1 if over else 0
+            record.diverged = record.high >= _DIVERGED_STEPS
+            record.weights.append([p.detach().clone() for p in engine.parameters])
+
+    def _publish(self, rung: int) -> None:
+        record, job = self.record, self.job
+        raw = mean = None
+        ref: StateRef | None = None
+        if not record.diverged:
+            raw, mean = self.engine.evaluate(), self._mean_weights_loss()
+            ref = self._publish_state(rung)
+        recent = record.losses[-_MOST_LOSSES:]
+        trial = Trial(
+            candidate=job.candidate,
+            rung=rung,
+            step=job.trigger_step + rung,
+            status=TrialStatus.DIVERGED if record.diverged else TrialStatus.OK,
+            validation_loss=raw if raw is not None and math.isfinite(raw) else None,
+            mean_weights_loss=mean if mean is not None and math.isfinite(mean) else None,
+            losses_from=record.first_step + len(record.losses) - len(recent),
+            losses=tuple(recent),
+            spike_steps=tuple(record.spikes.flagged),
+            steps_run=len(record.losses),
+            seconds=record.seconds,
+            state=ref,
+        )
+        try:
+            put_document(self.store, keys.rollout_trial(job.trigger_id, job.candidate, rung), trial)
+        except AlreadyExists:
+            _log.info("rollout.trial_already", rung=rung)  # a former process of this rollout
+        _log.info("rollout.trial", candidate=job.candidate, rung=rung, loss=mean)
+
+    @torch.no_grad()
+    def _mean_weights_loss(self) -> float:
+        """Validation loss with the mean of the last min(25, half the steps) weights (checkpoint
+        averaging; it takes out most of what merely anneals)."""
+        count = max(1, min(_MEAN_WEIGHTS, len(self.record.losses) // 2))
+        kept = [p.detach().clone() for p in self.engine.parameters]
+        recent = list(self.record.weights)[-count:]
+        for index, parameter in enumerate(self.engine.parameters):
+            parameter.copy_(torch.stack([one[index] for one in recent]).mean(0))
+        try:
+            return self.engine.evaluate()
+        finally:
+            for parameter, weight in zip(self.engine.parameters, kept, strict=True):
+                parameter.copy_(weight)
+
+    def _publish_state(self, rung: int) -> StateRef:
+        return checkpoint.publish(
+            self.store,
+            state.snapshot(self.engine),
+            keys.rollout_state(self.job.trigger_id, self.job.candidate, rung),
+            StateKind.ROLLOUT,
+            self.workdir / "scratch",
+            self.spec.checkpoint.compression_level,
+        )

@@ -1,0 +1,164 @@
+"""`python -m forkcast_trainer.rollout_server`: imports torch once, then forks a child per rollout.
+
+Level-based: it looks at the jobs in the store, at what they have published and at its children, and
+starts what should run and does not. A child that dies without its trial is started once more; the
+second time its rollout is recorded as failed. Nothing is remembered that the store does not show,
+but the count of deaths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import structlog
+import torch
+import transformers  # noqa: F401  (imported before the first fork, where it costs nothing)
+from transformers import GPT2LMHeadModel  # noqa: F401
+
+from forkcast.ports import Store
+from forkcast.records import Trial, TrialStatus
+from forkcast_trainer.rollout import Rollout
+from forkcast_wire import keys
+from forkcast_wire.documents import RolloutJob, RolloutUntil
+from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
+from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
+from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_document, read_document
+
+_log = structlog.get_logger()
+_LOOK_SECONDS = 0.1
+_STARTS = 2
+
+
+class RolloutServer:
+    """The children of this process, by (trigger id, candidate)."""
+
+    def __init__(self, spec: TrainingRunSpec, store: Store, workdir: Path) -> None:
+        self.spec, self.store, self.workdir = spec, store, workdir
+        self.children: dict[tuple[str, str], int] = {}
+        self.deaths: Counter[tuple[str, str]] = Counter()
+
+    def look(self) -> None:
+        """One pass: reap, start what is wanted, end what is not."""
+        self._reap()
+        for name, wish in self._wishes():
+            wanted = wish.until is not None and not self._has_trial(name, wish.until)
+            if wanted and name not in self.children:
+                if self.deaths[name] >= _STARTS:
+                    self._give_up(name, wish.until or 0)
+                else:
+                    self._start(name)
+            elif wish.until is None and name in self.children:
+                os.kill(self.children[name], signal.SIGTERM)
+
+    def close(self) -> None:
+        """End all children."""
+        for pid in self.children.values():
+            os.kill(pid, signal.SIGTERM)
+        while self.children:
+            self._reap(block=True)
+
+    def _wishes(self) -> list[tuple[tuple[str, str], RolloutUntil]]:
+        found = []
+        for info in self.store.list("rollouts/"):
+            parts = info.key.split("/")
+            if parts[-1] == "until.json":
+                wish = read_document(self.store, RolloutUntil, info.key)
+                if wish is not None:
+                    found.append(((parts[1], parts[2]), wish))
+        return found
+
+    def _has_trial(self, name: tuple[str, str], rung: int) -> bool:
+        return self.store.head(keys.rollout_trial(*name, rung)) is not None
+
+    def _start(self, name: tuple[str, str]) -> None:
+        job = read_document(self.store, RolloutJob, keys.rollout_job(*name))
+        if job is None:
+            return
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            self.children[name] = pid
+            return
+        code = 1
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.environ["FORKCAST_COMPONENT"] = "rollout"
+            os.environ["FORKCAST_PARENT"] = str(parent)
+            die_with_parent()
+            Rollout(job, self.spec, self.store, self.workdir).run()
+            code = 0
+        except Exception as error:  # noqa: BLE001  the child's end, whatever it is, is reported
+            _log.error("rollout.died", candidate=name[1], error=f"{type(error).__name__}: {error}")
+        finally:
+            os._exit(code)
+
+    def _reap(self, *, block: bool = False) -> None:
+        while self.children:
+            pid, status = os.waitpid(-1, 0 if block else os.WNOHANG)
+            if pid == 0:
+                return
+            for name, child in list(self.children.items()):
+                if child == pid:
+                    del self.children[name]
+                    if os.waitstatus_to_exitcode(status) not in (0, -signal.SIGTERM):
+                        self.deaths[name] += 1
+                        _log.warning("rollout.child_died", candidate=name[1], status=status)
+            if block and not self.children:
+                return
+
+    def _give_up(self, name: tuple[str, str], rung: int) -> None:
+        job = read_document(self.store, RolloutJob, keys.rollout_job(*name))
+        if job is None:
+            return
+        trial = Trial(
+            candidate=name[1],
+            rung=rung,
+            step=job.trigger_step + rung,
+            status=TrialStatus.FAILED,
+            validation_loss=None,
+            mean_weights_loss=None,
+            losses_from=job.base.step,
+            losses=(),
+            spike_steps=(),
+            steps_run=0,
+            seconds=0.0,
+            failure=f"its process died {_STARTS} times; see logs/rollouts.log",
+        )
+        try:
+            put_document(self.store, keys.rollout_trial(*name, rung), trial)
+        except AlreadyExists:
+            return
+
+
+def main() -> int:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="rollout_server", description=__doc__)
+    parser.add_argument("--manifest", type=Path, required=True, help="resolved manifest, JSON")
+    parser.add_argument("--workdir", type=Path, default=Path(), help="the run's folder")
+    given = parser.parse_args()
+    configure_logging("rollouts")
+    die_with_parent()
+    stop = stop_event_on_sigterm()
+    spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
+    torch.set_num_threads(spec.training.threads)
+    server = RolloutServer(spec, open_store(spec.storage, given.workdir), given.workdir)
+    while not stop.is_set():
+        try:
+            server.look()
+        except StoreError as error:
+            _log.warning("rollouts.store", error=str(error))
+            time.sleep(1)
+        stop.wait(_LOOK_SECONDS)
+    server.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
