@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping, Sequence
 
 WINDOW = 128
 SIGMAS = 6.0
@@ -40,6 +41,15 @@ class SpikeScore:
         mean = math.fsum(values) / len(values)
         variance = math.fsum((x - mean) ** 2 for x in values) / len(values)
         return value > mean + SIGMAS * math.sqrt(variance)
+
+    def state(self) -> dict[str, list[float]]:
+        """The two windows; the flagged steps are not part of it."""
+        return {"losses": list(self._losses), "norms": list(self._norms)}
+
+    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Become what `state` was taken from."""
+        self._losses = deque(state["losses"], maxlen=self._need)
+        self._norms = deque(state["norms"], maxlen=self._need)
 
 
 def merge(steps: list[int]) -> list[tuple[int, int]]:

@@ -1,0 +1,122 @@
+"""Raw signal values to one index and its z.
+
+u_i is the robust z of signal i over the last W accepted values, the current one excluded; a signal
+with several channels takes the largest. index = sum(w_i u_i) / sum(w_i) over the signals present,
+and z is the index over its own healthy spread: a plain weighted sum of three standard scores has
+an sd of about .62, so that its "2.5" would really be 4 sigma.
+
+Values that belong to a departure do not enter the history, or the first step of a spike would hide
+the second; a departure that lasts longer than half a window becomes the new normal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from forkcast.records import Index
+from forkcast.robust import MAD_TO_SD, RobustWindow
+
+_WEIGHTS: Mapping[str, float] = MappingProxyType(
+    {"volatility": 0.5, "entropy": 0.3, "disagreement": 0.2}
+)
+#: A value is kept out of the history while the index stands above this z.
+_OUTSIDE = 2.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRules:
+    """window: accepted values, W. weights: by signal. warmup_steps: no z before so many steps."""
+
+    window: int = 512
+    weights: Mapping[str, float] = field(default_factory=lambda: _WEIGHTS)
+    warmup_steps: int = 200
+
+    def __post_init__(self) -> None:
+        if self.window < 16 or any(w < 0 for w in self.weights.values()):
+            raise ValueError(f"index: window >= 16 and weights >= 0 needed; got {self}")
+        if abs(math.fsum(self.weights.values()) - 1) > 1e-6:
+            raise ValueError(f"index: weights must sum to 1; got {dict(self.weights)}")
+
+
+class UncertaintyIndex:
+    """Folds raw channel values step by step. Its state restores bit-equal."""
+
+    def __init__(self, rules: IndexRules) -> None:
+        self.rules = rules
+        self._channels: dict[str, RobustWindow] = {}
+        self._held: dict[str, float] = {}
+        self._history = RobustWindow(rules.window)
+        self._accepted = 0
+        self._outside = 0
+
+    def fold(
+        self, step: int, epoch: int, raw: Mapping[str, Mapping[str, float | None]]
+    ) -> Index:
+        """Fold one step's raw values: signal -> channel -> value (None = not sampled now, the
+        channel's last u holds; a signal never seen is absent from the index)."""
+        fresh: list[tuple[str, float]] = []
+        components: dict[str, float] = {}
+        for signal, channels in raw.items():
+            scores = [
+                score
+                for name, value in channels.items()
+                if (score := self._score(f"{signal}.{name}", value, fresh)) is not None
+            ]
+            if scores:
+                components[signal] = max(scores)
+        weights = {name: self.rules.weights.get(name, 0.0) for name in components}
+        total = math.fsum(weights.values())
+        index = (
+            math.fsum(weights[name] * u for name, u in components.items()) / total if total else 0.0
+        )
+        ready = self._accepted >= self.rules.warmup_steps and len(self._history) >= 16
+        z = self._z(index) if ready else 0.0
+        self._accept(index, z, fresh)
+        return Index(step=step, epoch=epoch, components=components, index=index, z=z, ready=ready)
+
+    def _score(
+        self, channel: str, value: float | None, fresh: list[tuple[str, float]]
+    ) -> float | None:
+        if value is None or not math.isfinite(value):
+            return self._held.get(channel)
+        window = self._channels.setdefault(channel, RobustWindow(self.rules.window))
+        self._held[channel] = window.z(value)
+        fresh.append((channel, value))
+        return self._held[channel]
+
+    def _z(self, index: float) -> float:
+        center = self._history.median()
+        spread = MAD_TO_SD * self._history.deviation(center)
+        return (index - center) / spread if spread > 1e-9 else 0.0
+
+    def _accept(self, index: float, z: float, fresh: list[tuple[str, float]]) -> None:
+        """Values inside enter the history; after half a window outside, so do those outside."""
+        self._outside = self._outside + 1 if z > _OUTSIDE else 0
+        if 0 < self._outside <= self.rules.window // 2:
+            return
+        for channel, value in fresh:
+            self._channels[channel].push(value)
+        self._history.push(index)
+        self._accepted += 1
+
+    def state(self) -> dict[str, Any]:
+        """All that a restart needs, JSON-ready."""
+        return {
+            "channels": {name: window.state() for name, window in self._channels.items()},
+            "held": dict(self._held),
+            "history": self._history.state(),
+            "accepted": self._accepted,
+            "outside": self._outside,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become what `state` was taken from."""
+        size = self.rules.window
+        self._channels = {n: RobustWindow(size, v) for n, v in state["channels"].items()}
+        self._held = {name: float(u) for name, u in state["held"].items()}
+        self._history = RobustWindow(size, state["history"])
+        self._accepted, self._outside = int(state["accepted"]), int(state["outside"])

@@ -1,0 +1,60 @@
+"""Forecast disagreement: simple forecasters of the loss, how far apart and how wrong they are."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+from forkcast.records import StepStats
+from forkcast.robust import Ema
+
+
+class Disagreement:
+    """Three forecasts of the smoothed loss ``horizon`` steps ahead: the last value, a line through
+    two baselines of different span, the same line in log t. Channels: ``spread`` of the three now,
+    and ``error`` of the mean forecast that was made for this step."""
+
+    def __init__(self, decay: float, horizon: int) -> None:
+        self._horizon = horizon
+        self._fast, self._slow = Ema(decay), Ema(1 - (1 - decay) / 4)
+        self._pending: deque[float | None] = deque(maxlen=horizon)
+        self._decay = decay
+
+    def update(self, stats: StepStats) -> Mapping[str, float | None]:
+        """Spread and error of this step, nats/token."""
+        if not math.isfinite(stats.loss):
+            return {"spread": None, "error": None}
+        self._fast.push(stats.loss)
+        self._slow.push(stats.loss)
+        fast, slow = self._fast.value, self._slow.value
+        if fast is None or slow is None:
+            return {"spread": None, "error": None}
+        due = self._pending[0] if len(self._pending) == self._horizon else None
+        lag = 3.0 / (1 - self._decay)  # mean ages of the two baselines differ by this many steps
+        slope = (fast - slow) / lag
+        t = stats.step + 1.0
+        forecasts = (
+            fast,
+            fast + slope * self._horizon,
+            fast + slope * t * math.log((t + self._horizon) / t),
+        )
+        self._pending.append(sum(forecasts) / len(forecasts))
+        return {
+            "spread": max(forecasts) - min(forecasts),
+            "error": None if due is None else fast - due,
+        }
+
+    def state(self) -> Mapping[str, object]:
+        """Baselines and pending forecasts."""
+        return {
+            "fast": self._fast.state(),
+            "slow": self._slow.state(),
+            "pending": list(self._pending),
+        }
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Restore them."""
+        self._fast.total, self._fast.weight = state["fast"]  # type: ignore[misc]
+        self._slow.total, self._slow.weight = state["slow"]  # type: ignore[misc]
+        self._pending = deque(state["pending"], maxlen=self._horizon)  # type: ignore[call-overload]

@@ -1,0 +1,39 @@
+"""Volatility: loss and log gradient norm against their own moving baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from forkcast.records import StepStats
+from forkcast.robust import Ema
+
+
+class Volatility:
+    """Channels ``loss`` and ``grad_norm``: value minus its EMA before this step."""
+
+    def __init__(self, decay: float, horizon: int) -> None:
+        del horizon
+        self._loss, self._norm = Ema(decay), Ema(decay)
+
+    def update(self, stats: StepStats) -> Mapping[str, float | None]:
+        """Departures of this step, nats/token and log units."""
+        norm = math.log(max(stats.grad_norm, 1e-12)) if math.isfinite(stats.grad_norm) else math.nan
+        return {"loss": _departure(self._loss, stats.loss), "grad_norm": _departure(self._norm, norm)}
+
+    def state(self) -> Mapping[str, object]:
+        """The two baselines."""
+        return {"loss": self._loss.state(), "norm": self._norm.state()}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Restore them."""
+        for ema, name in ((self._loss, "loss"), (self._norm, "norm")):
+            ema.total, ema.weight = state[name]  # type: ignore[misc]
+
+
+def _departure(ema: Ema, value: float) -> float | None:
+    if not math.isfinite(value):
+        return None
+    before = ema.value
+    ema.push(value)
+    return None if before is None else value - before
