@@ -1,0 +1,156 @@
+"""The Monitor service: no arithmetic, only streams."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import grpc
+import structlog
+
+from forkcast_monitor import metrics
+from forkcast_monitor.run import WatchedRun
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.codec import stats_from_wire, trigger_to_wire, window_to_wire
+from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
+
+_log = structlog.get_logger()
+_CREDIT = 16
+_WAKE_SECONDS = 0.5
+
+
+class Monitor(MonitorServicer):
+    """Serves one run."""
+
+    def __init__(self, run: WatchedRun, name: str) -> None:
+        self._run, self._name = run, name
+        self._streams: set[queue.Queue[pb.Ack | None]] = set()
+        self._directives: dict[str, pb.Directive] = {}
+        self._lock = threading.Lock()
+
+    def Report(  # noqa: N802
+        self, request_iterator: Iterator[pb.StatsBatch], context: grpc.ServicerContext
+    ) -> Iterator[pb.Ack]:
+        """Statistics in, acknowledgements and directives out; an ack may come unasked."""
+        outbox: queue.Queue[pb.Ack | None] = queue.Queue()
+        reader = threading.Thread(
+            target=self._read, args=(request_iterator, outbox, context), daemon=True
+        )
+        with self._lock:
+            self._streams.add(outbox)
+        reader.start()
+        try:
+            while True:
+                try:
+                    ack = outbox.get(timeout=_WAKE_SECONDS)
+                except queue.Empty:
+                    if not context.is_active():
+                        return
+                    continue
+                if ack is None:
+                    return
+                yield ack
+        finally:
+            with self._lock:
+                self._streams.discard(outbox)
+
+    def _read(
+        self,
+        batches: Iterator[pb.StatsBatch],
+        outbox: queue.Queue[pb.Ack | None],
+        context: grpc.ServicerContext,
+    ) -> None:
+        try:
+            for batch in batches:
+                ack = pb.Ack(seq=batch.seq, credit=_CREDIT)
+                if batch.HasField("hello"):
+                    ack.resume_from = self._hello(batch.hello, context)
+                    with self._lock:
+                        ack.directives.extend(self._directives.values())
+                for message in batch.stats:
+                    self._accept(message)
+                for gap in batch.gaps:
+                    metrics.DROPPED.labels(self._name).inc(gap.last_step - gap.first_step + 1)
+                outbox.put(ack)
+        except grpc.RpcError:
+            pass  # the stream ended; what was accepted stays
+        except Exception as error:  # noqa: BLE001  the stream ends with the reason, the rest goes on
+            _log.error("monitor.stream_failed", error=f"{type(error).__name__}: {error}")
+            context.cancel()
+        finally:
+            outbox.put(None)
+
+    def _hello(self, hello: pb.Hello, context: grpc.ServicerContext) -> int:
+        if hello.run_uid != self._run.run_uid:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "another run's statistics")
+        with self._lock:  # what was meant for an earlier epoch is over
+            for key in [k for k, d in self._directives.items() if _epoch(d) <= hello.epoch]:
+                if self._directives[key].HasField("collapse"):
+                    del self._directives[key]
+        metrics.EPOCH.labels(self._name).set(hello.epoch)
+        return self._run.hello(hello.epoch, hello.start_step, hello.base_step, hello.total_steps)
+
+    def _accept(self, message: pb.StepStats) -> None:
+        stats = stats_from_wire(message)
+        before = len(self._run.triggers)
+        if not self._run.accept(stats):
+            metrics.DUPLICATES.labels(self._name).inc()
+            return
+        metrics.STEPS.labels(self._name).inc()
+        metrics.LOSS.labels(self._name).set(stats.loss)
+        metrics.GRAD_NORM.labels(self._name).set(stats.grad_norm)
+        last = self._run.detector.last
+        if last is not None:
+            metrics.INDEX.labels(self._name).set(last.index)
+            metrics.ZSCORE.labels(self._name).set(last.z)
+        for trigger in self._run.triggers[before:]:
+            metrics.TRIGGERS.labels(self._name, trigger.rule.value).inc()
+
+    def WatchTriggers(  # noqa: N802
+        self, request: pb.WatchTriggersRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.TriggerEvent]:
+        """Triggers with a sequence number above ``after``, then new ones."""
+        sent = request.after
+        while context.is_active():
+            with self._run.new_trigger:
+                if len(self._run.triggers) <= sent:
+                    self._run.new_trigger.wait(_WAKE_SECONDS)
+                fresh = self._run.triggers[sent:]
+            for trigger in fresh:
+                sent += 1
+                yield pb.TriggerEvent(seq=sent, trigger=trigger_to_wire(trigger))
+
+    def GetWindow(  # noqa: N802
+        self, request: pb.GetWindowRequest, context: grpc.ServicerContext
+    ) -> pb.WindowReply:
+        """The last accepted steps and the index at the last one."""
+        del context
+        with self._run.lock:
+            window, last = self._run.window(request.steps), self._run.detector.last
+            return pb.WindowReply(
+                window=window_to_wire(window),
+                index=last.index if last else 0.0,
+                z=last.z if last else 0.0,
+                ready=bool(last and last.ready),
+                components=dict(last.components) if last else {},
+                over_threshold=self._run.detector.over_threshold,
+            )
+
+    def PostDirective(  # noqa: N802
+        self, request: pb.PostDirectiveRequest, context: grpc.ServicerContext
+    ) -> pb.PostDirectiveResponse:
+        """Deliver a directive now, and again to whoever says hello until it is superseded."""
+        del context
+        directive = request.directive
+        with self._lock:
+            if directive.HasField("resume"):
+                self._directives.pop(f"hold/{directive.resume.branch}", None)
+            self._directives[directive.id] = directive
+            for outbox in self._streams:
+                outbox.put(pb.Ack(credit=_CREDIT, directives=[directive]))
+        return pb.PostDirectiveResponse()
+
+
+def _epoch(directive: pb.Directive) -> int:
+    return int(directive.collapse.epoch) if directive.HasField("collapse") else 0
