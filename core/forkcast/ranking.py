@@ -1,0 +1,84 @@
+"""Forecasts to finalists: a calibrated gate, then an order; without forecasts, a portfolio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from forkcast.actions import KEEP, Action
+from forkcast.decision import Candidate, DraftSource
+
+#: The portfolio of the heuristic, in order: the first lattice action that satisfies each line. How
+#: far back is the strongest action of all, and a lower rate the second (docs/experiments.md); the
+#: rest is there so that one branch tries unlike things.
+_PORTFOLIO: tuple[Callable[[Action], bool], ...] = (
+    lambda a: _only(a, rate=True) and a.learning_rate_scale < 0.85,
+    lambda a: a.clipping == "ZClip" and a.changes_only_clipping,
+    lambda a: a.momentum_reset and a.learning_rate_scale < 1.0 and a.clipping == KEEP,
+    lambda a: _only(a, rate=True, clip=True) and a.learning_rate_scale < 0.85,
+    lambda a: _only(a, rate=True) and a.learning_rate_scale > 0.85,
+    lambda a: a.clipping == "ARC" and a.changes_only_clipping,
+    lambda a: a.clipping == "SPAM" and a.changes_only_clipping,
+    lambda a: a.momentum_reset and a.learning_rate_scale == 1.0,
+    lambda a: a.weight_decay_scale > 1.0,
+)
+
+
+def _only(action: Action, *, rate: bool = False, clip: bool = False) -> bool:
+    """Whether the action changes just the named things."""
+    return (
+        (action.learning_rate_scale != 1.0) == rate
+        and (action.clipping != KEEP) == clip
+        and action.weight_decay_scale == 1.0
+        and not action.momentum_reset
+        and not action.data_reorder
+        and not action.skip_batches
+    )
+
+
+def rank(
+    candidates: Sequence[Candidate], *, top_k: int, max_risk: float
+) -> tuple[tuple[str, ...], DraftSource]:
+    """The names of at most ``top_k`` finalists, best first, and who ordered them.
+
+    Where every candidate has a forecast that did not abstain, those over ``max_risk`` are out and
+    the rest is ordered by expected loss, then risk, then name. Otherwise: the heuristic portfolio.
+    """
+    usable = [
+        c for c in candidates if c.forecast is not None and c.forecast.abstained is None
+    ]
+    if candidates and len(usable) == len(candidates) and all(_ranked(c) for c in usable):
+        passed = [c for c in usable if c.forecast is not None and (c.forecast.risk or 0) < max_risk]
+        order = sorted(passed, key=_expected)
+        return tuple(c.name for c in order[:top_k]), DraftSource.PROXY
+    return _portfolio(candidates, top_k), DraftSource.HEURISTIC
+
+
+def _ranked(candidate: Candidate) -> bool:
+    return candidate.forecast is not None and candidate.forecast.loss is not None
+
+
+def _expected(candidate: Candidate) -> tuple[float, float, str]:
+    forecast = candidate.forecast
+    if forecast is None or forecast.loss is None:
+        raise ValueError(f"{candidate.name} has no forecast")
+    return forecast.loss.point, forecast.risk or 0.0, candidate.name
+
+
+def _portfolio(candidates: Sequence[Candidate], top_k: int) -> tuple[str, ...]:
+    """Walk the portfolio over the depths in turn, newest base first; fill up in draft order."""
+    depths = sorted({c.action.rewind_steps for c in candidates})
+    chosen: dict[str, None] = {}
+    for turn in range(len(depths)):
+        for line, wanted in enumerate(_PORTFOLIO):
+            depth = depths[(line + turn) % len(depths)]
+            fitting = [
+                c
+                for c in candidates
+                if c.action.rewind_steps == depth and wanted(c.action) and c.name not in chosen
+            ]
+            if fitting and len(chosen) < top_k:
+                chosen[min(fitting, key=lambda c: c.action).name] = None
+    for candidate in candidates:
+        if len(chosen) < top_k:
+            chosen.setdefault(candidate.name)
+    return tuple(chosen)

@@ -1,0 +1,101 @@
+"""The draft of a branch: draw, forecast, rank. Reproducible from the branch's identity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import grpc
+import numpy as np
+
+from forkcast.actions import Action, Lattice
+from forkcast.decision import Candidate, Draft, DraftSource
+from forkcast.ranking import rank
+from forkcast.records import Forecast, Window
+from forkcast_operator.search import SEARCH
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.codec import candidate_to_wire, forecast_from_wire, window_to_wire
+from forkcast_wire.forkcast_pb2_grpc import ProxyStub
+from forkcast_wire.manifest import TrainingRunSpec
+
+
+def seed_of(branch: str, run_uid: str) -> int:
+    """The search's seed: 48 bits of the branch's identity."""
+    return int.from_bytes(hashlib.sha256(f"{run_uid}/{branch}".encode()).digest()[:6])
+
+
+def draw(
+    spec: TrainingRunSpec,
+    lattice: Lattice,
+    window: Window,
+    history: Sequence[tuple[Action, float]],
+    seed: int,
+) -> tuple[Candidate, ...]:
+    """min(M, size) distinct candidates, named in draft order."""
+    strategy = SEARCH[spec.branching.search]()
+    rng = np.random.default_rng(seed)
+    actions = strategy.propose(window, lattice, history, rng, spec.branching.candidates)
+    return tuple(Candidate(name=f"c{n:03d}", action=action) for n, action in enumerate(actions))
+
+
+def draft(
+    spec: TrainingRunSpec,
+    lattice: Lattice,
+    window: Window,
+    history: Sequence[tuple[Action, float]],
+    seed: int,
+    proxy: ProxyStub | None,
+) -> Draft:
+    """The whole draft. A proxy that is down, slow or wrong costs its opinion, nothing else."""
+    candidates = draw(spec, lattice, window, history, seed)
+    forecasts: dict[str, Forecast] = {}
+    model, note = "", "proxy.mode is Heuristic"
+    if proxy is not None:
+        forecasts, model, note = _ask(spec, window, candidates, proxy)
+    candidates = tuple(replace(c, forecast=forecasts.get(c.name)) for c in candidates)
+    finalists, source = rank(
+        candidates,
+        top_k=spec.branching.top_k,
+        max_risk=spec.branching.acceptance.max_risk_quantile,
+    )
+    return Draft(
+        seed=seed,
+        strategy=spec.branching.search,
+        source=source,
+        model=model if source is DraftSource.PROXY else "",
+        note=note,
+        candidates=candidates,
+        finalists=finalists,
+    )
+
+
+def _ask(
+    spec: TrainingRunSpec, window: Window, candidates: Sequence[Candidate], proxy: ProxyStub
+) -> tuple[dict[str, Forecast], str, str]:
+    left = spec.training.total_steps - int(window.columns["step"][-1]) if len(window) else 1
+    request = pb.ForecastRequest(
+        window=window_to_wire(window),
+        candidates=[candidate_to_wire(one) for one in candidates],
+        horizon_steps=max(1, min(spec.proxy.horizon_steps, left)),
+    )
+    try:
+        answer = proxy.Forecast(request, timeout=spec.proxy.timeout_seconds)
+    except grpc.RpcError as error:
+        return {}, "", f"proxy unavailable: {error.code().name}"
+    forecasts = {one.candidate: forecast_from_wire(one) for one in answer.forecasts}
+    if set(forecasts) != {one.name for one in candidates} or not all(map(_valid, forecasts.values())):
+        return {}, "", "proxy invalid: its forecasts do not match the candidates"
+    return forecasts, answer.model_digest, answer.note
+
+
+def _valid(forecast: Forecast) -> bool:
+    numbers = [forecast.risk] if forecast.risk is not None else []
+    if any(not 0.0 <= number <= 1.0 for number in numbers):
+        return False
+    for interval in (forecast.loss, forecast.p_divergence, forecast.recovery_steps):
+        if interval is not None:
+            values = (interval.low, interval.point, interval.high)
+            if not all(map(np.isfinite, values)) or list(values) != sorted(values):
+                return False
+    return True
