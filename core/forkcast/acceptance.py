@@ -254,6 +254,8 @@ def _judge(name: str, evidence: Evidence, rules: AcceptanceRules) -> Judgement:
         return verdict(Verdict.FAILED, final.failure or "the rollout failed")
     if final.status is TrialStatus.DIVERGED:
         return verdict(Verdict.DIVERGED, f"diverged by step {final.step}")
+    if final.state is None:  # nothing is there to adopt
+        return verdict(Verdict.FAILED, "its end state was not published")
     control = evidence.trials.get(CONTROL, {}).get(final.rung)
     if control is None or control.status is TrialStatus.FAILED:
         return verdict(Verdict.UNFINISHED, "the control has no trial at this rung")
@@ -299,8 +301,8 @@ def _ratio(final: Trial, control: Trial, decay: float) -> float | None:
     ours = volatility(control, control, decay)
     if theirs is None or ours is None:
         return None
-    if ours == 0.0:
-        return 1.0 if theirs == 0.0 else math.inf
+    if ours == 0.0:  # no finite ratio, and a record holds no infinities
+        return 1.0 if theirs == 0.0 else None
     return theirs / ours
 
 
@@ -352,8 +354,13 @@ def _against_diverged(
     """Where the control itself diverged, whoever is confirmed, finite and free of events passes;
     its improvement is how far it stands below the last finite loss of the control.
     """
-    if (needed := _confirmation_missing(final, action, evidence)) is not None:
-        return verdict(Verdict.NOT_CONFIRMED, needed)
+    if final.rung < evidence.rung:
+        kind = Verdict.UNFINISHED if evidence.cut_short else Verdict.DROPPED_AT_RUNG
+        return verdict(kind, f"ended at +{final.rung}")
+    needed = _confirmation_missing(final, action, evidence)
+    if needed is not None and rules.preset is not Preset.LITERAL:
+        kind = Verdict.UNFINISHED if evidence.cut_short else Verdict.NOT_CONFIRMED
+        return verdict(kind, needed)
     if (refusal := _risk_refusal(final, risk, rules)) is not None:
         return verdict(Verdict.RISK, refusal)
     ours = compared_loss(final, rules.preset)

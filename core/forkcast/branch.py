@@ -564,5 +564,7 @@ def _collapse(phase: Collapsing, seen: Seen) -> tuple[Phase, tuple[Command, ...]
             phase, Outcome.SUPERSEDED, f"epoch {entry.epoch} is {seen.lineage.branch}"
         ), ()
     if seen.durable_epoch < entry.epoch:
+        if seen.run_finished:  # the trainer ended between our look and our append: nobody adopts
+            return _release(phase, Outcome.NO_ACTION, "RunFinished"), ()
         return phase, (PostCollapse(branch=phase.branch, entry=entry),)
     return _release(phase, phase.decision.outcome, phase.decision.reason), ()

@@ -38,35 +38,37 @@ def _only(action: Action, *, rate: bool = False, clip: bool = False) -> bool:
 def rank(
     candidates: Sequence[Candidate], *, top_k: int, max_risk: float
 ) -> tuple[tuple[str, ...], DraftSource]:
-    """The names of at most ``top_k`` finalists, best first, and who ordered them.
+    """The names of at most ``top_k`` distinct finalists, best first, and who ordered them.
 
-    Where every candidate has a forecast that did not abstain, those over ``max_risk`` are out and
-    the rest is ordered by expected loss, then risk, then name. Otherwise: the heuristic portfolio.
+    Whoever has a calibrated risk of at least ``max_risk`` is out. Where all that are left have a
+    forecast that did not abstain, expected loss orders them, then risk, then name. Otherwise the
+    heuristic portfolio does: a partial order would favour whoever the model dares to judge.
     """
-    usable = [
-        c for c in candidates if c.forecast is not None and c.forecast.abstained is None
-    ]
-    if candidates and len(usable) == len(candidates) and all(_ranked(c) for c in usable):
-        passed = [c for c in usable if c.forecast is not None and (c.forecast.risk or 0) < max_risk]
-        order = sorted(passed, key=_expected)
-        return tuple(c.name for c in order[:top_k]), DraftSource.PROXY
-    return _portfolio(candidates, top_k), DraftSource.HEURISTIC
+    left = [c for c in candidates if (risk := _risk(c)) is None or risk < max_risk]
+    expected = {c.name: _expected(c) for c in left}
+    known = [(loss, c.name) for c in left if (loss := expected[c.name]) is not None]
+    if candidates and len(known) == len(left):
+        return tuple(name for _, name in sorted(known)[:top_k]), DraftSource.PROXY
+    return _portfolio(left, top_k), DraftSource.HEURISTIC
 
 
-def _ranked(candidate: Candidate) -> bool:
-    return candidate.forecast is not None and candidate.forecast.loss is not None
-
-
-def _expected(candidate: Candidate) -> tuple[float, float, str]:
+def _risk(candidate: Candidate) -> float | None:
+    """The calibrated risk, None where the model has none or abstained."""
     forecast = candidate.forecast
-    if forecast is None or forecast.loss is None:
-        raise ValueError(f"{candidate.name} has no forecast")
-    return forecast.loss.point, forecast.risk or 0.0, candidate.name
+    return None if forecast is None or forecast.abstained is not None else forecast.risk
+
+
+def _expected(candidate: Candidate) -> tuple[float, float] | None:
+    """(expected loss, risk), None where either is unavailable."""
+    forecast, risk = candidate.forecast, _risk(candidate)
+    if forecast is None or risk is None or forecast.loss is None:
+        return None
+    return forecast.loss.point, risk
 
 
 def _portfolio(candidates: Sequence[Candidate], top_k: int) -> tuple[str, ...]:
-    """Walk the portfolio over the depths in turn, newest base first; fill up in draft order."""
-    depths = sorted({c.action.rewind_steps for c in candidates})
+    """Walk the portfolio over the depths in turn, deepest base first; fill up in draft order."""
+    depths = sorted({c.action.rewind_steps for c in candidates}, reverse=True)
     chosen: dict[str, None] = {}
     for turn in range(len(depths)):
         for line, wanted in enumerate(_PORTFOLIO):

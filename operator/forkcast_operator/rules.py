@@ -17,14 +17,16 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger) -> BranchRules:
     Raises ValueError where not even the first rung fits into the steps left.
     """
     branching, left = spec.branching, spec.training.total_steps - trigger.step
-    rungs = tuple(rung for rung in branching.rungs if rung <= left)
+    confirm = min(branching.confirm.steps, left)
+    # where the confirm rung moves forward it takes the place of the rungs it meets: without one,
+    # a rate cut would be accepted on the evidence of the early rungs
+    rungs = tuple(r for r in branching.rungs if r <= left and (not confirm or r < confirm))
     if not rungs:
         raise ValueError(f"only {left} steps are left, the first rung is {branching.rungs[0]}")
-    confirm = min(branching.confirm.steps, left)
     acceptance = branching.acceptance
     return BranchRules(
         rungs=rungs,
-        confirm_steps=confirm if confirm > rungs[-1] else 0,
+        confirm_steps=confirm,
         confirm_finalists=branching.confirm.finalists,
         depths=tuple(branching.rollback.depths),
         hold_main=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,13 +24,19 @@ class LatticeGrid:
         """See `forkcast.ports.Search`."""
         del window, history
         actions = list(lattice.actions())
-        rest = [actions[i] for i in rng.permutation(len(actions))]
-        names = [name for name, _ in lattice.axes()]
-        taken: Counter[tuple[str, object]] = Counter()
+        actions = [actions[i] for i in rng.permutation(len(actions))]
+        codes = [  # [size] for each axis: which of its values an action takes
+            np.array([values.index(getattr(action, name)) for action in actions], dtype=np.intp)
+            for name, values in lattice.axes()
+        ]
+        taken = [np.zeros(len(values)) for _, values in lattice.axes()]
+        used = np.zeros(len(actions))
         chosen: list[Action] = []
-        while rest and len(chosen) < count:
-            best = min(rest, key=lambda a: sum(taken[n, getattr(a, n)] for n in names))
-            rest.remove(best)
-            taken.update((name, getattr(best, name)) for name in names)
-            chosen.append(best)
+        for _ in range(min(count, len(actions))):
+            best = int(np.argmin(used))  # the first of equals in the seeded order
+            for counts, code in zip(taken, codes, strict=True):
+                counts[code[best]] += 1
+                used += code == code[best]
+            used[best] = np.inf
+            chosen.append(actions[best])
         return chosen

@@ -1,0 +1,119 @@
+"""`forkcast run`: the whole loop on this machine."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from forkcast_cli import workdir
+from forkcast_cli.supervisor import Supervisor
+from forkcast_cli.view import RunView, look
+from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.process import configure_logging
+
+_LOOK_SECONDS = 0.2
+_SHOW_SECONDS = 1.0
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def run(manifest: TrainingRun, folder: Path, *, quiet: bool) -> bool:
+    """Run to the end; True where the run is complete, False where it was interrupted.
+
+    Raises ManifestError, RunFailedError.
+    """
+    stop = threading.Event()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    with workdir.locked(folder):
+        workdir.prepare(folder, manifest)
+        signal.signal(signal.SIGTERM, interrupt)
+        signal.signal(signal.SIGINT, interrupt)
+        with (folder / "logs" / "supervisor.log").open("a") as log:
+            console, sys.stderr = sys.stderr, log
+            try:
+                configure_logging("supervisor")
+                return _supervised(manifest, folder, stop, quiet=quiet)
+            finally:
+                sys.stderr = console
+
+
+def _supervised(
+    manifest: TrainingRun, folder: Path, stop: threading.Event, *, quiet: bool
+) -> bool:
+    supervisor = Supervisor(manifest.spec, folder)
+    console = Console(quiet=quiet)
+    losses: list[float] = []
+    shown = 0.0
+    try:
+        with Live(console=console, refresh_per_second=2, transient=False) as live:
+            while not stop.is_set():
+                supervisor.look()
+                view = look(folder)
+                if supervisor.finished(view.active):
+                    live.update(panel(view, losses))
+                    return True
+                if console.is_terminal and time.monotonic() - shown > _SHOW_SECONDS:
+                    shown = time.monotonic()
+                    loss = view.progress.get("loss")
+                    if loss is not None:
+                        losses.append(loss)
+                    live.update(panel(view, losses))
+                stop.wait(_LOOK_SECONDS)
+        return False
+    finally:
+        supervisor.stop()
+
+
+def panel(view: RunView, losses: list[float]) -> Group:
+    """The live view: a bar, the loss, the phase, the branches."""
+    p = view.progress
+    bar = Progress(*Progress.get_default_columns())
+    bar.add_task(
+        f"{view.manifest.metadata.name}  epoch {p.get('epoch', 0)}  {p.get('state', 'starting')}",
+        total=p.get("total_steps", view.manifest.spec.training.total_steps),
+        completed=p.get("step", 0),
+    )
+    line = Text()
+    if p.get("loss") is not None:
+        line.append(f"loss {p['loss']:.3f} nats/token  ")
+        line.append(sparkline(losses[-60:]), style="cyan")
+        line.append(f"  {p['tokens_per_second']:,.0f} tokens/s")
+        if p.get("learning_rate_factor", 1.0) != 1.0:
+            line.append(f"  learning rate x{p['learning_rate_factor']:.3g}", style="yellow")
+    parts: list[Progress | Text | Table] = [bar, line]
+    if view.branches:
+        parts.append(branch_table(view))
+    return Group(*parts)
+
+
+def sparkline(values: list[float]) -> str:
+    """The values as a row of blocks."""
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in values)
+
+
+def branch_table(view: RunView) -> Table:
+    """The branches of a run, one a row."""
+    table = Table("branch", "trigger", "phase", "trials", "outcome", "action", box=None)
+    for one in view.branches:
+        decision = one.decision
+        action = decision.action.describe() if decision and decision.action else ""
+        trials = sum(len(by) for by in one.trials.values())
+        trigger = f"{one.trigger.rule.value} z={one.trigger.z:.1f}"
+        table.add_row(one.id, trigger, one.phase, str(trials), one.outcome or "…", action)
+    return table

@@ -1,0 +1,183 @@
+"""The processes of the local world: started, watched, restarted, and ended in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from forkcast_cli.workdir import MANIFEST, next_attempt
+from forkcast_wire import keys
+from forkcast_wire.manifest import Mode, TrainingRunSpec
+
+_log = structlog.get_logger()
+_MONITOR, _PROXY = "unix:sockets/monitor.sock", "unix:sockets/proxy.sock"
+_BACKOFF = (0.1, 0.5, 1.0, 2.0, 5.0)
+_MOST_FAST_DEATHS = 8
+_FAST_SECONDS = 20.0
+_GRACE_SECONDS = 30.0
+_USAGE = 2
+
+
+class RunFailedError(Exception):
+    """A process of the run cannot be kept alive; the message says which and where its log is."""
+
+
+@dataclass
+class Child:
+    """One supervised process."""
+
+    name: str
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    deaths: int = 0
+    not_before: float = 0.0
+    done: bool = False
+    command: list[str] = field(default_factory=list)
+
+
+class Supervisor:
+    """Keeps the children of one run alive until the run has ended."""
+
+    def __init__(self, spec: TrainingRunSpec, folder: Path) -> None:
+        self.spec, self.folder = spec, folder
+        watched = spec.branching.mode is not Mode.DISABLED
+        branching = spec.branching.mode in (Mode.DRY_RUN, Mode.ENFORCE)
+        names = ["trainer"]
+        if watched:
+            names = ["monitor", *names, "operator"]
+        if branching:
+            names.append("rollouts")
+            if spec.proxy.mode == "Service":
+                names.insert(1, "proxy")
+        self.children = {name: Child(name) for name in names}
+
+    def _command(self, name: str) -> list[str]:
+        python = [sys.executable, "-m"]
+        manifest = ["--manifest", MANIFEST]
+        proxy = _PROXY if "proxy" in self.children else ""
+        monitor = _MONITOR if "monitor" in self.children else ""
+        match name:
+            case "monitor":
+                return [*python, "forkcast_monitor", *manifest, "--listen", _MONITOR]
+            case "proxy":
+                model = ["--model", self.spec.proxy.model] if self.spec.proxy.model else []
+                return [*python, "forkcast_proxy", "--listen", _PROXY, *model]
+            case "operator":
+                where = ["--monitor", _MONITOR, "--proxy", proxy]
+                return [*python, "forkcast_operator", *manifest, *where]
+            case "rollouts":
+                return [*python, "forkcast_trainer.rollout_server", *manifest]
+        ranks = self.spec.parallelism.processes_per_node
+        run = [*python, "forkcast_trainer"]
+        if ranks > 1:
+            run = [*python, "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            run += ["-m", "forkcast_trainer"]
+        attempt = str(next_attempt(self.folder))
+        return [*run, *manifest, "--monitor", monitor, "--attempt", attempt]
+
+    def start(self, name: str) -> None:
+        """Start one child with its log, its threads pinned, tied to this process."""
+        child = self.children[name]
+        threads = str(self.spec.training.threads)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+            "FORKCAST_PARENT": str(os.getpid()),
+            "FORKCAST_COMPONENT": name,
+        }
+        with (self.folder / "logs" / f"{name}.log").open("ab") as log:
+            child.process = subprocess.Popen(  # noqa: S603  our own modules
+                self._command(name),
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        child.started = time.monotonic()
+        _log.info("supervisor.started", child=name, pid=child.process.pid)
+
+    def look(self) -> None:
+        """One pass: start what should run and does not. Raises RunFailedError."""
+        now = time.monotonic()
+        for name, child in self.children.items():
+            if child.done:
+                continue
+            if child.process is None:
+                if now >= child.not_before:
+                    self.start(name)
+                continue
+            code = child.process.poll()
+            if code is None:
+                continue
+            child.process = None
+            if name == "trainer" and code == 0 and self._complete():
+                child.done = True
+                continue
+            self._died(child, code, now)
+
+    def _died(self, child: Child, code: int, now: float) -> None:
+        fast = now - child.started < _FAST_SECONDS
+        child.deaths = child.deaths + 1 if fast else 1
+        log = self.folder / "logs" / f"{child.name}.log"
+        if code == _USAGE or child.deaths >= _MOST_FAST_DEATHS:
+            raise RunFailedError(_last_error(log) or f"{child.name} exits with {code}; see {log}")
+        child.not_before = now + _BACKOFF[min(child.deaths, len(_BACKOFF)) - 1]
+        _log.warning("supervisor.died", child=child.name, code=code)
+
+    def _complete(self) -> bool:
+        """Complete, and not overtaken by a newer epoch (then the trainer has to go on)."""
+        path = self.folder / keys.COMPLETE
+        if self.spec.storage.bucket is None and self.spec.storage.path is None:
+            return path.exists()
+        from forkcast_wire.store import open_store
+
+        return open_store(self.spec.storage, self.folder).head(keys.COMPLETE) is not None
+
+    def finished(self, active_branches: int) -> bool:
+        """The run has ended: the trainer is done and no branch is open."""
+        return self.children["trainer"].done and active_branches == 0
+
+    def stop(self) -> None:
+        """End all children: trainer and rollouts first, so that what they report is kept."""
+        for names in (("trainer",), ("rollouts", "operator"), ("proxy",), ("monitor",)):
+            live = [
+                child.process
+                for name in names
+                if (child := self.children.get(name)) and child.process is not None
+            ]
+            for process in live:
+                if process.poll() is None:
+                    process.terminate()
+            deadline = time.monotonic() + _GRACE_SECONDS
+            for process in live:
+                try:
+                    process.wait(max(0.1, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            for name in names:
+                if name in self.children:
+                    self.children[name].process = None
+
+
+def _last_error(log: Path) -> str | None:
+    """The last `error: ...` line of a log."""
+    lines = log.read_text(errors="replace").splitlines()[-50:]
+    for line in reversed(lines):
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+    return None
+
+
