@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import threading
@@ -17,7 +18,7 @@ from forkcast.branch import Finished, Forking, Phase, branch_name
 from forkcast.loop import reconcile
 from forkcast.ports import Store
 from forkcast.records import Trigger
-from forkcast_operator.local import BranchRecord, LocalWorld, load_phase
+from forkcast_operator.local import BranchRecord, LocalWorld, MonitorUnavailableError, load_phase
 from forkcast_operator.rules import branch_rules
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire import keys
@@ -46,13 +47,20 @@ class LocalOperator:
     """The operator of one run. Everything it knows it reads from the store and the monitor."""
 
     def __init__(
-        self, spec: TrainingRunSpec, info: RunInfo, store: Store, monitor: str, proxy: str
+        self,
+        spec: TrainingRunSpec,
+        info: RunInfo,
+        store: Store,
+        workdir: Path,
+        monitor: str,
+        proxy: str,
     ) -> None:
-        self.spec, self.info, self.store = spec, info, store
+        self.spec, self.info, self.store, self.workdir = spec, info, store, workdir
         self._monitor = MonitorStub(open_channel(monitor))
         self._proxy = ProxyStub(open_channel(proxy)) if proxy else None
         self._pending: list[Trigger] = []
         self._wake = threading.Event()
+        self._finished: set[str] = set()  # a finished branch stays so: no need to look again
 
     def watch(self, stop: threading.Event) -> None:
         """Collect triggers; the stream starts over from the first one, whoever restarts."""
@@ -72,7 +80,9 @@ class LocalOperator:
             self._pending.pop(0)
         active = self._active()
         for record in active:
-            world = LocalWorld(self.spec, self.store, record, self._monitor, self._proxy)
+            world = LocalWorld(
+                self.spec, self.store, record, self._monitor, self._proxy, self.workdir
+            )
             phase: Phase = load_phase(self.store, record.trigger.id) or Forking(
                 branch=record.name, trigger=record.trigger
             )
@@ -92,13 +102,15 @@ class LocalOperator:
     def _active(self) -> list[BranchRecord]:
         found = []
         for info in self.store.list("branches/"):
-            if not info.key.endswith("/branch.json"):
+            if info.key in self._finished or not info.key.endswith("/branch.json"):
                 continue
             record = read_document(self.store, BranchRecord, info.key)
             if record is None:
                 continue
             done = load_phase(self.store, record.trigger.id)
-            if not isinstance(done, Finished):
+            if isinstance(done, Finished):
+                self._finished.add(info.key)
+            else:
                 found.append(record)
         return found
 
@@ -126,9 +138,9 @@ class LocalOperator:
                     return
                 _log.info("branch.opened", branch=record.name, rule=trigger.rule.value)
                 return
-        put_document(
-            self.store, keys.suppressed(trigger), Suppression(trigger=trigger, reason=reason)
-        )
+        suppression = Suppression(trigger=trigger, reason=reason)
+        with contextlib.suppress(AlreadyExists):  # another operator was first; its reason stands
+            put_document(self.store, keys.suppressed(trigger), suppression)
         _log.info("trigger.suppressed", trigger=trigger.id, reason=reason)
 
     def _refusal(self, trigger: Trigger) -> str | None:
@@ -164,13 +176,13 @@ def main() -> int:
     spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
     info = load(RunInfo, (given.workdir / keys.RUN).read_bytes())
     store = open_store(spec.storage, given.workdir)
-    operator = LocalOperator(spec, info, store, given.monitor, given.proxy)
+    operator = LocalOperator(spec, info, store, given.workdir, given.monitor, given.proxy)
     threading.Thread(target=operator.watch, args=(stop,), daemon=True).start()
     while not stop.is_set():
         try:
             active = operator.work()
-        except StoreError as error:
-            _log.warning("operator.store", error=str(error))
+        except (StoreError, MonitorUnavailableError) as error:
+            _log.warning("operator.retry", error=f"{type(error).__name__}: {error}")
             active = False
         operator.wait(_ACTIVE_SECONDS if active else _IDLE_SECONDS)
     return 0

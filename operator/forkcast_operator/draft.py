@@ -84,7 +84,9 @@ def _ask(
     except grpc.RpcError as error:
         return {}, "", f"proxy unavailable: {error.code().name}"
     forecasts = {one.candidate: forecast_from_wire(one) for one in answer.forecasts}
-    if set(forecasts) != {one.name for one in candidates} or not all(map(_valid, forecasts.values())):
+    if set(forecasts) != {one.name for one in candidates} or not all(
+        map(_valid, forecasts.values())
+    ):
         return {}, "", "proxy invalid: its forecasts do not match the candidates"
     return forecasts, answer.model_digest, answer.note
 

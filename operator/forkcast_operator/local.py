@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import structlog
@@ -16,6 +17,7 @@ from forkcast.branch import (
     AppendLineage,
     BranchRules,
     Command,
+    Deciding,
     DraftCandidates,
     HoldMain,
     Phase,
@@ -33,13 +35,20 @@ from forkcast.decision import Decision, Draft, Outcome
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, Trial, Trigger
-from forkcast.retention import choose_bases
+from forkcast.retention import choose_bases, of_lineage
 from forkcast_operator.draft import draft, seed_of
 from forkcast_operator.rules import lattice_of
 from forkcast_wire import catalogue, keys
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import window_from_wire
-from forkcast_wire.documents import RolloutJob, RolloutUntil, dump, load_any, saved_states
+from forkcast_wire.documents import (
+    RolloutJob,
+    RolloutUntil,
+    dump,
+    load,
+    read_manifest,
+    saved_states,
+)
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import AlreadyExists, KeyMissing, put_document, read_document
@@ -74,6 +83,10 @@ class OutcomeRecord:
     reason: str
 
 
+class MonitorUnavailableError(RuntimeError):
+    """The monitor did not answer; the pass is worth another try."""
+
+
 class LocalWorld:
     """`World` for one branch of one run."""
 
@@ -84,19 +97,25 @@ class LocalWorld:
         record: BranchRecord,
         monitor: MonitorStub,
         proxy: ProxyStub | None,
+        workdir: Path,
     ) -> None:
         self.spec, self.store, self.record = spec, store, record
+        self._workdir = workdir
         self.trigger, self.id = record.trigger, record.trigger.id
         self._monitor, self._proxy = monitor, proxy
 
     # ----------------------------------------------------------------------------------- observe
 
     def observe(self, phase: Phase) -> Seen:
-        """What the store and the monitor show of the branch now."""
-        del phase
+        """What the store and the monitor show of the branch now.
+
+        Raises MonitorUnavailableError where the verdict needs the main run's course and nobody
+        knows it; past the deadline it is taken without.
+        """
         bases = read_document(self.store, Bases, self._key("bases"))
         epoch = self.trigger.epoch + 1
-        losses, over = self._main()
+        expired = self._seconds_left() <= 0
+        losses, over = self._main(expired=expired) if isinstance(phase, Deciding) else ({}, False)
         return Seen(
             bases=bases.bases if bases else None,
             draft=read_document(self.store, Draft, self._key("draft")),
@@ -106,10 +125,25 @@ class LocalWorld:
             decision=read_document(self.store, Decision, self._key("decision")),
             lineage=read_document(self.store, LineageEntry, lineage.key(epoch)),
             durable_epoch=self._durable_epoch(epoch),
-            expired=time.time() - self.record.opened_at > self.spec.branching.budget.deadline_seconds,
+            expired=expired,
             run_finished=self.store.head(keys.COMPLETE) is not None,
-            released=self.store.head(self._key("outcome")) is not None,
+            released=self.store.head(self._key("outcome")) is not None and not self._held(),
         )
+
+    def _seconds_left(self) -> float:
+        """Until the branch's deadline, by the wall clock: it goes on while no operator runs."""
+        deadline = self.record.opened_at + self.spec.branching.budget.deadline_seconds
+        return deadline - time.time()
+
+    def _held(self) -> bool:
+        """Whether the main run waits. A directive that a dying monitor took with it has had no
+        effect, so the effect is looked at, and the directive comes again.
+        """
+        try:
+            progress = json.loads((self._workdir / "progress.json").read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(progress, dict) and progress.get("state") == "held"
 
     def _key(self, name: str) -> str:
         return keys.branch_file(self.id, name)
@@ -133,13 +167,18 @@ class LocalWorld:
 
     def _durable_epoch(self, epoch: int) -> int:
         prefix = f"{keys.state_prefix(StateKind.CHECKPOINT)}e{epoch}/"
-        manifests = (i.key for i in self.store.list(prefix) if i.key.endswith("/manifest.json"))
-        return epoch if next(manifests, None) else epoch - 1
+        for info in self.store.list(prefix):
+            folder, _, name = info.key.rpartition("/")
+            if name == "manifest.json" and read_manifest(self.store, folder) is not None:
+                return epoch
+        return epoch - 1
 
-    def _main(self) -> tuple[dict[int, float], bool]:
+    def _main(self, *, expired: bool) -> tuple[dict[int, float], bool]:
         reply = self._window_reply()
         if reply is None:
-            return {}, False
+            if expired:
+                return {}, False
+            raise MonitorUnavailableError(self.id)
         window = window_from_wire(reply.window)
         steps, losses = window.columns["step"], window.columns["loss"]
         return {int(s): float(v) for s, v in zip(steps, losses, strict=True)}, reply.over_threshold
@@ -147,10 +186,12 @@ class LocalWorld:
     def _window_reply(self) -> pb.WindowReply | None:
         request = pb.GetWindowRequest(run_uid=self.trigger.run_uid)
         try:
-            return self._monitor.GetWindow(request, timeout=_RPC_SECONDS)
+            reply: pb.WindowReply = self._monitor.GetWindow(request, timeout=_RPC_SECONDS)
         except grpc.RpcError as error:
             _log.info("world.monitor_unavailable", code=error.code().name)
             return None
+        return reply
+        return reply
 
     # ---------------------------------------------------------------------------------------- do
 
@@ -158,9 +199,9 @@ class LocalWorld:
         """Carry out one command; every one may come again."""
         match command:
             case HoldMain():
-                left = self.record.opened_at + self.spec.branching.budget.deadline_seconds
-                hold = pb.Hold(branch=self.id, deadline_seconds=max(0.0, left - time.time()))
-                self._post(pb.Directive(id=f"hold/{self.id}", hold=hold))
+                if not self._held() and (left := self._seconds_left()) > 0:
+                    hold = pb.Hold(branch=self.id, deadline_seconds=left)
+                    self._post(pb.Directive(id=f"hold/{self.id}", hold=hold))
             case PinBases():
                 self._pin_bases(command)
             case DraftCandidates():
@@ -205,21 +246,37 @@ class LocalWorld:
         self._post(pb.Directive(id=f"collapse/{entry.epoch}", collapse=collapse))
 
     def _pin_bases(self, command: PinBases) -> None:
+        """Pin, look again, record: a state that was being deleted meanwhile is passed over."""
+        oldest = max(0, command.before_step - self.spec.branching.rollback.steps)
+        gone: set[str] = set()
+        while True:
+            chosen = choose_bases(
+                [ref for ref in self._states() if ref.key not in gone],
+                before_step=command.before_step,
+                depths=command.depths,
+                oldest=oldest,
+            )
+            held = catalogue.pin(self.store, self.id, [ref.key for ref in chosen])
+            dead = {
+                ref.key
+                for ref in chosen
+                if ref.key not in held or read_manifest(self.store, ref.key) is None
+            }
+            if not dead:
+                break
+            gone |= dead
+        self._create("bases", Bases(bases=chosen))
+
+    def _states(self) -> tuple[StateRef, ...]:
+        """The main run's saved states that lie on the trigger's lineage."""
+        infos = self.store.list(keys.LINEAGE_PREFIX)
+        entries = [load(LineageEntry, self.store.get(info.key)[0]) for info in infos]
         states = [
             ref
             for kind in (StateKind.RING, StateKind.CHECKPOINT)
             for ref in saved_states(self.store, kind)
-            if ref.epoch == self.trigger.epoch
         ]
-        chosen = choose_bases(
-            states,
-            before_step=command.before_step,
-            depths=command.depths,
-            oldest=max(0, self.trigger.step - self.spec.branching.rollback.steps),
-        )
-        held = set(catalogue.pin(self.store, self.id, [ref.key for ref in chosen]))
-        alive = tuple(ref for ref in chosen if ref.key in held)
-        self._create("bases", Bases(bases=alive))
+        return of_lineage(states, entries, self.trigger.epoch)
 
     def _draft(self, command: DraftCandidates) -> None:
         reply = self._window_reply()
@@ -228,9 +285,7 @@ class LocalWorld:
         window = window_from_wire(reply.window)
         lattice = lattice_of(self.spec, command.trigger, command.bases)
         seed = seed_of(command.branch, self.trigger.run_uid)
-        self._create(
-            "draft", draft(self.spec, lattice, window, self._history(), seed, self._proxy)
-        )
+        self._create("draft", draft(self.spec, lattice, window, self._history(), seed, self._proxy))
 
     def _history(self) -> list[tuple[Action, float]]:
         """What earlier branches measured: verified actions and their improvement, nats/token."""
@@ -301,6 +356,5 @@ def load_phase(store: Store, trigger_id: str) -> Phase | None:
     except KeyMissing:
         return None
     document = json.loads(data)
-    phase: Phase = load_any(PHASES[document["kind"]], json.dumps(document["phase"]).encode())
+    phase: Phase = load(PHASES[document["kind"]], json.dumps(document["phase"]).encode())
     return phase
-

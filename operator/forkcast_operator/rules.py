@@ -41,9 +41,7 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger) -> BranchRules:
     )
 
 
-def lattice_of(
-    spec: TrainingRunSpec, trigger: Trigger, bases: tuple[StateRef, ...]
-) -> Lattice:
+def lattice_of(spec: TrainingRunSpec, trigger: Trigger, bases: tuple[StateRef, ...]) -> Lattice:
     """The actions a branch may draw: the manifest's choices, over the depths of its bases."""
     choices = spec.branching.actions
     micro = spec.training.gradient_accumulation_steps * spec.parallelism.processes_per_node

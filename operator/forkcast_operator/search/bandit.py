@@ -16,7 +16,8 @@ _NOISE_SD = 0.02
 
 class Bandit:
     """Each axis value has a normal posterior of its effect on the improvement (prior N(0, .05^2),
-    noise .02 nats); an action's draw is the sum over its axes. With no history it is uniform."""
+    noise .02 nats); an action's draw is the sum over its axes. With no history it is uniform.
+    """
 
     def propose(
         self,

@@ -28,7 +28,7 @@ class Bayesian:
         del window
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         axes = {name: list(dict.fromkeys(values)) for name, values in lattice.axes()}
-        space = {
+        space: dict[str, optuna.distributions.BaseDistribution] = {
             name: optuna.distributions.CategoricalDistribution(list(range(len(values))))
             for name, values in axes.items()
         }
