@@ -49,9 +49,7 @@ def run(manifest: TrainingRun, folder: Path, *, quiet: bool) -> bool:
                 sys.stderr = console
 
 
-def _supervised(
-    manifest: TrainingRun, folder: Path, stop: threading.Event, *, quiet: bool
-) -> bool:
+def _supervised(manifest: TrainingRun, folder: Path, stop: threading.Event, *, quiet: bool) -> bool:
     supervisor = Supervisor(manifest.spec, folder)
     console = Console(quiet=quiet)
     losses: list[float] = []

@@ -67,8 +67,7 @@ class Supervisor:
             case "monitor":
                 return [*python, "forkcast_monitor", *manifest, "--listen", _MONITOR]
             case "proxy":
-                model = ["--model", self.spec.proxy.model] if self.spec.proxy.model else []
-                return [*python, "forkcast_proxy", "--listen", _PROXY, *model]
+                return [*python, "forkcast_proxy", "--listen", _PROXY]
             case "operator":
                 where = ["--monitor", _MONITOR, "--proxy", proxy]
                 return [*python, "forkcast_operator", *manifest, *where]
@@ -179,5 +178,3 @@ def _last_error(log: Path) -> str | None:
         if line.startswith("error: "):
             return line.removeprefix("error: ")
     return None
-
-

@@ -74,7 +74,9 @@ def prepare(folder: Path, manifest: TrainingRun) -> RunInfo:
 def _same_run(before: dict[str, Any], after: dict[str, Any]) -> None:
     if before["metadata"]["name"] != after["metadata"]["name"]:
         raise ManifestError(
-            "metadata.name", f"the folder holds run {before['metadata']['name']}", "use another --workdir"
+            "metadata.name",
+            f"the folder holds run {before['metadata']['name']}",
+            "use another --workdir",
         )
     for field in _IMMUTABLE:
         if before["spec"].get(field) != after["spec"].get(field):

@@ -252,7 +252,7 @@ Phase: TypeAlias = Forking | Drafting | Verifying | Deciding | Collapsing | Rele
 MOVES: Final[Mapping[type, tuple[type, ...]]] = {
     Forking: (Drafting, Releasing),
     Drafting: (Verifying, Releasing),
-    Verifying: (Verifying, Deciding),
+    Verifying: (Verifying, Deciding, Releasing),
     Deciding: (Collapsing, Releasing),
     Collapsing: (Releasing,),
     Releasing: (Finished,),
@@ -312,6 +312,9 @@ def branch_name(run: str, trigger: Trigger) -> str:
 
 def decide(phase: Phase, seen: Seen, rules: BranchRules) -> tuple[Phase, tuple[Command, ...]]:
     """The next phase and the commands that are still needed. Pure; see the rules of this file."""
+    if seen.released and not isinstance(phase, Releasing | Finished):
+        # only a second operator gets here; its hold or rollouts would outlive the branch
+        return _release(phase, Outcome.SUPERSEDED, "EndedByAnotherOperator"), ()
     match phase:
         case Forking():
             return _fork(phase, seen, rules)

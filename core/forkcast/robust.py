@@ -31,7 +31,8 @@ class RobustWindow:
 
     def z(self, value: float) -> float:
         """(value - median) / (1.4826 MAD), 0 for a constant series and for fewer than 8 values;
-        clipped to +-1e3."""
+        clipped to +-1e3.
+        """
         if len(self._sorted) < 8 or not math.isfinite(value):
             return 0.0
         center = self.median()

@@ -15,7 +15,8 @@ MERGE_STEPS = 50
 class SpikeScore:
     """A step is flagged where its loss or gradient norm exceeds mean + 6 sd of the previous 128
     accepted values (OLMo-core, stability_monitor). Non-finite values are flagged, and flagged
-    values do not enter the window, so that one spike does not hide the next."""
+    values do not enter the window, so that one spike does not hide the next.
+    """
 
     def __init__(self, window: int = WINDOW) -> None:
         self._need = window

@@ -20,7 +20,8 @@ _RATE_P = 0.01
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriggerRules:
     """z at ``consecutive_steps`` in a row, or ``single_z`` once; none within ``cooldown_steps`` of
-    the last trigger or of a new epoch. force_every_steps: 0 = off."""
+    the last trigger or of a new epoch. force_every_steps: 0 = off.
+    """
 
     z: float = 2.5
     consecutive_steps: int = 3
@@ -147,7 +148,8 @@ class TriggerMachine:
 
 def exceeds_trend(history: Sequence[float], value: float, sigmas: float) -> bool:
     """Whether a validation stands above the linear trend of the last eight by more than ``sigmas``
-    of their sd about it. Silent with fewer than eight."""
+    of their sd about it. Silent with fewer than eight.
+    """
     n = len(history)
     if n < _VALIDATIONS:
         return False
@@ -161,7 +163,8 @@ def exceeds_trend(history: Sequence[float], value: float, sigmas: float) -> bool
 
 def rate_rose(events: Sequence[int], step: int) -> bool:
     """Whether the instability rate of the last 10,000 steps is at least 25 % above that of the
-    10,000 before, and by an exact Poisson test (conditional binomial, p < .01) not by chance."""
+    10,000 before, and by an exact Poisson test (conditional binomial, p < .01) not by chance.
+    """
     if step < 2 * _RATE_WINDOW:
         return False
     now = sum(1 for one in events if one > step - _RATE_WINDOW)
@@ -171,4 +174,3 @@ def rate_rose(events: Sequence[int], step: int) -> bool:
     total = now + before
     tail = math.fsum(math.comb(total, k) for k in range(now, total + 1)) / 2.0**total
     return tail < _RATE_P
-

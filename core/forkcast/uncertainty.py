@@ -53,11 +53,10 @@ class UncertaintyIndex:
         self._accepted = 0
         self._outside = 0
 
-    def fold(
-        self, step: int, epoch: int, raw: Mapping[str, Mapping[str, float | None]]
-    ) -> Index:
+    def fold(self, step: int, epoch: int, raw: Mapping[str, Mapping[str, float | None]]) -> Index:
         """Fold one step's raw values: signal -> channel -> value (None = not sampled now, the
-        channel's last u holds; a signal never seen is absent from the index)."""
+        channel's last u holds; a signal never seen is absent from the index).
+        """
         fresh: list[tuple[str, float]] = []
         components: dict[str, float] = {}
         for signal, channels in raw.items():

@@ -17,7 +17,8 @@ _CHUNK_ROWS = 1024
 
 class History:
     """Append-only; survives SIGKILL at any point. A row is in the tail's file before its ack; full
-    tails become Parquet chunks, and rows that a crash left in both count once."""
+    tails become Parquet chunks, and rows that a crash left in both count once.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

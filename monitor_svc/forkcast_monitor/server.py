@@ -20,7 +20,7 @@ _CREDIT = 16
 _WAKE_SECONDS = 0.5
 
 
-class Monitor(MonitorServicer):
+class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyped
     """Serves one run."""
 
     def __init__(self, run: WatchedRun, name: str) -> None:

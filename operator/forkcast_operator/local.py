@@ -191,7 +191,6 @@ class LocalWorld:
             _log.info("world.monitor_unavailable", code=error.code().name)
             return None
         return reply
-        return reply
 
     # ---------------------------------------------------------------------------------------- do
 

@@ -27,7 +27,8 @@ def read(store: Store) -> Catalogue:
 
 def pin(store: Store, name: str, states: Sequence[str]) -> tuple[str, ...]:
     """Add the states to the pin called ``name``; returns those it holds now, without any that are
-    being deleted."""
+    being deleted.
+    """
 
     def change(before: Catalogue) -> Catalogue:
         held = dict.fromkeys((*before.pins.get(name, ()), *states))

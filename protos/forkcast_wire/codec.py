@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from forkcast.actions import Action
@@ -47,12 +49,10 @@ def stats_to_wire(stats: StepStats) -> pb.StepStats:
 
 def stats_from_wire(message: pb.StepStats) -> StepStats:
     """A StepStats of a message; an empty per-layer list means "not sampled"."""
-    return StepStats(
-        **{name: getattr(message, name) for name in _PLAIN},
-        **{n: getattr(message, n) if message.HasField(n) else None for n in _OPTIONAL},
-        **{name: tuple(getattr(message, name)) or None for name in _LAYERS},
-        group_grad_norms=dict(message.group_grad_norms),
-    )
+    values: dict[str, Any] = {name: getattr(message, name) for name in _PLAIN}
+    values |= {n: getattr(message, n) if message.HasField(n) else None for n in _OPTIONAL}
+    values |= {name: tuple(getattr(message, name)) or None for name in _LAYERS}
+    return StepStats(**values, group_grad_norms=dict(message.group_grad_norms))
 
 
 def window_to_wire(window: Window) -> pb.Window:

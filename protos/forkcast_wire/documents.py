@@ -6,9 +6,10 @@ by name instead of becoming a half-filled record.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -92,8 +93,8 @@ class DocumentError(ValueError):
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, kind))
 
 
 def dump(record: object) -> bytes:
@@ -104,11 +105,12 @@ def dump(record: object) -> bytes:
 def load(kind: type[T], data: bytes) -> T:
     """The record that the bytes hold. Raises DocumentError naming the field that is wrong."""
     try:
-        return _adapter(kind).validate_json(data, extra="forbid")
+        record: T = _adapter(cast("Hashable", kind)).validate_json(data, extra="forbid")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise DocumentError(f"{kind.__name__}: {where}: {first['msg']}") from error
+    return record
 
 
 def load_any(kind: Any, data: bytes) -> Any:
@@ -122,7 +124,8 @@ def load_any(kind: Any, data: bytes) -> Any:
 
 def read_manifest(store: Store, folder: str) -> StateManifest | None:
     """The manifest of a saved state, None where there is none or it is damaged: a state without a
-    valid manifest does not exist."""
+    valid manifest does not exist.
+    """
     try:
         return load(StateManifest, store.get(keys.state_manifest(folder))[0])
     except (LookupError, DocumentError):

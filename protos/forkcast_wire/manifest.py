@@ -351,7 +351,6 @@ class Uncertainty(Part):
     """The detector. Absent fields keep the shipped uncertainty_config.yaml's values.
 
     warmup_steps: no trigger before that many accepted steps. cooldown_steps: none after a branch.
-    calm_steps: steps without a trigger after which a rate cut may be taken back.
     forecast_horizon_steps: of the disagreement signal.
     """
 
@@ -361,7 +360,6 @@ class Uncertainty(Part):
     trigger: TriggerThresholds | None = None
     warmup_steps: StepsOrZero | None = None
     cooldown_steps: StepsOrZero | None = None
-    calm_steps: StepsOrZero | None = None
     forecast_horizon_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
 
 
@@ -463,12 +461,12 @@ class Branching(Part):
 
 
 class Proxy(Part):
-    """Who forecasts. model: an .onnx file of one's own with its .json beside it; absent: the
-    shipped one. horizon_steps: how far ahead, at most the steps left.
+    """Who forecasts: the proxy service, or nobody (the heuristic portfolio orders the candidates).
+
+    horizon_steps: how far ahead, at most the steps left.
     """
 
     mode: Literal["Service", "Heuristic"] = "Service"
-    model: Uri | None = None
     horizon_steps: Steps = 2000
     timeout_seconds: Annotated[Decimal, Field(gt=0, le=600)] = 5.0
 

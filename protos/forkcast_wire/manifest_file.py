@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
             raise ManifestError(_place(event.start_mark), "aliases are refused", "write it out")
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _place(mark: yaml.Mark) -> str:
+def _place(mark: Any) -> str:
     return f"line {mark.line + 1}"
 
 
@@ -83,7 +83,7 @@ def _parse(text: str) -> Any:
         if line.startswith("\t") or (line.lstrip(" ").startswith("\t")):
             raise ManifestError(f"line {number}", "indented with a tab", "indent with spaces")
     try:
-        documents = list(yaml.load_all(text, Loader=_Loader))  # noqa: S506  a SafeLoader
+        documents = list(yaml.load_all(text, Loader=_Loader))
     except yaml.MarkedYAMLError as error:
         place = _place(error.problem_mark) if error.problem_mark else "document"
         raise ManifestError(place, f"not YAML: {error.problem}", "mend the syntax") from None

@@ -17,7 +17,8 @@ _PR_SET_PDEATHSIG = 1
 
 def configure_logging(component: str) -> None:
     """JSON lines on stderr, one event a line, with the component's name; control characters come
-    out escaped, so that no message can forge a line."""
+    out escaped, so that no message can forge a line.
+    """
     os.environ.setdefault("FORKCAST_COMPONENT", component)
     structlog.configure(
         processors=[

@@ -72,7 +72,8 @@ def read_tail(folder: Path) -> list[dict[str, Any]]:
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """All rows in the order (epoch, step), each (epoch, step, rank) once: where a restarted trainer
-    took a step again, the latest attempt's row stands."""
+    took a step again, the latest attempt's row stands.
+    """
     rows: dict[tuple[int, int, int], dict[str, Any]] = {}
     found: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.parquet")):
@@ -87,7 +88,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 def row_to_stats(row: dict[str, Any]) -> StepStats:
     """The StepStats of a history row."""
-    values = {field.name: row.get(field.name) for field in fields(StepStats)}
+    values: dict[str, Any] = {field.name: row.get(field.name) for field in fields(StepStats)}
     for name in _LISTS:
         values[name] = tuple(values[name]) if values[name] else None
     values["group_grad_norms"] = values["group_grad_norms"] or {}

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,7 +35,8 @@ _REWARM_STEPS = 150
 @dataclass
 class ActionState:
     """What applied actions have left in force: factors on the scheduled values, the clipping in
-    force where it is not the run's own, and the step of the last momentum reset."""
+    force where it is not the run's own, and the step of the last momentum reset.
+    """
 
     learning_rate_factor: float = 1.0
     weight_decay_factor: float = 1.0
@@ -123,12 +125,10 @@ class Engine:
         self.parameters = list(self.named.values())
         self.groups = [models.group_of(name) for name in self.named]
         self.optimizer = self._adamw()
-        self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
-            place.device.type, enabled=place.dtype is torch.float16
-        )
-        self.forward: nn.Module = self.module
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
+        self.forward: Callable[..., Any] = self.module
         if spec.model.compile:
-            self.forward = torch.compile(self.module)  # type: ignore[assignment]
+            self.forward = torch.compile(self.module)
         self.actions = ActionState()
         self.position = Position()
         self.clipping = self.make_clipping(KEEP)
@@ -217,7 +217,8 @@ class Engine:
 
     def _gradients(self, step: int) -> tuple[float, list[list[Tensor]], Tensor]:
         """Accumulate the step's gradient; (loss over all ranks, micro-batch gradients where the
-        policy wants them, the first sequence)."""
+        policy wants them, the first sequence).
+        """
         training, world = self.spec.training, self.place.world
         steps = training.gradient_accumulation_steps
         total = torch.zeros((), device=self.place.device)
@@ -252,6 +253,8 @@ class Engine:
         own = []
         with_gradient = [p for p in self.parameters if p.grad is not None]
         for index, parameter in enumerate(with_gradient):
+            if parameter.grad is None:
+                continue
             gradient = parameter.grad.detach().clone() * scale
             for earlier in before:
                 gradient -= earlier[index]
@@ -266,7 +269,7 @@ class Engine:
 
     def loss_of(self, batch: Tensor, *, model: nn.Module | None = None) -> Tensor:
         """Mean cross-entropy of a [count, length + 1] batch, nats/token, 0-d float32."""
-        logits = (model or self.forward)(batch[:, :-1]).logits
+        logits = (model if model is not None else self.forward)(batch[:, :-1]).logits
         return nn.functional.cross_entropy(
             logits.float().reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1)
         )
@@ -315,7 +318,7 @@ class Engine:
         if kept.update is None:
             return {}
         before = torch.stack(torch._foreach_norm(kept.update)).norm()
-        torch._foreach_sub_(kept.update, self.parameters)
+        torch._foreach_sub_(kept.update, list[Tensor](self.parameters))
         torch._foreach_neg_(kept.update)
         self._update = kept.update
         moved = torch.stack(torch._foreach_norm(kept.update)).norm()
@@ -338,7 +341,8 @@ class Engine:
     @torch.no_grad()
     def evaluate(self, *, full: bool = False) -> float:
         """Validation loss, nats/token, over the fixed batches (or all held-out text). Changes
-        nothing: dropout is off, no generator is drawn from."""
+        nothing: dropout is off, no generator is drawn from.
+        """
         self.module.eval()
         total, tokens = 0.0, 0
         try:

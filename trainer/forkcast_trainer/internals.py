@@ -17,7 +17,8 @@ from torch.utils.hooks import RemovableHandle
 @dataclass(frozen=True)
 class Internals:
     """Per layer: normalised attention entropy in [0, 1], activation mean and sd; and the largest
-    attention logit."""
+    attention logit.
+    """
 
     attention_entropy: tuple[float, ...]
     attention_logit_max: float
@@ -59,7 +60,8 @@ def sample(model: nn.Module, sequence: Tensor) -> Internals:
 
 def _attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Mean over heads and rows of the entropy over log(visible keys), and the largest logit.
-    qkv: [T, 3C] as GPT-2's c_attn gives it. The first row sees one key and is left out."""
+    qkv: [T, 3C] as GPT-2's c_attn gives it. The first row sees one key and is left out.
+    """
     length, width = qkv.shape[0], qkv.shape[1] // 3
     query, key, _ = qkv.split(width, dim=1)
     query = query.view(length, heads, -1).transpose(0, 1)

@@ -23,11 +23,11 @@ from forkcast.spikes import SpikeScore
 from forkcast_trainer import checkpoint, state
 from forkcast_trainer.apply import apply
 from forkcast_trainer.engine import Engine, placement
+from forkcast_trainer.slots import Slots
 from forkcast_wire import crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import AlreadyExists, put_document, read_document
-from forkcast_trainer.slots import Slots
 
 _log = structlog.get_logger()
 _POLL_SECONDS = 0.05
@@ -134,7 +134,8 @@ class Rollout:
     @torch.no_grad()
     def _mean_weights_loss(self) -> float:
         """Validation loss with the mean of the last min(25, half the steps) weights (checkpoint
-        averaging; it takes out most of what merely anneals)."""
+        averaging; it takes out most of what merely anneals).
+        """
         count = max(1, min(_MEAN_WEIGHTS, len(self.record.losses) // 2))
         kept = [p.detach().clone() for p in self.engine.parameters]
         recent = list(self.record.weights)[-count:]

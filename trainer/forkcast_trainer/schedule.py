@@ -13,7 +13,8 @@ def scheduled_rate(
     step: int, optimizer: Optimizer, total_steps: int, stressors: Sequence[RateStressor]
 ) -> float:
     """Linear warm-up, then cosine to the minimum (SGDR, arXiv 1608.03983, eq. 5) or constant; then
-    through the rate stressors. ``step`` counts from 0."""
+    through the rate stressors. ``step`` counts from 0.
+    """
     schedule, peak = optimizer.schedule, optimizer.learning_rate
     if step < schedule.warmup_steps:
         rate = peak * (step + 1) / schedule.warmup_steps

@@ -96,7 +96,8 @@ class TrainingRun:
 
     def _resume(self) -> None:
         """Continue from the newest valid state of the highest epoch; the lineage log is the truth
-        about the epoch, and names the state it was opened with."""
+        about the epoch, and names the state it was opened with.
+        """
         entry = lineage_head(self.store)
         epoch = entry.epoch if entry else 0
         candidates = [

@@ -13,7 +13,8 @@ from forkcast.robust import Ema
 class Disagreement:
     """Three forecasts of the smoothed loss ``horizon`` steps ahead: the last value, a line through
     two baselines of different span, the same line in log t. Channels: ``spread`` of the three now,
-    and ``error`` of the mean forecast that was made for this step."""
+    and ``error`` of the mean forecast that was made for this step.
+    """
 
     def __init__(self, decay: float, horizon: int) -> None:
         self._horizon = horizon

@@ -12,7 +12,8 @@ from forkcast.robust import Ema
 class InternalEntropy:
     """Channels, sampled every few steps: ``collapse`` = fall of the lowest layer's normalised
     attention entropy, ``logit`` = rise of the log of the largest attention logit, ``width`` = rise
-    of the log of the largest activation sd; each against its own EMA."""
+    of the log of the largest activation sd; each against its own EMA.
+    """
 
     def __init__(self, decay: float, horizon: int) -> None:
         del horizon

@@ -19,7 +19,10 @@ class Volatility:
     def update(self, stats: StepStats) -> Mapping[str, float | None]:
         """Departures of this step, nats/token and log units."""
         norm = math.log(max(stats.grad_norm, 1e-12)) if math.isfinite(stats.grad_norm) else math.nan
-        return {"loss": _departure(self._loss, stats.loss), "grad_norm": _departure(self._norm, norm)}
+        return {
+            "loss": _departure(self._loss, stats.loss),
+            "grad_norm": _departure(self._norm, norm),
+        }
 
     def state(self) -> Mapping[str, object]:
         """The two baselines."""

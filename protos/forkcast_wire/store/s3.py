@@ -59,7 +59,8 @@ class S3Store:
     def connect(cls, storage: Storage) -> S3Store:
         """Open the bucket of a manifest. Raises StoreUnavailable, with the remedy, where the
         endpoint does not answer, refuses the credentials, has no such bucket, or ignores
-        conditional writes while the manifest requires them."""
+        conditional writes while the manifest requires them.
+        """
         if storage.endpoint is None or storage.bucket is None:
             raise StoreUnavailable("spec.storage: endpoint and bucket are not set; set both")
         access, secret = _credentials(storage)
@@ -75,8 +76,9 @@ class S3Store:
             region=storage.region,
             http_client=http,
         )
-        store = cls(client, http, storage.bucket, storage.prefix)
-        if not store._call(lambda: client.bucket_exists(storage.bucket)):
+        bucket = storage.bucket
+        store = cls(client, http, bucket, storage.prefix)
+        if not store._call(lambda: client.bucket_exists(bucket)):
             raise StoreUnavailable(f"spec.storage.bucket: no bucket {storage.bucket}; create it")
         store._probe(storage.conditional_writes)
         return store

@@ -15,7 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from forkcast_trainer.clipping.base import ClipContext, ClippingPolicy, ClipResult, global_norm
+from forkcast_trainer.clipping.base import (
+    ClipContext,
+    ClippingPolicy,
+    ClipResult,
+    global_norm,
+    gradients,
+)
 
 LEAST_MICRO_BATCHES = 3
 
@@ -39,7 +45,7 @@ class Arc(ClippingPolicy):
         """Clip each micro-batch's gradient to the threshold, drop non-finite ones, take the mean."""
         norm = global_norm(parameters)
         local = [
-            torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g.float() for g in micro])))  # noqa: SLF001
+            torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g.float() for g in micro])))
             for micro in context.micro_gradients
         ]
         mine = torch.stack(local)
@@ -53,7 +59,7 @@ class Arc(ClippingPolicy):
         after = global_norm(parameters)
         top = self.params["maxNorm"]
         factor = torch.clamp(top / (after + 1e-6), max=1.0)
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)  # noqa: SLF001
+        torch._foreach_mul_(gradients(parameters), factor)
         return ClipResult(norm, after * factor)
 
     def _replace(
@@ -65,17 +71,15 @@ class Arc(ClippingPolicy):
         count: int,
     ) -> None:
         """Put the mean of the clipped micro-batch gradients, over all ranks, into ``.grad``."""
-        with_gradient = [p for p in parameters if p.grad is not None]
-        for parameter in with_gradient:
-            parameter.grad.zero_()
+        means = gradients(parameters)
+        torch._foreach_zero_(means)
         for micro, norm in zip(context.micro_gradients, norms.tolist(), strict=True):
             if math.isfinite(norm):
                 factor = min(1.0, limit / (norm + 1e-12)) / count
-                for parameter, gradient in zip(with_gradient, micro, strict=True):
-                    parameter.grad.add_(gradient, alpha=factor)
+                torch._foreach_add_(means, list(micro), alpha=factor)
         if dist.is_initialized():
-            for parameter in with_gradient:
-                dist.all_reduce(parameter.grad)
+            for mean in means:
+                dist.all_reduce(mean)
 
 
 def _gathered(mine: Tensor) -> Tensor:

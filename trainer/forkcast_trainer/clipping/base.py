@@ -84,14 +84,13 @@ def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 def global_norm(parameters: Sequence[Tensor]) -> Tensor:
     """L2 norm over all gradients, accumulated in float32; 0-d."""
-    norms = torch._foreach_norm(  # noqa: SLF001
-        [g.float() for g in gradients(parameters)]
-    )
-    return torch.linalg.vector_norm(torch.stack(norms))
+    norms = torch._foreach_norm([g.float() for g in gradients(parameters)])
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
 
 
 def scale_to(parameters: Sequence[Tensor], norm: Tensor, limit: float) -> ClipResult:
     """Scale all gradients so that their norm is at most ``limit``."""
     factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
-    torch._foreach_mul_(gradients(parameters), factor)  # noqa: SLF001
+    torch._foreach_mul_(gradients(parameters), factor)
     return ClipResult(norm, norm * factor)

@@ -39,7 +39,8 @@ def rewarm_scale(steps_since: int, steps: int) -> float:
 
 class Spam(ClippingPolicy):
     """theta: a coordinate is spiked where g^2 > theta v. resetEverySteps (0 = never),
-    rewarmSteps, graceSteps: no spike test that soon after a start or a reset; maxNorm on top."""
+    rewarmSteps, graceSteps: no spike test that soon after a start or a reset; maxNorm on top.
+    """
 
     defaults = {
         "theta": 5000.0,

@@ -18,7 +18,8 @@ from forkcast_trainer.clipping.base import ClipContext, ClippingPolicy, ClipResu
 
 class ZClip(ClippingPolicy):
     """decay (alpha), zThreshold, warmupSteps (N) as in section 3 of the paper; maxNorm: the
-    constant clip that stays on top."""
+    constant clip that stays on top.
+    """
 
     defaults = {"decay": 0.97, "zThreshold": 2.5, "warmupSteps": 25.0, "maxNorm": 1.0}
 

@@ -21,7 +21,8 @@ def window_count(tokens: TokenSlice, sequence_length: int) -> int:
 
 class Batches:
     """Batches of the training text. What a step sees depends on the sampler's state and the step
-    alone, so every fork of a state sees the same."""
+    alone, so every fork of a state sees the same.
+    """
 
     def __init__(
         self, tokens: TokenSlice, sequence_length: int, stressors: Sequence[DataStressor]
@@ -43,7 +44,8 @@ class Batches:
 
     def read(self, ids: NDArray[np.int64], length: int) -> Tokens:
         """[len(ids), length + 1] ids that begin at the windows' first ids; the last windows are
-        shifted back so that a longer read stays inside the text."""
+        shifted back so that a longer read stays inside the text.
+        """
         text = self.tokens.array
         last = max(self.tokens.count - length - 1, 0)
         starts = np.minimum(ids * self.sequence_length, last)

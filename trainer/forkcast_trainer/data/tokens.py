@@ -82,16 +82,13 @@ def open_tokenizer(uri: str) -> Tokenizer:
             _END_OF_TEXT_BYTE + 1,
             _END_OF_TEXT_BYTE,
         )
-    from transformers import AutoTokenizer, GPT2TokenizerFast
-
     folder = Path(uri)
+    if (folder / "merges.txt").exists() and not (folder / "tokenizer.json").exists():
+        return _byte_level_bpe(folder)
+    from transformers import AutoTokenizer
+
     try:
-        if (folder / "merges.txt").exists() and not (folder / "tokenizer.json").exists():
-            hf = GPT2TokenizerFast(
-                vocab_file=str(folder / "vocab.json"), merges_file=str(folder / "merges.txt")
-            )
-        else:
-            hf = AutoTokenizer.from_pretrained(uri)
+        hf = AutoTokenizer.from_pretrained(uri)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise DataError(
@@ -102,6 +99,20 @@ def open_tokenizer(uri: str) -> Tokenizer:
         lambda text: np.asarray(hf(text, add_special_tokens=False)["input_ids"], dtype=np.int64),
         len(hf),
         int(end),
+    )
+
+
+def _byte_level_bpe(folder: Path) -> Tokenizer:
+    """GPT-2's own layout: vocab.json and merges.txt."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    size = bpe.get_vocab_size()
+    end = bpe.token_to_id("<|endoftext|>")
+    return Tokenizer(
+        lambda text: np.asarray(bpe.encode(text).ids, dtype=np.int64),
+        size,
+        size - 1 if end is None else int(end),
     )
 
 

@@ -12,7 +12,7 @@ from forkcast_trainer.stressors.rare_token_burst import RareTokenBurst
 from forkcast_trainer.stressors.text_artifacts import TextArtifacts
 from forkcast_wire.manifest import Stressor, StressorType
 
-STRESSORS: Mapping[StressorType, type[DataStressor] | type[RateStressor]] = {
+STRESSORS: Mapping[StressorType, type[DataStressor | RateStressor]] = {
     StressorType.RARE_TOKEN_BURST: RareTokenBurst,
     StressorType.LONG_SEQUENCE: LongSequence,
     StressorType.TEXT_ARTIFACTS: TextArtifacts,

@@ -10,7 +10,8 @@ _INTERVAL = 100
 
 class BlockShuffle(DataStressor):
     """In a struck interval of 100 steps, every window is replaced by one of the same 64-window
-    block per step, so that neighbouring batches are correlated as in an unshuffled corpus."""
+    block per step, so that neighbouring batches are correlated as in an unshuffled corpus.
+    """
 
     def windows(self, step: int, ids: Ids, count: int) -> Ids:
         """Ids of one block, the block being drawn for the step's interval."""

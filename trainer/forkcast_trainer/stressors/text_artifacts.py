@@ -8,7 +8,7 @@ from forkcast_trainer.data.tokens import open_tokenizer
 from forkcast_trainer.stressors.base import DataStressor, Ids, Text
 from forkcast_wire.manifest import Stressor
 
-_WORDS = "The quick naïve café résumé – “quoted” text, Größe, señor, Straße, 東京, привет, שלום "
+_WORDS = "The quick naïve café résumé -- “quoted” text, Größe, señor, Straße, 東京, привет, שלום "
 
 
 def mangled_pool() -> str:
@@ -42,4 +42,5 @@ class TextArtifacts(DataStressor):
             self._pool = open_tokenizer(self.tokenizer).encode(mangled_pool())
         starts = self.generator(step).integers(0, len(self._pool), size=len(batch))
         places = (starts[:, None] + np.arange(batch.shape[1])[None, :]) % len(self._pool)
-        return self._pool[places]
+        chosen: Ids = self._pool[places]
+        return chosen

@@ -1,0 +1,58 @@
+"""From a work directory to the values that metrics and reports are computed from. Reads only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forkcast_cli import metrics
+from forkcast_cli.shapes import plan_model, tokens_per_step
+from forkcast_cli.view import RunView, look
+from forkcast_wire.statistics import read_history
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """A run's view, its statistics rows of rank 0 in (epoch, step) order, and its metrics."""
+
+    view: RunView
+    rows: list[dict[str, Any]]
+    points: list[metrics.Point]
+    metrics: metrics.Metrics
+
+
+def gather(folder: Path) -> RunFacts:
+    """Everything about a run. Raises FileNotFoundError where the folder holds none."""
+    view = look(folder)
+    rows = [row for row in read_history(folder / "statistics") if row["rank"] == 0]
+    points = [
+        metrics.Point(row["epoch"], row["step"], _number(row["loss"]), _number(row["grad_norm"]))
+        for row in rows
+    ]
+    model = plan_model(view.manifest.spec)
+    facts = metrics.Facts(
+        points=points,
+        lineage=view.lineage,
+        decisions=[one.decision for one in view.branches if one.decision is not None],
+        triggers=len(view.branches) + len(view.suppressed),
+        opened=len(view.branches),
+        validation_loss=_last_validation(view, rows),
+        parameters=model.parameters if model is not None else None,
+        tokens_per_step=tokens_per_step(view.manifest.spec),
+    )
+    return RunFacts(view, rows, points, metrics.compute(facts))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _last_validation(view: RunView, rows: Iterable[dict[str, Any]]) -> float | None:
+    """The full evaluation of the end, or the newest validation taken."""
+    if view.complete is not None:
+        return view.complete.validation_loss
+    taken = [row["validation_loss"] for row in rows if row["validation_loss"] is not None]
+    return taken[-1] if taken else view.progress.get("validation_loss")

@@ -1,0 +1,267 @@
+"""A world in memory with faults: operators that crash after any command, rollouts that vanish or
+fail, a trainer that adopts late or crashes, two operators, retention that prunes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+from forkcast import branch as b
+from forkcast.actions import Action
+from forkcast.decision import CONTROL, Candidate, Decision, Draft, DraftSource
+from forkcast.lineage import LineageEntry
+from forkcast.records import StateKind, StateRef, Trial, TrialStatus, Trigger, TriggerRule
+
+
+class Crash(Exception):
+    """The operator died here."""
+
+
+def state(step: int, epoch: int = 0, kind: StateKind = StateKind.RING) -> StateRef:
+    return StateRef(
+        key=f"{kind.value}/{epoch}/{step}",
+        kind=kind,
+        epoch=epoch,
+        attempt=0,
+        step=step,
+        digest=f"{kind.value}{epoch}{step}",
+        size_bytes=1,
+    )
+
+
+def trigger(step: int = 100, epoch: int = 0) -> Trigger:
+    return Trigger(
+        run_uid="u",
+        epoch=epoch,
+        step=step,
+        onset_step=step - 2,
+        rule=TriggerRule.SINGLE,
+        z=4.0,
+        index=2.0,
+        components={},
+        thresholds={},
+    )
+
+
+@dataclass
+class Rollout:
+    job: b.RunRollout
+    until: int | None
+    trials: dict[int, Trial] = field(default_factory=dict)
+    deaths: int = 0
+
+
+@dataclass
+class SimWorld:
+    """One branch's world. ``quality``: seed of what the rollouts measure; ``chaos``: of the faults."""
+
+    trigger: Trigger
+    quality: int = 0
+    chaos: random.Random = field(default_factory=random.Random)
+    crash_rate: float = 0.0
+    fault_rate: float = 0.0
+    crash_at: int | None = None
+    phase: b.Phase | None = None
+    bases: tuple[StateRef, ...] | None = None
+    pins: set[str] = field(default_factory=set)
+    draft: Draft | None = None
+    rollouts: dict[str, Rollout] = field(default_factory=dict)
+    decision: Decision | None = None
+    lineage: dict[int, LineageEntry] = field(default_factory=dict)
+    posted: int = 0
+    trainer_epoch: int = 0
+    durable_epoch: int = 0
+    adopted: list[LineageEntry] = field(default_factory=list)
+    held: bool = False
+    outcome: tuple[object, str] | None = None
+    commands: int = 0
+    ticks: int = 0
+    deadline: int = 400
+    decisions_written: int = 0
+    violations: list[str] = field(default_factory=list)
+
+    def observe(self, phase: b.Phase) -> b.Seen:
+        return b.Seen(
+            bases=self.bases,
+            draft=self.draft,
+            rollouts={
+                n: b.RolloutSeen(until=r.until, trials=dict(r.trials))
+                for n, r in self.rollouts.items()
+            },
+            main_losses={},
+            main_over_threshold=False,
+            decision=self.decision,
+            lineage=self.lineage.get(self.trigger.epoch + 1),
+            durable_epoch=self.durable_epoch,
+            expired=self.ticks > self.deadline,
+            run_finished=False,
+            released=self.outcome is not None,
+        )
+
+    def do(self, command: b.Command) -> None:
+        self.commands += 1
+        if self.fault_rate and self.chaos.random() < self.fault_rate:
+            return  # lost on the way: a level-based loop sends it again
+        match command:
+            case b.HoldMain():
+                self.held = self.outcome is None
+            case b.PinBases():
+                found = (state(95), state(60))
+                self.pins |= {one.key for one in found}
+                self.bases = self.bases or found
+            case b.DraftCandidates():
+                self.draft = self.draft or self._draft()
+            case b.RunRollout():
+                if command.base.key not in self.pins:
+                    self.violations.append("I6: a rollout starts from an unpinned base")
+                known = self.rollouts.setdefault(command.candidate, Rollout(command, command.until))
+                known.until = command.until
+            case b.StopRollout():
+                self.rollouts[command.candidate].until = None
+            case b.PinState():
+                self.pins.add(command.state.key)
+            case b.RecordDecision():
+                if self.decision is None:
+                    self.decision = command.decision
+                    self.decisions_written += 1
+            case b.AppendLineage():
+                if self.decision is None or command.entry.decision_digest != self.decision.digest:
+                    self.violations.append("I7: the lineage names another decision")
+                if command.entry.state.key not in self.pins:
+                    self.violations.append("I8: the adopted state is not pinned")
+                self.lineage.setdefault(command.entry.epoch, command.entry)
+            case b.PostCollapse():
+                self.posted = max(self.posted, command.entry.epoch)
+            case b.Release():
+                for one in self.rollouts.values():
+                    one.until = None
+                self.pins.clear()
+                self.held = False
+                self.outcome = (command.outcome, command.reason)
+        if self.crash_at == self.commands or (
+            self.crash_rate and self.chaos.random() < self.crash_rate
+        ):
+            raise Crash
+
+    def save(self, phase: b.Phase) -> None:
+        if self.phase is not None and type(phase) not in b.MOVES[type(self.phase)]:
+            self.violations.append(f"illegal move {type(self.phase)} -> {type(phase)}")
+        self.phase = phase
+
+    def tick(self) -> None:
+        """Rollouts publish, the trainer adopts and saves; either may fail."""
+        self.ticks += 1
+        for name, one in self.rollouts.items():
+            if one.until is not None and one.until not in one.trials:
+                if self.fault_rate and self.chaos.random() < self.fault_rate:
+                    one.deaths += 1
+                    continue
+                one.trials[one.until] = self._trial(name, one)
+        if self.posted > self.trainer_epoch and not self._unlucky():
+            entry = self.lineage[self.posted]
+            if entry.epoch <= self.trainer_epoch:
+                self.violations.append("I1/I3: an epoch applied twice or backwards")
+            self.adopted.append(entry)
+            self.trainer_epoch = entry.epoch
+        elif self.trainer_epoch > self.durable_epoch:
+            if self._unlucky():  # the trainer dies before its checkpoint: it reads the log again
+                self.trainer_epoch = self.durable_epoch
+                self.adopted.pop()
+            else:
+                self.durable_epoch = self.trainer_epoch
+
+    def _unlucky(self) -> bool:
+        return bool(self.fault_rate) and self.chaos.random() < self.fault_rate
+
+    def _draft(self) -> Draft:
+        rng = random.Random(self.quality)
+        actions = [
+            Action(learning_rate_scale=0.8, rewind_steps=5),
+            Action(clipping="ZClip", rewind_steps=5),
+            Action(momentum_reset=True, rewind_steps=40),
+        ]
+        rng.shuffle(actions)
+        candidates = tuple(Candidate(name=f"c00{n}", action=a) for n, a in enumerate(actions))
+        return Draft(
+            seed=1,
+            strategy="Lattice",
+            source=DraftSource.HEURISTIC,
+            model="",
+            note="",
+            candidates=candidates,
+            finalists=tuple(one.name for one in candidates),
+        )
+
+    def _trial(self, name: str, one: Rollout) -> Trial:
+        rung = one.until or 0
+        rng = random.Random(f"{self.quality}/{name}/{rung}")
+        status = rng.choices([TrialStatus.OK, TrialStatus.DIVERGED, TrialStatus.FAILED], [8, 1, 1])[
+            0
+        ]
+        if name == CONTROL:
+            status = TrialStatus.OK
+        loss = 3.0 if name == CONTROL else 3.0 + rng.uniform(-0.15, 0.1)
+        ok = status is TrialStatus.OK
+        step = self.trigger.step + rung
+        losses = tuple(3.0 + 0.1 * (-1) ** i for i in range(step - one.job.base.step))
+        ref = replace(state(step, kind=StateKind.ROLLOUT), key=f"rollouts/{name}/{rung}")
+        return Trial(
+            candidate=name,
+            rung=rung,
+            step=step,
+            status=status,
+            validation_loss=loss if ok else None,
+            mean_weights_loss=loss if ok else None,
+            losses_from=one.job.base.step + 1,
+            losses=losses,
+            spike_steps=(),
+            steps_run=len(losses),
+            seconds=0.0,
+            state=ref if ok else None,
+            failure="" if ok else "x",
+        )
+
+
+def run_to_end(world: SimWorld, rules: b.BranchRules, operators: int = 1) -> b.Phase:
+    """Reconcile until the branch has ended. A crashed operator starts again from the saved phase."""
+    from forkcast.loop import reconcile
+
+    start = b.Forking(branch="r-e0-t100", trigger=world.trigger)
+    memory: list[b.Phase] = [start] * operators
+    for _ in range(3000):
+        number = world.chaos.randrange(operators)
+        saved = world.phase or start
+        phase = memory[number] if operators > 1 and world.chaos.random() < 0.5 else saved
+        try:
+            memory[number] = reconcile(_Fenced(world, operators > 1), phase, rules)
+        except Crash:
+            memory[number] = world.phase or start
+        world.tick()
+        if isinstance(world.phase, b.Finished):
+            return world.phase
+    raise AssertionError(f"the branch never ends: {world.phase}")
+
+
+class _Fenced:
+    """Two operators may save phases out of order: the world is what counts, so a stale save that
+    would move the branch backwards is dropped, as a compare-and-swap would."""
+
+    _ORDER = list(b.MOVES)
+
+    def __init__(self, world: SimWorld, several: bool) -> None:
+        self._world, self._several = world, several
+
+    def observe(self, phase):
+        return self._world.observe(phase)
+
+    def do(self, command):
+        self._world.do(command)
+
+    def save(self, phase):
+        known = self._world.phase
+        if self._several and known is not None:
+            if self._ORDER.index(type(phase)) < self._ORDER.index(type(known)):
+                return
+            self._world.phase = phase
+            return
+        self._world.save(phase)
