@@ -10,7 +10,9 @@ The moves, as a table (`MOVES`), from which the diagram in the documentation is 
 
     Forking -> Drafting -> Verifying (rung by rung) -> Deciding -> Collapsing -> Releasing -> Finished
        |          |                                       |                         ^
-       +----------+---------------- nothing to do --------+-------------------------+
+       +----------+------------+--- nothing to do --------+-------------------------+
+
+A phase before Collapsing goes there, or to Releasing, where another operator has decided already.
 """
 
 from __future__ import annotations
@@ -250,9 +252,9 @@ Phase: TypeAlias = Forking | Drafting | Verifying | Deciding | Collapsing | Rele
 
 #: Legal moves, phase to phase (staying is always legal).
 MOVES: Final[Mapping[type, tuple[type, ...]]] = {
-    Forking: (Drafting, Releasing),
-    Drafting: (Verifying, Releasing),
-    Verifying: (Verifying, Deciding, Releasing),
+    Forking: (Drafting, Collapsing, Releasing),
+    Drafting: (Verifying, Collapsing, Releasing),
+    Verifying: (Verifying, Deciding, Collapsing, Releasing),
     Deciding: (Collapsing, Releasing),
     Collapsing: (Releasing,),
     Releasing: (Finished,),
@@ -312,9 +314,13 @@ def branch_name(run: str, trigger: Trigger) -> str:
 
 def decide(phase: Phase, seen: Seen, rules: BranchRules) -> tuple[Phase, tuple[Command, ...]]:
     """The next phase and the commands that are still needed. Pure; see the rules of this file."""
-    if seen.released and not isinstance(phase, Releasing | Finished):
-        # only a second operator gets here; its hold or rollouts would outlive the branch
-        return _release(phase, Outcome.SUPERSEDED, "EndedByAnotherOperator"), ()
+    if isinstance(phase, Forking | Drafting | Verifying | Deciding):
+        # a standing decision holds, whoever took it; and where another operator has ended the
+        # branch, a hold or a rollout asked for now would outlive it
+        if seen.decision is not None:
+            return _carry_out(phase, seen.decision), ()
+        if seen.released:
+            return _release(phase, Outcome.SUPERSEDED, "EndedByAnotherOperator"), ()
     match phase:
         case Forking():
             return _fork(phase, seen, rules)
@@ -471,15 +477,16 @@ def _next_rung(
     return replace(phase, entrants=entrants, rung=rung)
 
 
+def _carry_out(
+    phase: Forking | Drafting | Verifying | Deciding, decision: Decision
+) -> Collapsing | Releasing:
+    """What a standing decision leads to."""
+    if decision.outcome.adopts and decision.applied:
+        return Collapsing(branch=phase.branch, trigger=phase.trigger, decision=decision)
+    return _release(phase, decision.outcome, decision.reason)
+
+
 def _conclude(phase: Deciding, seen: Seen, rules: BranchRules) -> tuple[Phase, tuple[Command, ...]]:
-    if seen.decision is not None:
-        decision = seen.decision
-        if decision.outcome.adopts and decision.applied:
-            return (
-                Collapsing(branch=phase.branch, trigger=phase.trigger, decision=decision),
-                (),
-            )
-        return _release(phase, decision.outcome, decision.reason), ()
     decision = _decision(phase, seen, rules)
     record = RecordDecision(branch=phase.branch, decision=decision)
     if decision.adopted is not None:

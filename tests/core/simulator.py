@@ -101,7 +101,9 @@ class SimWorld:
     def do(self, command: b.Command) -> None:
         self.commands += 1
         if self.fault_rate and self.chaos.random() < self.fault_rate:
-            return  # lost on the way: a level-based loop sends it again
+            if isinstance(command, b.HoldMain | b.PostCollapse):
+                return  # directives live in memory and may be lost unseen: they come again
+            raise Crash  # the store refused: what comes after in this pass is not done either
         match command:
             case b.HoldMain():
                 self.held = self.outcome is None
@@ -233,7 +235,7 @@ def run_to_end(world: SimWorld, rules: b.BranchRules, operators: int = 1) -> b.P
         saved = world.phase or start
         phase = memory[number] if operators > 1 and world.chaos.random() < 0.5 else saved
         try:
-            memory[number] = reconcile(_Fenced(world, operators > 1), phase, rules)
+            memory[number] = reconcile(_Fenced(world, several=operators > 1), phase, rules)
         except Crash:
             memory[number] = world.phase or start
         world.tick()
@@ -248,7 +250,7 @@ class _Fenced:
 
     _ORDER = list(b.MOVES)
 
-    def __init__(self, world: SimWorld, several: bool) -> None:
+    def __init__(self, world: SimWorld, *, several: bool) -> None:
         self._world, self._several = world, several
 
     def observe(self, phase):

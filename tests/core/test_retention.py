@@ -1,0 +1,115 @@
+"""Which states stay, and which a branch forks from."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkcast.actions import Action
+from forkcast.lineage import LineageEntry
+from forkcast.records import StateKind, StateRef
+from forkcast.retention import choose_bases, keep, of_lineage
+
+
+def ref(step: int, epoch: int = 0, attempt: int = 1, *, good: bool = False) -> StateRef:
+    key = f"ring/e{epoch}/a{attempt}/{step:012d}"
+    return StateRef(
+        key=key,
+        kind=StateKind.RING,
+        epoch=epoch,
+        attempt=attempt,
+        step=step,
+        digest="",
+        size_bytes=1,
+        good=good,
+    )
+
+
+def entry(epoch: int, base_step: int) -> LineageEntry:
+    return LineageEntry(
+        epoch=epoch,
+        run_uid="u",
+        branch="b",
+        decision_digest="",
+        action=Action(),
+        state=ref(base_step + 100),
+        base_step=base_step,
+        trigger_step=base_step + 50,
+    )
+
+
+def test_the_last_the_good_the_pinned_and_a_few_older_stay() -> None:
+    states = [ref(step, good=step == 400) for step in range(0, 2000, 50)]
+    stay = keep(states, keep_last=3, pinned_steps=[650], pins=[ref(850).key])
+    steps = {int(key[-12:]) for key in stay}
+    assert steps >= {1950, 1900, 1850, 400, 650, 850, 0}
+    assert len(steps) <= 3 + 1 + 1 + 1 + 4
+
+
+@given(
+    st.lists(st.integers(0, 10**6), max_size=60, unique=True),
+    st.integers(1, 8),
+    st.sets(st.integers(0, 59)),
+)
+def test_what_is_pinned_stays_and_the_number_is_bounded(steps, keep_last, pinned) -> None:
+    states = [ref(step) for step in steps]
+    pins = {states[i].key for i in pinned if i < len(states)}
+    stay = keep(states, keep_last=keep_last, pins=pins)
+    newest = sorted(states, key=lambda one: one.step)[-keep_last:]
+    assert pins | {one.key for one in newest} <= stay <= {one.key for one in states}
+    assert len(stay) <= keep_last + len(pins) + 4
+
+
+def test_old_states_stay_spread_while_the_run_goes_on() -> None:
+    states: list[StateRef] = []
+    for step in range(0, 5000, 25):
+        states.append(ref(step))
+        stay = keep(states, keep_last=8)
+        states = [one for one in states if one.key in stay]
+    ages = [4975 - one.step for one in states]
+    assert any(300 <= age <= 1200 for age in ages)
+    assert max(ages) >= 2000
+
+
+def test_keep_last_is_at_least_one() -> None:
+    with pytest.raises(ValueError, match="keep_last"):
+        keep([], keep_last=0)
+
+
+@pytest.mark.parametrize(
+    ("before", "depths", "oldest", "expected"),
+    [
+        (130, (0, 50), 0, [125, 75]),
+        (125, (0, 50), 0, [100, 75]),  # the state at the departure is part of it
+        (130, (0, 5, 10), 0, [125, 100]),  # distinct
+        (130, (0, 500), 0, [125]),  # no state is that old
+        (130, (0, 50), 100, [125]),
+        (25, (0,), 0, [0]),
+        (0, (0,), 0, []),
+        (130, (50,), 0, [125, 75]),  # the newest is always there: the control starts from it
+    ],
+)
+def test_bases(before, depths, oldest, expected) -> None:
+    states = [ref(step) for step in range(0, 200, 25)]
+    chosen = choose_bases(states, before_step=before, depths=depths, oldest=oldest)
+    assert [one.step for one in chosen] == expected
+
+
+def test_of_two_attempts_at_one_step_the_later_is_taken() -> None:
+    chosen = choose_bases(
+        [ref(50, attempt=2), ref(50, attempt=1)], before_step=60, depths=(0,), oldest=0
+    )
+    assert [one.attempt for one in chosen] == [2]
+
+
+def test_a_lineage_does_not_see_what_it_abandoned() -> None:
+    states = [ref(s, e) for e in (0, 1, 2) for s in (100, 200, 300)]
+    log = [entry(1, base_step=200), entry(2, base_step=100)]
+
+    def seen(epoch: int) -> list[tuple[int, int]]:
+        return [(one.epoch, one.step) for one in of_lineage(states, log, epoch)]
+
+    assert seen(0) == [(0, 100), (0, 200), (0, 300)]
+    assert seen(1) == [(0, 100), (0, 200), (1, 100), (1, 200), (1, 300)]
+    assert seen(2) == [(0, 100), (1, 100), (2, 100), (2, 200), (2, 300)]
