@@ -1,0 +1,61 @@
+"""A manifest's branching as rules and lattice."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkcast.records import StateKind, StateRef, Trigger, TriggerRule
+from forkcast_operator.rules import branch_rules, lattice_of
+from forkcast_wire.manifest import TrainingRunSpec
+
+
+def spec(total: int = 1000, **training) -> TrainingRunSpec:
+    return TrainingRunSpec.model_validate(
+        {
+            "data": {"train": {"uri": "python-stdlib:"}},
+            "training": {"totalSteps": total, **training},
+        }
+    )
+
+
+def trigger(step: int) -> Trigger:
+    return Trigger(
+        run_uid="u",
+        epoch=0,
+        step=step,
+        onset_step=step,
+        rule=TriggerRule.FORCED,
+        z=0.0,
+        index=0.0,
+        components={},
+        thresholds={},
+    )
+
+
+def base(step: int) -> StateRef:
+    return StateRef(
+        key=f"k{step}", kind=StateKind.RING, epoch=0, attempt=1, step=step, digest="", size_bytes=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("left", "rungs", "confirm"),
+    [(900, (10, 25, 50), 200), (120, (10, 25, 50), 120), (50, (10, 25), 50), (11, (10,), 11)],
+)
+def test_the_confirm_rung_moves_forward_and_never_away(left, rungs, confirm) -> None:
+    rules = branch_rules(spec(), trigger(1000 - left))
+    assert (rules.rungs, rules.confirm_steps) == (rungs, confirm)
+
+
+@pytest.mark.parametrize("left", [0, 1, 10])
+def test_no_branch_where_nothing_fits(left) -> None:
+    with pytest.raises(ValueError, match="steps are left"):
+        branch_rules(spec(), trigger(1000 - left))
+
+
+def test_arc_needs_three_micro_batches() -> None:
+    bases = (base(75), base(0))
+    assert "ARC" not in lattice_of(spec(gradientAccumulationSteps=2), trigger(100), bases).clipping
+    wide = lattice_of(spec(gradientAccumulationSteps=3), trigger(100), bases)
+    assert "ARC" in wide.clipping
+    assert wide.rewind_steps == (25, 100)
