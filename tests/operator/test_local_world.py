@@ -1,0 +1,201 @@
+"""The local world over a real folder store and a real gRPC server, to a branch's end and back."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent import futures
+from dataclasses import replace
+
+import grpc
+import numpy as np
+import pytest
+
+from forkcast.branch import BranchRules, Deciding, Finished, Forking, Phase, Release, branch_name
+from forkcast.decision import CONTROL, Decision, Outcome
+from forkcast.loop import reconcile
+from forkcast.records import (
+    WINDOW_COLUMNS,
+    StateKind,
+    StateRef,
+    Trial,
+    TrialStatus,
+    Trigger,
+    TriggerRule,
+    Window,
+)
+from forkcast_operator.local import BranchRecord, LocalWorld, MonitorUnavailableError, load_phase
+from forkcast_wire import catalogue, keys
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.channel import listen, open_channel
+from forkcast_wire.codec import window_to_wire
+from forkcast_wire.documents import RolloutJob, RolloutUntil, StateManifest, dump, lineage_head
+from forkcast_wire.forkcast_pb2_grpc import (
+    MonitorServicer,
+    MonitorStub,
+    add_MonitorServicer_to_server,
+)
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.store import FolderStore, put_document, read_document
+
+SPEC = TrainingRunSpec.model_validate(
+    {
+        "data": {"train": {"uri": "python-stdlib:"}},
+        "training": {"totalSteps": 1000},
+        "branching": {"candidates": 32, "topK": 3},
+    }
+)
+TRIGGER = Trigger(
+    run_uid="u",
+    epoch=0,
+    step=100,
+    onset_step=98,
+    rule=TriggerRule.SINGLE,
+    z=4.0,
+    index=1.0,
+    components={},
+    thresholds={},
+)
+RULES = BranchRules(rungs=(10, 25), confirm_steps=40, depths=(0, 50))
+
+
+class SmallMonitor(MonitorServicer):
+    """Answers as a monitor with a calm run behind it."""
+
+    def __init__(self) -> None:
+        self.directives: list[str] = []
+
+    def GetWindow(self, request, context):  # noqa: N802
+        columns = {name: np.arange(100.0) for name in WINDOW_COLUMNS}
+        window = Window(run_uid="u", epoch=0, total_steps=1000, columns=columns)
+        return pb.WindowReply(window=window_to_wire(window))
+
+    def PostDirective(self, request, context):  # noqa: N802
+        self.directives.append(request.directive.id)
+        return pb.PostDirectiveResponse()
+
+
+@pytest.fixture
+def monitor(tmp_path):
+    service, server = SmallMonitor(), grpc.server(futures.ThreadPoolExecutor(2))
+    add_MonitorServicer_to_server(service, server)
+    target = f"unix:{tmp_path}/m.sock"
+    listen(server, target)
+    server.start()
+    with open_channel(target) as channel:
+        yield service, MonitorStub(channel)
+    server.stop(None)
+
+
+def saved(store, ref: StateRef) -> StateRef:
+    """A state that exists: its bytes, then its manifest."""
+    store.put(keys.ptz(ref.key, ref.step), b"x")
+    manifest = StateManifest(
+        format_version=1, run_uid="u", state=ref, lossless=True, loss=3.0, versions={}
+    )
+    store.put(keys.state_manifest(ref.key), dump(manifest))
+    return ref
+
+
+def state(kind: StateKind, key: str, step: int, epoch: int = 0) -> StateRef:
+    return StateRef(key=key, kind=kind, epoch=epoch, attempt=1, step=step, digest="d", size_bytes=1)
+
+
+def publish_trials(store) -> None:
+    """What rollouts would: a trial and an end state for whatever is wanted; c0.. are better."""
+    for info in list(store.list("rollouts/")):
+        if not info.key.endswith("/job.json"):
+            continue
+        job = read_document(store, RolloutJob, info.key)
+        wish = read_document(store, RolloutUntil, keys.rollout_until(job.trigger_id, job.candidate))
+        rung = wish.until if wish else None
+        where = (job.trigger_id, job.candidate)
+        if rung is None or store.head(keys.rollout_trial(*where, rung)) is not None:
+            continue
+        step = job.trigger_step + rung
+        end = state(StateKind.ROLLOUT, keys.rollout_state(*where, rung), step)
+        losses = tuple(3.0 + 0.1 * (-1) ** s for s in range(job.base.step, step))
+        loss = 3.0 if job.candidate == CONTROL else 2.8
+        trial = Trial(
+            candidate=job.candidate,
+            rung=rung,
+            step=step,
+            status=TrialStatus.OK,
+            validation_loss=loss,
+            mean_weights_loss=loss,
+            losses_from=job.base.step,
+            losses=losses,
+            spike_steps=(),
+            steps_run=len(losses),
+            seconds=1.0,
+            state=saved(store, end),
+        )
+        put_document(store, keys.rollout_trial(*where, rung), trial)
+
+
+@pytest.fixture
+def world(tmp_path, monitor):
+    store = FolderStore(tmp_path / "store")
+    for step in (25, 50, 75, 98, 100):
+        saved(store, state(StateKind.RING, keys.state(StateKind.RING, 0, 1, step), step))
+    record = BranchRecord(
+        name=branch_name("run", TRIGGER), trigger=TRIGGER, rules=RULES, opened_at=time.time()
+    )
+    return LocalWorld(SPEC, store, record, monitor[1], None, tmp_path)
+
+
+def start(world) -> Phase:
+    return Forking(branch=world.record.name, trigger=TRIGGER)
+
+
+def test_a_branch_goes_to_its_end_with_an_operator_that_forgets_between_passes(
+    world, monitor
+) -> None:
+    store = world.store
+    for _ in range(60):
+        phase = load_phase(store, TRIGGER.id) or start(world)  # as after a restart
+        if isinstance(phase, Finished):
+            break
+        reconcile(world, phase, RULES)
+        publish_trials(store)
+        if "collapse/1" in monitor[0].directives:  # the trainer has adopted
+            key = keys.state(StateKind.CHECKPOINT, 1, 1, 140)
+            saved(store, state(StateKind.CHECKPOINT, key, 140, epoch=1))
+    assert isinstance(phase, Finished)
+    assert phase.outcome is Outcome.ACCEPTED
+    decision = read_document(store, Decision, keys.branch_file(TRIGGER.id, "decision"))
+    assert [base.step for base in decision.bases] == [75, 25]
+    assert lineage_head(store).decision_digest == decision.digest
+    assert catalogue.read(store).pins == {}
+    left = [i.key for i in store.list("rollouts/") if i.key.endswith("/manifest.json")]
+    assert left == [keys.state_manifest(decision.adopted.key)]
+    posted = dict.fromkeys(monitor[0].directives)
+    assert list(posted) == [f"hold/{TRIGGER.id}", "collapse/1", f"release/{TRIGGER.id}"]
+
+
+def test_a_lost_release_comes_again_while_the_run_is_held(world, monitor, tmp_path) -> None:
+    progress = tmp_path / "progress.json"
+    progress.write_text(json.dumps({"state": "held"}))
+    release = Release(branch=world.record.name, outcome=Outcome.NO_ACTION, reason="x")
+    world.do(release)
+    assert not world.observe(start(world)).released
+    world.do(release)
+    progress.write_text(json.dumps({"state": "running"}))
+    assert world.observe(start(world)).released
+    assert monitor[0].directives == [f"release/{TRIGGER.id}"] * 2
+
+
+def test_a_dead_monitor_delays_the_verdict_until_the_deadline(world, tmp_path) -> None:
+    with open_channel(f"unix:{tmp_path}/nobody.sock") as channel:
+        stub = MonitorStub(channel)
+        alone = LocalWorld(SPEC, world.store, world.record, stub, None, tmp_path)
+        assert alone.observe(start(world)).main_losses == {}
+        deciding = Deciding(
+            branch=world.record.name, trigger=TRIGGER, bases=(), draft=None, cut_short=False
+        )
+        with pytest.raises(MonitorUnavailableError):
+            alone.observe(deciding)
+        late = replace(world.record, opened_at=0.0)
+        expired = LocalWorld(SPEC, world.store, late, stub, None, tmp_path).observe(deciding)
+        assert expired.expired
+        assert not expired.main_over_threshold
