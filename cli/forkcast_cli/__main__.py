@@ -1,41 +1,80 @@
-"""The `forkcast` command."""
+"""The `forkcast` command. Whatever is slow to import is imported by the command that needs it."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from forkcast_wire.manifest_file import ManifestError, load_manifest
 
+if TYPE_CHECKING:
+    from forkcast_cli.view import RunView
+
+_RUN, _LOOK, _MORE = "Run", "Look at a run", "Before and beside"
+_BAD_INPUT, _INTERRUPTED = 2, 130
 app = typer.Typer(
     help="Fork a failing LLM training run, try the alternatives for real, continue with the winner.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-_FOLDER = typer.Argument(help="the run's work directory")
-_BAD_INPUT = 2
+checkpoint = typer.Typer(help="List and verify the saved states of a run.", no_args_is_help=True)
+app.add_typer(checkpoint, name="checkpoint", rich_help_panel=_MORE)
+
+Folder = Annotated[Path, typer.Argument(help="the run's work directory")]
+Manifest = Annotated[Path, typer.Argument(help="a TrainingRun manifest, YAML")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
-def _fail(error: Exception) -> typer.Exit:
-    print(f"error: {error}", file=sys.stderr)
-    return typer.Exit(_BAD_INPUT)
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Bad input ends the command with one line and exit code 2."""
+    from forkcast_wire.documents import DocumentError
+    from forkcast_wire.store import StoreError
+
+    try:
+        yield
+    except (ManifestError, DocumentError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(_BAD_INPUT) from None
 
 
-@app.command()
+def _look(folder: Path) -> RunView:
+    from forkcast_cli.view import look
+
+    try:
+        return look(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ManifestError(str(folder), "holds no run", "give the --workdir of a run") from None
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1, sort_keys=True))
+
+
+# --------------------------------------------------------------------------------------------- run
+
+
+@app.command(rich_help_panel=_RUN)
 def run(
-    manifest: Annotated[Path, typer.Argument(help="a TrainingRun manifest, YAML")],
+    manifest: Manifest,
     workdir: Annotated[
         Path | None, typer.Option(help="where everything is written; runs/<name> by default")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="print the end only")] = False,  # noqa: FBT002
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")] = False,  # noqa: FBT002
 ) -> None:
     """Train on this machine; resume where the folder holds the run already."""
-    try:
+    with _one_line():
         loaded = load_manifest(manifest)
         folder = (workdir or Path("runs") / loaded.metadata.name).resolve()
         from forkcast_cli.run import run as run_here
@@ -44,36 +83,252 @@ def run(
         try:
             complete = run_here(loaded, folder, quiet=quiet)
         except RunFailedError as error:
-            raise _fail(error) from None
-    except ManifestError as error:
-        raise _fail(error) from None
-    if not complete:
-        print(f"stopped; everything is saved. Resume: forkcast run {manifest} --workdir {folder}")
-        raise typer.Exit(130)
-    _summary(folder)
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(_BAD_INPUT) from None
+        if not complete:
+            print(
+                f"stopped; everything is saved. Resume: forkcast run {manifest} --workdir {folder}"
+            )
+            raise typer.Exit(_INTERRUPTED)
+        _end(folder, quiet=quiet)
 
 
-def _summary(folder: Path) -> None:
-    from forkcast_cli.run import branch_table
-    from forkcast_cli.view import look
+def _end(folder: Path, *, quiet: bool) -> None:
+    from forkcast_cli.report import write_report
+    from forkcast_cli.show import status as shown
 
-    view, console = look(folder), Console()
-    if view.complete is not None:
-        console.print(
-            f"[bold]{view.manifest.metadata.name}[/] complete: step {view.complete.step}, epoch "
-            f"{view.complete.epoch}, validation loss {view.complete.validation_loss:.4f} nats/token"
-        )
-    if view.branches:
-        console.print(branch_table(view))
+    path = write_report(folder, folder / "report.html")
+    if not quiet:
+        console = Console()
+        console.print(shown(folder, _look(folder)))
+        console.print(f"report: {path}", soft_wrap=True)
 
 
-@app.command()
-def branches(folder: Annotated[Path, _FOLDER]) -> None:
+# -------------------------------------------------------------------------------------------- look
+
+
+@app.command(rich_help_panel=_LOOK)
+def status(
+    folder: Folder,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="until the run ends")] = False,  # noqa: FBT002
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Say where a run stands."""
+    from forkcast_cli import show
+
+    with _one_line():
+        view = _look(folder)
+        if as_json:
+            _print_json(show.status_document(folder, view))
+        elif watch:
+            show.watch(folder, Console())
+        else:
+            Console().print(show.status(folder, view))
+
+
+@app.command(rich_help_panel=_LOOK)
+def branches(folder: Folder, as_json: AsJson = False) -> None:  # noqa: FBT002
     """List the branches of a run."""
-    try:
-        _summary(folder)
-    except FileNotFoundError:
-        raise _fail(ManifestError(str(folder), "holds no run", "give a work directory")) from None
+    from forkcast_cli import show
+    from forkcast_cli.run import branch_table
+
+    with _one_line():
+        view = _look(folder)
+        if as_json:
+            _print_json([show.branch_document(one) for one in view.branches])
+        elif view.branches:
+            Console().print(branch_table(view))
+        else:
+            print("no branch was opened")
+
+
+@app.command(rich_help_panel=_LOOK)
+def explain(
+    branch: Annotated[str, typer.Argument(help="e.g. e0-t288, or `last`")],
+    folder: Annotated[
+        Path, typer.Option("--workdir", "-d", help="the run's work directory")
+    ] = Path(),
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Say why a branch was opened, what was tried, and why it ended as it did."""
+    from forkcast.canonical import plain
+    from forkcast_cli import show, words
+
+    with _one_line():
+        view = _look(folder)
+        found = show.find_branch(view, branch)
+        if found is None:
+            known = ", ".join(one.id for one in view.branches) or "none"
+            raise ManifestError(branch, "no such branch", f"known: {known}")
+        if as_json:
+            decision = plain(found.decision) if found.decision else None
+            _print_json({"id": found.id, "why": words.sentences(found), "decision": decision})
+        else:
+            Console().print(show.explain(found))
+
+
+@app.command(rich_help_panel=_LOOK)
+def report(
+    folder: Folder,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="the page; DIR/report.html by default")
+    ] = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Write the report: one HTML page with plots, decisions and metrics."""
+    from forkcast_cli.facts import gather
+    from forkcast_cli.report import report_document, write_report
+
+    with _one_line():
+        _look(folder)
+        if as_json:
+            _print_json(report_document(gather(folder)))
+            return
+        try:
+            print(write_report(folder, output or folder / "report.html"))
+        except OSError as error:
+            raise ManifestError("--output", str(error), "choose a writable file") from None
+
+
+@app.command(rich_help_panel=_LOOK)
+def runs(
+    root: Annotated[Path, typer.Argument(help="a folder that holds runs")] = Path("runs"),
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Index all runs below a folder, branch by branch, into its runs.parquet."""
+    from forkcast_cli.runs import write_index
+
+    with _one_line():
+        path, rows = write_index(root)
+        if as_json:
+            _print_json(rows)
+            return
+        table = Table("run", "branch", "tried", "outcome", "accepted", box=None, pad_edge=False)
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in rows:
+            groups.setdefault((row["run"], row.get("branch") or "-"), []).append(row)
+        for (name, branch), members in groups.items():
+            won = next((m["action"] for m in members if m.get("verdict") == "Accepted"), "")
+            tried = sum(m.get("candidate") is not None for m in members)
+            table.add_row(name, branch, str(tried), members[0].get("outcome") or "", won)
+        console = Console()
+        console.print(table)
+        console.print(f"{len(rows)} rows in {path}", soft_wrap=True)
+
+
+# -------------------------------------------------------------------------------- before and beside
+
+
+@app.command(rich_help_panel=_RUN)
+def plan(manifest: Manifest, as_json: AsJson = False) -> None:  # noqa: FBT002
+    """Say what a manifest will take: steps, memory, checkpoints, the cost of a branch."""
+    from forkcast_cli.plan import lines
+    from forkcast_cli.plan import plan as plan_of
+
+    with _one_line():
+        planned = plan_of(load_manifest(manifest))
+        if as_json:
+            _print_json(planned.document())
+            return
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name, figure in lines(planned):
+            table.add_row(name, figure)
+        Console().print(table)
+
+
+@app.command(rich_help_panel=_MORE)
+def replay(
+    statistics: Annotated[Path, typer.Argument(help="a run, its statistics/, Parquet, JSON lines")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="take the detector's rules from this manifest")
+    ] = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Send recorded statistics through the detector and say when it would have triggered."""
+    from forkcast_cli.replay import read
+    from forkcast_cli.replay import replay as replay_records
+    from forkcast_wire.manifest import Uncertainty
+
+    with _one_line():
+        records = read(statistics)
+        view = _look(statistics) if (statistics / "manifest.json").exists() else None
+        rules = view.manifest.spec.uncertainty if view is not None else Uncertainty()
+        if manifest is not None:
+            rules = load_manifest(manifest).spec.uncertainty
+        try:
+            replayed = replay_records(records, rules, view.lineage if view is not None else ())
+        except ValueError as error:
+            raise ManifestError("spec.uncertainty", str(error), "change it") from None
+        if as_json:
+            _print_json(replayed.document())
+        else:
+            print("\n".join(replayed.lines()))
+
+
+@app.command(rich_help_panel=_MORE)
+def doctor(
+    workdir: Annotated[Path, typer.Option(help="where runs would be written")] = Path("runs"),
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Say what is missing here, and how to get it."""
+    from dataclasses import asdict
+
+    from forkcast_cli.doctor import examine
+
+    checks = examine(workdir.resolve())
+    if as_json:
+        _print_json([asdict(one) for one in checks])
+    else:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for one in checks:
+            mark = "[green]ok[/]" if one.ok else "[red]no[/]" if one.needed else "[yellow]--[/]"
+            table.add_row(mark, one.name, one.found + (f"\n[yellow]{one.remedy}[/]" * (not one.ok)))
+        Console().print(table)
+    if any(one.needed and not one.ok for one in checks):
+        raise typer.Exit(1)
+
+
+@checkpoint.command("ls")
+def checkpoint_ls(folder: Folder, as_json: AsJson = False) -> None:  # noqa: FBT002
+    """List the saved states."""
+    from forkcast_cli.checkpoints import listing
+    from forkcast_cli.plan import size
+
+    with _one_line():
+        _look(folder)
+        found = listing(folder)
+        if as_json:
+            _print_json([one.document() for one in found])
+            return
+        table = Table("kind", "epoch", "attempt", "step", "size", "good", "pinned by", box=None)
+        for one in found:
+            ref = one.state
+            cells = (ref.kind.value, ref.epoch, ref.attempt, ref.step, size(ref.size_bytes))
+            pins = ", ".join(one.pins)
+            table.add_row(*map(str, cells), "good" if ref.good else "", pins)
+        Console().print(table)
+
+
+@checkpoint.command("verify")
+def checkpoint_verify(folder: Folder, as_json: AsJson = False) -> None:  # noqa: FBT002
+    """Read every saved state back and check every byte; exit code 1 where one is damaged."""
+    import tempfile
+
+    from forkcast_cli.checkpoints import listing, verify
+    from forkcast_wire import keys
+    from forkcast_wire.documents import RunInfo, load
+
+    with _one_line(), tempfile.TemporaryDirectory() as scratch:
+        _look(folder)
+        uid = load(RunInfo, (folder / keys.RUN).read_bytes()).uid
+        results = [verify(folder, s.state, uid, Path(scratch)) for s in listing(folder)]
+    if as_json:
+        _print_json([{"key": one.state.key, "error": one.error} for one in results])
+    else:
+        for one in results:
+            print(f"{'damaged' if one.error else 'ok':8}{one.state.key}  {one.error}".rstrip())
+    if any(one.error for one in results):
+        raise typer.Exit(1)
 
 
 def main() -> None:

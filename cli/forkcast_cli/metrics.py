@@ -2,7 +2,7 @@
 
 Definitions. An *event* is one or more steps flagged by the SpikeScore rule (OLMo-core,
 stability_monitor), merged where less than 50 steps apart. It is *recovered* at the first step whose
-20-step median loss is at most the pre-event 100-step median plus one sd; the search is censored
+20-step median loss, taken since its first step, is at most the pre-event 100-step median plus one sd; the search is censored
 after 2,000 steps. *Wasted* steps are those that a rewind discarded, those between an event's first
 step and its recovery, and, reported apart, the rollout steps that no epoch adopted.
 """
@@ -27,7 +27,8 @@ _LEAST_BEFORE = 10
 @dataclass(frozen=True, slots=True)
 class Point:
     """One step of the main run: loss in nats/token, gradient norm before clipping; NaN where the
-    record holds none."""
+    record holds none.
+    """
 
     epoch: int
     step: int
@@ -72,7 +73,8 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class RungPass:
     """How many rollouts (controls not counted) were measured at a rung, and how many went on or,
-    at their last rung, met every condition."""
+    at their last rung, met every condition.
+    """
 
     rung: int
     measured: int
@@ -174,7 +176,8 @@ def _flops(facts: Facts, steps: int) -> float | None:
 
 def find_events(facts: Facts) -> tuple[Event, ...]:
     """The events of all epochs in order. After a rewind the rule's window is what it was at the
-    base; of an adopted rollout the record holds losses and flags, no gradient norms."""
+    base; of an adopted rollout the record holds losses and flags, no gradient norms.
+    """
     found: list[Event] = []
     for epoch in sorted({point.epoch for point in facts.points}):
         before = lineage_points(facts.points, facts.lineage, epoch)
@@ -195,7 +198,7 @@ def find_events(facts: Facts) -> tuple[Event, ...]:
         losses = {point.step: point.loss for point in before}
         losses |= dict(taken) | {point.step: point.loss for point in mine}
         for first, last in merge(flagged):
-            found.append(Event(epoch, first, last, _recovery(losses, first, last)))
+            found.append(Event(epoch, first, last, _recovery(losses, first)))
     return tuple(found)
 
 
@@ -232,15 +235,15 @@ def adopted_trial(decisions: Sequence[Decision], entry: LineageEntry | None) -> 
     return None
 
 
-def _recovery(losses: Mapping[int, float], first: int, last: int) -> int | None:
+def _recovery(losses: Mapping[int, float], first: int) -> int | None:
     """The step at which an event is over, None where the record does not show one."""
     calm = [loss for step, loss in losses.items() if first - _BEFORE <= step < first]
     calm = [loss for loss in calm if math.isfinite(loss)]
     if len(calm) < _LEAST_BEFORE:
         return None
     limit = median(calm) + pstdev(calm)
-    for step in range(max(first, last), first + _CENSORED + 1):
-        window = [losses[s] for s in range(step - _AFTER + 1, step + 1) if s in losses and s >= first]
+    for step in range(first + _AFTER - 1, first + _CENSORED + 1):
+        window = [losses[s] for s in range(step - _AFTER + 1, step + 1) if s in losses]
         finite = [loss for loss in window if math.isfinite(loss)]
         if len(finite) == _AFTER and median(finite) <= limit:
             return step
@@ -260,7 +263,9 @@ def poisson_interval(count: float, confidence: float = 0.95) -> tuple[float, flo
     def at_most(k: int, mean: float) -> float:
         if mean == 0:
             return 1.0
-        return math.fsum(math.exp(i * math.log(mean) - mean - math.lgamma(i + 1)) for i in range(k + 1))
+        return math.fsum(
+            math.exp(i * math.log(mean) - mean - math.lgamma(i + 1)) for i in range(k + 1)
+        )
 
     k = int(count)
     low = 0.0 if k == 0 else _solve(lambda mean: 1 - at_most(k - 1, mean) - tail, top)
@@ -319,7 +324,8 @@ def rung_passes(decisions: Sequence[Decision]) -> tuple[RungPass, ...]:
 
 def _proxy_gaps(decisions: Sequence[Decision]) -> tuple[list[float], list[float]]:
     """|forecast - measured| loss of each verified candidate, nats/token, at its last rung, and one
-    rank correlation a branch. The forecast's horizon may lie beyond the rung."""
+    rank correlation a branch. The forecast's horizon may lie beyond the rung.
+    """
     gaps: list[float] = []
     correlations: list[float] = []
     for decision in decisions:

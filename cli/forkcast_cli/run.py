@@ -19,7 +19,9 @@ from forkcast_cli import workdir
 from forkcast_cli.supervisor import Supervisor
 from forkcast_cli.view import RunView, look
 from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.manifest_file import ManifestError
 from forkcast_wire.process import configure_logging
+from forkcast_wire.store import StoreError, open_store
 
 _LOOK_SECONDS = 0.2
 _SHOW_SECONDS = 1.0
@@ -38,6 +40,12 @@ def run(manifest: TrainingRun, folder: Path, *, quiet: bool) -> bool:
 
     with workdir.locked(folder):
         workdir.prepare(folder, manifest)
+        try:
+            open_store(manifest.spec.storage, folder)
+        except StoreError as error:
+            raise ManifestError(
+                "spec.storage", str(error), "make it writable, or change it"
+            ) from None
         signal.signal(signal.SIGTERM, interrupt)
         signal.signal(signal.SIGINT, interrupt)
         with (folder / "logs" / "supervisor.log").open("a") as log:

@@ -16,7 +16,7 @@ SHAPES = {
     "gpt2-large": (36, 20, 1280),
 }
 _BYTES_VOCABULARY = 257
-_HUB_VOCABULARIES = {name: 50257 for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+_HUB_VOCABULARIES = dict.fromkeys(("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), 50257)
 _FP32 = 4
 
 

@@ -77,10 +77,12 @@ def outcome_sentence(decision: Decision) -> str:
             return f"The control was adopted: {reason(decision.reason)}."
         case Outcome.DATA_CAUSED:
             step = decision.reason.rpartition("Step")[2]
-            return f"Every rollout spiked at step {step}, so the data is the cause; nothing changed."
+            return (
+                f"Every rollout spiked at step {step}, so the data is the cause; nothing changed."
+            )
         case _:
             end = "the main run went on from its own state"
-            return f"{decision.outcome.value}: {reason(decision.reason)}; {end}."
+            return f"{spelt(decision.outcome.value)}: {reason(decision.reason)}; {end}."
 
 
 def _accepted(decision: Decision) -> str:
@@ -96,6 +98,12 @@ def _accepted(decision: Decision) -> str:
         figures += "."
     applied = "adopted" if decision.applied else "accepted but not applied (dry run)"
     return f"{decision.winner} was {applied}: {action}.{figures}"
+
+
+def spelt(word: str) -> str:
+    """``NoAction`` as ``No action``."""
+    parts = "".join(f" {c.lower()}" if c.isupper() else c for c in word).strip()
+    return parts[:1].upper() + parts[1:]
 
 
 def reason(word: str) -> str:
@@ -158,7 +166,9 @@ def _action(decision: Decision | None, name: str) -> str:
 def _loss(trial: Trial | None) -> str:
     if trial is None:
         return ""
-    value = trial.mean_weights_loss if trial.mean_weights_loss is not None else trial.validation_loss
+    value = (
+        trial.mean_weights_loss if trial.mean_weights_loss is not None else trial.validation_loss
+    )
     return f"{value:.3f}" if value is not None else trial.status.value.lower()
 
 

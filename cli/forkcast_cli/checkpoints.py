@@ -1,0 +1,72 @@
+"""`forkcast checkpoint ls|verify`: the saved states of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forkcast.ports import Store
+from forkcast.records import StateKind, StateRef
+from forkcast_cli.view import manifest_of
+from forkcast_wire import keys
+from forkcast_wire.documents import Catalogue, saved_states
+from forkcast_wire.store import open_store, read_document
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A saved state and the names of the pins that hold it."""
+
+    state: StateRef
+    pins: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        ref = self.state
+        return {
+            "key": ref.key,
+            "kind": ref.kind.value,
+            "epoch": ref.epoch,
+            "attempt": ref.attempt,
+            "step": ref.step,
+            "bytes": ref.size_bytes,
+            "good": ref.good,
+            "digest": ref.digest,
+            "pins": list(self.pins),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What reading a state back gave; error: empty where every byte is what it should be."""
+
+    state: StateRef
+    error: str
+
+
+def listing(folder: Path) -> list[Saved]:
+    """All saved states of the main run, oldest first. Raises FileNotFoundError."""
+    store = _store(folder)
+    catalogue = read_document(store, Catalogue, keys.CATALOGUE)
+    pins = catalogue.pins if catalogue is not None else {}
+    return [
+        Saved(ref, tuple(sorted(name for name, held in pins.items() if ref.key in held)))
+        for kind in (StateKind.CHECKPOINT, StateKind.RING)
+        for ref in saved_states(store, kind)
+    ]
+
+
+def _store(folder: Path) -> Store:
+    return open_store(manifest_of(folder).spec.storage, folder)
+
+
+def verify(folder: Path, ref: StateRef, run_uid: str, scratch: Path) -> Verified:
+    """Read one state back, every tensor, and check it against its digests."""
+    from forkcast_trainer import checkpoint
+
+    try:
+        checkpoint.fetch(_store(folder), ref, scratch, run_uid)
+    except checkpoint.CheckpointError as error:
+        return Verified(ref, str(error))
+    return Verified(ref, "")

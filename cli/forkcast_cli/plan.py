@@ -1,0 +1,149 @@
+"""What a manifest asks for, before anything runs: steps, memory, bytes, the cost of a branch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from forkcast_cli.shapes import ModelPlan, plan_model, tokens_per_step
+from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """processes: trainers of the run. concurrent: trainers and rollouts alive at once.
+    *_bytes: upper estimates, uncompressed. branch_steps_*: rollout steps of one branch, from the
+    newest and from the deepest base states. model: None where its shape is not known from here.
+    """
+
+    total_steps: int
+    tokens_per_step: int
+    total_tokens: int
+    model: ModelPlan | None
+    train_flops: float | None
+    processes: int
+    concurrent: int
+    memory_bytes: int | None
+    checkpoints_kept: int
+    ring_kept: int
+    store_bytes: int | None
+    ring_bytes: int | None
+    rollouts: int
+    branch_steps_least: int
+    branch_steps_most: int
+    branches_most: int
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def plan(manifest: TrainingRun) -> Plan:
+    """The plan of a run, from the manifest alone; nothing is built and nothing is read."""
+    spec = manifest.spec
+    model = plan_model(spec)
+    tokens = tokens_per_step(spec)
+    branching = spec.branching.mode in (Mode.DRY_RUN, Mode.ENFORCE)
+    processes = spec.parallelism.processes_per_node
+    concurrent = processes + (spec.branching.max_concurrent_rollouts if branching else 0)
+    least, most = branch_steps(spec) if branching else (0, 0)
+    kept = spec.checkpoint.keep_last + len(spec.checkpoint.pinned)
+    state = model.state_bytes if model is not None else None
+    total = spec.training.total_steps * tokens
+    return Plan(
+        total_steps=spec.training.total_steps,
+        tokens_per_step=tokens,
+        total_tokens=total,
+        model=model,
+        train_flops=6.0 * model.parameters * total if model is not None else None,
+        processes=processes,
+        concurrent=concurrent,
+        memory_bytes=model.memory_bytes * concurrent if model is not None else None,
+        checkpoints_kept=kept,
+        ring_kept=spec.checkpoint.ring_keep,
+        store_bytes=state * kept if state is not None else None,
+        ring_bytes=state * spec.checkpoint.ring_keep if state is not None else None,
+        rollouts=spec.branching.top_k + 1 if branching else 0,
+        branch_steps_least=least,
+        branch_steps_most=most,
+        branches_most=spec.branching.budget.max_branches if branching else 0,
+    )
+
+
+def branch_steps(spec: TrainingRunSpec) -> tuple[int, int]:
+    """Least and most rollout steps of one branch.
+
+    Least: every base is the newest ring state and the field falls at the first rung. Most: every
+    finalist starts at the deepest base and reaches the last rung, and the confirmed ones go on.
+    """
+    rules = spec.branching
+    runners = rules.top_k + 1
+    first, last = rules.rungs[0], rules.rungs[-1]
+    deepest = min(max(rules.rollback.depths), rules.rollback.steps)
+    deepest += spec.checkpoint.ring_every_steps
+    confirmed = min(rules.confirm.finalists, rules.top_k) + 1
+    longer = max(rules.confirm.steps - last, 0) * confirmed
+    return runners * first, runners * (deepest + last) + longer
+
+
+def lines(planned: Plan) -> list[tuple[str, str]]:
+    """(what, figure) for people."""
+    model = planned.model
+    out = [
+        (
+            "steps",
+            (
+                f"{planned.total_steps:,} of {planned.tokens_per_step:,} tokens = "
+                f"{planned.total_tokens:,} tokens"
+            ),
+        )
+    ]
+    if model is None:
+        out.append(("model", "its shape is known only when it is loaded"))
+    else:
+        out += [
+            (
+                "model",
+                (
+                    f"{model.parameters:,} parameters ({model.layers} layers, width {model.width}, "
+                    f"{model.vocabulary:,} ids)"
+                ),
+            ),
+            ("training", f"{planned.train_flops:.3g} FLOPs (6 x parameters x tokens)"),
+            (
+                "memory",
+                (
+                    f"about {size(model.memory_bytes)} a process, {planned.concurrent} at once, plus "
+                    "the libraries"
+                ),
+            ),
+            (
+                "checkpoints",
+                (
+                    f"{size(model.state_bytes)} each before compression; {planned.checkpoints_kept} "
+                    f"kept = {size(planned.store_bytes or 0)}, ring {size(planned.ring_bytes or 0)}"
+                ),
+            ),
+        ]
+    if planned.rollouts:
+        out.append(
+            (
+                "a branch",
+                (
+                    f"{planned.rollouts} rollouts, {planned.branch_steps_least:,} to "
+                    f"{planned.branch_steps_most:,} steps; at most {planned.branches_most} branches"
+                ),
+            )
+        )
+    else:
+        out.append(("a branch", "none: the mode opens no branches"))
+    return out
+
+
+def size(count: float) -> str:
+    """Bytes for people, powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

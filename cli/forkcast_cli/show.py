@@ -1,0 +1,156 @@
+"""`status`, `branches`, `explain`: a run's state in tables and in words."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from forkcast.canonical import plain
+from forkcast.decision import CONTROL
+from forkcast_cli import words
+from forkcast_cli.run import branch_table, panel
+from forkcast_cli.view import BranchView, RunView, look
+from forkcast_wire.documents import Complete
+
+_WATCH_SECONDS = 1.0
+_STALE_SECONDS = 15.0
+
+
+def state_word(folder: Path, view: RunView) -> str:
+    """complete, or what the trainer last said, or `stalled` where it has long said nothing."""
+    if view.complete is not None:
+        return "complete"
+    said = str(view.progress.get("state", "not started"))
+    try:
+        age = time.time() - (folder / "progress.json").stat().st_mtime
+    except OSError:
+        return said
+    return "not running" if said in ("running", "held") and age > _STALE_SECONDS else said
+
+
+def status_document(folder: Path, view: RunView) -> dict[str, Any]:
+    """The state of a run, JSON-ready."""
+    done: Complete | None = view.complete
+    return {
+        "run": view.manifest.metadata.name,
+        "state": state_word(folder, view),
+        "progress": view.progress,
+        "epoch": view.lineage[-1].epoch if view.lineage else 0,
+        "openBranches": view.active,
+        "branches": [branch_document(one) for one in view.branches],
+        "suppressed": len(view.suppressed),
+        "complete": plain(done) if done is not None else None,
+    }
+
+
+def branch_document(branch: BranchView) -> dict[str, Any]:
+    """One branch, JSON-ready."""
+    decision = branch.decision
+    return {
+        "id": branch.id,
+        "step": branch.trigger.step,
+        "epoch": branch.trigger.epoch,
+        "rule": branch.trigger.rule.value,
+        "z": branch.trigger.z,
+        "phase": branch.phase,
+        "outcome": branch.outcome,
+        "reason": branch.reason,
+        "winner": decision.winner if decision else None,
+        "action": decision.action.describe() if decision and decision.action else None,
+        "rolloutSteps": decision.cost.rollout_steps if decision else None,
+    }
+
+
+def watch(folder: Path, console: Console) -> None:
+    """The live view until the run is complete or Ctrl-C. Raises FileNotFoundError."""
+    losses: list[float] = []
+    view = look(folder)
+    try:
+        with Live(panel(view, losses), console=console, auto_refresh=False) as live:
+            while view.complete is None:
+                time.sleep(_WATCH_SECONDS)
+                view = look(folder)
+                if (loss := view.progress.get("loss")) is not None:
+                    losses.append(loss)
+                live.update(panel(view, losses), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def status(folder: Path, view: RunView) -> Group:
+    """The state of a run for people."""
+    progress = view.progress
+    head = Text.assemble(
+        (view.manifest.metadata.name, "bold"),
+        f"  {state_word(folder, view)}  step {progress.get('step', 0)} of "
+        f"{view.manifest.spec.training.total_steps}, epoch {progress.get('epoch', 0)}, "
+        f"attempt {progress.get('attempt', 0)}",
+    )
+    parts: list[Text | Table] = [head]
+    if progress.get("loss") is not None:
+        parts.append(
+            Text(
+                f"loss {progress['loss']:.4f} nats/token, validation "
+                f"{_number(progress.get('validation_loss'))}, "
+                f"{progress['tokens_per_second']:,.0f} tokens/s on {progress.get('device', '?')}"
+            )
+        )
+    if view.branches:
+        parts.append(branch_table(view))
+    if view.suppressed:
+        parts.append(Text(f"{len(view.suppressed)} triggers opened no branch", style="dim"))
+    return Group(*parts)
+
+
+def _number(value: float | None) -> str:
+    return "not taken yet" if value is None else f"{value:.4f}"
+
+
+def explain(branch: BranchView) -> Group:
+    """Why a branch ended as it did."""
+    outcome = branch.outcome or branch.phase
+    style = "green" if branch.decision and branch.decision.outcome.adopts else "yellow"
+    parts: list[Text | Table | Padding] = [
+        Text.assemble((branch.id, "bold"), "  ", (words.spelt(outcome), style))
+    ]
+    parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in words.sentences(branch)]
+    header, rows = words.table(branch)
+    if rows and branch.trials:
+        winner = branch.decision.winner if branch.decision else None
+        parts += [Text(), *_finalists(header, rows, winner)]
+        parts.append(
+            Text(
+                "+N: validation loss with the mean of recent weights, N steps after the trigger, "
+                "nats/token. gain: the control's minus the candidate's.",
+                style="dim",
+            )
+        )
+    return Group(*parts)
+
+
+def _finalists(header: list[str], rows: list[list[str]], winner: str | None) -> list[Table | Text]:
+    """Who was tried and what became of it, then the figures: two tables, so that both fit."""
+    tried = Table("", "action", "verdict", box=None, pad_edge=False)
+    figures = Table(box=None, pad_edge=False)
+    for name in ("", *header[2:-1]):
+        figures.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in rows:
+        chosen = "bold green" if row[0] == winner else "dim" if row[0] == CONTROL else ""
+        tried.add_row(row[0], row[1], row[-1], style=chosen)
+        figures.add_row(row[0], *row[2:-1], style=chosen)
+    return [tried, Text(), figures]
+
+
+def find_branch(view: RunView, wanted: str) -> BranchView | None:
+    """The branch of that id, of ``<run>-<id>``, or the last one for ``last``."""
+    if wanted == "last" and view.branches:
+        return view.branches[-1]
+    name = wanted.removeprefix(f"{view.manifest.metadata.name}-")
+    return next((one for one in view.branches if one.id == name), None)
