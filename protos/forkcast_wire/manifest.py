@@ -112,7 +112,7 @@ class Model(Part):
     @model_validator(mode="after")
     def _source_goes_with_pretrained(self) -> Self:
         if (self.init == "Pretrained") != (self.source is not None):
-            raise ValueError("source is set exactly when init is Pretrained; set both or neither")
+            raise ValueError("source: is set exactly when init is Pretrained; set both or neither")
         return self
 
 
@@ -204,10 +204,12 @@ class Stressor(Part):
     @model_validator(mode="after")
     def _window_and_magnitude(self) -> Self:
         if self.to_step and self.to_step <= self.from_step:
-            raise ValueError("toStep must be greater than fromStep; set it to 0 for 'to the end'")
+            raise ValueError(
+                f"toStep: must be > fromStep ({self.to_step} <= {self.from_step}); set 0 for 'to the end'"
+            )
         if self.magnitude is not None and self.type is not StressorType.AGGRESSIVE_WARMUP:
             raise ValueError(
-                f"magnitude belongs to AggressiveWarmup, not to {self.type}; remove it"
+                f"magnitude: belongs to AggressiveWarmup, not to {self.type}; remove it"
             )
         return self
 
@@ -447,16 +449,19 @@ class Branching(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.top_k > self.candidates:
-            raise ValueError(f"topK {self.top_k} exceeds candidates {self.candidates}; lower topK")
+            raise ValueError(
+                f"topK: must be <= candidates ({self.top_k} > {self.candidates}); lower topK"
+            )
         if sorted(set(self.rungs)) != list(self.rungs):
-            raise ValueError(f"rungs must rise; got {self.rungs}")
+            raise ValueError(f"rungs: must rise, got {self.rungs}; sort them and keep each once")
         if self.confirm.steps and self.confirm.steps <= self.rungs[-1]:
             raise ValueError(
-                f"confirm.steps {self.confirm.steps} must exceed the last rung {self.rungs[-1]}, "
-                "or be 0 for none"
+                f"confirm.steps: must exceed the last rung ({self.confirm.steps} <= {self.rungs[-1]}); "
+                "raise it, or set 0 for none"
             )
         if (self.actions.data_reorder or self.actions.skip_batch) and not self.research:
-            raise ValueError("actions.dataReorder and actions.skipBatch need research: true")
+            given = "skipBatch" if self.actions.skip_batch else "dataReorder"
+            raise ValueError(f"actions.{given}: needs research: true; set it, or remove {given}")
         return self
 
 

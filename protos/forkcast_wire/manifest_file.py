@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.manifest import NAME_PATTERN, TrainingRun
 
 _MOST_BYTES = 1 << 20
+_INNER = re.compile(r"([a-z][A-Za-z.]*): (.*)", re.DOTALL)
 _LOCAL = ("python-stdlib:",)
 
 
@@ -113,8 +116,14 @@ def _explained(error: ErrorDetails) -> ManifestError:
             field, f"{error['input']!r} is not allowed", f"use one of {context.get('expected')}"
         )
     if kind == "value_error":
-        rule, _, remedy = str(context.get("error", error["msg"])).partition("; ")
+        said = str(context.get("error", error["msg"]))
+        if (inner := _INNER.match(said)) is not None:  # a rule across fields names its own
+            field, said = f"{field}.{inner[1]}", inner[2]
+        rule, _, remedy = said.partition("; ")
         return ManifestError(field, rule, remedy or "correct it")
+    if kind == "string_pattern_mismatch" and context.get("pattern") == NAME_PATTERN:
+        rule = f"not a name: {_short(error['input'])}"
+        return ManifestError(field, rule, "use lower-case letters, digits and '-' inside")
     message = error["msg"][0].lower() + error["msg"][1:]
     return ManifestError(field, f"{message}, got {_short(error['input'])}", "correct it")
 
@@ -166,8 +175,7 @@ def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
         target = folder / source["uri"]
         if not target.exists():
             raise ManifestError(f"{field}.uri", f"{target} does not exist", "give a file or folder")
-        if target.is_file() and target.stat().st_size == 0:
-            raise ManifestError(f"{field}.uri", f"{target} is empty", "give some text")
+        _readable_text(f"{field}.uri", target)
         source["uri"] = str(target.resolve())
     for owner, name in ((data, "tokenizer"), (document["spec"]["model"], "source")):
         value = owner.get(name)
@@ -176,4 +184,26 @@ def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
     storage = document["spec"]["storage"]
     if storage.get("path"):
         storage["path"] = str((folder / storage["path"]).resolve())
+        _usable_store(Path(storage["path"]))
     return TrainingRun.model_validate(document)
+
+
+def _readable_text(field: str, target: Path) -> None:
+    """Refuse a text that is empty or cannot be read, before anything is started."""
+    if not os.access(target, os.R_OK):
+        raise ManifestError(field, f"{target} cannot be read", "make it readable")
+    if target.is_file() and target.stat().st_size == 0:
+        raise ManifestError(field, f"{target} is empty", "give some text")
+    if target.is_dir() and not any(path.is_file() for path in target.rglob("*")):
+        raise ManifestError(field, f"{target} holds no text files", "put text there")
+
+
+def _usable_store(path: Path) -> None:
+    """Refuse a store folder that is a file, or that cannot be read and written."""
+    if path.exists() and not path.is_dir():
+        raise ManifestError("spec.storage.path", f"{path} is not a folder", "give a folder")
+    place = next(one for one in (path, *path.parents) if one.exists())
+    if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+        raise ManifestError(
+            "spec.storage.path", f"{place} cannot be read and written", "change its permissions"
+        )

@@ -1,0 +1,186 @@
+"""Every wrong manifest ends in one line that names field, rule and remedy, and exit code 2."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from forkcast_wire.manifest_file import ManifestError, load_manifest
+
+GOOD = """\
+apiVersion: forkcast.dev/v1alpha1
+kind: TrainingRun
+metadata:
+  name: one
+spec:
+  data:
+    train: {uri: text.txt}
+  training: {totalSteps: 10}
+"""
+
+
+def _spec(lines):
+    return GOOD + "".join(f"  {line}\n" for line in lines.splitlines())
+
+
+# name: (manifest, what the line must say)
+WRONG = {
+    "top_k_over_candidates": (
+        _spec("branching: {topK: 8, candidates: 4}"),
+        ["spec.branching.topK", "8 > 4", "lower topK"],
+    ),
+    "unknown_field": (_spec("branching: {topk: 4}"), ["spec.branching.topk", "mean topK"]),
+    "unknown_part": (_spec("branchin: {}"), ["spec.branchin", "mean branching"]),
+    "negative_weight": (
+        _spec('uncertainty: {weights: {volatility: "-0.5", entropy: "1", disagreement: "0.5"}}'),
+        ["spec.uncertainty.weights.volatility", "greater than or equal to 0"],
+    ),
+    "weights_sum": (
+        _spec('uncertainty: {weights: {volatility: "0.9"}}'),
+        ["spec.uncertainty.weights", "sum to 1.4"],
+    ),
+    "decay_of_one": (_spec('uncertainty: {emaDecay: "1.0"}'), ["emaDecay", "less than 1"]),
+    "unquoted_decimal": (
+        _spec("optimizer: {learningRate: 0.001}"),
+        ["spec.optimizer.learningRate", "quoted", '"0.001"'],
+    ),
+    "not_a_decimal": (_spec('optimizer: {learningRate: "fast"}'), ["learningRate", "fast"]),
+    "bad_enum": (_spec("branching: {mode: Enforced}"), ["spec.branching.mode", "Enforce"]),
+    "bad_literal": (_spec("branching: {search: Grid}"), ["spec.branching.search", "Lattice"]),
+    "falling_rungs": (_spec("branching: {rungs: [25, 10]}"), ["spec.branching.rungs", "rise"]),
+    "confirm_inside_rungs": (
+        _spec("branching: {confirm: {steps: 40}}"),
+        ["spec.branching.confirm.steps", "exceed"],
+    ),
+    "research_only": (
+        _spec("branching: {actions: {skipBatch: true}}"),
+        ["skipBatch", "research: true"],
+    ),
+    "bucket_without_endpoint": (
+        _spec("storage: {bucket: somewhere}"),
+        ["spec.storage", "endpoint"],
+    ),
+    "stressor_backwards": (
+        _spec("stressors: [{type: LongSequence, fromStep: 9, toStep: 3}]"),
+        ["spec.stressors[0]", "toStep"],
+    ),
+    "zero_steps": (GOOD.replace("totalSteps: 10", "totalSteps: 0"), ["totalSteps", "got 0"]),
+    "steps_as_text": (
+        GOOD.replace("totalSteps: 10", 'totalSteps: "10"'),
+        ["spec.training.totalSteps", "integer"],
+    ),
+    "missing_steps": (GOOD.replace("totalSteps: 10", "seed: 1"), ["totalSteps", "required"]),
+    "bad_name": (GOOD.replace("name: one", "name: One_Run"), ["metadata.name", "lower-case"]),
+    "wrong_kind": (GOOD.replace("kind: TrainingRun", "kind: Job"), ["kind", "TrainingRun"]),
+    "wrong_version": (GOOD.replace("v1alpha1", "v1"), ["apiVersion", "v1alpha1"]),
+    "duplicate_key": (_spec("model: {}\nmodel: {}"), ["line 10", "duplicate key model"]),
+    "tab": (GOOD.replace("  training", "\ttraining"), ["line 8", "tab"]),
+    "broken_yaml": (GOOD + "  model: {\n", ["not YAML", "line"]),
+    "alias_bomb": ("a: &a [x, x]\nb: [*a, *a]\n", ["aliases"]),
+    "deep": ("[" * 5000, ["not YAML"]),
+    "empty": ("", ["empty"]),
+    "only_a_comment": ("# nothing\n", ["empty"]),
+    "two_documents": (GOOD + "---\n" + GOOD, ["2 documents"]),
+    "a_list": ("- a\n- b\n", ["not a mapping"]),
+    "spec_is_a_list": (GOOD[: GOOD.index("spec:")] + "spec: []\n", ["spec", "got []"]),
+    "python_tag": ("a: !!python/object:os.system {}\n", ["not YAML"]),
+    "text_missing": (GOOD.replace("text.txt", "gone.txt"), ["spec.data.train.uri", "not exist"]),
+    "text_empty": (GOOD.replace("text.txt", "empty.txt"), ["spec.data.train.uri", "empty"]),
+    "folder_without_text": (
+        GOOD.replace("text.txt", "hollow"),
+        ["spec.data.train.uri", "no text files"],
+    ),
+    "store_is_a_file": (_spec("storage: {path: text.txt}"), ["spec.storage.path", "folder"]),
+    "validation_missing": (
+        GOOD.replace(
+            "{uri: text.txt}", "{uri: text.txt}\n    validation: {source: {uri: gone.txt}}"
+        ),
+        ["spec.data.validation.source.uri", "not exist"],
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "text.txt").write_text("some text\n" * 50)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "hollow").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_manifest(folder, name):
+    text, said = WRONG[name]
+    path = folder / "m.yaml"
+    path.write_text(text)
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(path)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert caught.value.field
+    assert caught.value.rule
+    assert caught.value.remedy
+    for word in said:
+        assert word in line, line
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("latin1.yaml", GOOD.encode() + b"# caf\xe9\n", "not UTF-8"),
+        ("large.yaml", b"#" * (1 << 20) + b"\n", "1 MiB"),
+        ("null.yaml", GOOD.encode() + b"\x00", "not YAML"),
+    ],
+)
+def test_wrong_bytes(folder, name, data, said):
+    path = folder / name
+    path.write_bytes(data)
+    with pytest.raises(ManifestError, match=said):
+        load_manifest(path)
+
+
+def test_byte_order_mark_is_no_error(folder):
+    path = folder / "m.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert load_manifest(path).metadata.name == "one"
+
+
+def test_paths_become_absolute(folder):
+    path = folder / "m.yaml"
+    path.write_text(_spec("storage: {path: store}"))
+    loaded = load_manifest(path)
+    assert loaded.spec.data.train.uri == str(folder / "text.txt")
+    assert loaded.spec.storage.path == str(folder / "store")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_manifest(folder):
+    path = folder / "m.yaml"
+    path.write_text(GOOD)
+    path.chmod(0)
+    with pytest.raises(ManifestError, match="make it readable"):
+        load_manifest(path)
+
+
+@pytest.mark.parametrize("name", ["gone.yaml", "hollow", "m.yaml"])
+def test_the_command_says_it_in_one_line_and_in_time(folder, name):
+    (folder / "m.yaml").write_text(_spec("branching: {topK: 8, candidates: 4}"))
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "forkcast_cli", "run", str(folder / name)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    seconds = time.monotonic() - began
+    said = [one for one in done.stderr.splitlines() if not one.startswith("import time:")]
+    assert done.returncode == 2, done.stderr
+    assert len(said) == 1
+    assert said[0].startswith("error: ")
+    assert "| torch\n" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert seconds < 10  # a shared machine; alone it takes well under 1.5 s
+    assert not (folder / "runs").exists()
