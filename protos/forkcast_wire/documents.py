@@ -94,7 +94,7 @@ class DocumentError(ValueError):
 
 @cache
 def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(cast(Any, kind))
+    return TypeAdapter(cast("Any", kind))
 
 
 def dump(record: object) -> bytes:

@@ -121,7 +121,7 @@ def test_validation_must_leave_its_trend():
 
 def test_a_rate_must_rise_beyond_chance():
     assert not rate_rose([100, 12_000, 13_000], 20_000)
-    assert rate_rose([100, *range(11_000, 20_000, 1000)], 20_000)
+    assert rate_rose([100, *range(10_500, 20_000, 700)], 20_000)
     assert not rate_rose(list(range(1, 40)), 15_000)
 
 

@@ -10,7 +10,7 @@ from forkcast.records import Forecast, Interval, StateKind, StateRef
 from forkcast.retention import choose_bases, keep
 
 
-def ref(step, good=False, epoch=0):
+def ref(step, *, good=False, epoch=0):
     return StateRef(
         key=f"k{epoch}-{step}",
         kind=StateKind.RING,

@@ -123,8 +123,12 @@ def read_container(path: Path, digest: str | None = None) -> Snapshot:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path.name}: header is damaged") from error
     start = 16 + length
-    tensors = {str(entry["name"]): _tensor(entry, data, start, path.name) for entry in entries}
-    if start + sum(entry["size"] for entry in entries) != len(data):
+    try:
+        tensors = {str(entry["name"]): _tensor(entry, data, start, path.name) for entry in entries}
+        used = sum(entry["size"] for entry in entries)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path.name}: tensor table is damaged") from error
+    if start + used != len(data):
         raise CheckpointError(f"{path.name}: surplus or missing bytes")
     return Snapshot(meta, tensors)
 

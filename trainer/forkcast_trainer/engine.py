@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -110,7 +112,10 @@ class Engine:
         )
         self.sampler = Sampler(self.batches.windows, SamplerState(spec.data.shuffle_seed))
         longer = any(one.type is StressorType.LONG_SEQUENCE for one in spec.stressors)
-        torch.manual_seed(spec.training.seed + place.rank)
+        seed = spec.training.seed + place.rank
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  libraries draw from the global generator
         module = models.build(
             spec.model,
             train.file.vocabulary_size,

@@ -51,6 +51,7 @@ class Reporter:
         self._changed = threading.Condition()
         self._inbox: dict[str, pb.Directive] = {}
         self._closing = False
+        self._closed = threading.Event()
         self._generation = 0
         self._sent = 0  # records of the ring that the present stream has sent
         self._stream_id = 0  # a broken stream's generator may still wait: it must not go on
@@ -102,6 +103,7 @@ class Reporter:
             self._changed.wait_for(lambda: not self._ring, timeout=seconds)
             self._closing = True
             self._changed.notify_all()
+        self._closed.set()
         self._thread.join(timeout=seconds)
 
     def _run(self) -> None:
@@ -112,9 +114,7 @@ class Reporter:
             except grpc.RpcError as error:
                 _log.info("report.disconnected", code=str(error.code()))
             low, high = _RETRY_SECONDS
-            with self._changed:
-                if not self._closing:
-                    self._changed.wait(low + (high - low) * self._jitter.random() ** 2)
+            self._closed.wait(low + (high - low) * self._jitter.random() ** 2)
 
     def _stream(self, stub: MonitorStub) -> None:
         generation = self._generation
