@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import structlog
 
-from forkcast_proxy.server import Proxy
+from forkcast_proxy.server import SHIPPED, Proxy
 from forkcast_wire import channel
 from forkcast_wire.forkcast_pb2_grpc import add_ProxyServicer_to_server
 from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
@@ -20,6 +20,7 @@ def main() -> int:
     """0 after SIGTERM."""
     parser = argparse.ArgumentParser(prog="forkcast_proxy", description=__doc__)
     parser.add_argument("--listen", required=True, help="gRPC address, e.g. unix:PATH")
+    parser.add_argument("--model", type=Path, default=SHIPPED, help="folder of a fitted model")
     parser.add_argument("--tls", type=Path, help="folder of ca.crt, tls.crt, tls.key")
     parser.add_argument("--insecure-dev", action="store_true", help="plain text on a TCP port")
     given = parser.parse_args()
@@ -27,11 +28,12 @@ def main() -> int:
     die_with_parent()
     stop = stop_event_on_sigterm()
     server = grpc.server(ThreadPoolExecutor(4), options=channel.SERVER_OPTIONS)
-    add_ProxyServicer_to_server(Proxy(), server)
+    proxy = Proxy(given.model)
+    add_ProxyServicer_to_server(proxy, server)
     channel.add_health(server, ["forkcast.v1.Proxy"])
     channel.listen(server, given.listen, tls=given.tls, insecure_dev=given.insecure_dev)
     server.start()
-    structlog.get_logger().info("proxy.serving", listen=given.listen)
+    structlog.get_logger().info("proxy.serving", listen=given.listen, note=proxy.note)
     stop.wait()
     server.stop(grace=1).wait()
     return 0
