@@ -1,0 +1,424 @@
+"""Produce the proxy's training records by real small runs.
+
+    python scripts/collect_branches.py --runs 200 --workers 16 --minutes 8 --out records.parquet
+
+Each run is a small GPT-2 over bytes on the standard library's sources, with its own learning rate,
+schedule, batch, clipping and stressors. It is trained once, keeping its states in memory; it is
+forked at drawn steps and where the detector fired; at every fork a few drawn actions of the lattice
+are run for `horizon` steps on the same data. The control of a fork is the run itself, which went
+on. Results are written after every run, atomically, so that an interrupted collection is a smaller
+one. See docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forkcast.actions import Action, Lattice
+from forkcast.records import WINDOW_COLUMNS, Index, StepStats, Window
+from forkcast.spikes import SpikeScore
+from forkcast_monitor.config import configure
+from forkcast_monitor.detector import Detector
+from forkcast_proxy.records import Fork, Outcome, Record, write
+from forkcast_trainer.apply import apply
+from forkcast_trainer.checkpoint import Snapshot
+from forkcast_trainer.data.tokens import prepare
+from forkcast_trainer.engine import Engine, placement
+from forkcast_trainer.state import restore, snapshot
+from forkcast_wire.manifest import API_VERSION, TrainingRun, TrainingRunSpec
+from forkcast_wire.process import die_with_parent
+
+_SAVE_EVERY = 25
+_MEAN_WEIGHTS = 25
+#: As the rollouts of a branch judge it: so many nats above the base, so many steps in a row.
+_DIVERGED_NATS, _DIVERGED_STEPS = 3.0, 5
+#: No fork before this step: the detector and the spike rule need a history.
+_FIRST_FORK = 80
+_DEPTHS = (0, 50, 100, 200)
+_WRITE_SECONDS = 10.0
+_HEALTHY_RATE = 3e-3
+_QUIET = {"update_every_steps": 10_000, "internals_every_steps": 10_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the command line asked for; horizons rise, the last is the longest."""
+
+    horizons: tuple[int, ...]
+    forks: int
+    actions: int
+    seed: int
+    workdir: Path
+    deadline: float
+
+
+# ------------------------------------------------------------------------------------ drawing a run
+
+
+def draw_run(rng: np.random.Generator, index: int) -> tuple[str, TrainingRunSpec]:
+    """(regime, spec) of run ``index``: about half of them healthy."""
+    regime = str(rng.choice(["healthy", "fast", "stressed"], p=[0.45, 0.25, 0.3]))
+    healthy = regime == "healthy"
+    low, high = (5e-4, _HEALTHY_RATE) if healthy else (2e-3, 1.5e-2)
+    layers, width = int(rng.integers(2, 5)), int(rng.choice([48, 64, 96, 128]))
+    accumulated = bool(rng.random() < 0.25)
+    document = {
+        "apiVersion": API_VERSION,
+        "kind": "TrainingRun",
+        "metadata": {"name": f"run-{index}"},
+        "spec": {
+            "model": {
+                "architecture": "gpt2-tiny",
+                "size": {"layers": layers, "width": width, "heads": 4},
+                "dtype": "Float32",
+                "device": "Cpu",
+            },
+            "data": {**data_of(), "shuffleSeed": int(rng.integers(1 << 30))},
+            "stressors": [] if healthy else _stressors(rng, regime),
+            "optimizer": {
+                "learningRate": f"{math.exp(rng.uniform(math.log(low), math.log(high))):.6g}",
+                "schedule": {
+                    "type": str(rng.choice(["Cosine", "Constant"])),
+                    "warmupSteps": int(rng.choice([20, 50, 100])),
+                },
+                "clipping": {"policy": str(rng.choice(["Norm", "Norm", "Norm", "None", "ZClip"]))},
+            },
+            "training": {
+                "totalSteps": int(rng.integers(400, 801)),
+                "microBatchSize": 2 if accumulated else int(rng.choice([4, 4, 8])),
+                "gradientAccumulationSteps": 4 if accumulated else 1,
+                "seed": int(rng.integers(1 << 30)),
+            },
+            "statistics": {"internalsEverySteps": int(rng.choice([5, 10]))},
+            "uncertainty": {
+                "window": 64,
+                "emaDecay": "0.9",
+                "warmupSteps": 60,
+                "cooldownSteps": 150,
+                "forecastHorizonSteps": 20,
+            },
+        },
+    }
+    return regime, TrainingRun.model_validate(document).spec
+
+
+def data_of() -> dict[str, Any]:
+    """The text of all runs, and a validation of about 12,000 tokens."""
+    return {
+        "train": {"uri": "python-stdlib:", "maxBytes": 16_000_000},
+        "validation": {"maxBatches": 48, "fraction": "0.02"},
+        "tokenizer": "bytes",
+        "sequenceLength": 64,
+    }
+
+
+def _stressors(rng: np.random.Generator, regime: str) -> list[dict[str, Any]]:
+    if regime == "fast" and rng.random() < 0.5:
+        return []
+    if regime == "fast":
+        return [{"type": "AggressiveWarmup", "magnitude": f"{rng.uniform(2, 6):.3g}"}]
+    kinds = ["RareTokenBurst", "LongSequence", "TextArtifacts", "BlockShuffle"]
+    chosen = rng.choice(kinds, size=int(rng.integers(1, 4)), replace=False)
+    return [
+        {
+            "type": str(kind),
+            "probability": f"{rng.uniform(0.005, 0.04):.4g}",
+            "fromStep": int(rng.integers(0, 200)),
+            "seed": int(rng.integers(1 << 30)),
+        }
+        for kind in chosen
+    ]
+
+
+# ------------------------------------------------------------------------------- following a lineage
+
+
+@dataclass
+class Course:
+    """A lineage as it is followed: losses by step, recent weights, spikes, divergence."""
+
+    spikes: SpikeScore = field(default_factory=SpikeScore)
+    losses: dict[int, float] = field(default_factory=dict)
+    weights: deque[list[Tensor]] = field(default_factory=lambda: deque(maxlen=_MEAN_WEIGHTS))
+    base_loss: float | None = None
+    high: int = 0
+    diverged: bool = False
+
+    def advance(self, engine: Engine) -> StepStats:
+        """One step."""
+        stats = engine.step()
+        self.losses[stats.step] = stats.loss
+        self.spikes.fold(stats.step, stats.loss, stats.grad_norm)
+        over = self.base_loss is not None and stats.loss > self.base_loss + _DIVERGED_NATS
+        self.high = self.high + 1 if over else 0
+        if not math.isfinite(stats.loss) or self.high >= _DIVERGED_STEPS:
+            self.diverged = True
+        self.weights.append([p.detach().clone() for p in engine.parameters])
+        return stats
+
+    def evaluate(self, engine: Engine) -> tuple[float, float]:
+        """(raw, mean-weights) validation loss, nats/token; NaN where diverged."""
+        if self.diverged:
+            return math.nan, math.nan
+        raw = engine.evaluate()
+        count = max(1, min(_MEAN_WEIGHTS, len(self.weights), len(self.losses) // 2))
+        recent = list(self.weights)[-count:]
+        with torch.no_grad():
+            kept = [p.detach().clone() for p in engine.parameters]
+            for index, parameter in enumerate(engine.parameters):
+                parameter.copy_(torch.stack([one[index] for one in recent]).mean(0))
+            mean = engine.evaluate()
+            for parameter, weight in zip(engine.parameters, kept, strict=True):
+                parameter.copy_(weight)
+        return raw, mean
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A state of the main run with the spike rule's history."""
+
+    state: Snapshot
+    spikes: dict[str, list[float]]
+
+
+@dataclass
+class MainRun:
+    """The run itself: its states, statistics, triggers, and what it measured as the control."""
+
+    course: Course
+    saved: dict[int, Saved]
+    seen: list[tuple[StepStats, Index]]
+    triggers: list[tuple[int, int]]
+    measured: dict[int, tuple[float, float]]
+
+
+def follow_main(
+    engine: Engine, drawn: list[int], plan: Plan, validate_every: int
+) -> MainRun | None:
+    """Train the run to its end; None where time ran out. ``drawn``: fork steps known beforehand."""
+    run = MainRun(Course(), {}, [], [], {})
+    detector = Detector(configure(engine.spec.uncertainty), engine.run_uid)
+    wanted = {step + horizon for step in drawn for horizon in plan.horizons}
+    total = engine.spec.training.total_steps
+    while engine.position.step < total and not run.course.diverged:
+        if time.monotonic() > plan.deadline:
+            return None
+        step = engine.position.step
+        if step % _SAVE_EVERY == 0:
+            run.saved[step] = Saved(snapshot(engine), run.course.spikes.state())
+        if step in wanted:
+            run.measured[step] = run.course.evaluate(engine)
+        stats = run.course.advance(engine)
+        if step % validate_every == validate_every - 1:
+            stats = replace(stats, validation_loss=engine.evaluate())
+        index, trigger = detector.fold(stats)
+        run.seen.append((stats, index))
+        last = total - plan.horizons[-1]
+        if (
+            trigger is not None
+            and _FIRST_FORK <= step + 1 < last
+            and len(run.triggers) < plan.forks
+        ):
+            run.triggers.append((step + 1, trigger.onset_step))
+            wanted |= {step + 1 + horizon for horizon in plan.horizons}
+    return run
+
+
+def window_of(run: MainRun, uid: str, step: int, total_steps: int) -> Window:
+    """The last 64 steps before ``step`` as the monitor would give them."""
+    rows = run.seen[max(0, step - 64) : step]
+
+    def cell(name: str, stats: StepStats, index: Index) -> float:
+        value = index.z if name == "index_z" else getattr(stats, name)
+        if isinstance(value, tuple):
+            return sum(value) / len(value)
+        return math.nan if value is None else float(value)
+
+    columns = {n: np.array([cell(n, s, i) for s, i in rows], dtype=float) for n in WINDOW_COLUMNS}
+    return Window(uid, 0, total_steps, columns)
+
+
+# ----------------------------------------------------------------------------------------- the forks
+
+
+def rollout(
+    engine: Engine, base: Saved, action: Action, fork: int, plan: Plan
+) -> tuple[Course, dict[int, tuple[float, float]]]:
+    """Restore, apply, replay to the fork and on; ((raw, mean) by horizon)."""
+    restore(engine, base.state)
+    course = Course(base_loss=engine.position.loss)
+    course.spikes.restore(base.spikes)
+    apply(engine, action)
+    measured = {}
+    for horizon in plan.horizons:
+        while engine.position.step < fork + horizon and not course.diverged:
+            course.advance(engine)
+        measured[horizon] = course.evaluate(engine)
+    return course, measured
+
+
+def outcomes(
+    run: MainRun,
+    course: Course,
+    measured: dict[int, tuple[float, float]],
+    fork: tuple[int, int],
+    *,
+    healthy: bool,
+) -> Iterator[Outcome]:
+    """One outcome a horizon."""
+    step, onset = fork
+    level = _level(run.course.losses, onset)
+    for horizon, (raw, mean) in measured.items():
+        end = step + horizon
+        control = run.measured.get(end, (math.nan, math.nan))
+        control_event = run.course.diverged or _event(run.course, step, end)
+        yield Outcome(
+            horizon=horizon,
+            loss=raw,
+            mean_loss=mean,
+            control_loss=control[0],
+            control_mean_loss=control[1],
+            diverged=course.diverged and math.isnan(raw),
+            event=_event(course, step, end) or (course.diverged and math.isnan(raw)),
+            control_event=control_event,
+            recovery_steps=_recovery({**run.course.losses, **course.losses}, step, end, level),
+            steps_run=len(course.losses),
+            healthy=healthy and not control_event,
+        )
+
+
+def _event(course: Course, step: int, end: int) -> bool:
+    return any(step <= flagged < end for flagged in course.spikes.flagged)
+
+
+def _level(losses: dict[int, float], onset: int) -> float:
+    """Median plus one sd of the 100 steps before the departure, nats/token."""
+    before = [losses[s] for s in range(max(0, onset - 100), onset) if math.isfinite(losses[s])]
+    return float(np.median(before) + np.std(before)) if before else math.inf
+
+
+def _recovery(losses: dict[int, float], step: int, end: int, level: float) -> float:
+    """Steps after the fork until the median of the last 20 losses is at the level; the horizon
+    where it never is.
+    """
+    for now in range(step, end):
+        recent = [losses.get(s, math.inf) for s in range(now - 20, now)]
+        if float(np.median(recent)) <= level:
+            return float(now - step)
+    return float(end - step)
+
+
+def draw_actions(
+    rng: np.random.Generator, run: MainRun, fork: tuple[int, int], spec: TrainingRunSpec, count: int
+) -> list[tuple[Action, int]]:
+    """(action, base step) of ``count`` distinct lattice actions at the bases at hand."""
+    step, onset = fork
+    bases = set()
+    for depth in _DEPTHS:
+        older = [s for s in run.saved if s <= max(onset - depth, 0)]
+        bases.add(max(older))
+    clipping = ("Keep", "ZClip", "SPAM", "None")
+    if spec.training.gradient_accumulation_steps >= 3:
+        clipping = ("Keep", "ZClip", "ARC", "SPAM", "None")
+    lattice = Lattice(clipping=clipping, rewind_steps=tuple(sorted(step - base for base in bases)))
+    choices = list(lattice.actions())
+    drawn = rng.choice(len(choices), size=min(count, len(choices)), replace=False)
+    return [(choices[int(i)], step - choices[int(i)].rewind_steps) for i in drawn]
+
+
+def collect_run(task: tuple[int, Plan]) -> list[Record]:
+    """All records of one run; fewer where time runs out."""
+    index, plan = task
+    torch.set_num_threads(1)
+    rng = np.random.default_rng([plan.seed, index])
+    regime, spec = draw_run(rng, index)
+    uid, total = f"{plan.seed}-{index}", spec.training.total_steps
+    latest = total - plan.horizons[-1]
+    drawn = sorted(int(s) for s in rng.integers(_FIRST_FORK, latest, size=plan.forks))
+    engine = Engine(spec, uid, plan.workdir, placement(spec))
+    run = follow_main(engine, drawn, plan, int(rng.choice([25, 50, 100])))
+    if run is None:
+        return []
+    reached = len(run.seen)
+    points = [("trigger", *one) for one in run.triggers[: (plan.forks + 1) // 2]]
+    points += [("drawn", step, step) for step in drawn][: plan.forks - len(points)]
+    engine.spec = spec.model_copy(update={"statistics": spec.statistics.model_copy(update=_QUIET)})
+    records: list[Record] = []
+    for cause, step, onset in points:
+        if step >= reached:
+            continue  # the run diverged before this fork
+        window = window_of(run, uid, step, total)
+        fork = Fork(run=uid, regime=regime, cause=cause, step=step, window=window)
+        healthy = regime == "healthy"
+        control = {h: run.measured.get(step + h, (math.nan, math.nan)) for h in plan.horizons}
+        for outcome in outcomes(run, run.course, control, (step, onset), healthy=healthy):
+            records.append(Record(fork=fork, action=Action(), outcome=outcome))
+        for action, base in draw_actions(rng, run, (step, onset), spec, plan.actions):
+            if time.monotonic() > plan.deadline:
+                return records
+            course, measured = rollout(engine, run.saved[base], action, step, plan)
+            for outcome in outcomes(run, course, measured, (step, onset), healthy=healthy):
+                records.append(Record(fork=fork, action=action, outcome=outcome))
+    return records
+
+
+# ------------------------------------------------------------------------------------- the collection
+
+
+def main() -> int:
+    """0 when records were written."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=64, help="runs to train, at most")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--horizon", type=int, default=200, help="steps after the fork, > 50")
+    parser.add_argument("--forks", type=int, default=2, help="forks of a run")
+    parser.add_argument("--actions", type=int, default=8, help="actions tried at a fork")
+    parser.add_argument("--minutes", type=float, default=8.0, help="stop after so long")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workdir", type=Path, default=Path("collect"), help="of the token file")
+    parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
+    given = parser.parse_args()
+    started = time.monotonic()
+    plan = Plan(
+        horizons=tuple(sorted({50, given.horizon})),
+        forks=given.forks,
+        actions=given.actions,
+        seed=given.seed,
+        workdir=given.workdir,
+        deadline=started + 60 * given.minutes,
+    )
+    _, spec = draw_run(np.random.default_rng(0), 0)
+    prepare(spec.data, plan.workdir / "tokens", progress=True)  # once, before the workers fork
+    records: list[Record] = []
+    written = started
+    context = multiprocessing.get_context("fork")
+    with context.Pool(given.workers, initializer=die_with_parent) as pool:
+        tasks = [(index, plan) for index in range(given.runs)]
+        for number, found in enumerate(pool.imap_unordered(collect_run, tasks), start=1):
+            records += found
+            now = time.monotonic()
+            if records and now - written > _WRITE_SECONDS:
+                write(records, given.out)
+                written = now
+            print(f"{number}/{given.runs} runs, {len(records)} records, {now - started:.0f} s")
+    if records:
+        write(records, given.out)
+    return 0 if records else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
