@@ -22,6 +22,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_manifest_reference.py --check
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest

@@ -1,0 +1,128 @@
+"""The commands on a made run, through the real entry point."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from forkcast_cli.__main__ import app
+
+ROOT = Path(__file__).parents[2]
+
+
+def said(*arguments, code=0):
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_status_and_branches(made_run):
+    document = json.loads(said("status", made_run, "--json"))
+    assert (document["state"], document["epoch"], document["openBranches"]) == ("complete", 1, 0)
+    assert [b["outcome"] for b in json.loads(said("branches", made_run, "--json"))] == [
+        "Accepted",
+        "NoAction",
+    ]
+    assert "e0-t150" in said("status", made_run)
+    assert "e1-t250" in said("branches", made_run)
+
+
+def test_explain_says_why(made_run):
+    text = " ".join(said("explain", "e0-t150", "-d", made_run).split())
+    assert "c000 was adopted: learning rate x0.8, rewind 10" in text
+    assert "0.050 nats/token below the control at +20 (margin 0.020)" in text
+    assert "No action" in said("explain", "last", "-d", made_run)
+    assert "no such branch" in said("explain", "e9-t9", "-d", made_run, code=2)
+    document = json.loads(said("explain", "made-e0-t150", "-d", made_run, "--json"))
+    assert document["decision"]["winner"] == "c000"
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.pictures = [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "line", "circle", "rect", "polyline", "br"):
+            self.open.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset")]
+        self.pictures += tag == "svg"
+
+    def handle_endtag(self, tag):
+        if tag in ("line", "circle", "rect", "polyline"):
+            return
+        assert self.open.pop() == tag
+
+
+def test_report_is_one_sound_page_without_requests(made_run):
+    path = Path(said("report", made_run).replace("\n", "").strip())
+    text = path.read_text()
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.links == []
+    assert page.pictures == 7  # loss, index, parts, and two for each branch
+    assert not re.search(r"url\(|@import|<script", text)
+    assert "&lt;proxy &amp; down&gt;" in text
+    assert "<proxy & down>" not in text
+    assert path.stat().st_size < 500_000
+
+
+def test_report_of_a_run_that_has_barely_begun(made_run):
+    import shutil
+
+    for name in ("branches", "rollouts", "lineage", "statistics"):
+        shutil.rmtree(made_run / name)
+    (made_run / "complete.json").unlink()
+    said("report", made_run)
+    assert json.loads(said("report", made_run, "--json"))["metrics"]["steps"] == 0
+    assert "no branch" in said("branches", made_run)
+
+
+def test_runs_is_one_parquet_index(made_run):
+    rows = json.loads(said("runs", made_run.parent, "--json"))
+    table = pq.read_table(made_run.parent / "runs.parquet").to_pylist()
+    assert len(rows) == len(table) == 4
+    assert [r["verdict"] for r in table] == [
+        "Accepted",
+        "DroppedAtRung",
+        "NoBetter",
+        "DroppedAtRung",
+    ]
+
+
+def test_replay_folds_the_recorded_statistics(made_run, tmp_path):
+    assert json.loads(said("replay", made_run, "--json"))["steps"] == 286
+    assert said("replay", made_run / "statistics").startswith("286 steps")
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"step": 0, "loss": 1.0}\n')
+    assert "needs the columns step, loss, grad_norm" in said("replay", mine, code=2)
+    mine.write_text('{"step": 0, "loss": 1.0, "grad_norm": 2.0}\n')
+    assert "1 steps, no trigger" in said("replay", mine)
+
+
+def test_plan_of_the_quickstart():
+    document = json.loads(said("plan", ROOT / "examples" / "quickstart.yaml", "--json"))
+    assert document["model"]["parameters"] > 800_000
+    assert 0 < document["branch_steps_least"] < document["branch_steps_most"]
+
+
+@pytest.mark.parametrize("command", ["status", "branches", "report"])
+def test_a_folder_without_a_run_is_bad_input(tmp_path, command):
+    assert "holds no run" in said(command, tmp_path, code=2)
+
+
+def test_doctor_names_what_is_here():
+    names = {one["name"] for one in json.loads(said("doctor", "--json"))}
+    assert {"python", "trainer", "disk", "sockets"} <= names
+
+
+def test_the_manifest_reference_is_up_to_date():
+    script = ROOT / "scripts" / "generate_manifest_reference.py"
+    subprocess.run([sys.executable, script, "--check"], check=True, timeout=60)

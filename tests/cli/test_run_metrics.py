@@ -1,0 +1,73 @@
+"""The figures of a run, on a made run whose true values are known."""
+
+import pytest
+
+from forkcast_cli.facts import gather
+from forkcast_cli.metrics import Point, lineage_points, poisson_interval, rung_passes, spearman
+
+
+def test_made_run(made_run):
+    metrics = gather(made_run).metrics
+    assert metrics.steps == 156 + 130 + 30  # both epochs, and the 30 adopted rollout steps
+    assert [(e.epoch, e.first) for e in metrics.events] == [(0, 150)]
+    assert metrics.events[0].recovered is None  # the epoch ends six steps later
+    assert metrics.validation_perplexity == pytest.approx(12.18249)
+    assert (metrics.branches, metrics.decided, metrics.accepted) == (2, 2, 1)
+    assert metrics.accept_rate == 0.5
+    assert metrics.discarded_steps == 16  # 140 to 155
+    assert metrics.adopted_steps == 30
+    assert metrics.verification_steps == 300
+    assert metrics.proxy_gap is None
+    tokens, parameters = 256, 834_432
+    assert metrics.wasted_flops == pytest.approx(6.0 * parameters * tokens * (16 + 1))
+    assert metrics.wasted_flops_with_verification == pytest.approx(
+        6.0 * parameters * tokens * (16 + 1 + 300 - 30)
+    )
+
+
+def test_rungs(made_run):
+    decisions = [one.decision for one in gather(made_run).view.branches]
+    assert [(one.rung, one.measured, one.passed) for one in rung_passes(decisions)] == [
+        (10, 4, 2),
+        (20, 2, 1),
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 10, 250])
+def test_poisson_interval_is_the_chi_square_one(count):
+    from scipy.stats import chi2
+
+    low, high = poisson_interval(count)
+    assert high == pytest.approx(chi2.ppf(0.975, 2 * count + 2) / 2, rel=1e-6)
+    assert low == pytest.approx(chi2.ppf(0.025, 2 * count) / 2 if count else 0.0, rel=1e-6)
+
+
+def test_spearman():
+    assert spearman([(1, 10), (2, 20), (3, 30)]) == pytest.approx(1)
+    assert spearman([(1, 30), (2, 20), (3, 10)]) == pytest.approx(-1)
+    assert spearman([(1, 1), (2, 1), (3, 1)]) is None
+    assert spearman([(1, 1), (2, 2)]) is None
+
+
+def test_abandoned_steps_are_not_of_the_lineage(made_run):
+    view = gather(made_run).view
+    points = [Point(0, step, 1.0, 1.0) for step in (139, 140, 155)]
+    assert [p.step for p in lineage_points(points, view.lineage, 1)] == [139]
+
+
+def test_shapes_are_those_of_the_model_shelf():
+    from forkcast_cli.shapes import SHAPES, plan_model
+    from forkcast_trainer.models import gpt2
+    from forkcast_wire.manifest import TrainingRunSpec
+
+    shelf = {name: (s.layers, s.heads, s.width) for name, s in gpt2.SHAPES.items()}
+    assert shelf == SHAPES
+    spec = TrainingRunSpec.model_validate(
+        {
+            "model": {"architecture": "gpt2-tiny"},
+            "data": {"train": {"uri": "x"}, "sequenceLength": 64},
+            "training": {"totalSteps": 1},
+        }
+    )
+    built = gpt2.build(spec.model, 257, 64, 1)
+    assert plan_model(spec).parameters == sum(p.numel() for p in built.parameters())
