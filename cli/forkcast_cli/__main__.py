@@ -100,6 +100,7 @@ def _end(folder: Path, *, quiet: bool) -> None:
     path = write_report(folder, folder / "report.html")
     if not quiet:
         console = Console()
+        console.print()
         console.print(shown(folder, _look(folder)))
         console.print(f"report: {path}", soft_wrap=True)
 

@@ -180,7 +180,8 @@ def _judged(judgement: Judgement | None) -> list[str]:
         return "" if value is None else format(value, form)
 
     said = verdict(judgement)
-    if judgement.verdict not in (Verdict.ACCEPTED, Verdict.NO_BETTER) and judgement.reason:
+    plain = (Verdict.ACCEPTED, Verdict.NO_BETTER, Verdict.NOT_CONFIRMED)
+    if judgement.verdict not in plain and judgement.reason:
         said += f" ({judgement.reason})"
     return [
         figure(judgement.improvement, "+.3f"),
