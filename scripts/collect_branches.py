@@ -75,7 +75,7 @@ def draw_run(rng: np.random.Generator, index: int) -> tuple[str, TrainingRunSpec
     healthy = regime == "healthy"
     low, high = (5e-4, _HEALTHY_RATE) if healthy else (2e-3, 1.5e-2)
     layers, width = int(rng.integers(2, 5)), int(rng.choice([48, 64, 96, 128]))
-    accumulated = bool(rng.random() < 0.25)
+    accumulated = bool(rng.random() < 0.15)
     document = {
         "apiVersion": API_VERSION,
         "kind": "TrainingRun",
@@ -98,9 +98,9 @@ def draw_run(rng: np.random.Generator, index: int) -> tuple[str, TrainingRunSpec
                 "clipping": {"policy": str(rng.choice(["Norm", "Norm", "Norm", "None", "ZClip"]))},
             },
             "training": {
-                "totalSteps": int(rng.integers(400, 801)),
-                "microBatchSize": 2 if accumulated else int(rng.choice([4, 4, 8])),
-                "gradientAccumulationSteps": 4 if accumulated else 1,
+                "totalSteps": int(rng.integers(350, 701)),
+                "microBatchSize": 2 if accumulated else int(rng.choice([4, 4, 4, 8])),
+                "gradientAccumulationSteps": 3 if accumulated else 1,
                 "seed": int(rng.integers(1 << 30)),
             },
             "statistics": {"internalsEverySteps": int(rng.choice([5, 10]))},
@@ -117,10 +117,10 @@ def draw_run(rng: np.random.Generator, index: int) -> tuple[str, TrainingRunSpec
 
 
 def data_of() -> dict[str, Any]:
-    """The text of all runs, and a validation of about 12,000 tokens."""
+    """The text of all runs, and a validation of about 4,000 tokens."""
     return {
         "train": {"uri": "python-stdlib:", "maxBytes": 16_000_000},
-        "validation": {"maxBatches": 48, "fraction": "0.02"},
+        "validation": {"maxBatches": 16, "fraction": "0.02"},
         "tokenizer": "bytes",
         "sequenceLength": 64,
     }
@@ -282,20 +282,24 @@ def outcomes(
     """One outcome a horizon."""
     step, onset = fork
     level = _level(run.course.losses, onset)
+    base = min(course.losses)
+    lineage = {s: loss for s, loss in run.course.losses.items() if s < base} | course.losses
     for horizon, (raw, mean) in measured.items():
         end = step + horizon
         control = run.measured.get(end, (math.nan, math.nan))
-        control_event = run.course.diverged or _event(run.course, step, end)
+        control_lost = _lost(run.course.losses, step, end)
+        control_event = control_lost or _event(run.course, step, end)
+        lost = course.diverged if course is not run.course else control_lost
         yield Outcome(
             horizon=horizon,
-            loss=raw,
-            mean_loss=mean,
-            control_loss=control[0],
-            control_mean_loss=control[1],
-            diverged=course.diverged and math.isnan(raw),
-            event=_event(course, step, end) or (course.diverged and math.isnan(raw)),
+            loss=math.nan if lost else raw,
+            mean_loss=math.nan if lost else mean,
+            control_loss=math.nan if control_lost else control[0],
+            control_mean_loss=math.nan if control_lost else control[1],
+            diverged=lost,
+            event=lost or _event(course, step, end),
             control_event=control_event,
-            recovery_steps=_recovery({**run.course.losses, **course.losses}, step, end, level),
+            recovery_steps=_recovery(lineage, step, end, level),
             steps_run=len(course.losses),
             healthy=healthy and not control_event,
         )
@@ -303,6 +307,17 @@ def outcomes(
 
 def _event(course: Course, step: int, end: int) -> bool:
     return any(step <= flagged < end for flagged in course.spikes.flagged)
+
+
+def _lost(losses: dict[int, float], step: int, end: int) -> bool:
+    """Whether the control diverged between fork and horizon, by the rollouts' rule."""
+    limit, high = losses[step - 1] + _DIVERGED_NATS, 0
+    for now in range(step, end):
+        loss = losses.get(now, math.nan)
+        high = high + 1 if loss > limit else 0
+        if not math.isfinite(loss) or high >= _DIVERGED_STEPS:
+            return True
+    return False
 
 
 def _level(losses: dict[int, float], onset: int) -> float:
@@ -331,7 +346,7 @@ def draw_actions(
     for depth in _DEPTHS:
         older = [s for s in run.saved if s <= max(onset - depth, 0)]
         bases.add(max(older))
-    clipping = ("Keep", "ZClip", "SPAM", "None")
+    clipping: tuple[str, ...] = ("Keep", "ZClip", "SPAM", "None")
     if spec.training.gradient_accumulation_steps >= 3:
         clipping = ("Keep", "ZClip", "ARC", "SPAM", "None")
     lattice = Lattice(clipping=clipping, rewind_steps=tuple(sorted(step - base for base in bases)))
@@ -343,6 +358,8 @@ def draw_actions(
 def collect_run(task: tuple[int, Plan]) -> list[Record]:
     """All records of one run; fewer where time runs out."""
     index, plan = task
+    if time.monotonic() > plan.deadline:
+        return []
     torch.set_num_threads(1)
     rng = np.random.default_rng([plan.seed, index])
     regime, spec = draw_run(rng, index)
@@ -358,21 +375,21 @@ def collect_run(task: tuple[int, Plan]) -> list[Record]:
     points += [("drawn", step, step) for step in drawn][: plan.forks - len(points)]
     engine.spec = spec.model_copy(update={"statistics": spec.statistics.model_copy(update=_QUIET)})
     records: list[Record] = []
-    for cause, step, onset in points:
-        if step >= reached:
-            continue  # the run diverged before this fork
+    for cause, step, onset in {point[1]: point for point in reversed(points)}.values():
+        if step >= reached or time.monotonic() > plan.deadline:
+            continue  # the run diverged before this fork, or time is up
         window = window_of(run, uid, step, total)
         fork = Fork(run=uid, regime=regime, cause=cause, step=step, window=window)
         healthy = regime == "healthy"
         control = {h: run.measured.get(step + h, (math.nan, math.nan)) for h in plan.horizons}
-        for outcome in outcomes(run, run.course, control, (step, onset), healthy=healthy):
-            records.append(Record(fork=fork, action=Action(), outcome=outcome))
+        found = outcomes(run, run.course, control, (step, onset), healthy=healthy)
+        records += [Record(fork=fork, action=Action(), outcome=one) for one in found]
         for action, base in draw_actions(rng, run, (step, onset), spec, plan.actions):
             if time.monotonic() > plan.deadline:
                 return records
             course, measured = rollout(engine, run.saved[base], action, step, plan)
-            for outcome in outcomes(run, course, measured, (step, onset), healthy=healthy):
-                records.append(Record(fork=fork, action=action, outcome=outcome))
+            found = outcomes(run, course, measured, (step, onset), healthy=healthy)
+            records += [Record(fork=fork, action=action, outcome=one) for one in found]
     return records
 
 
@@ -408,13 +425,20 @@ def main() -> int:
     context = multiprocessing.get_context("fork")
     with context.Pool(given.workers, initializer=die_with_parent) as pool:
         tasks = [(index, plan) for index in range(given.runs)]
-        for number, found in enumerate(pool.imap_unordered(collect_run, tasks), start=1):
-            records += found
+        results = pool.imap_unordered(collect_run, tasks)
+        for number in range(1, given.runs + 1):
+            try:
+                records += next(results)
+            except (ValueError, RuntimeError) as error:  # one run's failure is not the collection's
+                print(f"a run failed: {error}", file=sys.stderr, flush=True)
             now = time.monotonic()
             if records and now - written > _WRITE_SECONDS:
                 write(records, given.out)
                 written = now
-            print(f"{number}/{given.runs} runs, {len(records)} records, {now - started:.0f} s")
+            print(
+                f"{number}/{given.runs} runs, {len(records)} records, {now - started:.0f} s",
+                flush=True,
+            )
     if records:
         write(records, given.out)
     return 0 if records else 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +42,8 @@ class _Record:
 
     losses: list[float] = field(default_factory=list)
     first_step: int = 0
-    weights: deque[list[Tensor]] = field(default_factory=lambda: deque(maxlen=_MEAN_WEIGHTS))
+    weights: list[Tensor] = field(default_factory=list)  # sum of the recent weights
+    summed: int = 0
     spikes: SpikeScore = field(default_factory=SpikeScore)
     high: int = 0
     diverged: bool = False
@@ -75,6 +75,8 @@ class Rollout:
                 self._advance(self.job.trigger_step + rung)
                 self.record.seconds += time.perf_counter() - started
                 self._publish(rung)
+                if self.engine.place.device.type == "cuda":
+                    torch.cuda.empty_cache()  # a waiting rollout keeps its state, no more
 
     def _asked_for(self, rung: int) -> bool:
         """Wait until the operator wants this rung; False where it wants no more."""
@@ -90,6 +92,9 @@ class Rollout:
     def _advance(self, target: int) -> None:
         """Step until the lineage stands at ``target``, or has diverged."""
         record, engine = self.record, self.engine
+        steps = target - record.first_step
+        count = max(1, min(_MEAN_WEIGHTS, steps // 2))
+        record.weights, record.summed = [], 0
         while engine.position.step < target and not record.diverged:
             stats = engine.step()
             crash.reach("step")
@@ -101,7 +106,18 @@ class Rollout:
             over = self.base_loss is not None and stats.loss > self.base_loss + _DIVERGED_NATS
             record.high = record.high + 1 if over else 0
             record.diverged = record.high >= _DIVERGED_STEPS
-            record.weights.append([p.detach().clone() for p in engine.parameters])
+            if engine.position.step > target - count:
+                self._sum_weights()
+
+    @torch.no_grad()
+    def _sum_weights(self) -> None:
+        """Add the present weights to the sum; one copy, whatever the count."""
+        record, parameters = self.record, self.engine.parameters
+        if not record.summed:
+            record.weights = [p.detach().clone() for p in parameters]
+        else:
+            torch._foreach_add_(record.weights, [p.detach() for p in parameters])
+        record.summed += 1
 
     def _publish(self, rung: int) -> None:
         record, job = self.record, self.job
@@ -136,11 +152,10 @@ class Rollout:
         """Validation loss with the mean of the last min(25, half the steps) weights (checkpoint
         averaging; it takes out most of what merely anneals).
         """
-        count = max(1, min(_MEAN_WEIGHTS, len(self.record.losses) // 2))
         kept = [p.detach().clone() for p in self.engine.parameters]
-        recent = list(self.record.weights)[-count:]
-        for index, parameter in enumerate(self.engine.parameters):
-            parameter.copy_(torch.stack([one[index] for one in recent]).mean(0))
+        for parameter, total in zip(self.engine.parameters, self.record.weights, strict=True):
+            parameter.copy_(total / self.record.summed)
+        self.record.weights = []
         try:
             return self.engine.evaluate()
         finally:

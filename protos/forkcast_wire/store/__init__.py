@@ -21,7 +21,6 @@ from forkcast_wire.store.errors import (
     StoreUnavailable,
 )
 from forkcast_wire.store.folder import FolderStore
-from forkcast_wire.store.s3 import S3Store
 
 __all__ = [
     "AlreadyExists",
@@ -29,7 +28,6 @@ __all__ = [
     "Conflict",
     "FolderStore",
     "KeyMissing",
-    "S3Store",
     "StoreError",
     "StoreUnavailable",
     "open_store",
@@ -46,6 +44,8 @@ def open_store(storage: Storage, workdir: Path) -> Store:
     """The store that a manifest names. Raises StoreUnavailable where it cannot be reached."""
     store: Store
     if storage.bucket is not None:
+        from forkcast_wire.store.s3 import S3Store  # the client is slow to import
+
         store = S3Store.connect(storage)
     else:
         store = FolderStore(Path(storage.path) if storage.path else workdir)

@@ -1,0 +1,117 @@
+"""What goes over the wire comes back the same."""
+
+import math
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkcast.actions import Action
+from forkcast.decision import Candidate
+from forkcast.records import (
+    WINDOW_COLUMNS,
+    Forecast,
+    Interval,
+    StepStats,
+    Trigger,
+    TriggerRule,
+    Window,
+)
+from forkcast_wire import codec
+
+F = st.floats(allow_nan=False)
+N = st.integers(0, 2**31 - 1)
+OPT = st.none() | F
+LAYERS = st.none() | st.lists(F, min_size=1, max_size=4).map(tuple)
+NAMES = st.text("abc-", min_size=1, max_size=8)
+
+
+@given(
+    st.builds(
+        StepStats,
+        run_uid=NAMES,
+        epoch=N,
+        attempt=N,
+        rank=N,
+        step=N,
+        loss=F,
+        grad_norm=F,
+        grad_norm_clipped=F,
+        learning_rate=F,
+        tokens=st.integers(0, 2**63),
+        update_ratio=OPT,
+        rms_max=OPT,
+        update_cosine=OPT,
+        attention_entropy=LAYERS,
+        attention_logit_max=OPT,
+        activation_mean=LAYERS,
+        activation_sd=LAYERS,
+        group_grad_norms=st.dictionaries(NAMES, F, max_size=3),
+        validation_loss=OPT,
+        skipped=st.booleans(),
+        step_seconds=OPT,
+    )
+)
+def test_statistics(stats):
+    assert codec.stats_from_wire(codec.stats_to_wire(stats)) == stats
+
+
+@given(
+    st.builds(
+        Trigger,
+        run_uid=NAMES,
+        epoch=N,
+        step=N,
+        onset_step=N,
+        rule=st.sampled_from(list(TriggerRule)),
+        z=F,
+        index=F,
+        components=st.dictionaries(NAMES, F, max_size=3),
+        thresholds=st.dictionaries(NAMES, F, max_size=3),
+    )
+)
+def test_triggers(trigger):
+    assert codec.trigger_from_wire(codec.trigger_to_wire(trigger)) == trigger
+
+
+@given(
+    st.builds(
+        Action,
+        learning_rate_scale=st.floats(0.1, 10),
+        weight_decay_scale=st.floats(0.1, 10),
+        clipping=st.sampled_from(["Keep", "ZClip"]),
+        momentum_reset=st.booleans(),
+        rewind_steps=N,
+        data_reorder=st.booleans(),
+        skip_batches=N,
+    )
+)
+def test_candidates(action):
+    one = Candidate(name="c001", action=action)
+    assert codec.candidate_from_wire(codec.candidate_to_wire(one)) == one
+
+
+INTERVAL = st.none() | st.builds(Interval, F, F, F)
+
+
+@given(
+    st.builds(
+        Forecast,
+        candidate=NAMES,
+        loss=INTERVAL,
+        p_divergence=INTERVAL,
+        risk=OPT,
+        recovery_steps=INTERVAL,
+        abstained=st.none() | NAMES,
+    )
+)
+def test_forecasts(forecast):
+    assert codec.forecast_from_wire(codec.forecast_to_wire(forecast)) == forecast
+
+
+@given(st.integers(0, 20))
+def test_windows_keep_nan_and_infinity(length):
+    values = np.array([math.nan, math.inf, -0.0, 1e308] * 5)[:length]
+    window = Window("u", 1, 100, dict.fromkeys(WINDOW_COLUMNS, values))
+    back = codec.window_from_wire(codec.window_to_wire(window))
+    assert all(np.array_equal(back.columns[n], values, equal_nan=True) for n in WINDOW_COLUMNS)
