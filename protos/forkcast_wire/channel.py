@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal, overload
 
 import grpc
+import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -33,6 +35,8 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", _MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 1024),
+    # Otherwise a second server binds the same port and takes every other connection.
+    ("grpc.so_reuseport", 0),
 ]
 
 
@@ -48,22 +52,43 @@ def _check(target: str, tls: Path | None, *, insecure: bool) -> None:
         )
 
 
-def open_channel(
-    target: str, *, tls: Path | None = None, insecure_dev: bool = False
-) -> grpc.Channel:
-    """A channel to ``target``. ``tls``: folder of ca.crt, tls.crt, tls.key (mutual TLS).
-
-    Raises InsecureRefusedError.
-    """
-    _check(target, tls, insecure=insecure_dev)
-    if tls is None:
-        return grpc.insecure_channel(target, options=CLIENT_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(
+def _client_credentials(tls: Path) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(
         (tls / "ca.crt").read_bytes(),
         (tls / "tls.key").read_bytes(),
         (tls / "tls.crt").read_bytes(),
     )
-    return grpc.secure_channel(target, credentials, options=CLIENT_OPTIONS)
+
+
+@overload
+def open_channel(
+    target: str,
+    *,
+    aio: Literal[False] = False,
+    tls: Path | None = None,
+    insecure_dev: bool = False,
+) -> grpc.Channel: ...
+
+
+@overload
+def open_channel(
+    target: str, *, aio: Literal[True], tls: Path | None = None, insecure_dev: bool = False
+) -> grpc.aio.Channel: ...
+
+
+def open_channel(
+    target: str, *, aio: bool = False, tls: Path | None = None, insecure_dev: bool = False
+) -> grpc.Channel | grpc.aio.Channel:
+    """A channel to ``target``, for asyncio where ``aio``. ``tls``: folder of ca.crt, tls.crt and
+    tls.key (mutual TLS).
+
+    Raises InsecureRefusedError.
+    """
+    _check(target, tls, insecure=insecure_dev)
+    library = grpc.aio if aio else grpc
+    if tls is None:
+        return library.insecure_channel(target, options=CLIENT_OPTIONS)
+    return library.secure_channel(target, _client_credentials(tls), options=CLIENT_OPTIONS)
 
 
 def listen(

@@ -4,98 +4,101 @@
 # source: forkcast_wire/forkcast.proto
 # Protobuf Python Version: 6.31.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 31, 1, "", "forkcast_wire/forkcast.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    31,
+    1,
+    '',
+    'forkcast_wire/forkcast.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1c\x66orkcast_wire/forkcast.proto\x12\x0b\x66orkcast.v1"\x82\x01\n\x05Hello\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x12\n\nstart_step\x18\x05 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x06 \x01(\x04\x12\x11\n\tbase_step\x18\x07 \x01(\x04"\xa8\x05\n\tStepStats\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0c\n\x04loss\x18\x06 \x01(\x01\x12\x11\n\tgrad_norm\x18\x07 \x01(\x01\x12\x19\n\x11grad_norm_clipped\x18\x08 \x01(\x01\x12\x15\n\rlearning_rate\x18\t \x01(\x01\x12\x0e\n\x06tokens\x18\n \x01(\x04\x12\x19\n\x0cupdate_ratio\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07rms_max\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rupdate_cosine\x18\r \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x11\x61ttention_entropy\x18\x0e \x03(\x01\x12 \n\x13\x61ttention_logit_max\x18\x0f \x01(\x01H\x03\x88\x01\x01\x12\x17\n\x0f\x61\x63tivation_mean\x18\x10 \x03(\x01\x12\x15\n\ractivation_sd\x18\x11 \x03(\x01\x12\x44\n\x10group_grad_norms\x18\x12 \x03(\x0b\x32*.forkcast.v1.StepStats.GroupGradNormsEntry\x12\x1c\n\x0fvalidation_loss\x18\x13 \x01(\x01H\x04\x88\x01\x01\x12\x0f\n\x07skipped\x18\x14 \x01(\x08\x12\x19\n\x0cstep_seconds\x18\x15 \x01(\x01H\x05\x88\x01\x01\x1a\x35\n\x13GroupGradNormsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0f\n\r_update_ratioB\n\n\x08_rms_maxB\x10\n\x0e_update_cosineB\x16\n\x14_attention_logit_maxB\x12\n\x10_validation_lossB\x0f\n\r_step_seconds",\n\x03Gap\x12\x12\n\nfirst_step\x18\x01 \x01(\x04\x12\x11\n\tlast_step\x18\x02 \x01(\x04"\x83\x01\n\nStatsBatch\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x12.forkcast.v1.Hello\x12%\n\x05stats\x18\x02 \x03(\x0b\x32\x16.forkcast.v1.StepStats\x12\x1e\n\x04gaps\x18\x03 \x03(\x0b\x32\x10.forkcast.v1.Gap\x12\x0b\n\x03seq\x18\x04 \x01(\x04"x\n\x03\x41\x63k\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12\x18\n\x0bresume_from\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12*\n\ndirectives\x18\x04 \x03(\x0b\x32\x16.forkcast.v1.DirectiveB\x0e\n\x0c_resume_from"\xdb\x01\n\tDirective\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07run_uid\x18\x02 \x01(\t\x12!\n\x04hold\x18\x03 \x01(\x0b\x32\x11.forkcast.v1.HoldH\x00\x12%\n\x06resume\x18\x04 \x01(\x0b\x32\x13.forkcast.v1.ResumeH\x00\x12)\n\x08\x63ollapse\x18\x05 \x01(\x0b\x32\x15.forkcast.v1.CollapseH\x00\x12\x34\n\x0e\x63heckpoint_now\x18\x06 \x01(\x0b\x32\x1a.forkcast.v1.CheckpointNowH\x00\x42\x06\n\x04what"0\n\x04Hold\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x02 \x01(\x01"\x18\n\x06Resume\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\t"B\n\x08\x43ollapse\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x17\n\x0f\x64\x65\x63ision_digest\x18\x03 \x01(\t"\x0f\n\rCheckpointNow"\xcd\x02\n\x07Trigger\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x12\n\nonset_step\x18\x04 \x01(\x04\x12\x0c\n\x04rule\x18\x05 \x01(\t\x12\t\n\x01z\x18\x06 \x01(\x01\x12\r\n\x05index\x18\x07 \x01(\x01\x12\x38\n\ncomponents\x18\x08 \x03(\x0b\x32$.forkcast.v1.Trigger.ComponentsEntry\x12\x38\n\nthresholds\x18\t \x03(\x0b\x32$.forkcast.v1.Trigger.ThresholdsEntry\x1a\x31\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x31\n\x0fThresholdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01"6\n\x14WatchTriggersRequest\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04"B\n\x0cTriggerEvent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12%\n\x07trigger\x18\x02 \x01(\x0b\x32\x14.forkcast.v1.Trigger"2\n\x10GetWindowRequest\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r"&\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\x01"c\n\x06Window\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x04\x12$\n\x07\x63olumns\x18\x04 \x03(\x0b\x32\x13.forkcast.v1.Column"\xe4\x01\n\x0bWindowReply\x12#\n\x06window\x18\x01 \x01(\x0b\x32\x13.forkcast.v1.Window\x12\r\n\x05index\x18\x02 \x01(\x01\x12\t\n\x01z\x18\x03 \x01(\x01\x12\r\n\x05ready\x18\x04 \x01(\x08\x12<\n\ncomponents\x18\x05 \x03(\x0b\x32(.forkcast.v1.WindowReply.ComponentsEntry\x12\x16\n\x0eover_threshold\x18\x06 \x01(\x08\x1a\x31\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01"A\n\x14PostDirectiveRequest\x12)\n\tdirective\x18\x01 \x01(\x0b\x32\x16.forkcast.v1.Directive"\x17\n\x15PostDirectiveResponse"\xad\x01\n\x06\x41\x63tion\x12\x1b\n\x13learning_rate_scale\x18\x01 \x01(\x01\x12\x1a\n\x12weight_decay_scale\x18\x02 \x01(\x01\x12\x10\n\x08\x63lipping\x18\x03 \x01(\t\x12\x16\n\x0emomentum_reset\x18\x04 \x01(\x08\x12\x14\n\x0crewind_steps\x18\x05 \x01(\x04\x12\x14\n\x0c\x64\x61ta_reorder\x18\x06 \x01(\x08\x12\x14\n\x0cskip_batches\x18\x07 \x01(\r">\n\tCandidate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x13.forkcast.v1.Action"y\n\x0f\x46orecastRequest\x12#\n\x06window\x18\x01 \x01(\x0b\x32\x13.forkcast.v1.Window\x12*\n\ncandidates\x18\x02 \x03(\x0b\x32\x16.forkcast.v1.Candidate\x12\x15\n\rhorizon_steps\x18\x03 \x01(\r"4\n\x08Interval\x12\r\n\x05point\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01"\xd6\x01\n\x11\x43\x61ndidateForecast\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12#\n\x04loss\x18\x02 \x01(\x0b\x32\x15.forkcast.v1.Interval\x12+\n\x0cp_divergence\x18\x03 \x01(\x0b\x32\x15.forkcast.v1.Interval\x12\x11\n\x04risk\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12-\n\x0erecovery_steps\x18\x05 \x01(\x0b\x32\x15.forkcast.v1.Interval\x12\x11\n\tabstained\x18\x06 \x01(\tB\x07\n\x05_risk"i\n\x10\x46orecastResponse\x12\x31\n\tforecasts\x18\x01 \x03(\x0b\x32\x1e.forkcast.v1.CandidateForecast\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x0c\n\x04note\x18\x03 \x01(\t2\xb1\x02\n\x07Monitor\x12\x37\n\x06Report\x12\x17.forkcast.v1.StatsBatch\x1a\x10.forkcast.v1.Ack(\x01\x30\x01\x12O\n\rWatchTriggers\x12!.forkcast.v1.WatchTriggersRequest\x1a\x19.forkcast.v1.TriggerEvent0\x01\x12\x44\n\tGetWindow\x12\x1d.forkcast.v1.GetWindowRequest\x1a\x18.forkcast.v1.WindowReply\x12V\n\rPostDirective\x12!.forkcast.v1.PostDirectiveRequest\x1a".forkcast.v1.PostDirectiveResponse2P\n\x05Proxy\x12G\n\x08\x46orecast\x12\x1c.forkcast.v1.ForecastRequest\x1a\x1d.forkcast.v1.ForecastResponseb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66orkcast_wire/forkcast.proto\x12\x0b\x66orkcast.v1\"\x82\x01\n\x05Hello\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x12\n\nstart_step\x18\x05 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x06 \x01(\x04\x12\x11\n\tbase_step\x18\x07 \x01(\x04\"\xa8\x05\n\tStepStats\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0c\n\x04loss\x18\x06 \x01(\x01\x12\x11\n\tgrad_norm\x18\x07 \x01(\x01\x12\x19\n\x11grad_norm_clipped\x18\x08 \x01(\x01\x12\x15\n\rlearning_rate\x18\t \x01(\x01\x12\x0e\n\x06tokens\x18\n \x01(\x04\x12\x19\n\x0cupdate_ratio\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07rms_max\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rupdate_cosine\x18\r \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x11\x61ttention_entropy\x18\x0e \x03(\x01\x12 \n\x13\x61ttention_logit_max\x18\x0f \x01(\x01H\x03\x88\x01\x01\x12\x17\n\x0f\x61\x63tivation_mean\x18\x10 \x03(\x01\x12\x15\n\ractivation_sd\x18\x11 \x03(\x01\x12\x44\n\x10group_grad_norms\x18\x12 \x03(\x0b\x32*.forkcast.v1.StepStats.GroupGradNormsEntry\x12\x1c\n\x0fvalidation_loss\x18\x13 \x01(\x01H\x04\x88\x01\x01\x12\x0f\n\x07skipped\x18\x14 \x01(\x08\x12\x19\n\x0cstep_seconds\x18\x15 \x01(\x01H\x05\x88\x01\x01\x1a\x35\n\x13GroupGradNormsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0f\n\r_update_ratioB\n\n\x08_rms_maxB\x10\n\x0e_update_cosineB\x16\n\x14_attention_logit_maxB\x12\n\x10_validation_lossB\x0f\n\r_step_seconds\",\n\x03Gap\x12\x12\n\nfirst_step\x18\x01 \x01(\x04\x12\x11\n\tlast_step\x18\x02 \x01(\x04\"\x83\x01\n\nStatsBatch\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x12.forkcast.v1.Hello\x12%\n\x05stats\x18\x02 \x03(\x0b\x32\x16.forkcast.v1.StepStats\x12\x1e\n\x04gaps\x18\x03 \x03(\x0b\x32\x10.forkcast.v1.Gap\x12\x0b\n\x03seq\x18\x04 \x01(\x04\"x\n\x03\x41\x63k\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12\x18\n\x0bresume_from\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12*\n\ndirectives\x18\x04 \x03(\x0b\x32\x16.forkcast.v1.DirectiveB\x0e\n\x0c_resume_from\"\xdb\x01\n\tDirective\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07run_uid\x18\x02 \x01(\t\x12!\n\x04hold\x18\x03 \x01(\x0b\x32\x11.forkcast.v1.HoldH\x00\x12%\n\x06resume\x18\x04 \x01(\x0b\x32\x13.forkcast.v1.ResumeH\x00\x12)\n\x08\x63ollapse\x18\x05 \x01(\x0b\x32\x15.forkcast.v1.CollapseH\x00\x12\x34\n\x0e\x63heckpoint_now\x18\x06 \x01(\x0b\x32\x1a.forkcast.v1.CheckpointNowH\x00\x42\x06\n\x04what\"0\n\x04Hold\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x02 \x01(\x01\"\x18\n\x06Resume\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\t\"B\n\x08\x43ollapse\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x17\n\x0f\x64\x65\x63ision_digest\x18\x03 \x01(\t\"\x0f\n\rCheckpointNow\"\xcd\x02\n\x07Trigger\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x12\n\nonset_step\x18\x04 \x01(\x04\x12\x0c\n\x04rule\x18\x05 \x01(\t\x12\t\n\x01z\x18\x06 \x01(\x01\x12\r\n\x05index\x18\x07 \x01(\x01\x12\x38\n\ncomponents\x18\x08 \x03(\x0b\x32$.forkcast.v1.Trigger.ComponentsEntry\x12\x38\n\nthresholds\x18\t \x03(\x0b\x32$.forkcast.v1.Trigger.ThresholdsEntry\x1a\x31\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x31\n\x0fThresholdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"6\n\x14WatchTriggersRequest\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"B\n\x0cTriggerEvent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12%\n\x07trigger\x18\x02 \x01(\x0b\x32\x14.forkcast.v1.Trigger\"2\n\x10GetWindowRequest\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r\"&\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\x01\"c\n\x06Window\x12\x0f\n\x07run_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x04\x12$\n\x07\x63olumns\x18\x04 \x03(\x0b\x32\x13.forkcast.v1.Column\"\xe4\x01\n\x0bWindowReply\x12#\n\x06window\x18\x01 \x01(\x0b\x32\x13.forkcast.v1.Window\x12\r\n\x05index\x18\x02 \x01(\x01\x12\t\n\x01z\x18\x03 \x01(\x01\x12\r\n\x05ready\x18\x04 \x01(\x08\x12<\n\ncomponents\x18\x05 \x03(\x0b\x32(.forkcast.v1.WindowReply.ComponentsEntry\x12\x16\n\x0eover_threshold\x18\x06 \x01(\x08\x1a\x31\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"A\n\x14PostDirectiveRequest\x12)\n\tdirective\x18\x01 \x01(\x0b\x32\x16.forkcast.v1.Directive\"\x17\n\x15PostDirectiveResponse\"\xad\x01\n\x06\x41\x63tion\x12\x1b\n\x13learning_rate_scale\x18\x01 \x01(\x01\x12\x1a\n\x12weight_decay_scale\x18\x02 \x01(\x01\x12\x10\n\x08\x63lipping\x18\x03 \x01(\t\x12\x16\n\x0emomentum_reset\x18\x04 \x01(\x08\x12\x14\n\x0crewind_steps\x18\x05 \x01(\x04\x12\x14\n\x0c\x64\x61ta_reorder\x18\x06 \x01(\x08\x12\x14\n\x0cskip_batches\x18\x07 \x01(\r\">\n\tCandidate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x13.forkcast.v1.Action\"y\n\x0f\x46orecastRequest\x12#\n\x06window\x18\x01 \x01(\x0b\x32\x13.forkcast.v1.Window\x12*\n\ncandidates\x18\x02 \x03(\x0b\x32\x16.forkcast.v1.Candidate\x12\x15\n\rhorizon_steps\x18\x03 \x01(\r\"4\n\x08Interval\x12\r\n\x05point\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"\xd6\x01\n\x11\x43\x61ndidateForecast\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12#\n\x04loss\x18\x02 \x01(\x0b\x32\x15.forkcast.v1.Interval\x12+\n\x0cp_divergence\x18\x03 \x01(\x0b\x32\x15.forkcast.v1.Interval\x12\x11\n\x04risk\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12-\n\x0erecovery_steps\x18\x05 \x01(\x0b\x32\x15.forkcast.v1.Interval\x12\x11\n\tabstained\x18\x06 \x01(\tB\x07\n\x05_risk\"i\n\x10\x46orecastResponse\x12\x31\n\tforecasts\x18\x01 \x03(\x0b\x32\x1e.forkcast.v1.CandidateForecast\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x0c\n\x04note\x18\x03 \x01(\t2\xb1\x02\n\x07Monitor\x12\x37\n\x06Report\x12\x17.forkcast.v1.StatsBatch\x1a\x10.forkcast.v1.Ack(\x01\x30\x01\x12O\n\rWatchTriggers\x12!.forkcast.v1.WatchTriggersRequest\x1a\x19.forkcast.v1.TriggerEvent0\x01\x12\x44\n\tGetWindow\x12\x1d.forkcast.v1.GetWindowRequest\x1a\x18.forkcast.v1.WindowReply\x12V\n\rPostDirective\x12!.forkcast.v1.PostDirectiveRequest\x1a\".forkcast.v1.PostDirectiveResponse2P\n\x05Proxy\x12G\n\x08\x46orecast\x12\x1c.forkcast.v1.ForecastRequest\x1a\x1d.forkcast.v1.ForecastResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "forkcast_wire.forkcast_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'forkcast_wire.forkcast_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_STEPSTATS_GROUPGRADNORMSENTRY"]._loaded_options = None
-    _globals["_STEPSTATS_GROUPGRADNORMSENTRY"]._serialized_options = b"8\001"
-    _globals["_TRIGGER_COMPONENTSENTRY"]._loaded_options = None
-    _globals["_TRIGGER_COMPONENTSENTRY"]._serialized_options = b"8\001"
-    _globals["_TRIGGER_THRESHOLDSENTRY"]._loaded_options = None
-    _globals["_TRIGGER_THRESHOLDSENTRY"]._serialized_options = b"8\001"
-    _globals["_WINDOWREPLY_COMPONENTSENTRY"]._loaded_options = None
-    _globals["_WINDOWREPLY_COMPONENTSENTRY"]._serialized_options = b"8\001"
-    _globals["_HELLO"]._serialized_start = 46
-    _globals["_HELLO"]._serialized_end = 176
-    _globals["_STEPSTATS"]._serialized_start = 179
-    _globals["_STEPSTATS"]._serialized_end = 859
-    _globals["_STEPSTATS_GROUPGRADNORMSENTRY"]._serialized_start = 698
-    _globals["_STEPSTATS_GROUPGRADNORMSENTRY"]._serialized_end = 751
-    _globals["_GAP"]._serialized_start = 861
-    _globals["_GAP"]._serialized_end = 905
-    _globals["_STATSBATCH"]._serialized_start = 908
-    _globals["_STATSBATCH"]._serialized_end = 1039
-    _globals["_ACK"]._serialized_start = 1041
-    _globals["_ACK"]._serialized_end = 1161
-    _globals["_DIRECTIVE"]._serialized_start = 1164
-    _globals["_DIRECTIVE"]._serialized_end = 1383
-    _globals["_HOLD"]._serialized_start = 1385
-    _globals["_HOLD"]._serialized_end = 1433
-    _globals["_RESUME"]._serialized_start = 1435
-    _globals["_RESUME"]._serialized_end = 1459
-    _globals["_COLLAPSE"]._serialized_start = 1461
-    _globals["_COLLAPSE"]._serialized_end = 1527
-    _globals["_CHECKPOINTNOW"]._serialized_start = 1529
-    _globals["_CHECKPOINTNOW"]._serialized_end = 1544
-    _globals["_TRIGGER"]._serialized_start = 1547
-    _globals["_TRIGGER"]._serialized_end = 1880
-    _globals["_TRIGGER_COMPONENTSENTRY"]._serialized_start = 1780
-    _globals["_TRIGGER_COMPONENTSENTRY"]._serialized_end = 1829
-    _globals["_TRIGGER_THRESHOLDSENTRY"]._serialized_start = 1831
-    _globals["_TRIGGER_THRESHOLDSENTRY"]._serialized_end = 1880
-    _globals["_WATCHTRIGGERSREQUEST"]._serialized_start = 1882
-    _globals["_WATCHTRIGGERSREQUEST"]._serialized_end = 1936
-    _globals["_TRIGGEREVENT"]._serialized_start = 1938
-    _globals["_TRIGGEREVENT"]._serialized_end = 2004
-    _globals["_GETWINDOWREQUEST"]._serialized_start = 2006
-    _globals["_GETWINDOWREQUEST"]._serialized_end = 2056
-    _globals["_COLUMN"]._serialized_start = 2058
-    _globals["_COLUMN"]._serialized_end = 2096
-    _globals["_WINDOW"]._serialized_start = 2098
-    _globals["_WINDOW"]._serialized_end = 2197
-    _globals["_WINDOWREPLY"]._serialized_start = 2200
-    _globals["_WINDOWREPLY"]._serialized_end = 2428
-    _globals["_WINDOWREPLY_COMPONENTSENTRY"]._serialized_start = 1780
-    _globals["_WINDOWREPLY_COMPONENTSENTRY"]._serialized_end = 1829
-    _globals["_POSTDIRECTIVEREQUEST"]._serialized_start = 2430
-    _globals["_POSTDIRECTIVEREQUEST"]._serialized_end = 2495
-    _globals["_POSTDIRECTIVERESPONSE"]._serialized_start = 2497
-    _globals["_POSTDIRECTIVERESPONSE"]._serialized_end = 2520
-    _globals["_ACTION"]._serialized_start = 2523
-    _globals["_ACTION"]._serialized_end = 2696
-    _globals["_CANDIDATE"]._serialized_start = 2698
-    _globals["_CANDIDATE"]._serialized_end = 2760
-    _globals["_FORECASTREQUEST"]._serialized_start = 2762
-    _globals["_FORECASTREQUEST"]._serialized_end = 2883
-    _globals["_INTERVAL"]._serialized_start = 2885
-    _globals["_INTERVAL"]._serialized_end = 2937
-    _globals["_CANDIDATEFORECAST"]._serialized_start = 2940
-    _globals["_CANDIDATEFORECAST"]._serialized_end = 3154
-    _globals["_FORECASTRESPONSE"]._serialized_start = 3156
-    _globals["_FORECASTRESPONSE"]._serialized_end = 3261
-    _globals["_MONITOR"]._serialized_start = 3264
-    _globals["_MONITOR"]._serialized_end = 3569
-    _globals["_PROXY"]._serialized_start = 3571
-    _globals["_PROXY"]._serialized_end = 3651
+  DESCRIPTOR._loaded_options = None
+  _globals['_STEPSTATS_GROUPGRADNORMSENTRY']._loaded_options = None
+  _globals['_STEPSTATS_GROUPGRADNORMSENTRY']._serialized_options = b'8\001'
+  _globals['_TRIGGER_COMPONENTSENTRY']._loaded_options = None
+  _globals['_TRIGGER_COMPONENTSENTRY']._serialized_options = b'8\001'
+  _globals['_TRIGGER_THRESHOLDSENTRY']._loaded_options = None
+  _globals['_TRIGGER_THRESHOLDSENTRY']._serialized_options = b'8\001'
+  _globals['_WINDOWREPLY_COMPONENTSENTRY']._loaded_options = None
+  _globals['_WINDOWREPLY_COMPONENTSENTRY']._serialized_options = b'8\001'
+  _globals['_HELLO']._serialized_start=46
+  _globals['_HELLO']._serialized_end=176
+  _globals['_STEPSTATS']._serialized_start=179
+  _globals['_STEPSTATS']._serialized_end=859
+  _globals['_STEPSTATS_GROUPGRADNORMSENTRY']._serialized_start=698
+  _globals['_STEPSTATS_GROUPGRADNORMSENTRY']._serialized_end=751
+  _globals['_GAP']._serialized_start=861
+  _globals['_GAP']._serialized_end=905
+  _globals['_STATSBATCH']._serialized_start=908
+  _globals['_STATSBATCH']._serialized_end=1039
+  _globals['_ACK']._serialized_start=1041
+  _globals['_ACK']._serialized_end=1161
+  _globals['_DIRECTIVE']._serialized_start=1164
+  _globals['_DIRECTIVE']._serialized_end=1383
+  _globals['_HOLD']._serialized_start=1385
+  _globals['_HOLD']._serialized_end=1433
+  _globals['_RESUME']._serialized_start=1435
+  _globals['_RESUME']._serialized_end=1459
+  _globals['_COLLAPSE']._serialized_start=1461
+  _globals['_COLLAPSE']._serialized_end=1527
+  _globals['_CHECKPOINTNOW']._serialized_start=1529
+  _globals['_CHECKPOINTNOW']._serialized_end=1544
+  _globals['_TRIGGER']._serialized_start=1547
+  _globals['_TRIGGER']._serialized_end=1880
+  _globals['_TRIGGER_COMPONENTSENTRY']._serialized_start=1780
+  _globals['_TRIGGER_COMPONENTSENTRY']._serialized_end=1829
+  _globals['_TRIGGER_THRESHOLDSENTRY']._serialized_start=1831
+  _globals['_TRIGGER_THRESHOLDSENTRY']._serialized_end=1880
+  _globals['_WATCHTRIGGERSREQUEST']._serialized_start=1882
+  _globals['_WATCHTRIGGERSREQUEST']._serialized_end=1936
+  _globals['_TRIGGEREVENT']._serialized_start=1938
+  _globals['_TRIGGEREVENT']._serialized_end=2004
+  _globals['_GETWINDOWREQUEST']._serialized_start=2006
+  _globals['_GETWINDOWREQUEST']._serialized_end=2056
+  _globals['_COLUMN']._serialized_start=2058
+  _globals['_COLUMN']._serialized_end=2096
+  _globals['_WINDOW']._serialized_start=2098
+  _globals['_WINDOW']._serialized_end=2197
+  _globals['_WINDOWREPLY']._serialized_start=2200
+  _globals['_WINDOWREPLY']._serialized_end=2428
+  _globals['_WINDOWREPLY_COMPONENTSENTRY']._serialized_start=1780
+  _globals['_WINDOWREPLY_COMPONENTSENTRY']._serialized_end=1829
+  _globals['_POSTDIRECTIVEREQUEST']._serialized_start=2430
+  _globals['_POSTDIRECTIVEREQUEST']._serialized_end=2495
+  _globals['_POSTDIRECTIVERESPONSE']._serialized_start=2497
+  _globals['_POSTDIRECTIVERESPONSE']._serialized_end=2520
+  _globals['_ACTION']._serialized_start=2523
+  _globals['_ACTION']._serialized_end=2696
+  _globals['_CANDIDATE']._serialized_start=2698
+  _globals['_CANDIDATE']._serialized_end=2760
+  _globals['_FORECASTREQUEST']._serialized_start=2762
+  _globals['_FORECASTREQUEST']._serialized_end=2883
+  _globals['_INTERVAL']._serialized_start=2885
+  _globals['_INTERVAL']._serialized_end=2937
+  _globals['_CANDIDATEFORECAST']._serialized_start=2940
+  _globals['_CANDIDATEFORECAST']._serialized_end=3154
+  _globals['_FORECASTRESPONSE']._serialized_start=3156
+  _globals['_FORECASTRESPONSE']._serialized_end=3261
+  _globals['_MONITOR']._serialized_start=3264
+  _globals['_MONITOR']._serialized_end=3569
+  _globals['_PROXY']._serialized_start=3571
+  _globals['_PROXY']._serialized_end=3651
 # @@protoc_insertion_point(module_scope)

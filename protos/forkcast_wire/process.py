@@ -17,20 +17,29 @@ _PR_SET_PDEATHSIG = 1
 
 def configure_logging(component: str) -> None:
     """JSON lines on stderr, one event a line, with the component's name; control characters come
-    out escaped, so that no message can forge a line.
+    out escaped, so that no message can forge a line. Warnings of libraries come out the same way.
     """
     os.environ.setdefault("FORKCAST_COMPONENT", component)
+    stamp: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso"),
+        structlog.processors.format_exc_info,
+    ]
+    render = structlog.processors.JSONRenderer()  # ASCII only: every control character is escaped
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
+        processors=[*stamp, render],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
+    libraries = logging.StreamHandler(sys.stderr)
+    libraries.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *stamp],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+        )
+    )
+    logging.basicConfig(handlers=[libraries], level=logging.WARNING, force=True)
     structlog.contextvars.bind_contextvars(component=component)
 
 
@@ -38,7 +47,8 @@ def die_with_parent() -> None:
     """Ask the kernel for SIGTERM when the parent dies (Linux; elsewhere nothing).
 
     The parent may have died before the request: then the process has been re-parented, which shows
-    against FORKCAST_PARENT, the supervisor's process id, and it leaves at once.
+    against FORKCAST_PARENT, the supervisor's process id, and it leaves at once. The kernel means
+    the parent's *thread*: a child must be started from one that lives as long as the process.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -40,8 +40,20 @@ class StoreUnavailable(StoreError):
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
+def is_key(key: str) -> bool:
+    """Whether the key is relative, plain (no percent sign, backslash, NUL) and free of '..'."""
+    return len(key) <= 512 and ".." not in key and _KEY.fullmatch(key) is not None
+
+
 def check_key(key: str) -> str:
-    """The key itself. Raises BadKey unless it is relative, plain and has no '..' part."""
-    if len(key) > 512 or not _KEY.fullmatch(key) or ".." in key:
+    """The key itself. Raises BadKey unless `is_key`."""
+    if not is_key(key):
         raise BadKey(f"not a store key: {key!r}")
     return key
+
+
+def check_prefix(prefix: str) -> str:
+    """The prefix itself: the beginning of a key, or ''. Raises BadKey for any other."""
+    if prefix and not is_key(prefix.removesuffix("/")):
+        raise BadKey(f"not a prefix of store keys: {prefix!r}")
+    return prefix

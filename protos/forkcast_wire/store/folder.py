@@ -18,118 +18,143 @@ from forkcast_wire.store.errors import (
     KeyMissing,
     StoreUnavailable,
     check_key,
+    check_prefix,
+    is_key,
 )
 
 _LARGE = 1 << 20  # objects beyond this are identified by inode and time, not by hashing them
 _HIDDEN = ".forkcast"
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class FolderStore:
-    """Objects are files below ``root``; temporary files stand in ``root/.forkcast``.
+    """Objects are files below ``root``; temporary files and the lock stand in ``root/.forkcast``.
 
     A reader sees a whole object or none: data is written to a temporary file, flushed to disk and
-    moved into place. Raises StoreUnavailable where the disk refuses.
+    moved into place. Moves and deletions exclude each other (flock, freed by the kernel when its
+    holder dies), so that a compare-and-swap cannot overwrite a version it has not seen. Raises
+    StoreUnavailable where the disk refuses.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._scratch = root / _HIDDEN
-        try:
+        with self._disk():
             self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreUnavailable(f"{root}: {error.strerror}") from error
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
 
     def get(self, key: str) -> tuple[bytes, str]:
         """(bytes, etag). Raises KeyMissing."""
-        try:
-            with self._path(key).open("rb") as file:
-                data = file.read()
-                return data, _etag(data, os.fstat(file.fileno()))
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise KeyMissing(key) from None
+        path = self._path(key)
+        with self._disk():
+            try:
+                with path.open("rb") as file:
+                    data = file.read()
+                    return data, _etag(data, os.fstat(file.fileno()))
+            except _NO_FILE:
+                raise KeyMissing(key) from None
 
     def put(self, key: str, data: bytes, *, create: bool = False, match: str | None = None) -> str:
         """Write and return the etag; see `forkcast.ports.Store`."""
-        with self._temporary() as temporary:
+        target = self._path(key)
+        with self._disk(), self._temporary() as temporary:
             temporary.write_bytes(data)
-            return self._place(temporary, key, create=create, match=match)
+            return self._place(temporary, target, key, create=create, match=match)
 
     def put_file(self, key: str, path: Path, *, create: bool = False) -> str:
-        """Copy a file into the store (a hard link where the file system allows it)."""
-        with self._temporary() as temporary:
+        """Put a file's bytes: by a hard link where the file system allows it, so the caller must
+        not write to the file afterwards (deleting it is fine); else by a copy.
+        """
+        target = self._path(key)
+        with self._disk(), self._temporary() as temporary:
             temporary.unlink()
             try:
                 os.link(path, temporary)
             except OSError:
                 shutil.copyfile(path, temporary)
-            return self._place(temporary, key, create=create, match=None)
+            return self._place(temporary, target, key, create=create, match=None)
 
     def get_file(self, key: str, path: Path) -> None:
         """Copy an object out of the store. Raises KeyMissing."""
         source = self._path(key)
-        partial = path.with_name(path.name + ".part")
-        try:
-            shutil.copyfile(source, partial)
-        except (FileNotFoundError, IsADirectoryError):
-            raise KeyMissing(key) from None
-        partial.replace(path)
+        with self._disk():
+            try:
+                reader = source.open("rb")
+            except _NO_FILE:
+                raise KeyMissing(key) from None
+            with reader, tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
+                try:
+                    shutil.copyfileobj(reader, partial, _LARGE)
+                    partial.flush()
+                    os.replace(partial.name, path)  # noqa: PTH105  a name, not a Path
+                except OSError:
+                    os.unlink(partial.name)  # noqa: PTH108
+                    raise
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object's facts, None where it does not exist."""
         path = self._path(key)
-        try:
-            status = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with self._disk():
+            try:
+                status = path.stat()
+            except _NO_FILE:
+                return None
         if not path.is_file():
             return None
         if status.st_size > _LARGE:
             return ObjectInfo(key, status.st_size, _etag(b"", status))
-        data, etag = self.get(key)
+        try:
+            data, etag = self.get(key)
+        except KeyMissing:  # deleted since
+            return None
         return ObjectInfo(key, len(data), etag)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Objects whose key starts with the prefix, in key order."""
-        folder = self.root / prefix.rpartition("/")[0]
-        keys = [
-            path.relative_to(self.root).as_posix()
-            for path in folder.rglob("*")
-            if path.is_file() and _HIDDEN not in path.parts
-        ]
-        for key in sorted(keys):
-            if key.startswith(prefix):
-                with suppress(KeyMissing, FileNotFoundError):
-                    status = (self.root / key).stat()
-                    yield ObjectInfo(key, status.st_size, "")
+        """Objects whose key starts with the prefix, in key order. Their etag is left empty: it
+        would cost reading every byte.
+        """
+        top = self.root / check_prefix(prefix).rpartition("/")[0]
+        found: dict[str, int] = {}
+        for folder, folders, files in os.walk(top):  # passes over folders that vanish meanwhile
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            base = Path(folder).relative_to(self.root)
+            for name in files:
+                key = (base / name).as_posix()
+                if key.startswith(prefix) and is_key(key):
+                    with suppress(FileNotFoundError, NotADirectoryError):
+                        found[key] = (self.root / key).stat().st_size
+        return iter([ObjectInfo(key, found[key], "") for key in sorted(found)])
 
     def delete(self, key: str) -> None:
         """Delete; a missing key is success. Folders left empty go too."""
         path = self._path(key)
-        with suppress(FileNotFoundError, NotADirectoryError):
-            path.unlink()
-        for parent in path.parents:
-            if parent == self.root:
-                break
-            try:
-                parent.rmdir()
-            except OSError:
-                break
+        with self._disk(), self._locked():
+            with suppress(*_NO_FILE):
+                path.unlink()
+            for parent in path.parents:
+                if parent == self.root:
+                    break
+                try:
+                    parent.rmdir()
+                except OSError:  # not empty, or not there
+                    break
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreUnavailable(f"{self.root}: {error.strerror}") from error
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
-        try:
-            descriptor, name = tempfile.mkstemp(dir=self._scratch)
-            os.close(descriptor)
-        except OSError as error:
-            raise StoreUnavailable(f"{self.root}: {error.strerror}") from error
+        descriptor, name = tempfile.mkstemp(dir=self._scratch)
+        os.close(descriptor)
         path = Path(name)
         try:
             yield path
-        except OSError as error:
-            raise StoreUnavailable(f"{self.root}: {error.strerror}") from error
         finally:
             with suppress(FileNotFoundError):
                 path.unlink()
@@ -140,33 +165,25 @@ class FolderStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _place(self, temporary: Path, key: str, *, create: bool, match: str | None) -> str:
+    def _place(
+        self, temporary: Path, target: Path, key: str, *, create: bool, match: str | None
+    ) -> str:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
             status = os.fstat(file.fileno())
             etag = _etag(b"" if status.st_size > _LARGE else file.read(), status)
-        target = self._path(key)
-        while True:
+        with self._locked():
+            if match is not None and ((info := self.head(key)) is None or info.etag != match):
+                raise Conflict(key)
             target.parent.mkdir(parents=True, exist_ok=True)
+            if not create:
+                temporary.replace(target)
+                return etag
             try:
-                if create:
-                    os.link(temporary, target)
-                elif match is not None:
-                    self._swap(temporary, target, key, match)
-                else:
-                    temporary.replace(target)
+                os.link(temporary, target)  # fails where the name exists, whoever made it
             except FileExistsError:
                 raise AlreadyExists(key) from None
-            except FileNotFoundError:
-                continue  # a concurrent delete removed the folder that was just made
-            return etag
-
-    def _swap(self, temporary: Path, target: Path, key: str, match: str) -> None:
-        with self._locked():
-            info = self.head(key)
-            if info is None or info.etag != match:
-                raise Conflict(key)
-            temporary.replace(target)
+        return etag
 
 
 def _etag(data: bytes, status: os.stat_result) -> str:
