@@ -16,9 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from forkcast_trainer.clipping.base import (
+    MAX_NORM,
     ClipContext,
     ClippingPolicy,
     ClipResult,
+    Parameter,
     global_norm,
     gradients,
 )
@@ -31,19 +33,38 @@ def threshold(norms: Sequence[float], faulty: int) -> float:
     n = len(norms)
     if not 0 <= faulty < n / 2:
         raise ValueError(f"ARC: needs more than 2 x {faulty} norms; got {n}")
-    k = math.floor(2 * (faulty / n) * (n - faulty))
+    k = 2 * faulty * (n - faulty) // n
     return sorted(norms, reverse=True)[k]
 
 
 class Arc(ClippingPolicy):
-    """faulty: micro-batches tolerated as outliers; 0 = max(1, n/8). maxNorm: constant clip on top."""
+    """faulty: micro-batches tolerated as outliers, fewer than half; 0 = max(1, n/8). maxNorm:
+    constant clip on top.
+    """
 
     needs_micro_gradients = True
-    defaults = {"faulty": 0.0, "maxNorm": 1.0}
+    takes = {"faulty": Parameter(0.0, least=0.0, whole=True), "maxNorm": MAX_NORM}
+
+    def check(self, micro_batches: int) -> None:
+        """Raises ValueError below three micro-batches, or where half of them may be faulty."""
+        if micro_batches < LEAST_MICRO_BATCHES:
+            raise ValueError(
+                "spec.optimizer.clipping.policy: ARC needs processes x gradientAccumulationSteps "
+                f">= {LEAST_MICRO_BATCHES}, got {micro_batches}; raise it, or use ZClip"
+            )
+        faulty = int(self.params["faulty"])
+        if 2 * faulty >= micro_batches:
+            raise ValueError(
+                f"spec.optimizer.clipping.params.faulty: {faulty} is not fewer than half of "
+                f"{micro_batches} micro-batches; give at most {(micro_batches - 1) // 2}"
+            )
 
     def clip(self, parameters: Sequence[Tensor], context: ClipContext) -> ClipResult:
-        """Clip each micro-batch's gradient to the threshold, drop non-finite ones, take the mean."""
-        norm = global_norm(parameters)
+        """Clip each micro-batch's gradient to the threshold, drop non-finite ones, take the mean.
+
+        The norms are those of the mean over all ranks, before of the micro-batches that are kept:
+        every rank sees the same ones, and one lost micro-batch does not lose the step.
+        """
         local = [
             torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g.float() for g in micro])))
             for micro in context.micro_gradients
@@ -52,9 +73,12 @@ class Arc(ClippingPolicy):
         norms = _gathered(mine)
         finite = [x for x in norms.tolist() if math.isfinite(x)]
         if len(finite) < LEAST_MICRO_BATCHES:
-            return ClipResult(norm, norm, skip=True)
+            lost = torch.full_like(norms[0], math.nan)
+            return ClipResult(lost, lost, skip=True)
         faulty = int(self.params["faulty"]) or max(1, len(finite) // 8)
         limit = threshold(finite, min(faulty, (len(finite) - 1) // 2))
+        self._replace(parameters, context, mine, math.inf, len(finite))
+        norm = global_norm(parameters)
         self._replace(parameters, context, mine, limit, len(finite))
         after = global_norm(parameters)
         top = self.params["maxNorm"]
@@ -75,7 +99,7 @@ class Arc(ClippingPolicy):
         torch._foreach_zero_(means)
         for micro, norm in zip(context.micro_gradients, norms.tolist(), strict=True):
             if math.isfinite(norm):
-                factor = min(1.0, limit / (norm + 1e-12)) / count
+                factor = (limit / norm if norm > limit else 1.0) / count
                 torch._foreach_add_(means, list(micro), alpha=factor)
         if dist.is_initialized():
             for mean in means:
@@ -88,12 +112,3 @@ def _gathered(mine: Tensor) -> Tensor:
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, mine)
     return torch.cat(parts)
-
-
-def require_micro_batches(count: int) -> None:
-    """Raises ValueError where a run has too few micro-batches a step for ARC."""
-    if count < LEAST_MICRO_BATCHES:
-        raise ValueError(
-            f"spec.optimizer.clipping.policy: ARC needs processes x gradientAccumulationSteps >= "
-            f"{LEAST_MICRO_BATCHES}, got {count}; raise it, or use ZClip"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,34 @@ class ClipContext:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """A parameter of a policy: its default and its range, [least, below) or (above, below)."""
+
+    default: float
+    above: float = -math.inf
+    least: float = -math.inf
+    below: float = math.inf
+    whole: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        inside = self.above < value < self.below and value >= self.least
+        return inside and (not self.whole or value == int(value))
+
+    def __str__(self) -> str:
+        limits = (
+            f"> {self.above:g}" if self.above > -math.inf else "",
+            f">= {self.least:g}" if self.least > -math.inf else "",
+            f"< {self.below:g}" if self.below < math.inf else "",
+        )
+        kind = "a whole number" if self.whole else "a number"
+        return " ".join([kind, " and ".join(limit for limit in limits if limit)])
+
+
+#: The constant clip that the adaptive policies keep on top.
+MAX_NORM = Parameter(1.0, above=0.0)
+
+
+@dataclass(frozen=True)
 class ClipResult:
     """Global L2 norms in float32, before and after, as 0-d tensors; skip: refuse the update."""
 
@@ -37,17 +66,27 @@ class ClippingPolicy:
 
     #: Whether `ClipContext.micro_gradients` must be filled.
     needs_micro_gradients = False
-    #: Parameters with their defaults; what a manifest may set.
-    defaults: Mapping[str, float] = {}
+    #: What a manifest may set.
+    takes: Mapping[str, Parameter] = {}
 
     def __init__(self, params: Mapping[str, float]) -> None:
-        unknown = sorted(set(params) - set(self.defaults))
+        """Raises ValueError for a parameter that is unknown or outside its range."""
+        unknown = sorted(set(params) - set(self.takes))
         if unknown:
-            known = ", ".join(self.defaults) or "none"
+            known = ", ".join(self.takes) or "none"
             raise ValueError(
                 f"spec.optimizer.clipping.params: unknown {', '.join(unknown)}; it takes {known}"
             )
-        self.params = {**self.defaults, **params}
+        for name, value in params.items():
+            if value not in self.takes[name]:
+                raise ValueError(
+                    f"spec.optimizer.clipping.params.{name}: {value:g} is out of range; "
+                    f"give {self.takes[name]}"
+                )
+        self.params = {name: one.default for name, one in self.takes.items()} | dict(params)
+
+    def check(self, micro_batches: int) -> None:
+        """Raises ValueError where a step of so many micro-batches is too small for the policy."""
 
     def clip(self, parameters: Sequence[Tensor], context: ClipContext) -> ClipResult:
         """Clip ``.grad`` of the parameters in place."""

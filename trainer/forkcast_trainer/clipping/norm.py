@@ -6,13 +6,19 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from forkcast_trainer.clipping.base import ClipContext, ClippingPolicy, ClipResult, scale_to
+from forkcast_trainer.clipping.base import (
+    MAX_NORM,
+    ClipContext,
+    ClippingPolicy,
+    ClipResult,
+    scale_to,
+)
 
 
 class Norm(ClippingPolicy):
     """maxNorm: limit on the global L2 norm."""
 
-    defaults = {"maxNorm": 1.0}
+    takes = {"maxNorm": MAX_NORM}
 
     def clip_finite(
         self, parameters: Sequence[Tensor], norm: Tensor, context: ClipContext

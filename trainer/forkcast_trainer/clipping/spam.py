@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from forkcast_trainer.clipping.base import (
+    MAX_NORM,
     ClipContext,
     ClippingPolicy,
     ClipResult,
+    Parameter,
     global_norm,
     scale_to,
 )
@@ -39,15 +41,16 @@ def rewarm_scale(steps_since: int, steps: int) -> float:
 
 class Spam(ClippingPolicy):
     """theta: a coordinate is spiked where g^2 > theta v. resetEverySteps (0 = never),
-    rewarmSteps, graceSteps: no spike test that soon after a start or a reset; maxNorm on top.
+    rewarmSteps. graceSteps: no spike test until the optimizer has counted so many steps since its
+    start or last reset, whoever reset it; maxNorm on top.
     """
 
-    defaults = {
-        "theta": 5000.0,
-        "resetEverySteps": 500.0,
-        "rewarmSteps": 150.0,
-        "graceSteps": 20.0,
-        "maxNorm": 1.0,
+    takes = {
+        "theta": Parameter(5000.0, above=0.0),
+        "resetEverySteps": Parameter(500.0, least=0.0, whole=True),
+        "rewarmSteps": Parameter(150.0, least=1.0, whole=True),
+        "graceSteps": Parameter(20.0, least=0.0, whole=True),
+        "maxNorm": MAX_NORM,
     }
 
     def __init__(self, params: Mapping[str, float]) -> None:
@@ -59,25 +62,37 @@ class Spam(ClippingPolicy):
         self, parameters: Sequence[Tensor], norm: Tensor, context: ClipContext
     ) -> ClipResult:
         """Cut spiked coordinates to sign(g) sqrt(theta v), then the constant clip."""
-        every = int(self.params["resetEverySteps"])
-        if every and self._since_reset >= every:
+        if self._resets_now():
             reset_moments(context.optimizer)
             self._since_reset, self._rewarming = 0, True
-        if self._since_reset >= self.params["graceSteps"]:
-            for parameter in parameters:
-                moment = context.optimizer.state.get(parameter, {}).get("exp_avg_sq")
-                if moment is not None and parameter.grad is not None:
-                    limit = (moment * self.params["theta"]).sqrt_()
-                    spiked = (parameter.grad.abs() > limit) & (moment > 0)
-                    cut = torch.sign(parameter.grad) * limit
-                    parameter.grad.copy_(torch.where(spiked, cut, parameter.grad))
+        for parameter in parameters:
+            state = context.optimizer.state.get(parameter, {})
+            if "exp_avg_sq" in state and parameter.grad is not None:
+                self._cut_spikes(parameter.grad, state["exp_avg_sq"], state["step"])
         self._since_reset += 1
         after = scale_to(parameters, global_norm(parameters), self.params["maxNorm"])
         return ClipResult(norm, after.clipped_norm)
 
+    def _cut_spikes(self, gradient: Tensor, moment: Tensor, counted: Tensor) -> None:
+        """In place, and without reading from the device. A coordinate that never had a gradient
+        (moment 0: an unseen token's row) has nothing to be compared with, and is left alone.
+        """
+        limit = (moment * self.params["theta"]).sqrt_()
+        spiked = (gradient.abs() > limit) & (moment > 0) & (counted >= self.params["graceSteps"])
+        gradient.copy_(torch.where(spiked, torch.sign(gradient) * limit, gradient))
+
+    def _resets_now(self) -> bool:
+        every = int(self.params["resetEverySteps"])
+        return bool(every) and self._since_reset >= every
+
     def rate_scale(self, step: int) -> float:
-        """The re-warm-up after the last reset."""
+        """The re-warm-up after the last reset. The rate is asked for before the gradient is
+        clipped, so a reset that is due counts already: Adam's first step after one is the full
+        rate in every coordinate.
+        """
         del step
+        if self._resets_now():
+            return rewarm_scale(0, int(self.params["rewarmSteps"]))
         if not self._rewarming:
             return 1.0
         return rewarm_scale(self._since_reset, int(self.params["rewarmSteps"]))

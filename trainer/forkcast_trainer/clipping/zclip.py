@@ -13,7 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from forkcast_trainer.clipping.base import ClipContext, ClippingPolicy, ClipResult, scale_to
+from forkcast_trainer.clipping.base import (
+    MAX_NORM,
+    ClipContext,
+    ClippingPolicy,
+    ClipResult,
+    Parameter,
+    scale_to,
+)
 
 
 class ZClip(ClippingPolicy):
@@ -21,7 +28,13 @@ class ZClip(ClippingPolicy):
     constant clip that stays on top.
     """
 
-    defaults = {"decay": 0.97, "zThreshold": 2.5, "warmupSteps": 25.0, "maxNorm": 1.0}
+    # below two values there is no variance, and a variance of 0 would clip to nothing
+    takes = {
+        "decay": Parameter(0.97, least=0.0, below=1.0),
+        "zThreshold": Parameter(2.5, above=0.0),
+        "warmupSteps": Parameter(25.0, least=2.0, whole=True),
+        "maxNorm": MAX_NORM,
+    }
 
     def __init__(self, params: Mapping[str, float]) -> None:
         super().__init__(params)
@@ -49,7 +62,8 @@ class ZClip(ClippingPolicy):
         decay = self.params["decay"]
         before = self._mean
         self._mean = decay * before + (1 - decay) * accepted
-        # (1 - a) (x - old)(x - new) is the unbiased form; the reference squares the new deviation
+        # Squared about the mean before this value: its expectation is 2 / (1 + decay) of the
+        # variance, 1.5 % high. The reference squares about the updated mean, 4.5 % low.
         self._variance = decay * self._variance + (1 - decay) * (accepted - before) ** 2
         return scale_to(parameters, norm, min(limit, accepted))
 

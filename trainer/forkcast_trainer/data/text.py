@@ -31,22 +31,30 @@ def documents(source: TextSource, field: str) -> Iterator[str]:
 
 
 def source_files(source: TextSource, field: str) -> list[Path]:
-    """The local files of a source, sorted by path; empty for a data set of the hub."""
+    """The local files of a source, sorted by path; empty for a data set of the hub.
+
+    Raises DataError where there are none.
+    """
     if source.uri == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
         skip = {"site-packages", "dist-packages", "__pycache__", "lib2to3"}
         return sorted(p for p in root.rglob("*.py") if not skip & set(p.parts))
-    if source.format is TextFormat.DATASET:
-        return []
     path = Path(source.uri)
+    if source.format is TextFormat.DATASET:
+        return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
     if not path.exists():
         raise DataError(f"{field}.uri", f"{source.uri} does not exist", "give a file or a folder")
     if path.is_file():
         return [path]
-    wanted = {".parquet"} if source.format is TextFormat.PARQUET else _TEXT_SUFFIXES | {".parquet"}
+    wanted = {
+        TextFormat.AUTO: _TEXT_SUFFIXES | {".parquet"},
+        TextFormat.TEXT: _TEXT_SUFFIXES,
+        TextFormat.PARQUET: {".parquet"},
+    }[source.format]
     files = sorted(p for p in path.rglob("*") if p.suffix in wanted and p.is_file())
     if not files:
-        raise DataError(f"{field}.uri", f"{source.uri} holds no text files", "put text there")
+        names = ", ".join(sorted(wanted))
+        raise DataError(f"{field}.uri", f"{source.uri} holds no {names} file", "put text there")
     return files
 
 
@@ -56,20 +64,26 @@ def _all_documents(source: TextSource, field: str) -> Iterator[str]:
         return
     for path in source_files(source, field):
         try:
-            if source.format is TextFormat.PARQUET or path.suffix == ".parquet":
+            if source.format is TextFormat.PARQUET or (
+                source.format is TextFormat.AUTO and path.suffix == ".parquet"
+            ):
                 yield from _parquet(path, source.text_column, field)
             else:
                 yield path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
-            raise DataError(
-                f"{field}.uri", f"{path}: {error.strerror}", "make it readable"
-            ) from None
+            reason = error.strerror or str(error)
+            raise DataError(f"{field}.uri", f"{path}: {reason}", "make it readable") from None
 
 
 def _parquet(path: Path, column: str, field: str) -> Iterator[str]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(path)
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{field}.uri", f"{path}: {first}", "give a Parquet file") from None
     if column not in file.schema_arrow.names:
         names = ", ".join(file.schema_arrow.names)
         raise DataError(f"{field}.textColumn", f"{path} has no column {column}", f"one of: {names}")
@@ -80,17 +94,20 @@ def _parquet(path: Path, column: str, field: str) -> Iterator[str]:
 
 
 def _dataset(source: TextSource, field: str) -> Iterator[str]:
-    import datasets
-
-    local = Path(source.uri)
+    """The rows of a data set of the hub, of the library's own cache where there is no network, or
+    of a local folder in its layout (train-*.parquet, validation-*.parquet, data/...).
+    """
     try:
-        if local.is_dir() and any(local.glob("*.parquet")):
-            files = [str(path) for path in sorted(local.glob("*.parquet"))]
-            rows = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-        else:
-            rows = datasets.load_dataset(
-                source.uri, source.config_name, split=source.split, streaming=True
-            )
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{field}.format", "Dataset needs the `datasets` library", "pip install datasets"
+        ) from None
+
+    try:
+        rows = datasets.load_dataset(
+            source.uri, source.config_name, split=source.split, streaming=True
+        )
         for row in rows:
             if source.text_column not in row:
                 names = ", ".join(row)

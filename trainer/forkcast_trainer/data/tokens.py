@@ -7,13 +7,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from forkcast_trainer.data.text import documents, source_files
 from forkcast_trainer.errors import DataError
@@ -83,22 +83,24 @@ def open_tokenizer(uri: str) -> Tokenizer:
             _END_OF_TEXT_BYTE,
         )
     folder = Path(uri)
-    if (folder / "merges.txt").exists() and not (folder / "tokenizer.json").exists():
-        return _byte_level_bpe(folder)
-    from transformers import AutoTokenizer
-
+    gpt2 = (folder / "merges.txt").exists() and not (folder / "tokenizer.json").exists()
     try:
-        hf = AutoTokenizer.from_pretrained(uri)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        return _byte_level_bpe(folder) if gpt2 else _hugging_face(uri)
+    except Exception as error:  # noqa: BLE001  # the tokenizers library raises bare Exceptions
+        first = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             "spec.data.tokenizer", f"{uri}: {first}", "give a tokenizer folder"
         ) from None
-    end = hf.eos_token_id if hf.eos_token_id is not None else len(hf) - 1
-    return Tokenizer(
-        lambda text: np.asarray(hf(text, add_special_tokens=False)["input_ids"], dtype=np.int64),
-        len(hf),
-        int(end),
+
+
+def _hugging_face(uri: str) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    hf = AutoTokenizer.from_pretrained(uri)
+    return _with_end(
+        lambda text: hf(text, add_special_tokens=False, verbose=False)["input_ids"],
+        hf.get_vocab(),
+        hf.eos_token_id,
     )
 
 
@@ -107,12 +109,22 @@ def _byte_level_bpe(folder: Path) -> Tokenizer:
     from tokenizers import ByteLevelBPETokenizer
 
     bpe = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    size = bpe.get_vocab_size()
-    end = bpe.token_to_id("<|endoftext|>")
+    return _with_end(
+        lambda text: bpe.encode(text).ids, bpe.get_vocab(), bpe.token_to_id("<|endoftext|>")
+    )
+
+
+def _with_end(
+    encode: Callable[[str], list[int]], vocabulary: dict[str, int], end: int | None
+) -> Tokenizer:
+    """A tokenizer without an end-of-text gets one more id for it, as bytes do: any id of its own
+    would be a word.
+    """
+    size = max(vocabulary.values()) + 1
     return Tokenizer(
-        lambda text: np.asarray(bpe.encode(text).ids, dtype=np.int64),
-        size,
-        size - 1 if end is None else int(end),
+        lambda text: np.asarray(encode(text), dtype=np.int64),
+        size if end is not None else size + 1,
+        size if end is None else int(end),
     )
 
 
@@ -158,11 +170,11 @@ def _tokenise(
     dtype = "uint16" if tokenizer.vocabulary_size <= 1 << 16 else "uint32"
     name = _identity(source, tokenizer_uri, field)
     path, card = folder / f"{name}.bin", folder / f"{name}.json"
-    if card.exists():
-        return TokenFile(path=path, **json.loads(card.read_text()))
-    partial = folder / f"{name}.{os.getpid()}.part"
-    count = 0
-    with partial.open("wb") as file:
+    kept = _kept(path, card)
+    if kept is not None:
+        return kept
+    with _replacing(path) as partial, partial.open("wb") as file:
+        count = 0
         for ids in _encoded(source, field, tokenizer, progress=progress):
             file.write(ids.astype(dtype).tobytes())
             count += len(ids)
@@ -172,44 +184,75 @@ def _tokenise(
         "vocabulary_size": tokenizer.vocabulary_size,
         "end_of_text": tokenizer.end_of_text,
     }
-    partial.replace(path)
-    pending = folder / f"{name}.{os.getpid()}.json.part"
-    pending.write_text(json.dumps(facts))
-    pending.replace(card)
+    with _replacing(card) as partial:
+        partial.write_text(json.dumps(facts))
     return TokenFile(path=path, **json.loads(card.read_text()))
 
 
+def _kept(path: Path, card: Path) -> TokenFile | None:
+    """What an earlier call left, unless a crash of the machine cut it short."""
+    try:
+        file = TokenFile(path=path, **json.loads(card.read_text()))
+        whole = path.stat().st_size == file.count * np.dtype(file.dtype).itemsize
+    except (OSError, ValueError, TypeError):
+        return None
+    return file if whole else None
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the path's place at the end, or vanishes on an error."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _identity(source: TextSource, tokenizer_uri: str, field: str) -> str:
-    """A digest of what goes in: the source, the tokenizer, and each file's size and time."""
-    files = [
-        (str(path), status.st_size, status.st_mtime_ns)
-        for path in source_files(source, field)
-        for status in [path.stat()]
-    ]
-    text = json.dumps([source.model_dump(mode="json"), tokenizer_uri, files])
+    """A digest of what goes in: the source, the tokenizer, and the size and time of each of their
+    files.
+    """
+    tokenizer = Path(tokenizer_uri)
+    files = source_files(source, field)
+    if tokenizer.is_dir():
+        files += sorted(path for path in tokenizer.iterdir() if path.is_file())
+    seen = [(str(p), status.st_size, status.st_mtime_ns) for p in files for status in [p.stat()]]
+    text = json.dumps([source.model_dump(mode="json"), tokenizer_uri, seen])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _encoded(
     source: TextSource, field: str, tokenizer: Tokenizer, *, progress: bool
 ) -> Iterator[NDArray[np.int64]]:
+    """The ids of all documents in pieces of about a million. Raises DataError for empty text."""
     pieces: list[NDArray[np.int64]] = []
-    held = 0
-    bar = Progress(
-        TextColumn("tokenising"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-        disable=not (progress and sys.stderr.isatty()),
-    )
-    with bar:
-        task = bar.add_task("tokenising", total=source.max_bytes or None)
+    held, characters = 0, 0
+    with _bar(source.max_bytes, shown=progress and sys.stderr.isatty()) as advance:
         for text in documents(source, field):
             pieces += [tokenizer.encode(text), np.array([tokenizer.end_of_text])]
             held += len(pieces[-2]) + 1
-            bar.advance(task, len(text))
+            characters += len(text)
+            advance(len(text))
             if held >= _FLUSH_TOKENS:
                 yield np.concatenate(pieces)
                 pieces, held = [], 0
+    if not characters:
+        raise DataError(f"{field}.uri", f"{source.uri} holds no text", "give more text")
     if pieces:
         yield np.concatenate(pieces)
+
+
+@contextmanager
+def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar over ``total`` bytes (0 = unknown), or nothing."""
+    if not shown:
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("tokenising"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task("tokenising", total=total or None)
+        yield lambda read: bar.advance(task, read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,8 @@ def shape_of(model: Model) -> Shape:
 
 
 def build(model: Model, vocabulary_size: int, positions: int, seed: int) -> nn.Module:
-    """A GPT2LMHeadModel (scaled-dot-product attention, tied embeddings) on the CPU, float32.
+    """A GPT2LMHeadModel (scaled-dot-product attention, tied embeddings) on the CPU, float32: mixed
+    precision is the forward pass's affair, the weights that learn are full.
 
     Weights are drawn from ``seed`` without disturbing the caller's generators, or loaded from the
     manifest's source. Raises TrainerError where the source does not fit.
@@ -80,16 +82,31 @@ def build(model: Model, vocabulary_size: int, positions: int, seed: int) -> nn.M
 
 
 def _pretrained(model: Model, vocabulary_size: int, positions: int) -> nn.Module:
+    from safetensors import SafetensorError
     from transformers import GPT2LMHeadModel
 
+    dropout = model.size.dropout
+    drops = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+    changed: dict[str, Any] = {} if dropout is None else dict.fromkeys(drops, dropout)
     try:
-        loaded = GPT2LMHeadModel.from_pretrained(model.source, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        loaded = GPT2LMHeadModel.from_pretrained(
+            model.source, attn_implementation="sdpa", dtype=torch.float32, **changed
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainerError(
             "spec.model.source", f"{model.source}: {first}", "give a folder in Hugging Face layout"
         ) from None
     config = loaded.config
+    own = {"layers": config.n_layer, "heads": config.n_head, "width": config.n_embd}
+    for name, value in own.items():
+        wish = getattr(model.size, name)
+        if wish not in {None, value}:
+            raise TrainerError(
+                f"spec.model.size.{name}",
+                f"{wish}, but the weights of {model.source} have {value}",
+                "remove it, or train from scratch",
+            )
     if config.vocab_size < vocabulary_size or config.n_positions < positions:
         raise TrainerError(
             "spec.model.source",

@@ -24,11 +24,14 @@ STRESSORS: Mapping[StressorType, type[DataStressor | RateStressor]] = {
 def make(
     specs: Sequence[Stressor], tokenizer: str
 ) -> tuple[list[DataStressor], list[RateStressor]]:
-    """The stressors of a manifest, by what they act on; ``tokenizer``: the run's own."""
+    """The stressors of a manifest, by what they act on; ``tokenizer``: the run's own.
+
+    Raises DataError where the tokenizer cannot be opened.
+    """
     built = [STRESSORS[spec.type](spec) for spec in specs]
     for one in built:
         if isinstance(one, TextArtifacts):
-            one.tokenizer = tokenizer
+            one.tokenise(tokenizer)
     return (
         [one for one in built if isinstance(one, DataStressor)],
         [one for one in built if isinstance(one, RateStressor)],

@@ -1,4 +1,4 @@
-"""Block-wise shuffle: for an interval, batches come from one neighbourhood of the text."""
+"""Block-wise shuffle: for an interval, each batch comes from one neighbourhood of the text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ _INTERVAL = 100
 
 
 class BlockShuffle(DataStressor):
-    """In a struck interval of 100 steps, every window is replaced by one of the same 64-window
-    block per step, so that neighbouring batches are correlated as in an unshuffled corpus.
+    """In a struck interval of 100 steps, a step's windows all lie in one block of 64 neighbouring
+    windows, drawn for the step: sequences of a batch are correlated as in an unshuffled corpus.
     """
 
     def windows(self, step: int, ids: Ids, count: int) -> Ids:
-        """Ids of one block, the block being drawn for the step's interval."""
-        interval = step // _INTERVAL
-        chance = self.generator((1 << 40) + interval)  # apart from the steps' own
-        if not self.active(step) or chance.random() >= self.probability:
+        """Ids of the step's block; a last block of fewer than 64 windows is never drawn."""
+        if not self.active(step) or not self.chance(step // _INTERVAL):
             return ids
-        blocks = max(1, -(-count // _BLOCK))
-        block = int(chance.integers(blocks))
-        return (block * _BLOCK + ids % _BLOCK) % count
+        block = int(self.generator(step).integers(max(1, count // _BLOCK)))
+        return block * _BLOCK + ids % min(_BLOCK, count)

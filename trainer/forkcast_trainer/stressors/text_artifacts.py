@@ -31,15 +31,16 @@ class TextArtifacts(DataStressor):
 
     def __init__(self, spec: Stressor) -> None:
         super().__init__(spec)
-        self._pool: Ids | None = None
-        self.tokenizer = "bytes"
+        self._pool = open_tokenizer("bytes").encode(mangled_pool())
+
+    def tokenise(self, tokenizer: str) -> None:
+        """Make the pool of the run's own tokenizer. Raises DataError."""
+        self._pool = open_tokenizer(tokenizer).encode(mangled_pool())
 
     def batch(self, step: int, batch: Ids, text: Text) -> Ids:  # noqa: ARG002
         """[count, length + 1] ids of mangled text."""
         if not self.strikes(step):
             return batch
-        if self._pool is None:
-            self._pool = open_tokenizer(self.tokenizer).encode(mangled_pool())
         starts = self.generator(step).integers(0, len(self._pool), size=len(batch))
         places = (starts[:, None] + np.arange(batch.shape[1])[None, :]) % len(self._pool)
         chosen: Ids = self._pool[places]

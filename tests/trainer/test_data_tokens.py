@@ -1,0 +1,297 @@
+"""Text from every kind of source becomes the same ids for everybody, once."""
+
+import json
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkcast_trainer.data.batches import Batches, validation_batches, window_count
+from forkcast_trainer.data.sampler import Sampler, SamplerState
+from forkcast_trainer.data.text import documents, source_files
+from forkcast_trainer.data.tokens import open_tokenizer, prepare
+from forkcast_trainer.errors import DataError
+from forkcast_wire.manifest import Data, TextSource, Validation
+
+FIELD = "spec.data.train"
+POEM = "Größe, 東京 and\nplain words.\n"
+
+
+def read(uri, **more):
+    return list(documents(TextSource(uri=str(uri), **more), FIELD))
+
+
+def data(uri, length=8, **more):
+    return Data(train=TextSource(uri=str(uri)), sequence_length=length, **more)
+
+
+@given(st.text())
+def test_bytes_round_trip(text):
+    tokenizer = open_tokenizer("bytes")
+    ids = tokenizer.encode(text)
+    assert bytes(ids.astype(np.uint8)).decode() == text
+    assert (tokenizer.vocabulary_size, tokenizer.end_of_text) == (257, 256)
+
+
+def test_a_folder_is_read_whole_sorted_and_only_its_text(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.txt").write_text("second")
+    (tmp_path / "a.md").write_text("first")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    assert read(tmp_path) == ["first", "second"]
+
+
+def test_parquet_alone_and_beside_text(tmp_path):
+    pq.write_table(pa.table({"body": ["one", None, "", "two"]}), tmp_path / "p.parquet")
+    (tmp_path / "z.txt").write_text("three")
+    assert read(tmp_path / "p.parquet", text_column="body") == ["one", "two"]
+    assert read(tmp_path, text_column="body") == ["one", "two", "three"]
+    assert read(tmp_path, format="Parquet", text_column="body") == ["one", "two"]
+    assert read(tmp_path, format="Text") == ["three"]
+
+
+def test_a_data_set_folder_gives_the_split_that_was_asked_for(tmp_path):
+    for split in ("train", "validation"):
+        table = pa.table({"text": [f"{split} {n}" for n in range(2)]})
+        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    for split in ("train", "validation"):
+        assert read(tmp_path, format="Dataset", split=split) == [f"{split} 0", f"{split} 1"]
+
+
+def test_the_standard_library_is_its_own_text():
+    first = read("python-stdlib:", max_bytes=20_000)
+    assert first == read("python-stdlib:", max_bytes=20_000)
+    files = source_files(TextSource(uri="python-stdlib:"), FIELD)
+    assert files == sorted(files)
+    root = Path(sysconfig.get_paths()["stdlib"])
+    assert all(f.suffix == ".py" and root in f.parents for f in files)
+    assert not any("site-packages" in f.parts for f in files)
+
+
+@given(st.integers(1, 60))
+def test_max_bytes_is_a_limit_and_cuts_no_character(most):
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "poem.txt"
+        source.write_text(POEM, encoding="utf-8")
+        text = "".join(read(source, max_bytes=most))
+    assert POEM.startswith(text)
+    assert most - 3 < len(text.encode()) + max(0, most - len(POEM.encode())) <= most
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "field", "words"),
+    [
+        (None, {"uri": "/no/such/file"}, "spec.data.train.uri", "does not exist"),
+        ("empty", {}, "spec.data.train.uri", "holds no text; give more text"),
+        ("no-files", {}, "spec.data.train.uri", "holds no .md"),
+        ("short", {}, "spec.data.train", "fewer than one window of 9"),
+        ("bad.parquet", {}, "spec.data.train.uri", "Parquet magic bytes"),
+        ("columns.parquet", {}, "spec.data.train.textColumn", "no column text; one of: a, b"),
+        ("other-split", {"format": "Dataset", "split": "test"}, "spec.data.train.uri", "test"),
+        (
+            "other-split",
+            {"format": "Dataset", "text_column": "t"},
+            "spec.data.train.textColumn",
+            "",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_field_and_remedy(tmp_path, make, source, field, words):
+    path = tmp_path / (make or "none")
+    if make in {"empty", "short"}:
+        path.write_text("" if make == "empty" else "abc")
+    elif make == "no-files":
+        path.mkdir()
+    elif make == "bad.parquet":
+        path.write_text("nonsense")
+    elif make == "columns.parquet":
+        pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), path)
+    elif make == "other-split":
+        path.mkdir()
+        pq.write_table(pa.table({"text": ["x"]}), path / "train-00000-of-00001.parquet")
+    wanted = Data(train=TextSource(**{"uri": str(path), **source}), sequence_length=8)
+    with pytest.raises(DataError) as caught:
+        prepare(wanted, tmp_path / "tokens", progress=False)
+    assert caught.value.field == field
+    assert words in str(caught.value)
+    assert caught.value.remedy
+    assert "\n" not in str(caught.value)
+    left = tmp_path / "tokens"
+    assert not left.exists() or not list(left.glob("*.part"))
+
+
+@pytest.fixture
+def text(tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.txt").write_text(f"{name} " + POEM * 20)
+    return folder
+
+
+def test_documents_are_separated_and_the_end_is_held_out(text, tmp_path):
+    wanted = data(text, validation=Validation(fraction="0.25"))
+    train, held = prepare(wanted, tmp_path / "t", progress=False)
+    assert (train.file.dtype, train.file.vocabulary_size) == ("uint16", 257)
+    assert isinstance(train.file.array, np.memmap)
+    whole = train.file.array
+    assert train.count + held.count == len(whole)
+    assert held.count == pytest.approx(len(whole) / 4, abs=1)
+    assert np.array_equal(np.concatenate([train.array, held.array]), whole)
+    parts = np.split(whole, np.flatnonzero(whole == 256) + 1)[:-1]
+    assert [bytes(p[:-1].astype(np.uint8)).decode() for p in parts] == read(text)
+
+
+def test_validation_may_have_text_of_its_own(text, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("something else altogether")
+    wanted = data(text, validation=Validation(source=TextSource(uri=str(other))))
+    train, held = prepare(wanted, tmp_path / "t", progress=False)
+    assert train.count == train.file.count
+    assert bytes(held.array[:-1].astype(np.uint8)).decode() == other.read_text()
+
+
+def test_text_is_tokenised_once(text, tmp_path):
+    first, _ = prepare(data(text), tmp_path / "t", progress=False)
+    written = first.file.path.stat().st_mtime_ns
+    again, _ = prepare(data(text), tmp_path / "t", progress=False)
+    assert (again.file, again.file.path.stat().st_mtime_ns) == (first.file, written)
+    names = {p.suffix for p in (tmp_path / "t").iterdir()}
+    assert names == {".bin", ".json"}
+
+
+def test_changed_text_is_tokenised_anew(text, tmp_path):
+    first, _ = prepare(data(text), tmp_path / "t", progress=False)
+    (text / "a.txt").write_text("changed " * 50)
+    second, _ = prepare(data(text), tmp_path / "t", progress=False)
+    assert second.file.path != first.file.path
+    assert bytes(second.array[:7].astype(np.uint8)) == b"changed"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone", "card"])
+def test_a_damaged_token_file_is_made_again(text, tmp_path, damage):
+    first, _ = prepare(data(text), tmp_path / "t", progress=False)
+    whole = first.file.path.read_bytes()
+    if damage == "truncated":
+        first.file.path.write_bytes(whole[:100])
+    elif damage == "gone":
+        first.file.path.unlink()
+    else:
+        first.file.path.with_suffix(".json").write_text('{"dtype": ')
+    second, _ = prepare(data(text), tmp_path / "t", progress=False)
+    assert second.file.path.read_bytes() == whole
+
+
+def bpe_folder(folder, size, special=("<|endoftext|>",)):
+    from tokenizers import ByteLevelBPETokenizer
+
+    folder.mkdir(exist_ok=True)
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([POEM * 10], vocab_size=size, special_tokens=list(special))
+    bpe.save_model(str(folder))
+    return folder
+
+
+def test_a_folder_with_vocab_and_merges_is_gpt2s_tokenizer(tmp_path):
+    folder = bpe_folder(tmp_path / "gpt2", 270)
+    tokenizer = open_tokenizer(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    assert tokenizer.vocabulary_size == max(vocabulary.values()) + 1
+    assert tokenizer.end_of_text == vocabulary["<|endoftext|>"]
+    assert len(tokenizer.encode(POEM)) < len(POEM.encode())
+
+
+def test_a_tokenizer_without_an_end_of_text_gets_an_id_of_its_own(tmp_path):
+    tokenizer = open_tokenizer(str(bpe_folder(tmp_path / "gpt2", 270, special=())))
+    ids = tokenizer.encode(POEM)
+    assert tokenizer.end_of_text == tokenizer.vocabulary_size - 1
+    assert ids.max() < tokenizer.end_of_text
+
+
+def test_a_hugging_face_folder_round_trips(tmp_path, text):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator([POEM * 10], trainer)
+    hf = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
+    hf.save_pretrained(tmp_path / "hf")
+    tokenizer = open_tokenizer(str(tmp_path / "hf"))
+    assert (tokenizer.vocabulary_size, tokenizer.end_of_text) == (len(hf), hf.eos_token_id)
+    assert raw.decode(tokenizer.encode(POEM).tolist()) == POEM
+    train, _ = prepare(data(text, tokenizer=str(tmp_path / "hf")), tmp_path / "t", progress=False)
+    assert int(train.array.max()) < train.file.vocabulary_size
+
+
+def test_a_changed_tokenizer_tokenises_anew(tmp_path, text):
+    sizes = []
+    for size in (262, 275):
+        folder = bpe_folder(tmp_path / "bpe", size)
+        train, _ = prepare(data(text, tokenizer=str(folder)), tmp_path / "t", progress=False)
+        sizes.append(train.file.vocabulary_size)
+    assert sizes == [262, 275]
+
+
+def test_a_large_vocabulary_takes_four_bytes_an_id(tmp_path, text):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{n}": n for n in range(70_000)} | {"[UNK]": 70_000, "</s>": 70_001}
+    raw = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>").save_pretrained(tmp_path / "w")
+    (text / "a.txt").write_text("w69999 w1 " * 20)
+    train, _ = prepare(data(text, tokenizer=str(tmp_path / "w")), tmp_path / "t", progress=False)
+    assert train.file.dtype == "uint32"
+    assert train.array[:2].tolist() == [69_999, 1]
+
+
+@pytest.mark.parametrize("broken", ["missing", "no-vocabulary"])
+def test_a_tokenizer_that_cannot_be_opened_is_refused(tmp_path, broken):
+    folder = tmp_path / "tok"
+    if broken == "no-vocabulary":
+        bpe_folder(folder, 262)
+        (folder / "vocab.json").unlink()
+    with pytest.raises(DataError, match=r"spec\.data\.tokenizer"):
+        open_tokenizer(str(folder))
+
+
+def test_windows_cover_the_text_and_share_one_id(text, tmp_path):
+    train, _ = prepare(data(text), tmp_path / "t", progress=False)
+    batches = Batches(train, 8, ())
+    rows = batches.read(np.arange(batches.windows), 8)
+    assert rows.shape == (window_count(train, 8), 9)
+    assert np.array_equal(rows[1:, 0], rows[:-1, -1])
+    assert np.array_equal(rows[:, :-1].ravel(), train.array[: rows[:, :-1].size])
+
+
+def test_a_batch_is_named_by_the_samplers_state(text, tmp_path):
+    train, _ = prepare(data(text), tmp_path / "t", progress=False)
+    batches = Batches(train, 8, ())
+    one, two = (Sampler(batches.windows, SamplerState(3)) for _ in range(2))
+    for step in range(30):
+        mine, theirs = batches.batch(step, one, 5), Batches(train, 8, ()).batch(step, two, 5)
+        assert mine.shape == (5, 9)
+        assert np.array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("micro", "most"), [(4, 3), (1, 1), (7, 1000)])
+def test_validation_batches_are_fixed_and_never_repeat_a_window(text, tmp_path, micro, most):
+    train, _ = prepare(data(text), tmp_path / "t", progress=False)
+    chosen = validation_batches(train, 8, micro, most)
+    again = validation_batches(train, 8, micro, most)
+    assert all(np.array_equal(a, b) for a, b in zip(chosen, again, strict=True))
+    assert all(1 <= len(batch) <= micro for batch in chosen)
+    assert sum(map(len, chosen)) == min(window_count(train, 8), micro * most)

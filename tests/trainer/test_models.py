@@ -1,0 +1,109 @@
+"""Models by name: their size, their precision, their seed, and weights from a folder."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from forkcast_trainer.errors import TrainerError
+from forkcast_trainer.models import GROUPS, MODELS, build, group_of
+from forkcast_trainer.models.gpt2 import SHAPES
+from forkcast_wire.manifest import Model, ModelSize
+
+SMALL = ModelSize(layers=2, heads=2, width=32)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_every_architecture_trains_a_step_and_its_parameters_have_groups(architecture):
+    module = build(Model(architecture=architecture, size=SMALL), 257, 16, 1)
+    ids = torch.arange(32).reshape(2, 16)
+    logits = module(ids).logits
+    assert logits.shape == (2, 16, 257)
+    logits.float().logsumexp(-1).mean().backward()
+    assert all(p.grad is not None and p.dtype is torch.float32 for p in module.parameters())
+    groups = {group_of(name) for name, _ in module.named_parameters()}
+    assert groups == set(GROUPS) - {"other"}
+    assert module.config._attn_implementation == "sdpa"
+
+
+def test_the_tiny_one_has_the_size_the_quickstart_counts_on():
+    assert (
+        sum(p.numel() for p in build(Model(architecture="gpt2-tiny"), 257, 64, 1).parameters())
+        == 834_432
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("gpt2", 124.4), ("gpt2-medium", 354.8), ("gpt2-large", 774.0)]
+)
+def test_published_sizes(name, millions):
+    shape = SHAPES[name]
+    block = 12 * shape.width**2 + 13 * shape.width
+    total = shape.layers * block + (50257 + 1024 + 2) * shape.width
+    assert total / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_the_seed_names_the_weights_and_leaves_the_callers_generator_alone():
+    model = Model(architecture="gpt2-tiny", size=SMALL)
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    one, same, other = build(model, 257, 16, 1), build(model, 257, 16, 1), build(model, 257, 16, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one.transformer.wte.weight, same.transformer.wte.weight)
+    assert not torch.equal(one.transformer.wte.weight, other.transformer.wte.weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Model(architecture="gpt5"), "gpt5; one of gpt2-tiny"),
+        (Model(size=ModelSize(width=33, heads=2)), "33 is not a multiple of 2 heads"),
+        (Model(init="Pretrained", source="/nowhere/at/all"), "spec.model.source"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(model, words):
+    with pytest.raises(TrainerError, match=words):
+        build(model, 257, 16, 1)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    config = GPT2Config(vocab_size=300, n_positions=32, n_layer=2, n_head=2, n_embd=16)
+    model = GPT2LMHeadModel(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def pretrained(folder, **size):
+    return Model(init="Pretrained", source=str(folder), size=ModelSize(**size))
+
+
+def test_pretrained_weights_load_in_full_precision(saved):
+    folder, model = saved
+    loaded = build(pretrained(folder, dropout="0.25"), 257, 32, 1)
+    assert all(p.dtype is torch.float32 for p in loaded.parameters())
+    assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight.float())
+    assert loaded.config._attn_implementation == "sdpa"
+    assert loaded.transformer.drop.p == 0.25
+    assert loaded.transformer.h[0].mlp.dropout.p == 0.25
+
+
+@pytest.mark.parametrize(
+    ("size", "vocabulary", "positions", "words"),
+    [
+        ({"layers": 3}, 257, 32, "spec.model.size.layers: 3, but the weights"),
+        ({"width": 32}, 257, 32, "spec.model.size.width: 32"),
+        ({}, 301, 32, "fewer than the 301"),
+        ({}, 257, 33, "32 positions are fewer"),
+    ],
+)
+def test_pretrained_weights_that_do_not_fit_are_refused(saved, size, vocabulary, positions, words):
+    with pytest.raises(TrainerError, match=words):
+        build(pretrained(saved[0], **size), vocabulary, positions, 1)
+
+
+def test_broken_weights_are_refused_in_one_line(saved, tmp_path):
+    (tmp_path / "config.json").write_text((saved[0] / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(b"nothing like it")
+    with pytest.raises(TrainerError, match=r"spec\.model\.source"):
+        build(pretrained(tmp_path), 257, 32, 1)
