@@ -9,6 +9,13 @@ from collections.abc import Sequence
 
 #: 1 / Phi^-1(3/4): makes the median absolute deviation an sd for normal data.
 MAD_TO_SD = 1.4826
+#: Beyond this a float is on its way to overflow: no loss, norm or logit is that large.
+_ABSURD = 1e100
+
+
+def usable(value: float) -> bool:
+    """Whether a measurement may enter a baseline: finite, and not about to overflow."""
+    return -_ABSURD < value < _ABSURD
 
 
 class RobustWindow:
@@ -49,24 +56,40 @@ class RobustWindow:
         middle = n // 2
         if n % 2:
             return self._sorted[middle]
-        return 0.5 * (self._sorted[middle - 1] + self._sorted[middle])
+        return 0.5 * self._sorted[middle - 1] + 0.5 * self._sorted[middle]
 
     def deviation(self, center: float) -> float:
-        """Median absolute deviation by merging the two sorted halves around the center, O(n/2)."""
+        """Median absolute deviation from ``center``, O(log n): the distances below and above it are
+        two sorted runs already, and a binary search finds how many of the nearest lie below.
+        """
         values, n = self._sorted, len(self._sorted)
+        if not n:
+            return 0.0
         right = bisect_left(values, center)
-        left = right - 1
-        wanted = n // 2
-        previous = current = 0.0
-        for _ in range(wanted + 1):
-            below = center - values[left] if left >= 0 else math.inf
-            above = values[right] - center if right < n else math.inf
-            previous = current
-            if below <= above:
-                current, left = below, left - 1
+        nearest = n // 2 + 1
+        low, high = max(0, nearest - (n - right)), min(nearest, right)
+        while low < high:  # the fewest below such that the next below is no nearer
+            below = (low + high) // 2
+            if center - values[right - 1 - below] < values[right + nearest - below - 1] - center:
+                low = below + 1
             else:
-                current, right = above, right + 1
-        return current if n % 2 else 0.5 * (previous + current)
+                high = below
+        above = nearest - low
+        from_below = center - values[right - low] if low else -math.inf
+        from_above = values[right + above - 1] - center if above else -math.inf
+        if n % 2:
+            return max(from_below, from_above)
+        if from_below > from_above:
+            second = center - values[right - low + 1] if low > 1 else -math.inf
+            return 0.5 * from_below + 0.5 * max(second, from_above)
+        second = values[right + above - 2] - center if above > 1 else -math.inf
+        return 0.5 * from_above + 0.5 * max(second, from_below)
+
+    def quantile(self, fraction: float) -> float:
+        """The value with ``fraction`` of the window at or below it; 0 where it is empty."""
+        if not self._sorted:
+            return 0.0
+        return self._sorted[min(len(self._sorted) - 1, int(fraction * len(self._sorted)))]
 
     def state(self) -> list[float]:
         """The values, oldest first."""

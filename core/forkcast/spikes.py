@@ -6,6 +6,8 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+from forkcast.robust import usable
+
 WINDOW = 128
 SIGMAS = 6.0
 #: Flagged steps closer than this belong to one event.
@@ -35,11 +37,16 @@ class SpikeScore:
         return spiked
 
     def _beyond(self, values: deque[float], value: float) -> bool:
-        if not math.isfinite(value):
+        if not usable(value):
             return True
         if len(values) < self._need:
             return False
         mean = math.fsum(values) / len(values)
+        above = value - mean
+        spread = max(values) - min(values)
+        # the variance is at least range^2 / 2n: most values need no more than that
+        if above <= 0 or above * above <= SIGMAS * SIGMAS * spread * spread / (2 * len(values)):
+            return False
         variance = math.fsum((x - mean) ** 2 for x in values) / len(values)
         return value > mean + SIGMAS * math.sqrt(variance)
 

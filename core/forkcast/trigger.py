@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from forkcast.records import Index, Trigger, TriggerRule
+from forkcast.robust import usable
+from forkcast.spikes import MERGE_STEPS
 
 _DEPARTED_Z = 1.0  # the departure began at the first step of the present run above this z
 _VALIDATIONS = 8
 _VALIDATION_SIGMAS = 1.5
+_WORSE_IN_A_ROW = 2
 _RATE_WINDOW = 10_000
 _RATE_RISE = 1.25
 _RATE_P = 0.01
@@ -40,7 +43,11 @@ class TriggerRules:
 
 
 class TriggerMachine:
-    """Folds indices; fires at most one trigger a step. Its state restores bit-equal."""
+    """Folds indices; fires at most one trigger a step. Its state restores bit-equal.
+
+    Missing steps break a row of consecutive steps and the departure; the index rules then stay
+    silent for as many steps as are missing, at most the warm-up: no trigger from a partial window.
+    """
 
     def __init__(self, rules: TriggerRules, run_uid: str) -> None:
         self.rules, self.run_uid = rules, run_uid
@@ -48,8 +55,12 @@ class TriggerMachine:
         self._onset: int | None = None
         self._quiet_until = 0
         self._validations: list[float] = []
-        self._worse = 0
+        self._worse_values: list[float] = []
         self._events: list[int] = []
+        self._flagged: int | None = None
+        self._step: int | None = None
+        self._blind_until = 0
+        self._missing: list[tuple[int, int]] = []
 
     def fold(
         self,
@@ -60,6 +71,7 @@ class TriggerMachine:
         spiked: bool = False,
     ) -> Trigger | None:
         """The trigger of this step, or None."""
+        self._note_gap(index.step)
         departed = index.z > _DEPARTED_Z or not finite
         if not departed:
             self._onset = None
@@ -101,7 +113,7 @@ class TriggerMachine:
             return TriggerRule.NON_FINITE
         if every and index.step > 0 and index.step % every == 0:
             return TriggerRule.FORCED
-        if not index.ready:
+        if not index.ready or index.step < self._blind_until:
             return None
         if index.z > self.rules.single_z:
             return TriggerRule.SINGLE
@@ -112,20 +124,43 @@ class TriggerMachine:
     def _slow_rules(
         self, step: int, validation_loss: float | None, *, spiked: bool
     ) -> TriggerRule | None:
-        if validation_loss is not None and math.isfinite(validation_loss):
-            worse = exceeds_trend(self._validations, validation_loss, _VALIDATION_SIGMAS)
-            self._worse = self._worse + 1 if worse else 0
-            if not worse:
-                self._validations = [*self._validations, validation_loss][-_VALIDATIONS:]
-            if self._worse >= 2:
-                self._worse = 0
-                return TriggerRule.VALIDATION_REGRESSION
+        if validation_loss is not None and self._validated(validation_loss):
+            return TriggerRule.VALIDATION_REGRESSION
         if spiked:
-            self._events = [one for one in self._events if one > step - 2 * _RATE_WINDOW]
-            self._events.append(step)
-            if rate_rose(self._events, step):
-                return TriggerRule.INSTABILITY_RATE
+            begins = self._flagged is None or step - self._flagged >= MERGE_STEPS
+            self._flagged = step
+            if begins:
+                oldest = step - 2 * _RATE_WINDOW
+                self._events = [*(one for one in self._events if one > oldest), step]
+                self._missing = [gap for gap in self._missing if gap[1] > oldest]
+                if rate_rose(self._events, step, self._missing):
+                    return TriggerRule.INSTABILITY_RATE
         return None
+
+    def _validated(self, loss: float) -> bool:
+        """Whether this is the second worse validation in a row. Worse ones enter the history only
+        then: after the trigger their level is known, and it must not fire again for ever.
+        """
+        if not usable(loss):
+            return False
+        if not exceeds_trend(self._validations, loss, _VALIDATION_SIGMAS):
+            self._validations = [*self._validations, loss][-_VALIDATIONS:]
+            self._worse_values = []
+            return False
+        self._worse_values.append(loss)
+        if len(self._worse_values) < _WORSE_IN_A_ROW:
+            return False
+        self._validations = [*self._validations, *self._worse_values][-_VALIDATIONS:]
+        self._worse_values = []
+        return True
+
+    def _note_gap(self, step: int) -> None:
+        if self._step is not None and step > self._step + 1:
+            missing = step - self._step - 1
+            self._missing.append((self._step + 1, step - 1))
+            self._above, self._onset = 0, None
+            self._blind_until = step + min(missing, self.rules.warmup_steps)
+        self._step = step
 
     def state(self) -> dict[str, Any]:
         """All that a restart needs, JSON-ready."""
@@ -134,21 +169,32 @@ class TriggerMachine:
             "onset": self._onset,
             "quiet_until": self._quiet_until,
             "validations": list(self._validations),
-            "worse": self._worse,
+            "worse": list(self._worse_values),
             "events": list(self._events),
+            "flagged": self._flagged,
+            "step": self._step,
+            "blind_until": self._blind_until,
+            "missing": [list(gap) for gap in self._missing],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Become what `state` was taken from."""
         self._above, self._onset = int(state["above"]), state["onset"]
-        self._quiet_until, self._worse = int(state["quiet_until"]), int(state["worse"])
+        self._quiet_until = int(state["quiet_until"])
+        self._worse_values = [float(v) for v in state["worse"]]
+        self._flagged, self._step = state["flagged"], state["step"]
+        self._blind_until = int(state["blind_until"])
+        self._missing = [(int(a), int(b)) for a, b in state["missing"]]
         self._validations = [float(v) for v in state["validations"]]
         self._events = [int(e) for e in state["events"]]
 
 
 def exceeds_trend(history: Sequence[float], value: float, sigmas: float) -> bool:
-    """Whether a validation stands above the linear trend of the last eight by more than ``sigmas``
-    of their sd about it. Silent with fewer than eight.
+    """Whether a validation is worse: above both the linear trend of the last eight and the last of
+    them by more than ``sigmas`` of their sd about that trend. Silent with fewer than eight.
+
+    A healthy curve flattens, and so leaves any straight line upwards by nearly three of these
+    sigmas at every validation; only one that has also risen has got worse.
     """
     n = len(history)
     if n < _VALIDATIONS:
@@ -158,19 +204,42 @@ def exceeds_trend(history: Sequence[float], value: float, sigmas: float) -> bool
     slope /= math.fsum((x - mean_x) ** 2 for x in range(n))
     rest = [y - (mean_y + slope * (x - mean_x)) for x, y in enumerate(history)]
     sd = math.sqrt(math.fsum(r * r for r in rest) / (n - 2))
-    return value > mean_y + slope * (n - mean_x) + sigmas * sd
+    return value > max(mean_y + slope * (n - mean_x), history[-1]) + sigmas * sd
 
 
-def rate_rose(events: Sequence[int], step: int) -> bool:
+def rate_rose(events: Sequence[int], step: int, missing: Sequence[tuple[int, int]] = ()) -> bool:
     """Whether the instability rate of the last 10,000 steps is at least 25 % above that of the
     10,000 before, and by an exact Poisson test (conditional binomial, p < .01) not by chance.
+
+    missing: steps never seen, as (first, last); a window of which less than half was seen judges
+    nothing.
     """
     if step < 2 * _RATE_WINDOW:
         return False
-    now = sum(1 for one in events if one > step - _RATE_WINDOW)
-    before = len(events) - now
-    if now < _RATE_RISE * max(before, 1):
+    start, middle = step - 2 * _RATE_WINDOW, step - _RATE_WINDOW
+    seen_now = _RATE_WINDOW - _overlap(missing, middle, step)
+    seen_before = _RATE_WINDOW - _overlap(missing, start, middle)
+    if min(seen_now, seen_before) < _RATE_WINDOW // 2:
         return False
-    total = now + before
-    tail = math.fsum(math.comb(total, k) for k in range(now, total + 1)) / 2.0**total
-    return tail < _RATE_P
+    now = sum(1 for one in events if one > middle)
+    before = sum(1 for one in events if start < one <= middle)
+    if now / seen_now < _RATE_RISE * max(before, 1) / seen_before:
+        return False
+    return _binomial_tail(now, now + before, seen_now / (seen_now + seen_before)) < _RATE_P
+
+
+def _overlap(missing: Sequence[tuple[int, int]], after: int, to: int) -> int:
+    """How many of the steps in (after, to] are missing."""
+    return sum(max(0, min(last, to) - max(first, after + 1) + 1) for first, last in missing)
+
+
+def _binomial_tail(at_least: int, total: int, chance: float) -> float:
+    """P(X >= at_least) for X ~ Binomial(total, chance), in logarithms: totals reach thousands."""
+    up, down = math.log(chance), math.log1p(-chance)
+    whole = math.lgamma(total + 1)
+    return math.fsum(
+        math.exp(
+            whole - math.lgamma(k + 1) - math.lgamma(total - k + 1) + k * up + (total - k) * down
+        )
+        for k in range(at_least, total + 1)
+    )

@@ -18,27 +18,28 @@ from types import MappingProxyType
 from typing import Any
 
 from forkcast.records import Index
-from forkcast.robust import MAD_TO_SD, RobustWindow
+from forkcast.robust import MAD_TO_SD, RobustWindow, usable
 
 _WEIGHTS: Mapping[str, float] = MappingProxyType(
     {"volatility": 0.5, "entropy": 0.3, "disagreement": 0.2}
 )
-#: A value is kept out of the history while the index stands above this z.
-_OUTSIDE = 2.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexRules:
-    """window: accepted values, W. weights: by signal. warmup_steps: no z before so many steps."""
+    """window: accepted values, W. weights: by signal. warmup_steps: no z before so many steps.
+    outside_z: a step's values stay out of the history while the index stands above this z.
+    """
 
     window: int = 512
     weights: Mapping[str, float] = field(default_factory=lambda: _WEIGHTS)
     warmup_steps: int = 200
+    outside_z: float = 2.5
 
     def __post_init__(self) -> None:
-        if self.window < 16 or any(w < 0 for w in self.weights.values()):
+        if self.window < 16 or not all(w >= 0 for w in self.weights.values()):
             raise ValueError(f"index: window >= 16 and weights >= 0 needed; got {self}")
-        if abs(math.fsum(self.weights.values()) - 1) > 1e-6:
+        if not abs(math.fsum(self.weights.values()) - 1) <= 1e-6:
             raise ValueError(f"index: weights must sum to 1; got {dict(self.weights)}")
 
 
@@ -80,7 +81,7 @@ class UncertaintyIndex:
     def _score(
         self, channel: str, value: float | None, fresh: list[tuple[str, float]]
     ) -> float | None:
-        if value is None or not math.isfinite(value):
+        if value is None or not usable(value):
             return self._held.get(channel)
         window = self._channels.setdefault(channel, RobustWindow(self.rules.window))
         self._held[channel] = window.z(value)
@@ -94,7 +95,7 @@ class UncertaintyIndex:
 
     def _accept(self, index: float, z: float, fresh: list[tuple[str, float]]) -> None:
         """Values inside enter the history; after half a window outside, so do those outside."""
-        self._outside = self._outside + 1 if z > _OUTSIDE else 0
+        self._outside = self._outside + 1 if z > self.rules.outside_z else 0
         if 0 < self._outside <= self.rules.window // 2:
             return
         for channel, value in fresh:

@@ -56,8 +56,7 @@ def main() -> int:
     structlog.get_logger().info("monitor.serving", listen=given.listen)
     stop.wait()
     server.stop(grace=1).wait()
-    with run.lock:
-        history.close()
+    run.close()
     return 0
 
 

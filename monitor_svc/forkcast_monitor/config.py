@@ -49,7 +49,10 @@ def configure(given: Uncertainty) -> DetectorConfig:
     weights = given.weights.model_dump() if given.weights is not None else base["weights"]
     return DetectorConfig(
         index=IndexRules(
-            window=int(pick(given.window, "window")), weights=weights, warmup_steps=warmup
+            window=int(pick(given.window, "window")),
+            weights=weights,
+            warmup_steps=warmup,
+            outside_z=float(trigger["z"]),
         ),
         trigger=TriggerRules(
             z=float(trigger["z"]),

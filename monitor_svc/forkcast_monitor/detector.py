@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from forkcast.records import Index, StepStats, Trigger
+from forkcast.robust import usable
 from forkcast.spikes import SpikeScore
 from forkcast.trigger import TriggerMachine
 from forkcast.uncertainty import UncertaintyIndex
@@ -29,7 +30,7 @@ class Detector:
         """Fold one step."""
         raw = {name: signal.update(stats) for name, signal in self._signals.items()}
         index = self._index.fold(stats.step, stats.epoch, raw)
-        finite = math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)
+        finite = usable(stats.loss) and usable(stats.grad_norm)
         spiked = self._spikes.fold(stats.step, stats.loss, stats.grad_norm)
         trigger = self.triggers.fold(
             index, finite=finite, validation_loss=stats.validation_loss, spiked=spiked
@@ -49,6 +50,7 @@ class Detector:
             "index": self._index.state(),
             "triggers": self.triggers.state(),
             "spikes": self._spikes.state(),
+            "last": None if self.last is None else asdict(self.last),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -58,4 +60,5 @@ class Detector:
         self._index.restore(state["index"])
         self.triggers.restore(state["triggers"])
         self._spikes.restore(state["spikes"])
-        self.last = None
+        last = state["last"]
+        self.last = None if last is None else Index(**last)

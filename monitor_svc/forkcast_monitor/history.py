@@ -4,43 +4,98 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from forkcast.records import Index, StatKey, StepStats
+import structlog
+
+from forkcast.records import Index, StepStats
 from forkcast_wire import crash
 from forkcast_wire.statistics import TAIL, read_history, read_tail, write_chunk
 
+_log = structlog.get_logger()
 _CHUNK_ROWS = 1024
+_COLUMNS = tuple(field.name for field in fields(StepStats))
+_SIGNALS = ("volatility", "entropy", "disagreement")
+
+
+class LineFile:
+    """JSON lines, appended whole or not at all; each is with the operating system (and so safe from
+    SIGKILL) when ``append`` returns. length: bytes so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self.length = self._file.tell()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one line. Raises OSError; then the file is as before."""
+        line = json.dumps(row).encode() + b"\n"
+        written = 0
+        try:
+            written = self._file.write(line)
+        finally:
+            if written != len(line):
+                os.ftruncate(self._file.fileno(), self.length)
+        if written != len(line):
+            raise OSError(f"{self._path}: short write, no space left?")
+        self.length += len(line)
+
+    def replace(self, rows: list[dict[str, Any]]) -> None:
+        """Hold exactly these rows, atomically."""
+        partial = self._path.with_suffix(".part")
+        with partial.open("wb") as file:
+            file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._path)
+        self._file.close()
+        self._file = self._path.open("ab", buffering=0)
+        self.length = self._path.stat().st_size
+
+    def close(self) -> None:
+        """No more lines."""
+        self._file.close()
 
 
 class History:
     """Append-only; survives SIGKILL at any point. A row is in the tail's file before its ack; full
     tails become Parquet chunks, and rows that a crash left in both count once.
+
+    last_steps: by (epoch, attempt), the last step that is in it.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._tail = read_tail(folder)
-        self.keys = {_key(row) for row in read_history(folder)}
-        self._rewrite()
-        self._file: TextIO = (folder / TAIL).open("a")
+        self.last_steps: dict[tuple[int, int], int] = {}
+        for row in [*read_history(folder), *self._tail]:
+            self._note(row)
+        self._file = LineFile(folder / TAIL)
+        self._file.replace(self._tail)  # drops a line that a crash cut short
 
-    def append(self, stats: StepStats, index: Index) -> None:
-        """Add one row; it is with the operating system when this returns."""
-        row = {**asdict(stats), "group_grad_norms": dict(stats.group_grad_norms)}
-        row |= {"index": index.index, "z": index.z}
-        row |= {f"u_{name}": index.components.get(name) for name in _SIGNALS}
+    def append(self, stats: StepStats, index: Index | None) -> None:
+        """Add one row; without an index it was recorded but not judged. Raises OSError, and then
+        the history is as before.
+        """
+        row = stats_row(stats)
+        row["index"], row["z"] = (index.index, index.z) if index else (0.0, 0.0)
+        for name in _SIGNALS:
+            row[f"u_{name}"] = index.components.get(name) if index else None
         crash.reach("before-append")
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._file.append(row)
         crash.reach("after-append")
         self._tail.append(row)
-        self.keys.add(stats.key)
+        self._note(row)
         if len(self._tail) >= _CHUNK_ROWS:
-            self.rotate()
+            try:
+                self.rotate()
+            except OSError as error:  # the row is safe in the tail; the next append tries again
+                _log.warning("monitor.chunk_not_written", error=str(error))
 
     def rotate(self) -> None:
         """Close the tail into a Parquet chunk for each (epoch, attempt) in it."""
@@ -52,28 +107,21 @@ class History:
         for rows in groups.values():
             write_chunk(rows, self.folder)
         crash.reach("after-chunk")
+        self._file.replace([])
         self._tail = []
-        self._file.close()
-        self._rewrite()
-        self._file = (self.folder / TAIL).open("a")
 
     def close(self) -> None:
         """Write the last chunk."""
         self.rotate()
         self._file.close()
 
-    def _rewrite(self) -> None:
-        """Make the tail's file hold exactly the tail: drops a line that a crash cut short."""
-        partial = self.folder / (TAIL + ".part")
-        with partial.open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self._tail)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / TAIL)
+    def _note(self, row: Mapping[str, Any]) -> None:
+        key = (row["epoch"], row["attempt"])
+        self.last_steps[key] = max(row["step"], self.last_steps.get(key, -1))
 
 
-_SIGNALS = ("volatility", "entropy", "disagreement")
-
-
-def _key(row: dict[str, Any]) -> StatKey:
-    return StatKey(row["run_uid"], row["epoch"], row["attempt"], row["rank"], row["step"])
+def stats_row(stats: StepStats) -> dict[str, Any]:
+    """The columns of one record, JSON-ready."""
+    row = {name: getattr(stats, name) for name in _COLUMNS}
+    row["group_grad_norms"] = dict(stats.group_grad_norms)
+    return row

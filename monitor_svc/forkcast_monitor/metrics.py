@@ -15,3 +15,4 @@ DUPLICATES = Counter("forkcast_stats_duplicates", "Records known", _RUN, registr
 DROPPED = Counter("forkcast_stats_dropped", "Steps the ring dropped", _RUN, registry=REGISTRY)
 TRIGGERS = Counter("forkcast_triggers", "Triggers by rule", [*_RUN, "rule"], registry=REGISTRY)
 EPOCH = Gauge("forkcast_lineage_epoch", "Lineage epoch", _RUN, registry=REGISTRY)
+LAG = Gauge("forkcast_stream_lag_steps", "Steps that wait for a late one", _RUN, registry=REGISTRY)

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import threading
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import structlog
 
-from forkcast.records import WINDOW_COLUMNS, Index, StepStats, Trigger, Window
+from forkcast.records import WINDOW_COLUMNS, StepStats, Trigger, Window
+from forkcast_monitor.attempts import ALL, Attempt, Attempts
 from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.detector import Detector
-from forkcast_monitor.history import History
+from forkcast_monitor.history import History, LineFile, stats_row
+from forkcast_monitor.snapshots import Snapshot, Snapshots
 from forkcast_wire import crash
 from forkcast_wire.documents import dump, load
-from forkcast_wire.statistics import read_history, row_to_stats
+from forkcast_wire.statistics import read_lines, row_to_stats
 
 _log = structlog.get_logger()
+#: So many records may wait for a late one; then the late one is a gap.
+REORDER_STEPS = 16
+SNAPSHOT_STEPS = 500
+#: Rises whenever Detector.state changes its meaning: older snapshots are then not used.
+_STATE_FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """Where an epoch began: its first step in the lineage, and the step of the winner's base."""
+class Accepted(Enum):
+    """What became of a record. DUPLICATE: known already, or of another rank or a replaced attempt."""
 
-    epoch: int
-    start_step: int
-    base_step: int
+    FOLDED = "folded"
+    WAITING = "waiting"
+    RECORDED = "recorded"
+    DUPLICATE = "duplicate"
 
 
 class WatchedRun:
@@ -47,86 +54,218 @@ class WatchedRun:
             load(Trigger, path.read_bytes())
             for path in sorted((state_dir / "triggers").glob("*.json"))
         ]
+        self._known_triggers = {one.id for one in self.triggers}
         self.total_steps = 0
-        self._openings = self._read_openings()
-        self._recent: deque[tuple[StepStats, Index]] = deque(maxlen=config.index.window)
+        self._attempts = Attempts(state_dir / "attempts.json")
+        configuration = hashlib.sha256(f"{_STATE_FORMAT} {config}".encode()).hexdigest()
+        self._snapshots = Snapshots(state_dir / "snapshots", configuration)
+        self._recent: deque[tuple[StepStats, float]] = deque(maxlen=config.index.window)
         self.detector = Detector(config, run_uid)
-        self.epoch, self.next_step = 0, 0
-        if self.history.keys:
-            self.epoch = max(key.epoch for key in self.history.keys)
-            self._replay(self.epoch, None)
+        self.epoch, self.attempt, self.next_step = 0, 0, 0
+        self._waiting: dict[int, StepStats] = {}
+        self._lost: dict[int, int] = {}  # declared gaps ahead: first -> last step
+        self._waiting_path = state_dir / "waiting.jsonl"
+        waited = read_lines(self._waiting_path) if self._waiting_path.exists() else []
+        self._waiting_file = LineFile(self._waiting_path)
+        if self._attempts.current is not None:
+            self._restore(self._attempts.current, ALL, after_crash=True)
+            self._wait_again([row_to_stats(row) for row in waited])
+
+    def _wait_again(self, waited: list[StepStats]) -> None:
+        """Take up what waited for a late record when the process died."""
+        self._waiting_file.replace([stats_row(one) for one in waited])
+        self._waiting = {
+            one.step: one
+            for one in waited
+            if (one.epoch, one.attempt) == (self.epoch, self.attempt) and one.step >= self.next_step
+        }
+        self._drain()
 
     # --------------------------------------------------------------------------------- attempts
 
-    def hello(self, epoch: int, start_step: int, base_step: int, total_steps: int) -> int:
+    def hello(
+        self, epoch: int, start_step: int, base_step: int, total_steps: int, attempt: int = 0
+    ) -> int:
         """A trainer begins or reconnects; returns the first step wanted.
 
-        Where it continues what is known, nothing happens. Where it starts again earlier, or in a
-        new epoch, the detector becomes what it was at that point of the lineage.
+        An attempt that is known reconnects: nothing changes. A new one takes its first step again
+        from its own state, so the detector becomes what it was before that step of the lineage.
+        Raises StaleAttemptError where a later attempt is known.
         """
         with self.lock:
             self.total_steps = total_steps or self.total_steps
-            known = epoch == self.epoch and start_step <= self.next_step and epoch in self._openings
-            if epoch not in self._openings:
-                self._openings[epoch] = Opening(epoch, start_step, base_step)
-                self._write_openings()
-            if not known or start_step < self.next_step:
-                self.epoch = epoch
-                self._replay(epoch, start_step)
+            new = Attempt(epoch, attempt, start_step, base_step)
+            if not self._attempts.known(epoch, attempt):
+                goes_on = epoch == self.epoch and start_step == self.next_step
+                first = self._attempts.current is None
+                self._attempts.add(new)
+                if not (goes_on or first) or self._waiting:
+                    self._forget_waiting()
+                    self._restore(new, start_step, after_crash=False)
+                self.epoch, self.attempt, self.next_step = epoch, attempt, start_step
+            elif (epoch, attempt) != (self.epoch, self.attempt):
+                self._attempts.add(new)  # raises: a later one is known
             return self.next_step
 
-    def _replay(self, epoch: int, before_step: int | None) -> None:
-        """Fold the lineage's history again: earlier epochs up to where each was left."""
+    def _restore(self, at: Attempt, before_step: int, *, after_crash: bool) -> None:
+        """Fold the lineage's history up to ``before_step`` of an epoch: earlier epochs up to where
+        each was left, from the newest snapshot that is on it.
+
+        The trigger of a row is durable before the next row is, so only that of the last row of a
+        history can be missing after a crash; older ones stand in their files.
+        """
+        limits = self._attempts.limits(at.epoch)
+        limits[at.epoch] = before_step
+        snapshot = self._newest(limits)
         self.detector = Detector(self.config, self.run_uid)
         self._recent.clear()
-        self.next_step = before_step or 0
-        for stats in self._lineage(epoch, before_step):
-            opening = self._openings.get(stats.epoch)
-            if stats.epoch and opening is not None and stats.step == opening.start_step:
-                self._calm_after_collapse(opening)
-            index, trigger = self.detector.fold(stats)
-            self._recent.append((stats, index))
-            self.next_step = stats.step + 1
-            if trigger is not None:
-                self._record(trigger)
-        opening = self._openings.get(epoch)
-        if epoch and opening is not None and (before_step or 0) <= opening.start_step:
-            self._calm_after_collapse(opening)
-            self.next_step = opening.start_step
+        epoch, step = (snapshot.epoch, snapshot.step) if snapshot else (0, 0)
+        if snapshot:
+            self.detector.restore(snapshot.detector)
+        width = self.config.index.window
+        first = {e: 0 if e > epoch else min(limits[e], ALL) - width for e in limits}
+        first[epoch] = step - width if snapshot else 0
+        rows = self._attempts.rows(self.history.folder, limits, first)
+        self.next_step = max(step if epoch == at.epoch else 0, at.start_step)
+        for row in rows:
+            if (row["epoch"], row["step"]) < (epoch, step):
+                self._recent.append((row_to_stats(row), row["z"]))
+                continue
+            self._enter(epoch, row["epoch"])
+            epoch = row["epoch"]
+            self._refold(row, record=after_crash and row is rows[-1])
+        self._enter(epoch, at.epoch)
+        self.epoch, self.attempt = at.epoch, at.attempt
+        if rows and rows[-1]["epoch"] == at.epoch:
+            self.next_step = max(self.next_step, rows[-1]["step"] + 1)
 
-    def _calm_after_collapse(self, opening: Opening) -> None:
-        self.detector.triggers.quiet(opening.start_step + self.config.trigger.cooldown_steps)
+    def _refold(self, row: dict[str, Any], *, record: bool) -> None:
+        stats = row_to_stats(row)
+        index, trigger = self.detector.fold(stats)
+        self._recent.append((stats, index.z))
+        if trigger is not None and record:
+            self._record(trigger)
 
-    def _lineage(self, epoch: int, before_step: int | None) -> Iterator[StepStats]:
-        limits: dict[int, int] = {epoch: before_step if before_step is not None else 1 << 62}
-        for one in range(epoch, 0, -1):
-            opening = self._openings.get(one)
-            base = opening.base_step if opening else 0
-            limits[one - 1] = min(base, limits[one]) if one != epoch else base
-        for row in read_history(self.history.folder):
-            if row["rank"] == 0 and row["step"] < limits.get(row["epoch"], 0):
-                yield row_to_stats(row)
+    def _enter(self, before: int, epoch: int) -> None:
+        """The cooldown of every epoch that begins between the two."""
+        for one in range(before + 1, epoch + 1):
+            opening = self._attempts.opening(one)
+            if opening is not None:
+                self.detector.triggers.quiet(
+                    opening.start_step + self.config.trigger.cooldown_steps
+                )
+
+    def _newest(self, limits: dict[int, int]) -> Snapshot | None:
+        for one in self._snapshots.newest_first():
+            on_lineage = one.step <= limits.get(one.epoch, -1)
+            if on_lineage and self._attempts.stands(one.epoch, one.attempt, one.step - 1):
+                return one
+        return None
 
     # ------------------------------------------------------------------------------------- steps
 
-    def accept(self, stats: StepStats) -> bool:
-        """Fold one record; False where it was known already or belongs to another epoch."""
+    def accept(self, stats: StepStats) -> Accepted:
+        """Take one record; it is durable when this returns. Records may arrive out of order by at
+        most REORDER_STEPS. Only rank 0
+        counts, whose loss is the mean over all ranks already. Raises OSError: not taken.
+        """
         with self.lock:
-            if stats.key in self.history.keys:
-                return False
-            if stats.epoch != self.epoch or stats.rank or stats.step < self.next_step:
-                return False
-            index, trigger = self.detector.fold(stats)
+            if stats.rank or stats.run_uid != self.run_uid:
+                return Accepted.DUPLICATE
+            key = (stats.epoch, stats.attempt)
+            if key != (self.epoch, self.attempt):
+                return self._record_left_behind(stats)
+            if stats.step < self.next_step or stats.step in self._waiting:
+                return Accepted.DUPLICATE
+            if stats.step > self._skip_lost():
+                self._waiting_file.append(stats_row(stats))
+                self._waiting[stats.step] = stats
+                self._drain()
+                folded = stats.step not in self._waiting
+                return Accepted.FOLDED if folded else Accepted.WAITING
+            self._fold(stats)
+            self._drain()
+            return Accepted.FOLDED
+
+    def _record_left_behind(self, stats: StepStats) -> Accepted:
+        """A record of an earlier epoch, beyond where the lineage left it, is kept for the reports;
+        no detector sees it.
+        """
+        key = (stats.epoch, stats.attempt)
+        limit = self._attempts.limits(self.epoch).get(stats.epoch, ALL)
+        behind = self._attempts.known(*key) and stats.epoch < self.epoch and stats.step >= limit
+        if not behind or stats.step <= self.history.last_steps.get(key, -1):
+            return Accepted.DUPLICATE
+        self.history.append(stats, None)
+        return Accepted.RECORDED
+
+    def lost(self, first_step: int, last_step: int) -> None:
+        """The trainer says that these steps never come."""
+        with self.lock:
+            if last_step < self.next_step:
+                return
+            self._lost[max(first_step, self.next_step)] = last_step
+            self._drain()
+
+    def _skip_lost(self) -> int:
+        while self.next_step in self._lost:
+            self.next_step = self._lost.pop(self.next_step) + 1
+        return self.next_step
+
+    def _drain(self) -> None:
+        """Fold what is in order now; where too much waits, what it waits for is a gap."""
+        while self._waiting:
+            stats = self._waiting.get(self._skip_lost())
+            if stats is not None:
+                self._fold(stats)
+                del self._waiting[stats.step]
+            elif len(self._waiting) > REORDER_STEPS:
+                self.next_step = min(self._waiting)
+                self._lost = {a: b for a, b in self._lost.items() if b >= self.next_step}
+            else:
+                return
+        self._forget_waiting()
+
+    def _forget_waiting(self) -> None:
+        self._waiting.clear()
+        if self._waiting_file.length:
+            self._waiting_file.replace([])
+
+    def _fold(self, stats: StepStats) -> None:
+        index, trigger = self.detector.fold(stats)
+        try:
             self.history.append(stats, index)
-            self._recent.append((stats, index))
-            self.next_step = stats.step + 1
-            if trigger is not None:
-                self._record(trigger)
-            return True
+        except OSError:
+            # the detector is ahead of the record now: back to what is on disk
+            _log.exception("monitor.history_not_written")
+            current = self._attempts.current
+            if current is not None:
+                self._restore(current, stats.step, after_crash=False)
+            raise
+        self._recent.append((stats, index.z))
+        self.next_step = stats.step + 1
+        if trigger is not None:
+            self._record(trigger)
+        if self.next_step % SNAPSHOT_STEPS == 0:
+            self.snapshot()
+
+    def snapshot(self) -> None:
+        """Save the detector as it stands."""
+        with self.lock:
+            state = self.detector.state()
+            self._snapshots.save(Snapshot(self.epoch, self.attempt, self.next_step, state))
+
+    def close(self) -> None:
+        """Close the history into Parquet, with a snapshot at its end."""
+        with self.lock:
+            if self.detector.last is not None:
+                self.snapshot()
+            self.history.close()
+            self._waiting_file.close()
 
     def _record(self, trigger: Trigger) -> None:
         """Make a trigger durable, once: the same one from a replay is the same file."""
-        if any(known.id == trigger.id for known in self.triggers):
+        if trigger.id in self._known_triggers:
             return
         path = self._dir / "triggers" / f"{len(self.triggers) + 1:06d}.json"
         partial = path.with_suffix(".part")
@@ -135,6 +274,7 @@ class WatchedRun:
         partial.replace(path)
         crash.reach("after-trigger")
         self.triggers.append(trigger)
+        self._known_triggers.add(trigger.id)
         self.new_trigger.notify_all()
         _log.info("monitor.trigger", id=trigger.id, rule=trigger.rule.value, z=trigger.z)
 
@@ -150,22 +290,10 @@ class WatchedRun:
             }
             return Window(self.run_uid, self.epoch, self.total_steps, columns)
 
-    def _read_openings(self) -> dict[int, Opening]:
-        path = self._dir / "epochs.json"
-        if not path.exists():
-            return {}
-        return {row[0]: Opening(*row) for row in json.loads(path.read_text())}
 
-    def _write_openings(self) -> None:
-        rows = [[o.epoch, o.start_step, o.base_step] for o in self._openings.values()]
-        partial = self._dir / "epochs.part"
-        partial.write_text(json.dumps(rows))
-        partial.replace(self._dir / "epochs.json")
-
-
-def _cell(name: str, stats: StepStats, index: Index) -> float:
+def _cell(name: str, stats: StepStats, z: float) -> float:
     if name == "index_z":
-        return index.z
+        return z
     value = getattr(stats, name)
     if value is None:
         return float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator
@@ -10,14 +11,29 @@ import grpc
 import structlog
 
 from forkcast_monitor import metrics
-from forkcast_monitor.run import WatchedRun
+from forkcast_monitor.attempts import StaleAttemptError
+from forkcast_monitor.run import Accepted, WatchedRun
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_from_wire, trigger_to_wire, window_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
 
 _log = structlog.get_logger()
 _CREDIT = 16
+#: Acks that wait for a slow reader; then its batches wait too.
+_OUTBOX_ACKS = 256
 _WAKE_SECONDS = 0.5
+
+
+class Refused(Exception):
+    """Ends a stream with a status of its own."""
+
+    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+#: What a stream's answering side waits for: an ack, the end, or the reason of a refusal.
+_Outbox = queue.Queue[pb.Ack | Refused | None]
 
 
 class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyped
@@ -25,7 +41,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
 
     def __init__(self, run: WatchedRun, name: str) -> None:
         self._run, self._name = run, name
-        self._streams: set[queue.Queue[pb.Ack | None]] = set()
+        self._streams: set[_Outbox] = set()
         self._directives: dict[str, pb.Directive] = {}
         self._lock = threading.Lock()
 
@@ -33,10 +49,8 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
         self, request_iterator: Iterator[pb.StatsBatch], context: grpc.ServicerContext
     ) -> Iterator[pb.Ack]:
         """Statistics in, acknowledgements and directives out; an ack may come unasked."""
-        outbox: queue.Queue[pb.Ack | None] = queue.Queue()
-        reader = threading.Thread(
-            target=self._read, args=(request_iterator, outbox, context), daemon=True
-        )
+        outbox: _Outbox = queue.Queue(_OUTBOX_ACKS)
+        reader = threading.Thread(target=self._read, args=(request_iterator, outbox), daemon=True)
         with self._lock:
             self._streams.add(outbox)
         reader.start()
@@ -50,56 +64,74 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                     continue
                 if ack is None:
                     return
-                yield ack
+                if isinstance(ack, Refused):
+                    context.abort(ack.code, ack.reason)
+                else:
+                    yield ack
         finally:
             with self._lock:
                 self._streams.discard(outbox)
 
-    def _read(
-        self,
-        batches: Iterator[pb.StatsBatch],
-        outbox: queue.Queue[pb.Ack | None],
-        context: grpc.ServicerContext,
-    ) -> None:
+    def _read(self, batches: Iterator[pb.StatsBatch], outbox: _Outbox) -> None:
+        """Everything of a batch is durable before its ack goes out."""
+        end: Refused | None = None
         try:
+            greeted = False
             for batch in batches:
                 ack = pb.Ack(seq=batch.seq, credit=_CREDIT)
                 if batch.HasField("hello"):
-                    ack.resume_from = self._hello(batch.hello, context)
+                    ack.resume_from = self._hello(batch.hello)
+                    greeted = True
                     with self._lock:
                         ack.directives.extend(self._directives.values())
-                for message in batch.stats:
-                    self._accept(message)
+                if not greeted:
+                    end = Refused(grpc.StatusCode.FAILED_PRECONDITION, "the first batch says hello")
+                    return
                 for gap in batch.gaps:
                     metrics.DROPPED.labels(self._name).inc(gap.last_step - gap.first_step + 1)
+                    self._run.lost(gap.first_step, gap.last_step)
+                for message in batch.stats:
+                    self._accept(message)
                 outbox.put(ack)
         except grpc.RpcError:
             pass  # the stream ended; what was accepted stays
+        except Refused as refused:
+            end = refused
+        except OSError as error:
+            end = Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"history not written: {error}")
         except Exception as error:  # noqa: BLE001  the stream ends with the reason, the rest goes on
             _log.error("monitor.stream_failed", error=f"{type(error).__name__}: {error}")
-            context.cancel()
+            end = Refused(grpc.StatusCode.INTERNAL, type(error).__name__)
         finally:
-            outbox.put(None)
+            outbox.put(end)
 
-    def _hello(self, hello: pb.Hello, context: grpc.ServicerContext) -> int:
+    def _hello(self, hello: pb.Hello) -> int:
         if hello.run_uid != self._run.run_uid:
-            context.abort(grpc.StatusCode.PERMISSION_DENIED, "another run's statistics")
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "another run's statistics")
+        try:
+            resume_from = self._run.hello(
+                hello.epoch, hello.start_step, hello.base_step, hello.total_steps, hello.attempt
+            )
+        except StaleAttemptError as error:
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         with self._lock:  # what was meant for an earlier epoch is over
             for key in [k for k, d in self._directives.items() if _epoch(d) <= hello.epoch]:
                 if self._directives[key].HasField("collapse"):
                     del self._directives[key]
         metrics.EPOCH.labels(self._name).set(hello.epoch)
-        return self._run.hello(hello.epoch, hello.start_step, hello.base_step, hello.total_steps)
+        return resume_from
 
     def _accept(self, message: pb.StepStats) -> None:
         stats = stats_from_wire(message)
-        before = len(self._run.triggers)
-        if not self._run.accept(stats):
+        before, next_step = len(self._run.triggers), self._run.next_step
+        if self._run.accept(stats) is Accepted.DUPLICATE:
             metrics.DUPLICATES.labels(self._name).inc()
             return
-        metrics.STEPS.labels(self._name).inc()
+        folded = self._run.next_step - next_step
+        metrics.STEPS.labels(self._name).inc(max(folded, 0))
         metrics.LOSS.labels(self._name).set(stats.loss)
         metrics.GRAD_NORM.labels(self._name).set(stats.grad_norm)
+        metrics.LAG.labels(self._name).set(max(0, stats.step + 1 - self._run.next_step))
         last = self._run.detector.last
         if last is not None:
             metrics.INDEX.labels(self._name).set(last.index)
@@ -111,6 +143,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
         self, request: pb.WatchTriggersRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.TriggerEvent]:
         """Triggers with a sequence number above ``after``, then new ones."""
+        self._same_run(request.run_uid, context)
         sent = request.after
         while context.is_active():
             with self._run.new_trigger:
@@ -125,7 +158,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
         self, request: pb.GetWindowRequest, context: grpc.ServicerContext
     ) -> pb.WindowReply:
         """The last accepted steps and the index at the last one."""
-        del context
+        self._same_run(request.run_uid, context)
         with self._run.lock:
             window, last = self._run.window(request.steps), self._run.detector.last
             return pb.WindowReply(
@@ -141,15 +174,24 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
         self, request: pb.PostDirectiveRequest, context: grpc.ServicerContext
     ) -> pb.PostDirectiveResponse:
         """Deliver a directive now, and again to whoever says hello until it is superseded."""
-        del context
         directive = request.directive
+        self._same_run(directive.run_uid, context)
+        if not directive.id:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a directive needs an id")
         with self._lock:
-            if directive.HasField("resume"):
-                self._directives.pop(f"hold/{directive.resume.branch}", None)
+            for over in ("resume", "collapse"):  # both end the hold of their branch
+                if directive.HasField(over):
+                    self._directives.pop(f"hold/{getattr(directive, over).branch}", None)
             self._directives[directive.id] = directive
             for outbox in self._streams:
-                outbox.put(pb.Ack(credit=_CREDIT, directives=[directive]))
+                with contextlib.suppress(queue.Full):  # a stuck stream gets it with its next hello
+                    outbox.put_nowait(pb.Ack(credit=_CREDIT, directives=[directive]))
         return pb.PostDirectiveResponse()
+
+    def _same_run(self, run_uid: str, context: grpc.ServicerContext) -> None:
+        """An empty uid means the one run that is served here."""
+        if run_uid and run_uid != self._run.run_uid:
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such run here")
 
 
 def _epoch(directive: pb.Directive) -> int:

@@ -6,6 +6,9 @@ The monitor writes it; reports and replays read it. The schema is documented in 
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -51,39 +54,87 @@ def write_chunk(rows: list[dict[str, Any]], folder: Path) -> Path:
         {**row, "group_grad_norms": list((row.get("group_grad_norms") or {}).items())}
         for row in rows
     ]
-    pq.write_table(pa.Table.from_pylist(prepared, SCHEMA), partial)
+    with partial.open("wb") as file:
+        pq.write_table(pa.Table.from_pylist(prepared, SCHEMA), file)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
     return path
 
 
 def read_tail(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the open tail; a last line that a crash cut short is left out."""
+    """The rows of the open tail; a line that a crash cut short is left out."""
     path = folder / TAIL
-    if not path.exists():
-        return []
+    return read_lines(path) if path.exists() else []
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line; lines that are none are left out."""
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
-            break
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """All rows in the order (epoch, step), each (epoch, step, rank) once: where a restarted trainer
-    took a step again, the latest attempt's row stands.
+def read_history(
+    folder: Path, first_steps: Mapping[int, int] | None = None
+) -> list[dict[str, Any]]:
+    """All rows in the order (epoch, step), each (epoch, step, rank) once. Where a restarted trainer
+    took steps again, the later attempt replaces the earlier one from its first row on.
+
+    first_steps: by epoch, the first step wanted; epochs that are not in it are left out. Chunks
+    before it are not opened.
     """
-    rows: dict[tuple[int, int, int], dict[str, Any]] = {}
     found: list[dict[str, Any]] = []
-    for path in sorted(folder.glob("*.parquet")):
+    for path in _chunks(folder, first_steps):
         for row in pq.read_table(path).to_pylist():
             row["group_grad_norms"] = dict(row["group_grad_norms"] or [])
             found.append(row)
     found += read_tail(folder)
-    for row in sorted(found, key=lambda one: one["attempt"]):
-        rows[row["epoch"], row["step"], row["rank"]] = row
+    begins: dict[tuple[int, int, int], int] = {}
+    for row in found:
+        key = (row["epoch"], row["rank"], row["attempt"])
+        begins[key] = min(row["step"], begins.get(key, row["step"]))
+    rows: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for row in found:
+        if first_steps is not None and row["step"] < first_steps.get(row["epoch"], 1 << 62):
+            continue
+        later = (
+            step
+            for (epoch, rank, attempt), step in begins.items()
+            if (epoch, rank) == (row["epoch"], row["rank"]) and attempt > row["attempt"]
+        )
+        if row["step"] < min(later, default=1 << 62):
+            rows[row["epoch"], row["step"], row["rank"]] = row
     return [rows[key] for key in sorted(rows)]
+
+
+_CHUNK = re.compile(r"e(\d+)-a(\d+)-(\d+)\.parquet")
+
+
+def _chunks(folder: Path, first_steps: Mapping[int, int] | None) -> list[Path]:
+    """The Parquet files that may hold wanted rows: a chunk ends where the next of its attempt
+    begins.
+    """
+    named = [
+        (tuple(int(part) for part in match.groups()), path)
+        for path in folder.glob("*.parquet")
+        if (match := _CHUNK.fullmatch(path.name))
+    ]
+    named.sort()
+    if first_steps is None:
+        return [path for _, path in named]
+    wanted = []
+    for (key, path), following in zip(named, [*named[1:], None], strict=True):
+        ends = following[0][2] if following and following[0][:2] == key[:2] else 1 << 62
+        if key[0] in first_steps and ends > first_steps[key[0]]:
+            wanted.append(path)
+    return wanted
 
 
 def row_to_stats(row: dict[str, Any]) -> StepStats:

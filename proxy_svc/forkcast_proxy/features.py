@@ -35,7 +35,7 @@ def reference_loss(window: Window) -> float | None:
     None where there is none. Forecast losses are relative to it.
     """
     losses = _valid(window.columns["loss"][-SPAN:])
-    losses = losses[losses > 0]
+    losses = losses[losses > _TINY]
     if not len(losses):
         return None
     weights = _DECAY ** np.arange(len(losses) - 1, -1, -1, dtype=np.float64)

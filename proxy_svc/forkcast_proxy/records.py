@@ -36,8 +36,9 @@ class Outcome:
     loss, mean_loss: validation loss raw and with the mean of the last 25 weights. event: an
     instability event (SpikeScore rule, or divergence) between fork and horizon. recovery_steps:
     steps from the fork until the 20-step median loss is back at the level before the departure;
-    0 where it never left, the horizon where it did not return. healthy: the control of this fork
-    showed no event and the run has neither stressor nor an excessive rate.
+    0 where it never left, the horizon where it did not return. steps_run: paid for, the replay
+    included; 0 for the control. healthy: the run has neither stressor nor an excessive rate, and
+    it did not diverge.
     """
 
     horizon: int

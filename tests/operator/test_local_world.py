@@ -65,12 +65,12 @@ class SmallMonitor(MonitorServicer):
     def __init__(self) -> None:
         self.directives: list[str] = []
 
-    def GetWindow(self, request, context):  # noqa: N802
+    def GetWindow(self, request, context):
         columns = {name: np.arange(100.0) for name in WINDOW_COLUMNS}
         window = Window(run_uid="u", epoch=0, total_steps=1000, columns=columns)
         return pb.WindowReply(window=window_to_wire(window))
 
-    def PostDirective(self, request, context):  # noqa: N802
+    def PostDirective(self, request, context):
         self.directives.append(request.directive.id)
         return pb.PostDirectiveResponse()
 

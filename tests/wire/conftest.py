@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -90,29 +90,36 @@ def credentials(tmp_path: Path) -> Path:
     return folder
 
 
-def make_storage(endpoint: str, credentials: Path, **more: str) -> Storage:
-    """The storage section for a new bucket at the endpoint."""
-    bucket = f"b{secrets.token_hex(6)}"
-    boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=_ACCESS,
-        aws_secret_access_key=_SECRET,
-    ).create_bucket(Bucket=bucket)
-    section = {
-        "endpoint": endpoint,
-        "bucket": bucket,
-        "prefix": "runs/one/",
-        "credentialsDir": str(credentials),
-        **more,
-    }
-    return Storage.model_validate(section)
+@pytest.fixture
+def make_storage(credentials: Path) -> Callable[..., Storage]:
+    """Makes the storage section for a new bucket at an endpoint."""
+
+    def make(endpoint: str, **more: str) -> Storage:
+        bucket = f"b{secrets.token_hex(6)}"
+        boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=_ACCESS,
+            aws_secret_access_key=_SECRET,
+        ).create_bucket(Bucket=bucket)
+        section = {
+            "endpoint": endpoint,
+            "bucket": bucket,
+            "prefix": "runs/one/",
+            "credentialsDir": str(credentials),
+            **more,
+        }
+        return Storage.model_validate(section)
+
+    return make
 
 
 @pytest.fixture(params=["folder", "moto", "versitygw"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, credentials: Path) -> Store:
+def store(
+    request: pytest.FixtureRequest, tmp_path: Path, make_storage: Callable[..., Storage]
+) -> Store:
     if request.param == "folder":
         return FolderStore(tmp_path / "store")
     endpoint = request.getfixturevalue(f"{request.param}_endpoint")
-    return S3Store.connect(make_storage(endpoint, credentials, conditionalWrites="Required"))
+    return S3Store.connect(make_storage(endpoint, conditionalWrites="Required"))

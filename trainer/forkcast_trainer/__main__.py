@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from forkcast_trainer.errors import TrainerError
@@ -16,9 +18,13 @@ from forkcast_wire.manifest import TrainingRun as Manifest
 from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
 from forkcast_wire.store import StoreUnavailable
 
+_LOOK_SECONDS = 1.0
+
 
 def main() -> int:
-    """0: complete, or stopped with everything saved; 2: the manifest cannot be carried out."""
+    """0: complete, or stopped with everything saved; 1: stopped, and the store did not take the
+    last state; 2: the manifest cannot be carried out.
+    """
     parser = argparse.ArgumentParser(prog="forkcast_trainer", description=__doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="resolved manifest, JSON")
     parser.add_argument("--workdir", type=Path, default=Path(), help="the run's folder")
@@ -29,8 +35,9 @@ def main() -> int:
     stop = stop_event_on_sigterm()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     ranks = (int(os.environ.get("RANK", "0")), world, int(os.environ.get("LOCAL_RANK", "0")))
-    if world > 1:
-        dist.init_process_group("gloo")
+    if world > 1:  # the parent is torchrun, which does not mind its own parent's death
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        _stop_with_supervisor(stop)
     else:
         die_with_parent()
     manifest = Manifest.model_validate(json.loads(given.manifest.read_text()))
@@ -50,7 +57,23 @@ def main() -> int:
     finally:
         if world > 1:
             dist.destroy_process_group()
-    return 0
+    return 1 if run.unsaved else 0
+
+
+def _stop_with_supervisor(stop: threading.Event) -> None:
+    """A rank under torchrun leaves as on SIGTERM when the supervisor has died."""
+    parent = os.environ.get("FORKCAST_PARENT")
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while not stop.wait(_LOOK_SECONDS):
+            try:
+                os.kill(int(parent), 0)
+            except ProcessLookupError:
+                stop.set()
+
+    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
 
 
 if __name__ == "__main__":

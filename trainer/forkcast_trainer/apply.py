@@ -26,4 +26,4 @@ def apply(engine: Engine, action: Action) -> None:
     if action.skip_batches:
         training = engine.spec.training
         windows = training.micro_batch_size * training.gradient_accumulation_steps
-        engine.sampler.skip(action.skip_batches * windows * engine.place.world)
+        engine.sampler.skip(action.skip_batches * windows * engine.shards)

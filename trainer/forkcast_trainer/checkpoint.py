@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 import zstandard
@@ -36,6 +37,7 @@ from forkcast_wire.store import AlreadyExists, KeyMissing
 MAGIC = b"FCPTZ\x00\x00\x01"
 FORMAT_VERSION = 1
 _MAX_HEADER = 64 << 20
+_MAX_BYTES = 1 << 48
 _DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -120,42 +122,81 @@ def read_container(path: Path, digest: str | None = None) -> Snapshot:
     try:
         header = json.loads(data[16 : 16 + length])
         entries, meta = header["tensors"], header["meta"]
-    except (ValueError, KeyError, TypeError) as error:
+        table = [_entry(one, path.name) for one in entries]
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: header is damaged") from error
-    start = 16 + length
-    try:
-        tensors = {str(entry["name"]): _tensor(entry, data, start, path.name) for entry in entries}
-        used = sum(entry["size"] for entry in entries)
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{path.name}: tensor table is damaged") from error
-    if start + used != len(data):
+    if not isinstance(meta, dict) or len({one.name for one in table}) != len(table):
+        raise CheckpointError(f"{path.name}: header is damaged")
+    place, frames = 16 + length, memoryview(data)
+    tensors = {}
+    for one in table:
+        if one.offset != place - 16 - length:
+            raise CheckpointError(f"{path.name}: {one.name}: frames overlap or leave a gap")
+        tensors[one.name] = _tensor(one, frames[place : place + one.size], path.name)
+        place += one.size
+    if place != len(data):
         raise CheckpointError(f"{path.name}: surplus or missing bytes")
     return Snapshot(meta, tensors)
 
 
-def _tensor(entry: Mapping[str, Any], data: bytes, start: int, file: str) -> Tensor:
-    name = entry["name"]
-    dtype = _DTYPES.get(entry["dtype"])
+@dataclass(frozen=True)
+class _Entry:
+    """One row of the tensor table, checked."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    codec: str
+    offset: int
+    size: int
+    raw_size: int
+    sha256: str
+
+
+def _entry(given: Mapping[str, Any], file: str) -> _Entry:
+    """Raises CheckpointError where the row contradicts itself; KeyError, TypeError otherwise."""
+    name, shape = str(given["name"]), tuple(given["shape"])
+    numbers = (*shape, given["offset"], given["size"], given["raw_size"])
+    if not all(type(n) is int and 0 <= n <= _MAX_BYTES for n in numbers):
+        raise CheckpointError(f"{file}: {name}: sizes are no sizes")
+    dtype = _DTYPES.get(given["dtype"])
     if dtype is None:
-        raise CheckpointError(f"{file}: {name}: unknown dtype {entry['dtype']}")
-    shape = tuple(int(n) for n in entry["shape"])
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if entry["raw_size"] != expected or entry["offset"] < 0 or entry["size"] < 0:
+        raise CheckpointError(f"{file}: {name}: unknown dtype {given['dtype']}")
+    if given["codec"] not in ("raw", "zstd"):
+        raise CheckpointError(f"{file}: {name}: unknown codec {given['codec']}")
+    if given["raw_size"] != math.prod(shape) * dtype.itemsize:
         raise CheckpointError(f"{file}: {name}: sizes contradict the shape")
-    frame = data[start + entry["offset"] : start + entry["offset"] + entry["size"]]
+    return _Entry(
+        name,
+        dtype,
+        shape,
+        given["codec"],
+        given["offset"],
+        given["size"],
+        given["raw_size"],
+        given["sha256"],
+    )
+
+
+def _tensor(entry: _Entry, frame: memoryview, file: str) -> Tensor:
     try:
-        raw = (
-            zstandard.ZstdDecompressor().decompress(frame, max_output_size=expected)
-            if entry["codec"] == "zstd"
-            else frame
-        )
+        # zstandard trusts a frame's own content size over max_output_size: look at it first
+        if entry.codec == "zstd":
+            if zstandard.frame_content_size(frame) != entry.raw_size:
+                raise CheckpointError(f"{file}: {entry.name}: the frame's size is not the table's")
+            raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=entry.raw_size)
+        else:
+            raw = bytes(frame)
     except zstandard.ZstdError as error:
-        raise CheckpointError(f"{file}: {name}: {error}") from error
-    if len(raw) != expected or hashlib.sha256(raw).hexdigest() != entry["sha256"]:
-        raise CheckpointError(f"{file}: {name}: contents are damaged")
-    if not expected:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype).reshape(shape)
+        raise CheckpointError(f"{file}: {entry.name}: {error}") from error
+    if len(raw) != entry.raw_size or hashlib.sha256(raw).hexdigest() != entry.sha256:
+        raise CheckpointError(f"{file}: {entry.name}: contents are damaged")
+    if not raw:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    flat = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+    return flat.view(entry.dtype).reshape(entry.shape)
 
 
 def publish(
@@ -167,8 +208,7 @@ def publish(
     under the folder already.
     """
     meta = snapshot.meta
-    scratch.mkdir(parents=True, exist_ok=True)
-    path = scratch / f"{folder.replace('/', '_')}.ptz"
+    path = _scratch_file(scratch, folder)
     try:
         digest = write_container(snapshot, path, level)
         ref = StateRef(
@@ -180,6 +220,8 @@ def publish(
             digest=digest,
             size_bytes=path.stat().st_size,
         )
+        if (standing := read_manifest(store, folder)) is not None:  # its bytes must stay its own
+            return _same(standing, ref)
         store.put_file(keys.ptz(folder, ref.step), path)
     finally:
         path.unlink(missing_ok=True)
@@ -194,10 +236,28 @@ def publish(
     try:
         store.put(keys.state_manifest(folder), dump(manifest), create=True)
     except AlreadyExists:
-        standing = read_manifest(store, folder)
-        if standing is None or standing.state.digest != digest:
-            raise CheckpointError(f"{folder}: another state stands there") from None
+        return _same(read_manifest(store, folder), ref)
     return ref
+
+
+def _same(standing: StateManifest | None, ref: StateRef) -> StateRef:
+    if standing is None or standing.state.digest != ref.digest:
+        raise CheckpointError(f"{ref.key}: another state stands there")
+    return ref
+
+
+def _scratch_file(scratch: Path, folder: str) -> Path:
+    """A temporary file of this process for one state; `sweep` knows whose it is."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    return scratch / f"{os.getpid()}.{folder.replace('/', '_')}"
+
+
+def sweep(scratch: Path) -> None:
+    """Remove what killed processes have left in a scratch folder of this machine."""
+    for path in scratch.glob("*.*"):
+        owner = path.name.partition(".")[0]
+        if owner.isdecimal() and not Path("/proc", owner).exists() and Path("/proc/self").exists():
+            path.unlink(missing_ok=True)
 
 
 def fetch(store: Store, ref: StateRef, scratch: Path, run_uid: str) -> Snapshot:
@@ -205,11 +265,7 @@ def fetch(store: Store, ref: StateRef, scratch: Path, run_uid: str) -> Snapshot:
 
     Raises CheckpointError where it is missing, damaged, or of another run.
     """
-    scratch.mkdir(parents=True, exist_ok=True)
-    path = (
-        scratch
-        / f"{ref.key.replace('/', '_')}.{hashlib.sha256(str(id(ref)).encode()).hexdigest()[:8]}.in"
-    )
+    path = _scratch_file(scratch, f"{ref.key}.in")
     try:
         store.get_file(keys.ptz(ref.key, ref.step), path)
         snapshot = read_container(path, ref.digest)
@@ -217,6 +273,6 @@ def fetch(store: Store, ref: StateRef, scratch: Path, run_uid: str) -> Snapshot:
         raise CheckpointError(f"{ref.key}: missing") from error
     finally:
         path.unlink(missing_ok=True)
-    if snapshot.meta["run_uid"] != run_uid:
-        raise CheckpointError(f"{ref.key}: belongs to run {snapshot.meta['run_uid']}")
+    if (owner := snapshot.meta.get("run_uid")) != run_uid:
+        raise CheckpointError(f"{ref.key}: belongs to run {owner}")
     return snapshot

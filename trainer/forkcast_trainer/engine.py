@@ -48,7 +48,7 @@ class ActionState:
 
 @dataclass
 class Position:
-    """Where the lineage stands. step: the next step to take. losses: recent training losses."""
+    """Where the lineage stands. step: the next step to take. loss: the last finite one."""
 
     step: int = 0
     epoch: int = 0
@@ -100,6 +100,10 @@ class Engine:
         """Raises TrainerError where data, model or clipping cannot be set up."""
         torch.set_num_threads(spec.training.threads)
         self.spec, self.run_uid, self.place = spec, run_uid, place
+        # a rollout is one process: it takes the micro-batches of all ranks, in their order, so
+        # that it sees the batches that the run would see
+        alone = place.world == 1
+        self.shards = spec.parallelism.processes_per_node if alone else place.world
         train, held = prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length
@@ -157,7 +161,7 @@ class Engine:
     def make_clipping(self, name: str) -> ClippingPolicy:
         """A fresh policy of that name; Keep: the run's own, with the run's parameters."""
         own = self.spec.optimizer.clipping
-        count = self.spec.training.gradient_accumulation_steps * self.place.world
+        count = self.spec.training.gradient_accumulation_steps * self.shards
         if name == KEEP:
             return clipping.make(own.policy, own.params, micro_batches=count)
         return clipping.make(name, {}, micro_batches=count)
@@ -173,8 +177,9 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         loss, micro, first = self._gradients(step)
         self.scaler.unscale_(self.optimizer)
+        overflow = self._overflow()
         result = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
-        skip = result.skip or not math.isfinite(float(result.norm))
+        skip = result.skip or overflow or not math.isfinite(float(result.norm))
         extra = self._before_update() if sampled and not skip else None
         if not skip:
             for group in self.optimizer.param_groups:
@@ -185,9 +190,9 @@ class Engine:
         measured = self._after_update(extra) if extra is not None else {}
         inside = self._internals(step, first)
         count = training.micro_batch_size * training.gradient_accumulation_steps
-        self.position.tokens += count * self.spec.data.sequence_length * self.place.world
+        self.position.tokens += count * self.spec.data.sequence_length * self.shards
         self.position.step = step + 1
-        self.position.loss = loss
+        self.position.loss = loss if math.isfinite(loss) else self.position.loss
         return StepStats(
             run_uid=self.run_uid,
             epoch=self.position.epoch,
@@ -225,23 +230,22 @@ class Engine:
         policy wants them, the first sequence).
         """
         training, world = self.spec.training, self.place.world
-        steps = training.gradient_accumulation_steps
+        count = training.gradient_accumulation_steps * self.shards
         total = torch.zeros((), device=self.place.device)
         micro: list[list[Tensor]] = []
         first: Tensor | None = None
-        for _ in range(steps):
-            mine = None
-            for rank in range(world):  # every rank draws all ranks' windows: one sampler state
-                ids = self.batches.batch(step, self.sampler, training.micro_batch_size)
-                mine = ids if rank == self.place.rank else mine
-            batch = torch.from_numpy(mine).to(self.place.device, non_blocking=True)
+        for number in range(count):  # every rank draws all ranks' windows: one sampler state
+            ids = self.batches.batch(step, self.sampler, training.micro_batch_size)
+            if world > 1 and number % world != self.place.rank:
+                continue
+            batch = torch.from_numpy(ids).to(self.place.device, non_blocking=True)
             first = batch[0, :-1] if first is None else first
             with self.autocast():
                 loss = self.loss_of(batch)
-            self.scaler.scale(loss / (steps * world)).backward()
-            total += loss.detach().float() / (steps * world)
+            self.scaler.scale(loss / count).backward()
+            total += loss.detach().float() / count
             if self.clipping.needs_micro_gradients:
-                micro.append(self._taken_apart(micro, steps * world))
+                micro.append(self._taken_apart(micro, count))
         if world > 1:
             dist.all_reduce(total)
             if not self.clipping.needs_micro_gradients:
@@ -251,6 +255,19 @@ class Engine:
         if first is None:
             raise RuntimeError("a step without a micro-batch")
         return float(total), micro, first
+
+    def _overflow(self) -> bool:
+        """Whether loss scaling found an infinity, on any rank: then all of them skip the step and
+        lower their scale together.
+        """
+        if not self.scaler.is_enabled():
+            return False
+        state = self.scaler._per_optimizer_states[id(self.optimizer)]
+        found = list(state["found_inf_per_device"].values())
+        if self.place.world > 1:
+            for one in found:
+                dist.all_reduce(one, op=dist.ReduceOp.MAX)
+        return any(bool(one.item()) for one in found)
 
     def _taken_apart(self, before: Sequence[Sequence[Tensor]], count: int) -> list[Tensor]:
         """The last micro-batch's own gradient: what was added to the sum, rescaled to a mean."""
@@ -300,22 +317,30 @@ class Engine:
         ):
             squares.setdefault(group, []).append(norm**2)
         kept.totals = {f"norm:{k}": torch.stack(v).sum().sqrt() for k, v in squares.items()}
-        ratios = []
-        floor = self.spec.optimizer.epsilon**2
-        for parameter in self.parameters:
-            second = self.optimizer.state.get(parameter, {}).get("exp_avg_sq")
-            if second is not None and parameter.grad is not None:
-                ratios.append((parameter.grad.float() ** 2 / second.clamp_min(floor)).mean())
-        if ratios:
-            kept.totals["rms_max"] = torch.stack(ratios).max().sqrt()
+        if (largest := self._rms_max()) is not None:
+            kept.totals["rms_max"] = largest
         if self._update is not None:
-            dots = [
-                (g * u).sum() for g, u in zip(grads, self._update, strict=True) if g is not None
-            ]
+            last = [u for g, u in zip(grads, self._update, strict=True) if g is not None]
+            dots = [torch.dot(g.flatten(), u.flatten()) for g, u in zip(present, last, strict=True)]
             sizes = torch.stack(torch._foreach_norm(self._update)).norm() * norms.norm()
             kept.totals["update_cosine"] = torch.stack(dots).sum() / (sizes + 1e-30)
         kept.update = [p.detach().clone() for p in self.parameters]
         return kept
+
+    def _rms_max(self) -> Tensor | None:
+        """Largest sqrt(mean(g^2 / max(v, eps^2))) over the tensors (arXiv 2304.13013, section 3),
+        as the norm of g / sqrt(max(v, eps^2)) over the root of the tensor's size.
+        """
+        state = self.optimizer.state
+        present = [p for p in self.parameters if p.grad is not None and "exp_avg_sq" in state[p]]
+        if not present:
+            return None
+        floor = self.spec.optimizer.epsilon**2
+        scaled = torch._foreach_clamp_min([state[p]["exp_avg_sq"] for p in present], floor)
+        torch._foreach_sqrt_(scaled)
+        ratios = torch._foreach_div([p.grad for p in present if p.grad is not None], scaled)
+        sizes = [p.numel() ** 0.5 for p in present]
+        return torch.stack(torch._foreach_div(torch._foreach_norm(ratios), sizes)).max()
 
     @torch.no_grad()
     def _after_update(self, kept: _Moments) -> dict[str, float]:

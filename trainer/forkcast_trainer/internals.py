@@ -49,12 +49,21 @@ def sample(model: nn.Module, sequence: Tensor) -> Internals:
         for handle in handles:
             handle.remove()
     pairs = [_attention(one[0].float(), heads) for one in qkv]
-    means = [[float(b.float().mean()), float(b.float().std())] for b in blocks]
+    wide = [block.float() for block in blocks]
+    packed = torch.stack(
+        [
+            torch.stack([entropy for entropy, _ in pairs]),
+            torch.stack([top for _, top in pairs]),
+            torch.stack([block.mean() for block in wide]),
+            torch.stack([block.std() for block in wide]),
+        ]
+    )
+    entropies, tops, means, deviations = packed.tolist()  # one transfer from the device
     return Internals(
-        attention_entropy=tuple(float(entropy) for entropy, _ in pairs),
-        attention_logit_max=max(float(top) for _, top in pairs),
-        activation_mean=tuple(mean for mean, _ in means),
-        activation_sd=tuple(sd for _, sd in means),
+        attention_entropy=tuple(entropies),
+        attention_logit_max=max(tops),
+        activation_mean=tuple(means),
+        activation_sd=tuple(deviations),
     )
 
 

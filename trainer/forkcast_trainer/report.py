@@ -1,8 +1,9 @@
 """Statistics out, directives in, and the training step never waits for either.
 
 `Reporter.report` appends to a bounded ring and returns. A thread keeps one stream to the monitor:
-whatever is queued goes out as one batch, unacknowledged records are sent again on a new stream, and
-what the ring had to drop is told as a gap.
+whatever is queued goes out as one batch, at most as many batches are in flight as the monitor gives
+credit for, unacknowledged records are sent again on a new stream from the step that the monitor
+names, and what the ring had to drop is told as a gap.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import structlog
@@ -25,6 +26,7 @@ from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 _log = structlog.get_logger()
 RING_STEPS = 8192
 _BATCH = 256
+_MOST_GAPS = 256
 _RETRY_SECONDS = (0.2, 2.0)
 
 
@@ -40,27 +42,54 @@ class Hello:
     total_steps: int
     base_step: int
 
+    def to_wire(self, start_step: int) -> pb.Hello:
+        """As the wire says it, for a stream that begins at ``start_step``."""
+        return pb.Hello(
+            run_uid=self.run_uid,
+            epoch=self.epoch,
+            attempt=self.attempt,
+            rank=self.rank,
+            start_step=start_step,
+            total_steps=self.total_steps,
+            base_step=self.base_step,
+        )
+
+
+@dataclass
+class _Stream:
+    """One call to the monitor. In flight: (seq, serial after its last record, its gaps)."""
+
+    hello: Hello
+    next_serial: int
+    credit: int = 0
+    seq: int = 0
+    over: bool = False
+    in_flight: deque[tuple[int, int, list[tuple[int, int]]]] = field(default_factory=deque)
+
 
 class Reporter:
     """One rank's stream. Without a target it only counts."""
 
     def __init__(self, target: str, hello: Hello) -> None:
         self._target, self._hello = target, hello
+        self._next_step = hello.start_step  # the first one not reported yet
         self._ring: deque[StepStats] = deque()
+        self._first_serial = 0  # of the ring's oldest record; serials count all ever queued
         self._gaps: list[tuple[int, int]] = []
         self._changed = threading.Condition()
         self._inbox: dict[str, pb.Directive] = {}
         self._closing = False
         self._closed = threading.Event()
-        self._generation = 0
-        self._sent = 0  # records of the ring that the present stream has sent
-        self._stream_id = 0  # a broken stream's generator may still wait: it must not go on
+        self._live: _Stream | None = None
+        self._call: grpc.Call | None = None
         self._jitter = random.Random(hello.attempt)  # never the training's generators
         self.dropped = 0
         self._thread: threading.Thread | None = None
         if target:
             self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
             self._thread.start()
+
+    # ------------------------------------------------------------------ for the training's thread
 
     def report(self, stats: StepStats) -> None:
         """Queue one record; drops the oldest where the ring is full."""
@@ -69,17 +98,17 @@ class Reporter:
         with self._changed:
             if len(self._ring) >= RING_STEPS:
                 lost = self._ring.popleft()
-                self._sent = max(0, self._sent - 1)
-                self._gaps.append((lost.step, lost.step))
+                self._first_serial += 1
+                self._gaps = _joined([*self._gaps, (lost.step, lost.step)])
                 self.dropped += 1
             self._ring.append(stats)
+            self._next_step = stats.step + 1
             self._changed.notify_all()
 
     def new_epoch(self, hello: Hello) -> None:
         """Begin a new stream with another hello, after a collapse."""
         with self._changed:
-            self._hello = hello
-            self._generation += 1
+            self._hello, self._next_step = hello, hello.start_step
             self._changed.notify_all()
 
     def directives(self) -> list[pb.Directive]:
@@ -95,89 +124,142 @@ class Reporter:
             if not self._inbox:
                 self._changed.wait(seconds)
 
-    def close(self, seconds: float = 5.0) -> None:
-        """Give what is queued a last chance to go out."""
+    def close(self, seconds: float = 2.0) -> None:
+        """Give what is queued a last chance to go out, where somebody listens."""
         if self._thread is None:
             return
         with self._changed:
-            self._changed.wait_for(lambda: not self._ring, timeout=seconds)
+            self._changed.wait_for(
+                lambda: not (self._ring or self._gaps) or self._live is None, timeout=seconds
+            )
             self._closing = True
             self._changed.notify_all()
+            call = self._call
         self._closed.set()
-        self._thread.join(timeout=seconds)
+        self._thread.join(timeout=seconds / 2)
+        if self._thread.is_alive() and call is not None:
+            call.cancel()  # a stalled monitor must not keep the process
+            self._thread.join(timeout=seconds)
+
+    # ------------------------------------------------------------------------- the thread's side
 
     def _run(self) -> None:
         while not self._closing:
+            renewed = False
             try:
                 with open_channel(self._target) as channel:
-                    self._stream(MonitorStub(channel))
+                    renewed = self._talk(MonitorStub(channel))
             except grpc.RpcError as error:
                 _log.info("report.disconnected", code=str(error.code()))
-            low, high = _RETRY_SECONDS
-            self._closed.wait(low + (high - low) * self._jitter.random() ** 2)
+            if not renewed:  # an epoch's change is no failure
+                low, high = _RETRY_SECONDS
+                self._closed.wait(low + (high - low) * self._jitter.random() ** 2)
 
-    def _stream(self, stub: MonitorStub) -> None:
-        generation = self._generation
-        in_flight: deque[tuple[int, int]] = deque()  # (seq, records)
+    def _talk(self, stub: MonitorStub) -> bool:
+        """One stream, to its end; True where it ended because another epoch has begun."""
         with self._changed:
-            self._sent = 0
-            self._stream_id += 1
-            stream = self._stream_id
-        answers = stub.Report(self._batches(generation, stream, in_flight))
-        for ack in answers:
+            stream = _Stream(self._hello, self._first_serial)
+        answers = stub.Report(self._batches(stream))
+        with self._changed:
+            self._call = answers
+        try:
+            for ack in answers:
+                with self._changed:
+                    self._live = stream
+                    self._take(stream, ack)
+                    self._changed.notify_all()
+        finally:
             with self._changed:
-                while in_flight and in_flight[0][0] <= ack.seq:
-                    _, count = in_flight.popleft()
-                    count = min(count, self._sent)
-                    for _ in range(count):
-                        self._ring.popleft()
-                    self._sent -= count
-                for directive in ack.directives:
-                    self._inbox[directive.id] = directive
+                stream.over, self._live, self._call = True, None, None
+                unacknowledged = [gap for _, _, gaps in stream.in_flight for gap in gaps]
+                self._gaps = _joined([*unacknowledged, *self._gaps])
                 self._changed.notify_all()
+        return self._hello is not stream.hello
 
-    def _batches(
-        self, generation: int, stream: int, in_flight: deque[tuple[int, int]]
-    ) -> Iterator[pb.StatsBatch]:
-        hello = self._hello
-        yield pb.StatsBatch(
-            hello=pb.Hello(
-                run_uid=hello.run_uid,
-                epoch=hello.epoch,
-                attempt=hello.attempt,
-                rank=hello.rank,
-                start_step=hello.start_step,
-                total_steps=hello.total_steps,
-                base_step=hello.base_step,
-            )
-        )
-        seq = 0
+    def _take(self, stream: _Stream, ack: pb.Ack) -> None:
+        """Forget what is acknowledged; keep the directives for the step boundary."""
+        stream.credit = max(1, ack.credit)
+        if ack.HasField("resume_from"):
+            while self._ring and self._has(stream.hello, ack.resume_from):
+                self._forget(1)
+            stream.next_serial = max(stream.next_serial, self._first_serial)
+        while stream.in_flight and stream.in_flight[0][0] <= ack.seq:
+            _, serial, _ = stream.in_flight.popleft()
+            self._forget(serial - self._first_serial)
+        for directive in ack.directives:
+            self._inbox[directive.id] = directive
+
+    def _has(self, hello: Hello, resume_from: int) -> bool:
+        oldest = self._ring[0]
+        return oldest.epoch == hello.epoch and oldest.step < resume_from
+
+    def _forget(self, count: int) -> None:
+        for _ in range(count):  # none where the ring has dropped them already
+            self._ring.popleft()
+            self._first_serial += 1
+
+    def _batches(self, stream: _Stream) -> Iterator[pb.StatsBatch]:
+        with self._changed:
+            first = self._first_step(stream.hello.epoch)
+        yield pb.StatsBatch(hello=stream.hello.to_wire(first))
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: (
-                        self._closing
-                        or self._generation != generation
-                        or self._stream_id != stream
-                        or len(self._ring) > self._sent
-                    )
-                )
-                drained = len(self._ring) <= self._sent
-                changed = self._generation != generation and (
-                    drained or self._ring[self._sent].epoch != hello.epoch
-                )
-                if self._stream_id != stream or changed or (drained and self._closing):
+                self._changed.wait_for(lambda: self._may_go_on(stream))
+                if stream.over:
                     return
-                fresh = [self._ring[i] for i in range(self._sent, len(self._ring))][:_BATCH]
-                # the records of one stream are of one epoch: a newer one waits for its own hello
-                epoch = fresh[0].epoch
-                fresh = [one for one in fresh if one.epoch == epoch]
+                fresh = self._fresh(stream)
+                if not fresh and not self._gaps:
+                    return  # closing, or what is left belongs to the next epoch
                 gaps, self._gaps = self._gaps, []
-                self._sent += len(fresh)
-                seq += 1
-                in_flight.append((seq, len(fresh)))
+                stream.next_serial += len(fresh)
+                stream.seq += 1
+                stream.in_flight.append((stream.seq, stream.next_serial, gaps))
+                seq = stream.seq
             yield pb.StatsBatch(
                 seq=seq,
                 stats=[stats_to_wire(one) for one in fresh],
                 gaps=[pb.Gap(first_step=a, last_step=b) for a, b in gaps],
             )
+
+    def _first_step(self, epoch: int) -> int:
+        """Where a new stream begins: at the oldest record that is not acknowledged. The attempt's
+        own first step would make a monitor that knows more go back to it.
+        """
+        waiting = (one.step for one in self._ring if one.epoch == epoch)
+        return next(waiting, self._next_step)
+
+    def _may_go_on(self, stream: _Stream) -> bool:
+        if stream.over:
+            return True
+        if len(stream.in_flight) >= stream.credit:
+            return False  # nothing before the answer to hello, and no more than the credit
+        waiting = bool(self._gaps) or bool(self._fresh(stream))
+        return waiting or self._closing or self._hello is not stream.hello
+
+    def _fresh(self, stream: _Stream) -> list[StepStats]:
+        """The next records of this stream. One stream carries one epoch: a newer one waits for its
+        own hello. What is left of an older one goes out, its key says what it is.
+        """
+        stream.next_serial = max(stream.next_serial, self._first_serial)
+        start = stream.next_serial - self._first_serial
+        end = min(start + _BATCH, len(self._ring))
+        found = []
+        for index in range(start, end):
+            if self._ring[index].epoch > stream.hello.epoch:
+                break
+            found.append(self._ring[index])
+        return found
+
+
+def _joined(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Adjoining gaps as one; beyond 256 of them the oldest two become one that spans both."""
+    joined: list[tuple[int, int]] = []
+    for low, high in gaps:
+        if joined and joined[-1][1] + 1 == low:
+            joined[-1] = (joined[-1][0], high)
+        else:
+            joined.append((low, high))
+    while len(joined) > _MOST_GAPS:
+        (first, _), (_, last), *rest = joined
+        joined = [(min(first, last), max(first, last)), *rest]
+    return joined

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
-from forkcast_trainer import checkpoint, state
-from forkcast_trainer.checkpoint import CheckpointError
-from forkcast_trainer.engine import Engine
+from forkcast_trainer import checkpoint
+from forkcast_trainer.checkpoint import Snapshot
 from forkcast_wire import catalogue, keys
 from forkcast_wire.manifest import Checkpoint
-from forkcast_wire.store import StoreError
+from forkcast_wire.store import AlreadyExists, StoreError
 
 _log = structlog.get_logger()
 #: Finite, unskipped steps after which a state counts as good.
 GOOD_AFTER_STEPS = 25
+#: After a failed save the next copy is taken no sooner, seconds: a copy costs the step time.
+_RETRY_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class _Save:
+    snapshot: Snapshot
+    kind: StateKind
+
+
+@dataclass(frozen=True)
+class _Mark:
+    ref: StateRef
 
 
 class Saver:
@@ -28,65 +42,109 @@ class Saver:
     def __init__(self, store: Store, workdir: Path, rules: Checkpoint) -> None:
         self._store, self._rules = store, rules
         self._scratch = workdir / "scratch"
-        self._queue: queue.Queue[tuple[checkpoint.Snapshot, StateKind] | None] = queue.Queue(1)
+        checkpoint.sweep(self._scratch)
+        self._queue: queue.SimpleQueue[_Save | _Mark | None] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._idle.set()
-        self.saved: list[StateRef] = []
-        self.skipped = 0
+        self._lock = threading.Lock()
+        self._failed: set[StateKind] = set()
+        self._not_before = 0.0
+        self._unhealthy_step = -1
         self._awaiting_good: list[StateRef] = []
+        self.saved: list[StateRef] = []
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
         self._thread.start()
 
-    def save(self, engine: Engine, kind: StateKind) -> bool:
-        """Copy the state and queue it; False where an earlier copy is still pending."""
-        if not self._idle.is_set():
-            self.skipped += 1
-            return False
+    @property
+    def ready(self) -> bool:
+        """Whether `save` would take a copy now."""
+        return self._idle.is_set() and time.monotonic() >= self._not_before
+
+    def save(self, snapshot: Snapshot, kind: StateKind) -> None:
+        """Queue a copy of the state. Call it only while `ready`, or after `flush`."""
         self._idle.clear()
-        self._queue.put((state.snapshot(engine), kind))
-        return True
+        self._queue.put(_Save(snapshot, kind))
+
+    def failed(self) -> set[StateKind]:
+        """The kinds whose last save failed since the last call: they are due again."""
+        with self._lock:
+            failed, self._failed = self._failed, set()
+            return failed
+
+    def holds(self, epoch: int, step: int) -> bool:
+        """Whether this process has made a checkpoint of that place durable."""
+        return any(
+            ref.kind is StateKind.CHECKPOINT and (ref.epoch, ref.step) == (epoch, step)
+            for ref in tuple(self.saved)
+        )
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until nothing is pending; False where the time ran out."""
         return self._idle.wait(timeout)
 
-    def close(self) -> None:
-        """Finish what is pending and end the thread."""
-        self.flush()
+    def close(self, timeout: float | None = None) -> bool:
+        """Finish what is pending and end the thread; False where the time ran out."""
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
-    def note_step(self, step: int, *, healthy: bool) -> None:
-        """Tell the saver how a step went; a state with 25 healthy steps behind it is good."""
-        if not healthy:
-            self._awaiting_good.clear()
-            return
-        ripe = [r for r in self._awaiting_good if step - r.step >= GOOD_AFTER_STEPS]
+    def note_step(self, step: int, *, epoch: int, healthy: bool) -> None:
+        """Tell the saver how the step before ``step`` went. A state with 25 healthy steps of its
+        own epoch behind it is good; the mark is written by the thread.
+        """
+        with self._lock:
+            waiting = [ref for ref in self._awaiting_good if ref.epoch == epoch]
+            if not healthy:
+                self._unhealthy_step, waiting = step, []
+            ripe = [ref for ref in waiting if step - ref.step >= GOOD_AFTER_STEPS]
+            self._awaiting_good = [ref for ref in waiting if ref not in ripe]
         for ref in ripe:
-            self._awaiting_good.remove(ref)
-            try:
-                self._store.put(f"{ref.key}/good", b"")
-            except StoreError as error:
-                _log.warning("saver.good_mark_failed", key=ref.key, error=str(error))
+            self._queue.put(_Mark(ref))
+
+    def new_epoch(self) -> None:
+        """The steps that follow belong to another lineage: they say nothing about older states."""
+        with self._lock:
+            self._awaiting_good, self._unhealthy_step = [], -1
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            snapshot, kind = item
+            if isinstance(item, _Mark):
+                self._mark_good(item.ref)
+                continue
             try:
-                self._write(snapshot, kind)
-            except (StoreError, CheckpointError, OSError) as error:
-                _log.error("saver.failed", step=snapshot.meta["step"], error=str(error))
+                self._write(item.snapshot, item.kind)
+            except Exception as error:  # noqa: BLE001  a failed save must not end the saver
+                step = item.snapshot.meta["step"]
+                _log.error("saver.failed", step=step, error=f"{type(error).__name__}: {error}")
+                with self._lock:
+                    self._failed.add(item.kind)
+                    self._not_before = time.monotonic() + _RETRY_SECONDS
             finally:
                 self._idle.set()
 
-    def _write(self, snapshot: checkpoint.Snapshot, kind: StateKind) -> None:
+    def _write(self, snapshot: Snapshot, kind: StateKind) -> None:
         meta = snapshot.meta
         folder = keys.state(kind, meta["epoch"], meta["attempt"], meta["step"])
         ref = checkpoint.publish(
             self._store, snapshot, folder, kind, self._scratch, self._rules.compression_level
         )
-        self.saved.append(ref)
-        self._awaiting_good.append(ref)
-        keep = self._rules.keep_last if kind is StateKind.CHECKPOINT else self._rules.ring_keep
-        catalogue.prune(self._store, kind, keep_last=keep, pinned_steps=self._rules.pinned)
+        with self._lock:
+            self.saved.append(ref)
+            # a bad step may have come while this was being written
+            if self._unhealthy_step <= ref.step:
+                self._awaiting_good.append(ref)
         _log.info("saver.saved", kind=kind.value, step=ref.step, epoch=ref.epoch, key=ref.key)
+        keep = self._rules.keep_last if kind is StateKind.CHECKPOINT else self._rules.ring_keep
+        try:
+            catalogue.prune(self._store, kind, keep_last=keep, pinned_steps=self._rules.pinned)
+        except StoreError as error:
+            _log.warning("saver.not_pruned", error=str(error))
+
+    def _mark_good(self, ref: StateRef) -> None:
+        try:
+            if self._store.head(keys.state_manifest(ref.key)) is not None:  # not pruned since
+                self._store.put(f"{ref.key}/good", b"", create=True)
+        except AlreadyExists:
+            return
+        except StoreError as error:
+            _log.warning("saver.good_mark_failed", key=ref.key, error=str(error))

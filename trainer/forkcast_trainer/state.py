@@ -1,31 +1,70 @@
 """All that must survive a restart, in one list: engine to snapshot, snapshot to engine.
 
 Model, optimizer (moments and step counters), schedule (its step and the actions' factors), loss
-scaler, every random generator, sampler, clipping state, step, data epoch, lineage epoch, tokens,
-and the per-layer mean, sd and entropy last seen. Restoring gives the saved bits.
+scaler, every random generator of every rank, sampler, clipping state, step, data epoch, lineage
+epoch, tokens, and the per-layer mean, sd and entropy last seen. Restoring gives the saved bits.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from forkcast_trainer import schema
 from forkcast_trainer.checkpoint import CheckpointError, Snapshot
 from forkcast_trainer.data.sampler import SamplerState
 from forkcast_trainer.engine import ActionState, Engine
 from forkcast_trainer.internals import Internals
 
+T = TypeVar("T")
 _SLOTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def snapshot(engine: Engine) -> Snapshot:
-    """A copy of the whole state on the CPU."""
+@dataclass(frozen=True)
+class Randomness:
+    """The random generators of one rank. cuda: None on a CPU."""
+
+    python: list[Any]
+    numpy: list[Any]
+    torch: Tensor
+    cuda: Tensor | None
+
+
+def randomness(engine: Engine) -> Randomness:
+    """This process's generators as they stand."""
+    version, words, gauss_next = random.getstate()
+    kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    device = engine.place.device
+    return Randomness(
+        python=[version, list(words), gauss_next],
+        numpy=[kind, np.asarray(keys).tolist(), int(place), int(has_gauss), float(gauss)],
+        torch=torch.get_rng_state().clone(),
+        cuda=torch.cuda.get_rng_state(device).clone() if device.type == "cuda" else None,
+    )
+
+
+def randomness_of_all(engine: Engine) -> list[Randomness]:
+    """Every rank's generators, by rank. All ranks call it at one step boundary."""
+    mine = randomness(engine)
+    if engine.place.world == 1:
+        return [mine]
+    gathered: list[Any] = [None] * engine.place.world
+    dist.all_gather_object(gathered, mine)
+    return gathered
+
+
+def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
+    """A copy of the whole state on the CPU. ``ranks``: every rank's generators, where there are
+    several ranks.
+    """
     tensors: dict[str, Tensor] = {}
     for name, parameter in engine.named.items():
         tensors[f"model.{name}"] = _copy(parameter)
@@ -35,11 +74,12 @@ def snapshot(engine: Engine) -> Snapshot:
                 tensors[f"optimizer.{name}.{slot}"] = _copy(state[slot])
     for name, buffer in engine.module.named_buffers():
         tensors[f"buffer.{name}"] = _copy(buffer)
-    tensors["rng.torch"] = torch.get_rng_state().clone()
-    if engine.place.device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(engine.place.device).clone()
-    version, words, extra = random.getstate()
-    kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    first, *others = ranks or [randomness(engine)]
+    for rank, one in enumerate((first, *others)):
+        suffix = f".rank{rank}" if rank else ""
+        tensors[f"rng.torch{suffix}"] = one.torch
+        if one.cuda is not None:
+            tensors[f"rng.cuda{suffix}"] = one.cuda
     position = engine.position
     meta: dict[str, Any] = {
         "run_uid": engine.run_uid,
@@ -53,10 +93,12 @@ def snapshot(engine: Engine) -> Snapshot:
         "actions": asdict(engine.actions),
         "clipping": engine.clipping.state_dict(),
         "scaler": engine.scaler.state_dict(),
-        "rng.python": [version, list(words), extra],
-        "rng.numpy": [kind, np.asarray(keys).tolist(), int(place), int(has_gauss), float(gauss)],
+        "rng.python": first.python,
+        "rng.numpy": first.numpy,
         "world": engine.place.world,
     }
+    if others:
+        meta["rng.ranks"] = [{"python": one.python, "numpy": one.numpy} for one in others]
     return Snapshot(meta, tensors)
 
 
@@ -65,52 +107,95 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def restore(engine: Engine, saved: Snapshot) -> None:
-    """Become the saved state. Raises CheckpointError where it is of another model."""
+    """Become the saved state. Raises CheckpointError where it is of another model or format, and
+    leaves the engine as it was then.
+    """
+    check(engine, saved)
     meta, tensors = saved.meta, saved.tensors
-    wanted = {f"model.{name}" for name in engine.named}
-    if missing := sorted(wanted - set(tensors)):
-        raise CheckpointError(f"the state is of another model: it lacks {missing[0]}")
+    try:
+        actions = _exactly(ActionState, meta["actions"])
+        clipping = engine.make_clipping(actions.clipping)
+        clipping.load_state_dict(meta["clipping"])
+        sampler = _exactly(SamplerState, meta["sampler"])
+        inside = _internals(meta["internals"])
+        if bool(meta["scaler"]) and engine.scaler.is_enabled():
+            engine.scaler.load_state_dict(meta["scaler"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the state is of another version: {error}") from error
     _restore_tensors(engine, tensors)
-    engine.actions = ActionState(**meta["actions"])
-    engine.clipping = engine.make_clipping(engine.actions.clipping)
-    engine.clipping.load_state_dict(meta["clipping"])
-    if meta["scaler"]:
-        engine.scaler.load_state_dict(meta["scaler"])
-    engine.sampler.state = SamplerState(**meta["sampler"])
+    engine.actions, engine.clipping, engine.sampler.state = actions, clipping, sampler
     position = engine.position
     position.step, position.epoch = int(meta["step"]), int(meta["epoch"])
     position.tokens, position.loss = int(meta["tokens"]), meta["loss"]
-    inside = meta["internals"]
-    position.internals = (
-        Internals(
-            attention_entropy=tuple(inside["attention_entropy"]),
-            attention_logit_max=inside["attention_logit_max"],
-            activation_mean=tuple(inside["activation_mean"]),
-            activation_sd=tuple(inside["activation_sd"]),
-        )
-        if inside
-        else None
-    )
-    version, words, extra = meta["rng.python"]
-    random.setstate((version, tuple(words), extra))
-    kind, keys, place, has_gauss, gauss = meta["rng.numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), place, has_gauss, gauss))  # noqa: NPY002
-    torch.set_rng_state(tensors["rng.torch"])
-    if "rng.cuda" in tensors and engine.place.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["rng.cuda"], engine.place.device)
+    position.internals = inside
+    _restore_randomness(engine, saved)
     engine.forget_update()
+
+
+def _exactly(kind: type[T], saved: Mapping[str, Any]) -> T:
+    """The record with exactly these fields: a default must not stand in for what was saved."""
+    if missing := sorted({one.name for one in fields(kind)} - set(saved)):  # type: ignore[arg-type]
+        raise KeyError(f"{kind.__name__} lacks {missing[0]}")
+    return kind(**saved)
+
+
+def _internals(saved: Mapping[str, Any] | None) -> Internals | None:
+    if saved is None:
+        return None
+    return Internals(
+        attention_entropy=tuple(saved["attention_entropy"]),
+        attention_logit_max=saved["attention_logit_max"],
+        activation_mean=tuple(saved["activation_mean"]),
+        activation_sd=tuple(saved["activation_sd"]),
+    )
+
+
+def _restore_randomness(engine: Engine, saved: Snapshot) -> None:
+    """This rank's generators. A rank that the saved run did not have seeds its own from the
+    state's place, so that two ranks never drop the same activations.
+    """
+    meta, tensors, rank = saved.meta, saved.tensors, engine.place.rank
+    suffix = f".rank{rank}" if rank else ""
+    if f"rng.torch{suffix}" not in tensors:
+        text = f"{engine.spec.training.seed}:{meta['epoch']}:{meta['step']}:{rank}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        return
+    own = meta["rng.ranks"][rank - 1] if rank else None
+    version, words, gauss_next = own["python"] if own else meta["rng.python"]
+    random.setstate((version, tuple(words), gauss_next))
+    kind, keys, place, has_gauss, gauss = own["numpy"] if own else meta["rng.numpy"]
+    words32 = np.array(keys, dtype=np.uint32)
+    np.random.set_state((kind, words32, place, has_gauss, gauss))  # noqa: NPY002
+    torch.set_rng_state(tensors[f"rng.torch{suffix}"])
+    if f"rng.cuda{suffix}" in tensors and engine.place.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[f"rng.cuda{suffix}"], engine.place.device)
+
+
+def check(engine: Engine, saved: Snapshot) -> None:
+    """Raises CheckpointError where the state breaks the schema or is of another model."""
+    schema.check(saved)
+    tensors = saved.tensors
+    for name, parameter in engine.named.items():
+        weight = tensors.get(f"model.{name}")
+        if weight is None:
+            raise CheckpointError(f"the state is of another model: it lacks {name}")
+        if weight.shape != parameter.shape:
+            raise CheckpointError(
+                f"{name}: shape {tuple(weight.shape)} is not {tuple(parameter.shape)}"
+            )
+    names = {name.removeprefix("model.") for name in tensors if name.startswith("model.")}
+    if surplus := sorted(names - set(engine.named)):
+        raise CheckpointError(f"the state is of another model: {surplus[0]} is not in it")
 
 
 @torch.no_grad()
 def _restore_tensors(engine: Engine, tensors: Mapping[str, Tensor]) -> None:
     engine.optimizer.state.clear()
     for name, parameter in engine.named.items():
-        saved = tensors[f"model.{name}"]
-        if saved.shape != parameter.shape:
-            raise CheckpointError(
-                f"{name}: shape {tuple(saved.shape)} is not {tuple(parameter.shape)}"
-            )
-        parameter.copy_(saved)
+        parameter.copy_(tensors[f"model.{name}"])
         slots = {
             slot: tensors[f"optimizer.{name}.{slot}"]
             for slot in _SLOTS

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -18,34 +17,25 @@ from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, StepStats
 from forkcast_trainer import checkpoint, state
 from forkcast_trainer.engine import Engine, Placement, placement
+from forkcast_trainer.orders import Order, Orders
+from forkcast_trainer.progress import Progress
 from forkcast_trainer.report import Hello, Reporter
 from forkcast_trainer.saver import Saver
 from forkcast_wire import crash, keys
 from forkcast_wire.documents import Complete, RunInfo, lineage_head, load, saved_states
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.store import AlreadyExists, open_store, put_document
+from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_document
 
 _log = structlog.get_logger()
-_PROGRESS_SECONDS = 0.25
 _HELD_POLL_SECONDS = 0.2
+#: Between two tries of what a store or a damaged state has refused.
+_RETRY_SECONDS = 1.0
+#: What leaving waits for the store at most; the supervisor kills after 30.
+_LEAVE_SECONDS = 20.0
 
 
-class Order(IntEnum):
-    """What all ranks do at a step boundary; the largest that any rank wishes wins."""
-
-    GO_ON = 0
-    CHECKPOINT = 1
-    HOLD = 2
-    COLLAPSE = 3
-    STOP = 4
-
-
-@dataclass
-class Hold:
-    """A hold in force: whose, and until when on the monotonic clock."""
-
-    branch: str
-    until: float
+#: The order in which saves that are due are made; a save's code on the ranks' wire is its place + 1.
+_KINDS = (StateKind.CHECKPOINT, StateKind.RING)
 
 
 class TrainingRun:
@@ -72,13 +62,16 @@ class TrainingRun:
         self.leads = self.place.rank == 0
         self.saver = Saver(self.store, workdir, spec.checkpoint) if self.leads else None
         self.reporter = Reporter(monitor if self.leads else "", self._hello())
-        self._hold: Hold | None = None
-        self._collapse: int = 0
-        self._wants_checkpoint = False
+        self.unsaved = False
+        self.orders = Orders(self.info.uid)
+        self._retry_at = 0.0
+        self._final: tuple[int, int, float] | None = None
         self._due: set[StateKind] = set()
         self._validation_loss: float | None = None
-        self._told = 0.0
-        self._clock = (time.monotonic(), self.engine.position.tokens)
+        self._started = time.monotonic()
+        self.progress = Progress(
+            workdir, spec.training.total_steps, str(self.place.device), self.engine.position.tokens
+        )
 
     # ------------------------------------------------------------------------------------- start
 
@@ -129,6 +122,9 @@ class TrainingRun:
     def _adopt_entry(self, entry: LineageEntry) -> None:
         """Take over the state that a lineage entry names. Raises CheckpointError."""
         saved = checkpoint.fetch(self.store, entry.state, self.workdir / "scratch", self.info.uid)
+        self._become(entry, saved)
+
+    def _become(self, entry: LineageEntry, saved: checkpoint.Snapshot) -> None:
         state.restore(self.engine, saved)
         self.engine.position.epoch = entry.epoch
         self.base_step = entry.base_step
@@ -142,37 +138,37 @@ class TrainingRun:
             self._due.add(StateKind.RING)  # an early trigger needs a base, too
         elif self.engine.position.epoch:
             self._due.add(StateKind.CHECKPOINT)  # the new epoch must be durable
-        self._save_due()
         while True:
-            if (order := self._agreed()) is Order.STOP:
+            order, kind = self._agreed()
+            if kind is not None:
+                self._save(kind)
+            if order is Order.STOP:
                 return self._leave()
             if order is Order.COLLAPSE:
                 self._adopt()
             elif order is Order.HOLD:
-                self._told_progress("held", force=True)
+                self._tell_progress("held")
                 self.reporter.wait(_HELD_POLL_SECONDS)
-                continue
-            if self.engine.position.step >= total:
+            elif self.engine.position.step >= total:
                 if self._complete():
                     return True
-                continue
-            stats = self.engine.step()
-            crash.reach("step")
-            self._after(stats)
+            else:
+                stats = self.engine.step()
+                crash.reach("step")
+                self._after(stats)
 
     def _after(self, stats: StepStats) -> None:
         step = stats.step + 1
         validation = self._validate(step)
-        if self.leads and self.saver is not None:
-            self.reporter.report(_with_validation(stats, validation))
-            self.saver.note_step(step, healthy=not stats.skipped)
-            if step % self.spec.checkpoint.every_steps == 0 or self._wants_checkpoint:
-                self._due.add(StateKind.CHECKPOINT)
-                self._wants_checkpoint = False
-            if step % self.spec.checkpoint.ring_every_steps == 0:
-                self._due.add(StateKind.RING)
-            self._save_due()
-            self._told_progress("running")
+        if self.saver is None:
+            return
+        self.reporter.report(_with_validation(stats, validation))
+        self.saver.note_step(step, epoch=stats.epoch, healthy=not stats.skipped)
+        if step % self.spec.checkpoint.every_steps == 0 or self.orders.takes_checkpoint():
+            self._due.add(StateKind.CHECKPOINT)
+        if step % self.spec.checkpoint.ring_every_steps == 0:
+            self._due.add(StateKind.RING)
+        self._tell_progress("running")
 
     def _validate(self, step: int) -> float | None:
         rules, total = self.spec.data.validation, self.spec.training.total_steps
@@ -182,148 +178,183 @@ class TrainingRun:
         self._validation_loss = self.engine.evaluate(full=full)
         return self._validation_loss
 
-    def _save_due(self) -> None:
-        """Start one save that is due; where one is still pending, try again at the next step."""
-        if self.saver is None:
-            return
-        for kind in (StateKind.CHECKPOINT, StateKind.RING):
-            if kind in self._due and self.saver.save(self.engine, kind):
-                self._due.discard(kind)
+    def _save(self, kind: StateKind) -> None:
+        """Hand a copy of the state to the saver; all ranks give their generators."""
+        ranks = state.randomness_of_all(self.engine)
+        if self.saver is not None:
+            self.saver.save(state.snapshot(self.engine, ranks), kind)
+            self._due.discard(kind)
 
     # --------------------------------------------------------------------------------- boundary
 
-    def _agreed(self) -> Order:
-        """What all ranks do now: rank 0 listens, everybody hears the same."""
+    def _agreed(self) -> tuple[Order, StateKind | None]:
+        """What all ranks do now, and what they save: rank 0 listens, everybody hears the same."""
         wish = self._wish() if self.leads else Order.GO_ON
         if self.stop.is_set():
             wish = Order.STOP
+        save = self._next_save()
         if self.place.world > 1:
-            code = torch.tensor([int(wish)])
-            dist.all_reduce(code, op=dist.ReduceOp.MAX)
-            wish = Order(int(code.item()))
-        return wish
+            codes = torch.tensor([int(wish), 0 if save is None else 1 + _KINDS.index(save)])
+            dist.all_reduce(codes, op=dist.ReduceOp.MAX)
+            order, code = codes.tolist()
+            wish, save = Order(order), _KINDS[code - 1] if code else None
+        return wish, save
+
+    def _next_save(self) -> StateKind | None:
+        """A save that is due; while another is pending it waits for a later step."""
+        if self.saver is None:
+            return None
+        self._due |= self.saver.failed()
+        due = [kind for kind in _KINDS if kind in self._due]
+        return due[0] if due and self.saver.ready else None
 
     def _wish(self) -> Order:
         for directive in self.reporter.directives():
-            self._hear(directive)
-        if self._collapse > self.engine.position.epoch:
+            self.orders.hear(directive)
+        held = self.orders.holds(time.monotonic())
+        waiting = time.monotonic() < self._retry_at
+        ends = self.engine.position.step >= self.spec.training.total_steps
+        if ends and not waiting and not held:
+            try:  # a directive may be lost with its monitor; the log is the truth
+                entry = lineage_head(self.store)
+                self.orders.epoch = max(self.orders.epoch, entry.epoch if entry else 0)
+            except (StoreError, ValueError) as error:
+                waiting = self._try_later("train.lineage_unreadable", error)
+        if self.orders.epoch > self.engine.position.epoch and not waiting:
             return Order.COLLAPSE
-        if self._hold is not None and time.monotonic() >= self._hold.until:
-            _log.warning("train.hold_expired", branch=self._hold.branch)
-            self._hold = None
-        return Order.HOLD if self._hold is not None else Order.GO_ON
+        return Order.HOLD if held or (ends and waiting) else Order.GO_ON
 
-    def _hear(self, directive: object) -> None:
-        kind = directive.WhichOneof("what")  # type: ignore[attr-defined]
-        what = getattr(directive, kind)
-        if directive.run_uid != self.info.uid:  # type: ignore[attr-defined]
-            _log.warning("train.foreign_directive", id=directive.id)  # type: ignore[attr-defined]
-        elif kind == "hold":
-            until = time.monotonic() + what.deadline_seconds
-            if self._hold is None or self._hold.branch != what.branch:
-                self._hold = Hold(what.branch, until)
-        elif kind == "resume" and self._hold is not None and self._hold.branch == what.branch:
-            self._hold = None
-        elif kind == "collapse":
-            self._collapse = max(self._collapse, what.epoch)
-        elif kind == "checkpoint_now":
-            self._wants_checkpoint = True
+    def _try_later(self, what: str, error: object) -> bool:
+        _log.warning(what, error=str(error))
+        self._retry_at = time.monotonic() + _RETRY_SECONDS
+        return True
 
     def _adopt(self) -> None:
-        """Switch to the epoch of the lineage log, in place, and make it durable."""
-        entry = lineage_head(self.store)
-        if entry is None or entry.epoch <= self.engine.position.epoch:
-            _log.warning("train.stale_collapse", wanted=self._collapse)
-            self._collapse = 0
-            return
-        if self.saver is not None:
-            self.saver.flush()
+        """Switch to the epoch of the lineage log, in place, and make it durable. All ranks do, or
+        none: where one of them cannot read the state, training goes on and it is tried again.
+        """
         crash.reach("before-adopt")
-        self._adopt_entry(entry)
+        loaded = self._newer_state()
+        agreed = self._all_at(loaded[0].epoch if loaded else 0)
+        if loaded is None or not agreed:
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            return
+        entry, saved = loaded
+        self._become(entry, saved)
         crash.reach("after-adopt")
-        self._hold = None
+        self.orders.release()
         self.reporter.new_epoch(self._hello())
-        self._due = {StateKind.CHECKPOINT}
-        self._save_due()
+        self._due, self._validation_loss = {StateKind.CHECKPOINT}, None
+        if self.saver is not None:
+            self.saver.new_epoch()
         _log.info(
             "train.adopted", epoch=entry.epoch, step=self.engine.position.step, branch=entry.branch
         )
+
+    def _newer_state(self) -> tuple[LineageEntry, checkpoint.Snapshot] | None:
+        """The newest epoch's entry and state, checked against this model; None where there is
+        none newer or it cannot be read now.
+        """
+        try:
+            entry = lineage_head(self.store)
+            if entry is None or entry.epoch <= self.engine.position.epoch:
+                _log.warning("train.stale_collapse", wanted=self.orders.epoch)
+                self.orders.epoch = self.engine.position.epoch
+                return None
+            self.orders.compare(entry)
+            scratch = self.workdir / "scratch"
+            saved = checkpoint.fetch(self.store, entry.state, scratch, self.info.uid)
+            state.check(self.engine, saved)
+        except (StoreError, ValueError, OSError) as error:
+            self._try_later("train.not_adopted", error)
+            return None
+        return entry, saved
+
+    def _all_at(self, epoch: int) -> bool:
+        """Whether all ranks hold the state of this epoch (0: this one holds none)."""
+        if self.place.world > 1:
+            codes = torch.tensor([epoch, -epoch])
+            dist.all_reduce(codes, op=dist.ReduceOp.MIN)
+            low, high = codes[0].item(), -codes[1].item()
+            return bool(low == high and epoch)
+        return bool(epoch)
 
     # --------------------------------------------------------------------------------------- end
 
     def _leave(self) -> bool:
         """SIGTERM: save what there is and go."""
+        ranks = state.randomness_of_all(self.engine)
         if self.saver is not None:
-            self.saver.flush()
-            self.saver.save(self.engine, StateKind.CHECKPOINT)
-            self.saver.close()
-            self._told_progress("stopped", force=True)
+            self.unsaved = not self._save_last(ranks)
+            self._tell_progress("stopped", force=True)
             self.reporter.close()
+            self.saver.close(1.0)
         return False
 
-    def _complete(self) -> bool:
-        """The last step is taken. False where a newer epoch has to be adopted first."""
-        entry = lineage_head(self.store)
-        if entry is not None and entry.epoch > self.engine.position.epoch:
-            self._collapse = entry.epoch
-            if self.place.world > 1 or not self.leads:
-                self._adopt()
+    def _save_last(self, ranks: Sequence[state.Randomness]) -> bool:
+        """Make a checkpoint of this step durable; False where the store does not take it now."""
+        position = self.engine.position
+        if self.saver is None or not self.saver.flush(_LEAVE_SECONDS / 2):
             return False
-        loss = self.engine.evaluate(full=True)
-        if self.saver is None:
-            return True
-        self.saver.flush()
-        self.saver.save(self.engine, StateKind.CHECKPOINT)
-        self.saver.close()
+        if not self.saver.holds(position.epoch, position.step):
+            self.saver.save(state.snapshot(self.engine, ranks), StateKind.CHECKPOINT)
+            self.saver.flush(_LEAVE_SECONDS / 2)
+        return self.saver.holds(position.epoch, position.step)
+
+    def _complete(self) -> bool:
+        """The last step is taken: evaluate, save, and say so. False where the store does not take
+        it now; then it is tried again.
+        """
+        position = self.engine.position
+        if self._final is None or self._final[:2] != (position.epoch, position.step):
+            loss = self.engine.evaluate(full=True)
+            self._final = (position.epoch, position.step, loss)
+        ranks = state.randomness_of_all(self.engine)
+        done = self.saver is None or (self._save_last(ranks) and self._write_complete())
+        if self.place.world > 1:
+            verdict = torch.tensor(int(done))
+            dist.all_reduce(verdict, op=dist.ReduceOp.MIN)
+            done = bool(verdict.item())
+        if not done:
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+        elif self.saver is not None:
+            self._validation_loss = self._final[2]
+            self._tell_progress("finished", force=True)
+            self.reporter.close()
+            self.saver.close(_LEAVE_SECONDS)
+        return done
+
+    def _write_complete(self) -> bool:
         position = self.engine.position
         done = Complete(
             epoch=position.epoch,
             step=position.step,
             tokens=position.tokens,
-            validation_loss=loss,
-            seconds=time.monotonic() - self._clock[0],
+            validation_loss=self._final[2] if self._final else float("nan"),
+            seconds=time.monotonic() - self._started,
         )
         try:
             put_document(self.store, keys.COMPLETE, done)
         except AlreadyExists:
             _log.info("train.complete_already")
-        self._validation_loss = loss
-        self._told_progress("finished", force=True)
-        self.reporter.close()
+        except StoreError as error:
+            _log.warning("train.not_completed", error=str(error))
+            return False
         return True
 
-    def _told_progress(self, word: str, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if not force and now - self._told < _PROGRESS_SECONDS:
+    def _tell_progress(self, word: str, *, force: bool = False) -> None:
+        if self.saver is None:
             return
-        self._told = now
-        position, actions = self.engine.position, self.engine.actions
-        since, tokens = self._clock
-        rate = (position.tokens - tokens) / max(now - since, 1e-9)
-        document = {
-            "state": word,
-            "epoch": position.epoch,
-            "attempt": position.attempt,
-            "step": position.step,
-            "total_steps": self.spec.training.total_steps,
-            "loss": position.loss,
-            "validation_loss": self._validation_loss,
-            "tokens": position.tokens,
-            "tokens_per_second": round(rate, 1),
-            "learning_rate": self.engine.rates(position.step)[0],
-            "learning_rate_factor": actions.learning_rate_factor,
-            "weight_decay_factor": actions.weight_decay_factor,
-            "clipping": actions.clipping,
-            "device": str(self.place.device),
-            "dropped": self.reporter.dropped,
-        }
-        path = self.workdir / "progress.json"
-        partial = path.with_suffix(".part")
-        try:
-            partial.write_text(json.dumps(document))
-            partial.replace(path)
-        except OSError as error:
-            _log.warning("train.progress_not_written", error=str(error))
+        engine = self.engine
+        self.progress.tell(
+            word,
+            engine.position,
+            engine.actions,
+            rate=engine.rates(engine.position.step)[0],
+            validation_loss=self._validation_loss,
+            dropped=self.reporter.dropped,
+            force=force,
+        )
 
 
 def _with_validation(stats: StepStats, loss: float | None) -> StepStats:

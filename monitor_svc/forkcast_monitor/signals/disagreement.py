@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from forkcast.records import StepStats
-from forkcast.robust import Ema
+from forkcast.robust import Ema, usable
 
 
 class Disagreement:
@@ -21,10 +21,15 @@ class Disagreement:
         self._fast, self._slow = Ema(decay), Ema(1 - (1 - decay) / 4)
         self._pending: deque[float | None] = deque(maxlen=horizon)
         self._decay = decay
+        self._step: int | None = None
 
     def update(self, stats: StepStats) -> Mapping[str, float | None]:
         """Spread and error of this step, nats/token."""
-        if not math.isfinite(stats.loss):
+        if self._step is not None and stats.step != self._step + 1:
+            self._pending.clear()  # what was forecast for another step is no error of this one
+        self._step = stats.step
+        if not usable(stats.loss):
+            self._pending.append(None)  # no forecast was made here; the steps go on
             return {"spread": None, "error": None}
         self._fast.push(stats.loss)
         self._slow.push(stats.loss)
@@ -52,6 +57,7 @@ class Disagreement:
             "fast": self._fast.state(),
             "slow": self._slow.state(),
             "pending": list(self._pending),
+            "step": self._step,
         }
 
     def restore(self, state: Mapping[str, object]) -> None:
@@ -59,3 +65,4 @@ class Disagreement:
         self._fast.total, self._fast.weight = state["fast"]  # type: ignore[misc]
         self._slow.total, self._slow.weight = state["slow"]  # type: ignore[misc]
         self._pending = deque(state["pending"], maxlen=self._horizon)  # type: ignore[call-overload]
+        self._step = state["step"]  # type: ignore[assignment]

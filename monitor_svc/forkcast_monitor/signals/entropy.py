@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from forkcast.records import StepStats
-from forkcast.robust import Ema
+from forkcast.robust import Ema, usable
 
 
 class InternalEntropy:
@@ -26,13 +26,13 @@ class InternalEntropy:
         if stats.attention_entropy:
             values["collapse"] = -min(stats.attention_entropy)
         if stats.attention_logit_max is not None:
-            values["logit"] = math.log(max(abs(stats.attention_logit_max), 1e-6))
+            values["logit"] = _log(abs(stats.attention_logit_max))
         if stats.activation_sd:
-            values["width"] = math.log(max(*stats.activation_sd, 1e-12))
+            values["width"] = _log(max(stats.activation_sd))
         return {name: self._departure(name, value) for name, value in values.items()}
 
     def _departure(self, name: str, value: float | None) -> float | None:
-        if value is None or not math.isfinite(value):
+        if value is None or not usable(value):
             return None
         before = self._emas[name].value
         self._emas[name].push(value)
@@ -46,3 +46,8 @@ class InternalEntropy:
         """Restore them."""
         for name, ema in self._emas.items():
             ema.total, ema.weight = state[name]  # type: ignore[misc]
+
+
+def _log(value: float) -> float | None:
+    """The logarithm of a positive finite value, else None: not measured."""
+    return math.log(value) if usable(value) and value > 0 else None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from forkcast.records import StepStats
-from forkcast.robust import Ema
+from forkcast.robust import Ema, usable
 
 
 class Volatility:
@@ -18,7 +18,9 @@ class Volatility:
 
     def update(self, stats: StepStats) -> Mapping[str, float | None]:
         """Departures of this step, nats/token and log units."""
-        norm = math.log(max(stats.grad_norm, 1e-12)) if math.isfinite(stats.grad_norm) else math.nan
+        # a norm of exactly 0 is one that nobody measured: its logarithm says nothing
+        measured = usable(stats.grad_norm) and stats.grad_norm > 0
+        norm = math.log(stats.grad_norm) if measured else math.nan
         return {
             "loss": _departure(self._loss, stats.loss),
             "grad_norm": _departure(self._norm, norm),
@@ -35,7 +37,7 @@ class Volatility:
 
 
 def _departure(ema: Ema, value: float) -> float | None:
-    if not math.isfinite(value):
+    if not usable(value):
         return None
     before = ema.value
     ema.push(value)

@@ -88,7 +88,14 @@ class S3Store:
         conditional writes while the manifest requires them.
         """
         store = cls(storage)
-        if not store._call("", lambda: store._client.bucket_exists(store._bucket)):
+        bucket = store._bucket
+        try:
+            exists = store._call(bucket, lambda: store._client.bucket_exists(bucket))
+        except StoreUnavailable as error:
+            raise StoreUnavailable(
+                f"spec.storage.endpoint: {storage.endpoint}: {error}; check address and credentials"
+            ) from error
+        if not exists:
             raise StoreUnavailable(f"spec.storage.bucket: no bucket {storage.bucket}; create it")
         if store.conditional:
             store.conditional = store._honours_conditions()
@@ -98,7 +105,7 @@ class S3Store:
                     "use another server, or set Off and run a single operator"
                 )
             if not store.conditional:
-                _log.warning("store.no_conditional_writes", bucket=store._bucket)
+                _log.warning("store.no_conditional_writes", bucket=bucket)
         return store
 
     def _dial(self) -> None:

@@ -1,0 +1,173 @@
+"""A tiny run in a folder, started as users start it; and a real monitor-protocol server."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+
+import grpc
+import pytest
+
+from forkcast_trainer.engine import Engine, placement
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.channel import listen
+from forkcast_wire.codec import stats_from_wire
+from forkcast_wire.documents import RunInfo, dump
+from forkcast_wire.forkcast_pb2_grpc import MonitorServicer, add_MonitorServicer_to_server
+from forkcast_wire.manifest import TrainingRun
+
+UID = "u"
+
+
+def tiny_manifest(*, steps=60, dropout="0.1", processes=1, ring=10, every=30, **training):
+    return TrainingRun.model_validate(
+        {
+            "apiVersion": "forkcast.dev/v1alpha1",
+            "kind": "TrainingRun",
+            "metadata": {"name": "t"},
+            "spec": {
+                "model": {
+                    "architecture": "gpt2-tiny",
+                    "size": {"layers": 2, "width": 32, "heads": 2, "dropout": dropout},
+                    "dtype": "Float32",
+                    "device": "Cpu",
+                },
+                "data": {
+                    "train": {"uri": "python-stdlib:", "maxBytes": 300000},
+                    "validation": {"maxBatches": 2},
+                    "sequenceLength": 16,
+                },
+                "optimizer": {"learningRate": "3e-3"},
+                "training": {"totalSteps": steps, "microBatchSize": 4, **training},
+                "parallelism": {"processesPerNode": processes},
+                "checkpoint": {"everySteps": every, "ringEverySteps": ring},
+            },
+        }
+    )
+
+
+@pytest.fixture
+def tiny():
+    return tiny_manifest
+
+
+@pytest.fixture
+def make_engine(tmp_path):
+    def make(folder=tmp_path, **more):
+        spec = tiny_manifest(**more).spec
+        return Engine(spec, UID, folder, placement(spec))
+
+    return make
+
+
+class Run:
+    """One work directory, and the trainer in it."""
+
+    def __init__(self, folder, manifest):
+        folder.mkdir(exist_ok=True)
+        self.folder, self.manifest = folder, manifest
+        (folder / "manifest.json").write_text(json.dumps(manifest.document()))
+        (folder / "run.json").write_bytes(dump(RunInfo(uid=UID, name="t", manifest_digest="")))
+
+    def start(self, monitor="", attempt=0, module="forkcast_trainer", launcher=()):
+        command = [sys.executable, *launcher, "-m", module, "--manifest", "manifest.json"]
+        if module == "forkcast_trainer":
+            command += ["--monitor", monitor, "--attempt", str(attempt)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, cwd=self.folder, env=environment)
+
+    def progress(self):
+        path = self.folder / "progress.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    def make(name="run", **more):
+        return Run(tmp_path / name, tiny_manifest(**more))
+
+    return make
+
+
+@pytest.fixture
+def until():
+    def wait(condition, what="the condition", seconds=60.0):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if found := condition():
+                return found
+            time.sleep(0.02)
+        raise AssertionError(f"{what} did not come about in {seconds} s")
+
+    return wait
+
+
+class Listener(MonitorServicer):
+    """Keeps what it is told; tells what it is asked to tell. stalled: reads, and never answers."""
+
+    def __init__(self):
+        self.hellos, self.stats, self.gaps, self.batches = [], {}, [], 0
+        self.credit, self.stalled, self.acknowledge = 4, False, True
+        self.unanswered = 0
+        self.most_unanswered = 0
+        self._waiting = []
+        self._lock = threading.Lock()
+
+    def tell(self, **what):
+        with self._lock:
+            self._waiting.append(pb.Directive(run_uid=UID, **what))
+
+    def _told(self):
+        with self._lock:
+            told, self._waiting = self._waiting, []
+            return told
+
+    def Report(self, request_iterator, context):
+        for batch in request_iterator:
+            if self.stalled:
+                continue
+            if batch.HasField("hello"):
+                self.hellos.append(batch.hello)
+                yield pb.Ack(
+                    credit=self.credit,
+                    resume_from=batch.hello.start_step,
+                    directives=self._told(),
+                )
+                continue
+            for message in batch.stats:
+                stats = stats_from_wire(message)
+                self.stats[stats.key] = stats
+            self.gaps += [(gap.first_step, gap.last_step) for gap in batch.gaps]
+            self.batches += 1
+            if self.acknowledge:
+                yield pb.Ack(seq=batch.seq, credit=self.credit, directives=self._told())
+
+
+class Listening:
+    """The listener on a Unix socket; may be stopped and started again."""
+
+    def __init__(self, folder):
+        self.listener, self.folder, self.server = Listener(), folder, None
+        self.target = f"unix:{folder}/m.sock"
+
+    def start(self):
+        self.server = grpc.server(futures.ThreadPoolExecutor(4))
+        add_MonitorServicer_to_server(self.listener, self.server)
+        listen(self.server, self.target)
+        self.server.start()
+
+    def stop(self):
+        if self.server is not None:
+            self.server.stop(0).wait()
+            self.server = None
+
+
+@pytest.fixture
+def monitor(tmp_path):
+    one = Listening(tmp_path)
+    one.start()
+    yield one
+    one.stop()

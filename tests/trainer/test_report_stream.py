@@ -1,0 +1,153 @@
+"""The reporter loses nothing silently and never keeps the training waiting."""
+
+import time
+
+import pytest
+
+from forkcast.records import StepStats
+from forkcast_trainer import report
+from forkcast_trainer.report import Hello, Reporter
+
+
+def hello(epoch=0, start=0):
+    return Hello(
+        run_uid="u",
+        epoch=epoch,
+        attempt=0,
+        rank=0,
+        start_step=start,
+        total_steps=100,
+        base_step=0,
+    )
+
+
+def stats(step, epoch=0):
+    return StepStats(
+        run_uid="u",
+        epoch=epoch,
+        attempt=0,
+        rank=0,
+        step=step,
+        loss=1.0,
+        grad_norm=1.0,
+        grad_norm_clipped=1.0,
+        learning_rate=1e-3,
+        tokens=step,
+    )
+
+
+def steps_of(listener, epoch=0):
+    return [key.step for key in sorted(listener.stats) if key.epoch == epoch]
+
+
+@pytest.fixture
+def reporter(monitor):
+    one = Reporter(monitor.target, hello())
+    yield one
+    one.close()
+
+
+def test_all_steps_arrive_once_and_many_share_a_batch(monitor, reporter, until):
+    for step in range(2000):
+        reporter.report(stats(step))
+    until(lambda: len(monitor.listener.stats) == 2000)
+    assert steps_of(monitor.listener) == list(range(2000))
+    assert monitor.listener.batches < 1000
+
+
+def test_a_monitor_that_comes_back_gets_the_rest_from_where_it_was(monitor, reporter, until):
+    for step in range(50):
+        reporter.report(stats(step))
+    until(lambda: len(monitor.listener.stats) == 50 and not reporter._ring)
+    monitor.stop()
+    for step in range(50, 120):
+        reporter.report(stats(step))
+    monitor.start()
+    until(lambda: len(monitor.listener.stats) == 120)
+    assert steps_of(monitor.listener) == list(range(120))
+    assert [one.start_step for one in monitor.listener.hellos][0::1][-1] == 50
+
+
+def test_what_was_not_acknowledged_is_sent_again(monitor, reporter, until):
+    monitor.listener.acknowledge = False
+    for step in range(30):
+        reporter.report(stats(step))
+    until(lambda: monitor.listener.stats)
+    monitor.stop()
+    monitor.listener.stats.clear()
+    monitor.listener.acknowledge = True
+    monitor.start()
+    until(lambda: len(monitor.listener.stats) == 30)
+    until(lambda: not reporter._ring)
+
+
+def test_no_more_batches_are_in_flight_than_the_credit(monitor, reporter, until):
+    monitor.listener.credit, monitor.listener.acknowledge = 2, False
+    until(lambda: monitor.listener.hellos)
+    for step in range(3000):
+        reporter.report(stats(step))
+    until(lambda: monitor.listener.batches >= 2)
+    until(lambda: reporter._live is not None and len(reporter._live.in_flight) == 2)
+    assert monitor.listener.batches == 2
+
+
+def test_what_the_ring_dropped_is_told_as_one_gap(monitor, until, monkeypatch):
+    monkeypatch.setattr(report, "RING_STEPS", 20)
+    monitor.stop()
+    one = Reporter(monitor.target, hello())
+    for step in range(100):
+        one.report(stats(step))
+    assert one.dropped == 80
+    assert one._gaps == [(0, 79)]
+    monitor.start()
+    until(lambda: len(monitor.listener.stats) == 20)
+    assert monitor.listener.gaps == [(0, 79)]
+    assert steps_of(monitor.listener) == list(range(80, 100))
+    one.close()
+
+
+def test_a_new_epoch_has_its_own_hello_and_the_old_ones_records_go_first(monitor, reporter, until):
+    for step in range(40):
+        reporter.report(stats(step))
+    reporter.new_epoch(hello(epoch=1, start=20))
+    for step in range(20, 50):
+        reporter.report(stats(step, epoch=1))
+    until(lambda: len(monitor.listener.stats) == 70)
+    assert steps_of(monitor.listener, 1) == list(range(20, 50))
+    assert [(one.epoch, one.start_step) for one in monitor.listener.hellos] == [(0, 0), (1, 20)]
+
+
+def test_directives_arrive_once_each(monitor, reporter, until):
+    monitor.listener.tell(id="a", checkpoint_now={})
+    monitor.listener.tell(id="b", hold={"branch": "x", "deadline_seconds": 5})
+    reporter.report(stats(0))
+    found = []
+    until(lambda: found.extend(reporter.directives()) or len(found) == 2)
+    assert [one.id for one in found] == ["a", "b"]
+    assert reporter.directives() == []
+
+
+@pytest.mark.parametrize("state", ["dead", "stalled"])
+def test_nobody_waits_for_a_monitor_that_does_not_answer(monitor, state):
+    if state == "dead":
+        monitor.stop()
+    monitor.listener.stalled = True
+    one = Reporter(monitor.target, hello())
+    worst = 0.0
+    for step in range(20_000):
+        before = time.perf_counter()
+        one.report(stats(step))
+        worst = max(worst, time.perf_counter() - before)
+    assert one.dropped == 20_000 - report.RING_STEPS
+    assert worst < 0.5
+    before = time.monotonic()
+    one.close()
+    assert time.monotonic() - before < 4.5
+    assert not one._thread.is_alive()
+
+
+def test_gaps_stay_bounded_and_cover_what_was_lost():
+    gaps = report._joined([(2 * n, 2 * n) for n in range(1000)])
+    assert len(gaps) == 256
+    covered = {step for low, high in gaps for step in range(low, high + 1)}
+    assert set(range(0, 2000, 2)) <= covered

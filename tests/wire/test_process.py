@@ -1,0 +1,114 @@
+"""What every process does at its start, tried on real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+
+_CHILD = """
+import os, pathlib, sys
+from forkcast_wire.process import die_with_parent, stop_event_on_sigterm
+stop = stop_event_on_sigterm()
+die_with_parent()
+pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+stop.wait(60)
+pathlib.Path(sys.argv[1] + ".stopped").write_text("cleanly" if stop.is_set() else "time is up")
+"""
+_PARENT = """
+import os, subprocess, sys, time
+environment = {**os.environ, "FORKCAST_PARENT": str(os.getpid())}
+subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], env=environment)
+time.sleep(60)
+"""
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+def filled(path: Path) -> Callable[[], bool]:
+    return lambda: path.exists() and path.read_text() != ""
+
+
+@linux
+def test_a_child_stops_cleanly_when_its_parent_is_killed(tmp_path: Path) -> None:
+    pid, stopped = tmp_path / "pid", tmp_path / "pid.stopped"
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, _CHILD, str(pid)])
+    try:
+        wait_for(filled(pid), "the child's start")
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for(filled(stopped), "the child's end", seconds=5)
+    assert stopped.read_text() == "cleanly"
+
+
+@linux
+def test_a_child_whose_parent_died_before_it_could_ask_leaves_at_once(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(tmp_path / "pid")],
+        env={**os.environ, "FORKCAST_PARENT": str(gone.pid)},
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 143
+    assert not (tmp_path / "pid").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_signals_set_the_event(tmp_path: Path, number: signal.Signals) -> None:
+    pid, stopped = tmp_path / "pid", tmp_path / "pid.stopped"
+    environment = {k: v for k, v in os.environ.items() if k != "FORKCAST_PARENT"}
+    child = subprocess.Popen([sys.executable, "-c", _CHILD, str(pid)], env=environment)
+    try:
+        wait_for(filled(pid), "the child's start")
+        child.send_signal(number)
+        assert child.wait(10) == 0
+    finally:
+        child.kill()
+        child.wait()
+    assert stopped.read_text() == "cleanly"
+
+
+def test_logs_are_json_lines_that_no_message_can_forge() -> None:
+    program = """
+import logging, structlog
+from forkcast_wire.process import configure_logging
+configure_logging("tester")
+structlog.get_logger().info("a.b", text='x\\n{"event": "forged"}\\x1b[31m\\x00\\x7f\\x9b\\u2028')
+logging.getLogger("library").warning("first\\nsecond %s", "\\x1b]0;title\\x07")
+logging.getLogger("library").info("not shown")
+try:
+    1 / 0
+except ZeroDivisionError:
+    structlog.get_logger().exception("a.failed")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, timeout=30, check=True
+    )
+    assert done.stdout == b""
+    assert all(byte == 0x0A or 0x20 <= byte < 0x7F for byte in done.stderr)
+    ours, theirs, failed = (json.loads(line) for line in done.stderr.splitlines())
+    assert ours["event"] == "a.b"
+    assert ours["component"] == theirs["component"] == failed["component"] == "tester"
+    assert (ours["level"], theirs["level"], failed["level"]) == ("info", "warning", "error")
+    assert theirs["event"].startswith("first\nsecond")
+    assert theirs["logger"] == "library"
+    assert "ZeroDivisionError" in failed["exception"]
+    assert {"timestamp"} <= ours.keys() & theirs.keys() & failed.keys()

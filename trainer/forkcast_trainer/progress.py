@@ -1,0 +1,66 @@
+"""progress.json: where the run stands, for whoever looks at its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import structlog
+
+from forkcast_trainer.engine import ActionState, Position
+
+_log = structlog.get_logger()
+_SECONDS = 0.5
+
+
+class Progress:
+    """Writes the file by atomic replace, at most twice a second while only numbers change."""
+
+    def __init__(self, workdir: Path, total_steps: int, device: str, tokens: int) -> None:
+        """tokens: those seen before this attempt; the speed is of this attempt."""
+        self._path = workdir / "progress.json"
+        self._total_steps, self._device, self._tokens = total_steps, device, tokens
+        self._started = time.monotonic()
+        self._word, self._told = "", 0.0
+
+    def tell(
+        self,
+        word: str,
+        position: Position,
+        actions: ActionState,
+        *,
+        rate: float,
+        validation_loss: float | None,
+        dropped: int,
+        force: bool = False,
+    ) -> None:
+        """word: running, held, stopped or finished. A disk that refuses is logged, no more."""
+        now = time.monotonic()
+        if not force and word == self._word and now - self._told < _SECONDS:
+            return
+        self._word, self._told = word, now
+        speed = (position.tokens - self._tokens) / max(now - self._started, 1e-9)
+        document = {
+            "state": word,
+            "epoch": position.epoch,
+            "attempt": position.attempt,
+            "step": position.step,
+            "total_steps": self._total_steps,
+            "loss": position.loss,
+            "validation_loss": validation_loss,
+            "tokens": position.tokens,
+            "tokens_per_second": round(speed, 1),
+            "learning_rate": rate,
+            "learning_rate_factor": actions.learning_rate_factor,
+            "weight_decay_factor": actions.weight_decay_factor,
+            "clipping": actions.clipping,
+            "device": self._device,
+            "dropped": dropped,
+        }
+        partial = self._path.with_suffix(".part")
+        try:
+            partial.write_text(json.dumps(document))
+            partial.replace(self._path)
+        except OSError as error:
+            _log.warning("train.progress_not_written", error=str(error))
