@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import optuna
 
 from forkcast.actions import Action, Lattice
 from forkcast.records import Window
@@ -25,6 +24,8 @@ class Bayesian:
         count: int,
     ) -> list[Action]:
         """See `forkcast.ports.Search`."""
+        import optuna  # here, so that the other strategies need no optuna
+
         del window
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         axes = {name: list(dict.fromkeys(values)) for name, values in lattice.axes()}
