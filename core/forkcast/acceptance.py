@@ -254,7 +254,7 @@ def _judge(name: str, evidence: Evidence, rules: AcceptanceRules) -> Judgement:
         return verdict(Verdict.FAILED, final.failure or "the rollout failed")
     if final.status is TrialStatus.DIVERGED:
         return verdict(Verdict.DIVERGED, f"diverged by step {final.step}")
-    if final.state is None:  # nothing is there to adopt
+    if final.state is None and final.rung >= evidence.rung:  # nothing is there to adopt
         return verdict(Verdict.FAILED, "its end state was not published")
     control = evidence.trials.get(CONTROL, {}).get(final.rung)
     if control is None or control.status is TrialStatus.FAILED:

@@ -309,6 +309,7 @@ class LocalWorld:
             base=command.base,
             trigger_step=command.trigger_step,
             rungs=rungs,
+            publish_from=rules.rungs[-1],
         )
         put_document(self.store, keys.rollout_job(self.id, command.candidate), job)
         self._want(command.candidate, command.until)

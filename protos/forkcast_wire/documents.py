@@ -34,7 +34,9 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutJob:
-    """job.json of a rollout. horizon: the largest rung it may be asked to reach."""
+    """job.json of a rollout. publish_from: the first rung whose end state can be adopted; a state is
+    not published at an earlier one, where writing it would cost more than the rung.
+    """
 
     run_uid: str
     trigger_id: str
@@ -43,6 +45,7 @@ class RolloutJob:
     base: StateRef
     trigger_step: int
     rungs: tuple[int, ...]
+    publish_from: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ class Progress:
         self._path = workdir / "progress.json"
         self._total_steps, self._device, self._tokens = total_steps, device, tokens
         self._started = time.monotonic()
-        self._word, self._told = "", 0.0
+        self.word, self._told = "", 0.0
 
     def tell(
         self,
@@ -37,9 +37,9 @@ class Progress:
     ) -> None:
         """word: running, held, stopped or finished. A disk that refuses is logged, no more."""
         now = time.monotonic()
-        if not force and word == self._word and now - self._told < _SECONDS:
+        if not force and word == self.word and now - self._told < _SECONDS:
             return
-        self._word, self._told = word, now
+        self.word, self._told = word, now
         speed = (position.tokens - self._tokens) / max(now - self._started, 1e-9)
         document = {
             "state": word,

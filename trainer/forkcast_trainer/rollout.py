@@ -1,8 +1,8 @@
 """One rollout: restore a base, apply an action, run from rung to rung, publish what was measured.
 
 It replays base -> trigger under its action, then runs on; at each rung it validates with its
-weights and with the mean of its recent ones, publishes its end state and then the trial, and waits
-to be asked for more. It never writes anything that the main run reads except those.
+weights and with the mean of its recent ones, publishes its end state (where that can be adopted) and
+then the trial, and waits to be asked for more. It never writes anything that the main run reads except those.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class _Record:
     seconds: float = 0.0
 
 
+def slots_of(spec: TrainingRunSpec, workdir: Path) -> Slots:
+    """The slots that all rollouts of a run share."""
+    return Slots(workdir / "slots", spec.branching.max_concurrent_rollouts)
+
+
 class Rollout:
     """Runs one job; everything it leaves behind is create-only."""
 
@@ -57,7 +62,7 @@ class Rollout:
         """Raises CheckpointError where the base cannot be restored."""
         self.job, self.spec, self.store, self.workdir = job, spec, store, workdir
         self.engine = Engine(spec, job.run_uid, workdir, placement(spec))
-        self.slots = Slots(workdir / "slots", spec.branching.max_concurrent_rollouts)
+        self.slots = slots_of(spec, workdir)
         scratch = workdir / "scratch"
         state.restore(self.engine, checkpoint.fetch(store, job.base, scratch, job.run_uid))
         self.engine.position.attempt = 0
@@ -125,7 +130,7 @@ class Rollout:
         ref: StateRef | None = None
         if not record.diverged:
             raw, mean = self.engine.evaluate(), self._mean_weights_loss()
-            ref = self._publish_state(rung)
+            ref = self._publish_state(rung) if rung >= job.publish_from else None
         recent = record.losses[-_MOST_LOSSES:]
         trial = Trial(
             candidate=job.candidate,

@@ -2,8 +2,9 @@
 
 Level-based: it looks at the jobs in the store, at what they have published and at its children, and
 starts what should run and does not. A child that dies without its trial is started once more; the
-second time its rollout is recorded as failed. Nothing is remembered that the store does not show,
-but the count of deaths.
+second time its rollout is recorded as failed. One that ran out of device memory is no failure of its
+candidate: from then on one rollout computes at a time, and it is started again. Nothing is remembered
+that the store does not show, but the count of deaths.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from transformers import GPT2LMHeadModel  # noqa: F401
 
 from forkcast.ports import Store
 from forkcast.records import Trial, TrialStatus
-from forkcast_trainer.rollout import Rollout
+from forkcast_trainer.rollout import Rollout, slots_of
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
 from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
@@ -34,6 +35,8 @@ from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_docum
 _log = structlog.get_logger()
 _LOOK_SECONDS = 0.1
 _STARTS = 2
+#: Exit code of a child that ran out of device memory, and how often it is started again.
+_NO_MEMORY, _MEMORY_STARTS = 75, 8
 
 
 class RolloutServer:
@@ -43,6 +46,7 @@ class RolloutServer:
         self.spec, self.store, self.workdir = spec, store, workdir
         self.children: dict[tuple[str, str], int] = {}
         self.deaths: Counter[tuple[str, str]] = Counter()
+        self.unfitting: Counter[tuple[str, str]] = Counter()
 
     def look(self) -> None:
         """One pass: reap, start what is wanted, end what is not."""
@@ -51,7 +55,10 @@ class RolloutServer:
             wanted = wish.until is not None and not self._has_trial(name, wish.until)
             if wanted and name not in self.children:
                 if self.deaths[name] >= _STARTS:
-                    self._give_up(name, wish.until or 0)
+                    reason = f"its process died {_STARTS} times; see logs/rollouts.log"
+                    self._give_up(name, wish.until or 0, reason)
+                elif self.unfitting[name] >= _MEMORY_STARTS:
+                    self._give_up(name, wish.until or 0, "it does not fit into the device's memory")
                 else:
                     self._start(name)
             elif wish.until is None and name in self.children:
@@ -95,7 +102,11 @@ class RolloutServer:
             Rollout(job, self.spec, self.store, self.workdir).run()
             code = 0
         except Exception as error:  # noqa: BLE001  the child's end, whatever it is, is reported
-            _log.error("rollout.died", candidate=name[1], error=f"{type(error).__name__}: {error}")
+            text = f"{type(error).__name__}: {error}"
+            _log.error("rollout.died", candidate=name[1], error=text)
+            if "out of memory" in text:  # OutOfMemoryError, or the runtime's own
+                slots_of(self.spec, self.workdir).narrow()
+                code = _NO_MEMORY
         finally:
             os._exit(code)
 
@@ -107,13 +118,16 @@ class RolloutServer:
             for name, child in list(self.children.items()):
                 if child == pid:
                     del self.children[name]
-                    if os.waitstatus_to_exitcode(status) not in (0, -signal.SIGTERM):
+                    code = os.waitstatus_to_exitcode(status)
+                    if code == _NO_MEMORY:
+                        self.unfitting[name] += 1
+                    elif code not in (0, -signal.SIGTERM):
                         self.deaths[name] += 1
                         _log.warning("rollout.child_died", candidate=name[1], status=status)
             if block and not self.children:
                 return
 
-    def _give_up(self, name: tuple[str, str], rung: int) -> None:
+    def _give_up(self, name: tuple[str, str], rung: int, failure: str) -> None:
         job = read_document(self.store, RolloutJob, keys.rollout_job(*name))
         if job is None:
             return
@@ -129,7 +143,7 @@ class RolloutServer:
             spike_steps=(),
             steps_run=0,
             seconds=0.0,
-            failure=f"its process died {_STARTS} times; see logs/rollouts.log",
+            failure=failure,
         )
         try:
             put_document(self.store, keys.rollout_trial(*name, rung), trial)

@@ -147,6 +147,8 @@ class TrainingRun:
             if order is Order.COLLAPSE:
                 self._adopt()
             elif order is Order.HOLD:
+                if self.progress.word != "held" and self.place.device.type == "cuda":
+                    torch.cuda.empty_cache()  # the rollouts need the room
                 self._tell_progress("held")
                 self.reporter.wait(_HELD_POLL_SECONDS)
             elif self.engine.position.step >= total:
