@@ -309,7 +309,8 @@ class Storage(Part):
 
 class Checkpoint(Part):
     """everySteps, keepLast: the durable checkpoints. ring*: recent full states from which branches
-    fork. pinned: steps that are never pruned. compressionLevel: of zstd; 0 stores raw frames.
+    fork. pinned: steps that are never pruned. compressionLevel: of zstd, for checkpoints; 0 stores
+    raw frames, as ring states always do.
     """
 
     every_steps: Steps = 1000

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,44 +63,65 @@ class Snapshot:
     tensors: Mapping[str, Tensor]
 
 
-def _raw(tensor: Tensor) -> bytes:
+def _raw(tensor: Tensor) -> memoryview:
+    """The tensor's bytes, without a copy where it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return memoryview(flat.view(torch.uint8).numpy() if flat.numel() else b"")
 
 
 def write_container(snapshot: Snapshot, path: Path, level: int) -> str:
     """Write the container; level 0 stores raw frames. Returns the sha256 of the file, hex."""
-    compressor = zstandard.ZstdCompressor(level=level, write_checksum=False) if level else None
-    table, offset = [], 0
+    if not level:
+        rows = [_row(name, t, "raw", _raw(t).nbytes) for name, t in snapshot.tensors.items()]
+        return _assemble(snapshot, rows, path, (_raw(t) for t in snapshot.tensors.values()))
+    compressor = zstandard.ZstdCompressor(level=level, write_checksum=False)
     body = path.with_name(path.name + ".body")
-    with body.open("wb") as file:
-        for name, tensor in snapshot.tensors.items():
-            raw = _raw(tensor)
-            frame = compressor.compress(raw) if compressor else raw
-            file.write(frame)
-            table.append(
-                {
-                    "name": name,
-                    "dtype": _NAMES[tensor.dtype],
-                    "shape": list(tensor.shape),
-                    "codec": "zstd" if compressor else "raw",
-                    "offset": offset,
-                    "size": len(frame),
-                    "raw_size": len(raw),
-                    "sha256": hashlib.sha256(raw).hexdigest(),
-                }
-            )
-            offset += len(frame)
-    header = json.dumps({"meta": snapshot.meta, "tensors": table}, sort_keys=True).encode()
+    rows = []
+    try:
+        with body.open("wb") as file:
+            for name, tensor in snapshot.tensors.items():
+                frame = compressor.compress(_raw(tensor))
+                file.write(frame)
+                rows.append(_row(name, tensor, "zstd", len(frame)))
+        with body.open("rb") as frames:
+            return _assemble(snapshot, rows, path, iter(lambda: frames.read(1 << 22), b""))
+    finally:
+        body.unlink(missing_ok=True)
+
+
+def _row(name: str, tensor: Tensor, codec: str, size: int) -> dict[str, Any]:
+    raw = _raw(tensor)
+    return {
+        "name": name,
+        "dtype": _NAMES[tensor.dtype],
+        "shape": list(tensor.shape),
+        "codec": codec,
+        "size": size,
+        "raw_size": raw.nbytes,
+        "sha256": hashlib.sha256(raw).hexdigest(),
+    }
+
+
+def _assemble(
+    snapshot: Snapshot,
+    rows: Sequence[dict[str, Any]],
+    path: Path,
+    frames: Iterable[bytes | memoryview],
+) -> str:
+    """Header and frames into one file; returns its sha256, hex."""
+    offset = 0
+    for row in rows:
+        row["offset"] = offset
+        offset += row["size"]
+    header = json.dumps({"meta": snapshot.meta, "tensors": rows}, sort_keys=True).encode()
     digest = hashlib.sha256()
-    with path.open("wb") as out, body.open("rb") as frames:
+    with path.open("wb") as out:
         for piece in (MAGIC, struct.pack("<Q", len(header)), header):
             out.write(piece)
             digest.update(piece)
-        while chunk := frames.read(1 << 22):
-            out.write(chunk)
-            digest.update(chunk)
-    body.unlink()
+        for frame in frames:
+            out.write(frame)
+            digest.update(frame)
     return digest.hexdigest()
 
 

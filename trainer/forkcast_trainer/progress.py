@@ -18,10 +18,10 @@ class Progress:
     """Writes the file by atomic replace, at most twice a second while only numbers change."""
 
     def __init__(self, workdir: Path, total_steps: int, device: str, tokens: int) -> None:
-        """tokens: those seen before this attempt; the speed is of this attempt."""
+        """tokens: those seen before this attempt; the speed is of its steps, waiting not counted."""
         self._path = workdir / "progress.json"
         self._total_steps, self._device, self._tokens = total_steps, device, tokens
-        self._started = time.monotonic()
+        self._seconds, self._looked = 0.0, time.monotonic()
         self.word, self._told = "", 0.0
 
     def tell(
@@ -37,10 +37,13 @@ class Progress:
     ) -> None:
         """word: running, held, stopped or finished. A disk that refuses is logged, no more."""
         now = time.monotonic()
+        if word == "running" and self.word != "held":
+            self._seconds += now - self._looked
+        self._looked = now
         if not force and word == self.word and now - self._told < _SECONDS:
             return
         self.word, self._told = word, now
-        speed = (position.tokens - self._tokens) / max(now - self._started, 1e-9)
+        speed = (position.tokens - self._tokens) / max(self._seconds, 1e-9)
         document = {
             "state": word,
             "epoch": position.epoch,

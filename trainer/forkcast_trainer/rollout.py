@@ -174,5 +174,5 @@ class Rollout:
             keys.rollout_state(self.job.trigger_id, self.job.candidate, rung),
             StateKind.ROLLOUT,
             self.workdir / "scratch",
-            self.spec.checkpoint.compression_level,
+            level=0,  # it is adopted or deleted within minutes
         )
