@@ -144,6 +144,11 @@ class RiskTable:
     high: tuple[float, ...]
     runs: tuple[int, ...]
 
+    @property
+    def least(self) -> float:
+        """The smallest upper bound it can state: a gate below it refuses everything."""
+        return min(self.high)
+
     def bounds(self, probability: float) -> tuple[float, float]:
         """(lower, upper) of the true probability, in [0, 1]."""
         index = int(np.searchsorted(self.edges, probability, side="right"))
