@@ -19,7 +19,6 @@ from forkcast_wire.codec import candidate_to_wire, forecast_from_wire, window_to
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
 
-
 #: How a draft's note begins where no candidate has a calibrated risk.
 RISK_UNAVAILABLE = "risk: unavailable"
 

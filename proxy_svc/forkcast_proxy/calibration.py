@@ -7,6 +7,7 @@ for a probability), never a guess.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -151,7 +152,7 @@ class RiskTable:
 
     def bounds(self, probability: float) -> tuple[float, float]:
         """(lower, upper) of the true probability, in [0, 1]."""
-        index = int(np.searchsorted(self.edges, probability, side="right"))
+        index = bisect_right(self.edges, probability)
         return self.low[index], self.high[index]
 
 

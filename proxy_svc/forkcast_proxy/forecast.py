@@ -9,6 +9,7 @@ import numpy as np
 
 from forkcast.decision import Candidate
 from forkcast.records import Forecast, Interval, Window
+from forkcast_proxy.calibration import RiskTable
 from forkcast_proxy.card import SERVED, Card, IntervalTable
 from forkcast_proxy.features import FEATURE_NAMES, FloatMatrix, features, reference_loss
 from forkcast_proxy.heuristic import abstain, abstained
@@ -38,12 +39,13 @@ def forecast(
     matrix = features(window, [one.action for one in candidates], horizon)
     strange = outside(card, matrix)
     means, spreads = model.run(matrix) if len(candidates) else (matrix, matrix)
+    risks = card.risk[int(np.searchsorted(card.horizons, horizon))]
     answers = [
         abstained(one.name, f"out of distribution: {odd}")
         if odd is not None
-        else _one(card, horizon, one.name, reference, mean, spread)
+        else _one(card, served, risks, one.name, reference, mean, spread)
         for one, odd, mean, spread in zip(
-            candidates, strange, means.astype(float), spreads.astype(float), strict=True
+            candidates, strange, means.tolist(), spreads.tolist(), strict=True
         )
     ]
     note = f"withheld at +{horizon}: {', '.join(withheld)}" if withheld else ""
@@ -71,15 +73,19 @@ def outside(card: Card, matrix: FloatMatrix) -> list[str | None]:
 
 
 def _one(
-    card: Card, horizon: int, name: str, reference: float, mean: np.ndarray, spread: np.ndarray
+    card: Card,
+    served: frozenset[str],
+    risks: RiskTable,
+    name: str,
+    reference: float,
+    mean: list[float],
+    spread: list[float],
 ) -> Forecast:
-    if not (np.isfinite(mean).all() and np.isfinite(spread).all()):
+    if not all(map(math.isfinite, (*mean, *spread))):
         return abstained(name, "the model gave a non-finite number")
-    served = at_horizon(card, horizon)
     loss = _interval(card.loss, mean[0], spread[0]) if "loss" in served else None
     steps = _interval(card.recovery, mean[2], spread[2]) if "recovery" in served else None
-    table = card.risk[int(np.searchsorted(card.horizons, horizon))]
-    low, high = table.bounds(p := sigmoid(mean[1]))
+    low, high = risks.bounds(p := sigmoid(mean[1]))
     probability = Interval(min(max(p, low), high), low, high) if "divergence" in served else None
     risk = high if "risk" in served else None
     return Forecast(

@@ -102,7 +102,9 @@ def table(measured: Iterable[Measured]) -> dict[str, dict[int, float]]:
     return margins
 
 
-def forks_beyond(found: Iterable[Gain], margins: Mapping[str, Mapping[int, float]], at: int) -> float:
+def forks_beyond(
+    found: Iterable[Gain], margins: Mapping[str, Mapping[int, float]], at: int
+) -> float:
     """Share of the healthy forks at which some candidate gains more than its margin ``at`` steps
     after the fork: how often a margin alone would let a branch act on a run that needs nothing.
     """

@@ -53,7 +53,9 @@ def window(**changed: float) -> Window:
     return Window("u", 0, 1000, columns)
 
 
-def drafted(proxy: ProxyStub | None, horizon: int, max_risk: str = "0.2", **changed: float) -> Draft:
+def drafted(
+    proxy: ProxyStub | None, horizon: int, max_risk: str = "0.2", **changed: float
+) -> Draft:
     spec = TrainingRunSpec.model_validate(
         {
             "data": {"train": {"uri": "python-stdlib:"}},

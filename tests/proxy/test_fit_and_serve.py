@@ -25,7 +25,7 @@ from forkcast_proxy.card import Card
 from forkcast_proxy.evaluation import rank_correlation
 from forkcast_proxy.features import FEATURE_NAMES, features
 from forkcast_proxy.network import Targets, _backward, _errors, _forward, _start, fit, to_onnx
-from forkcast_proxy.records import Fork, Outcome, Record, read, write
+from forkcast_proxy.records import Fork, Outcome, Record, read, recovery_steps, write
 from forkcast_proxy.server import NO_MODEL
 from forkcast_proxy.session import ModelRejectedError, check, open_model
 from forkcast_proxy.table import FOLDS, folds, tabulate
@@ -98,6 +98,14 @@ def test_records_survive_the_file(tmp_path):
             np.testing.assert_array_equal(
                 mine.fork.window.columns[name], theirs.fork.window.columns[name]
             )
+
+
+def test_recovery_counts_what_came_after_the_fork_not_the_calm_before_it():
+    losses = {now: 4.0 if 100 <= now < 160 else 3.0 for now in range(300)}
+    assert recovery_steps(losses, 100, 300, 3.1) == 50  # of the 20 from 150 on, half are calm
+    assert recovery_steps(losses, 100, 150, 3.1) == 50
+    assert recovery_steps(losses, 200, 250, 3.1) == 0
+    assert recovery_steps({}, 100, 150, 3.1) == 50
 
 
 def test_gradients_are_the_slopes_of_the_loss():
