@@ -33,7 +33,7 @@ from forkcast.records import WINDOW_COLUMNS, Index, StepStats, Window
 from forkcast.spikes import SpikeScore
 from forkcast_monitor.config import configure
 from forkcast_monitor.detector import Detector
-from forkcast_proxy.records import Fork, Outcome, Record, write
+from forkcast_proxy.records import Fork, Outcome, Record, recovery_steps, write
 from forkcast_trainer.apply import apply
 from forkcast_trainer.checkpoint import Snapshot
 from forkcast_trainer.data.tokens import prepare
@@ -220,7 +220,7 @@ def outcomes(
             diverged=lost,
             event=lost or _event(course, step, end),
             control_event=control_event,
-            recovery_steps=_recovery(lineage, step, end, level),
+            recovery_steps=recovery_steps(lineage, step, end, level),
             steps_run=0 if course is run.course else len(course.losses),
             healthy=healthy and not control_lost,
         )
@@ -245,17 +245,6 @@ def _level(losses: dict[int, float], onset: int) -> float:
     """Median plus one sd of the 100 steps before the departure, nats/token."""
     before = [losses[s] for s in range(max(0, onset - 100), onset) if math.isfinite(losses[s])]
     return float(np.median(before) + np.std(before)) if before else math.inf
-
-
-def _recovery(losses: dict[int, float], step: int, end: int, level: float) -> float:
-    """Steps after the fork until the median of the last 20 losses is at the level; the horizon
-    where it never is.
-    """
-    for now in range(step, end):
-        recent = [losses.get(s, math.inf) for s in range(now - 20, now)]
-        if float(np.median(recent)) <= level:
-            return float(now - step)
-    return float(end - step)
 
 
 def draw_actions(

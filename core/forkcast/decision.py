@@ -38,8 +38,9 @@ class Candidate:
 class Draft:
     """The drafted candidates and the finalists among them, in ranked order.
 
-    seed: of the search, derived from the branch's identity. model: digest of the proxy's model,
-    empty for the heuristic. note: why the heuristic was used, where it was.
+    seed: of the search, derived from the branch's identity. source: who ordered. model: digest of
+    the model whose forecasts stand with the candidates (it may have gated where the heuristic
+    ordered), empty where there are none. note: what was unavailable, and why.
     """
 
     seed: int

@@ -40,16 +40,24 @@ def rank(
 ) -> tuple[tuple[str, ...], DraftSource]:
     """The names of at most ``top_k`` distinct finalists, best first, and who ordered them.
 
-    Whoever has a calibrated risk of at least ``max_risk`` is out. Where all that are left have a
-    forecast that did not abstain, expected loss orders them, then risk, then name. Otherwise the
-    heuristic portfolio does: a partial order would favour whoever the model dares to judge.
+    Whoever has a calibrated risk of at least ``max_risk`` is out, whoever orders: a model may know
+    the risk and not the loss, or the loss and not the risk (docs/decisions/010). Where all that are
+    left have an expected loss, and all or none of them a risk, expected loss orders them, then
+    risk, then name. Otherwise the heuristic portfolio does: a partial order would favour whoever
+    the model dares to judge.
     """
     left = [c for c in candidates if (risk := _risk(c)) is None or risk < max_risk]
-    expected = {c.name: _expected(c) for c in left}
-    known = [(loss, c.name) for c in left if (loss := expected[c.name]) is not None]
-    if candidates and len(known) == len(left):
-        return tuple(name for _, name in sorted(known)[:top_k]), DraftSource.PROXY
+    losses = [loss for c in left if (loss := _expected(c)) is not None]
+    risks = [risk for c in left if (risk := _risk(c)) is not None]
+    if candidates and len(losses) == len(left) and len(risks) in (0, len(left)):
+        order = zip(losses, risks or [0.0] * len(left), (c.name for c in left), strict=True)
+        return tuple(name for _, _, name in sorted(order)[:top_k]), DraftSource.PROXY
     return _portfolio(left, top_k), DraftSource.HEURISTIC
+
+
+def by_portfolio(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """All names in the heuristic's order: what a model's order is measured against."""
+    return _portfolio(candidates, len(candidates))
 
 
 def _risk(candidate: Candidate) -> float | None:
@@ -58,12 +66,12 @@ def _risk(candidate: Candidate) -> float | None:
     return None if forecast is None or forecast.abstained is not None else forecast.risk
 
 
-def _expected(candidate: Candidate) -> tuple[float, float] | None:
-    """(expected loss, risk), None where either is unavailable."""
-    forecast, risk = candidate.forecast, _risk(candidate)
-    if forecast is None or risk is None or forecast.loss is None:
+def _expected(candidate: Candidate) -> float | None:
+    """The expected loss, None where the model has none or abstained."""
+    forecast = candidate.forecast
+    if forecast is None or forecast.abstained is not None or forecast.loss is None:
         return None
-    return forecast.loss.point, risk
+    return forecast.loss.point
 
 
 def _portfolio(candidates: Sequence[Candidate], top_k: int) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 
 from forkcast.actions import Action, Lattice
-from forkcast.decision import Candidate, Draft, DraftSource
+from forkcast.decision import Candidate, Draft
 from forkcast.ranking import rank
 from forkcast.records import Forecast, Window
 from forkcast_operator.search import SEARCH
@@ -18,6 +18,9 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import candidate_to_wire, forecast_from_wire, window_to_wire
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
+
+#: How a draft's note begins where no candidate has a calibrated risk.
+RISK_UNAVAILABLE = "risk: unavailable"
 
 
 def seed_of(branch: str, run_uid: str) -> int:
@@ -63,8 +66,8 @@ def draft(
         seed=seed,
         strategy=spec.branching.search,
         source=source,
-        model=model if source is DraftSource.PROXY else "",
-        note=note,
+        model=model,
+        note=note if _risk_known(candidates) else "; ".join(filter(None, [RISK_UNAVAILABLE, note])),
         candidates=candidates,
         finalists=finalists,
     )
@@ -89,6 +92,14 @@ def _ask(
     ):
         return {}, "", "proxy invalid: its forecasts do not match the candidates"
     return forecasts, answer.model_digest, answer.note
+
+
+def _risk_known(candidates: Sequence[Candidate]) -> bool:
+    """Whether the model stated a calibrated risk of any candidate."""
+    return any(
+        c.forecast is not None and c.forecast.abstained is None and c.forecast.risk is not None
+        for c in candidates
+    )
 
 
 def _valid(forecast: Forecast) -> bool:

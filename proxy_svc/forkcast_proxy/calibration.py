@@ -7,6 +7,7 @@ for a probability), never a guess.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -144,9 +145,14 @@ class RiskTable:
     high: tuple[float, ...]
     runs: tuple[int, ...]
 
+    @property
+    def least(self) -> float:
+        """The smallest upper bound it can state: a gate below it refuses everything."""
+        return min(self.high)
+
     def bounds(self, probability: float) -> tuple[float, float]:
         """(lower, upper) of the true probability, in [0, 1]."""
-        index = int(np.searchsorted(self.edges, probability, side="right"))
+        index = bisect_right(self.edges, probability)
         return self.low[index], self.high[index]
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from forkcast_proxy.calibration import RiskTable
 
-CARD_VERSION = 1
+CARD_VERSION = 2
 OUTPUTS = ("loss", "divergence", "recovery")
+#: What is withheld or served by itself: the outputs, and the calibrated risk of an event.
+SERVED = (*OUTPUTS, "risk")
 MODEL_FILE, CARD_FILE = "model.onnx", "model.json"
 
 
@@ -32,9 +34,10 @@ class IntervalTable:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """sha256: of model.onnx, hex. features: names and, from the training runs, ranges beyond which
-    the model abstains. horizons: (least, most) steps ahead it was fitted for.
-    no_better_than_baseline: by output, whether it failed to beat the best trivial forecast on
-    held-out runs; the service abstains on those. figures: the evaluation, by name.
+    the model abstains. horizons: steps ahead it was fitted for, rising; it is read between them,
+    never beyond. risk: a table for each horizon. served: for each name of SERVED, the horizons at
+    which it surely beat the best trivial forecast on held-out runs; elsewhere it is withheld.
+    figures: the evaluation, by name.
     """
 
     version: int
@@ -43,10 +46,10 @@ class Card:
     feature_names: tuple[str, ...]
     feature_low: tuple[float, ...]
     feature_high: tuple[float, ...]
-    horizons: tuple[int, int]
+    horizons: tuple[int, ...]
     loss: IntervalTable
     recovery: IntervalTable
-    risk: RiskTable
-    no_better_than_baseline: Mapping[str, bool]
+    risk: tuple[RiskTable, ...]
+    served: Mapping[str, tuple[int, ...]]
     figures: Mapping[str, float | None]
     made_from: str

@@ -8,6 +8,7 @@ statistic that was not sampled stands as 0 with a flag beside it that says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,12 +45,12 @@ def reference_loss(window: Window) -> float | None:
 
 def features(window: Window, actions: Sequence[Action], horizon: int) -> FloatMatrix:
     """[M, F] with the columns FEATURE_NAMES; horizon: steps after the window's last, >= 1."""
-    shared = list(_of_window(window, horizon).values())
-    rows = [[*shared, *_of_action(action).values()] for action in actions]
-    matrix = np.array(rows, dtype=np.float64).reshape(len(rows), len(FEATURE_NAMES))
-    return np.clip(np.nan_to_num(matrix, posinf=_LIMIT, neginf=-_LIMIT), -_LIMIT, _LIMIT).astype(
-        np.float32
-    )
+    matrix = np.empty((len(actions), len(FEATURE_NAMES)))
+    matrix[:, : len(WINDOW_FEATURES)] = list(_of_window(window, horizon).values())
+    for row, action in enumerate(actions):
+        matrix[row, len(WINDOW_FEATURES) :] = list(_of_action(action).values())
+    finite = np.nan_to_num(matrix, copy=False, posinf=_LIMIT, neginf=-_LIMIT)
+    return np.clip(finite, -_LIMIT, _LIMIT).astype(np.float32)
 
 
 def _valid(values: FloatArray) -> FloatArray:
@@ -163,13 +164,13 @@ def _optional(
 def _of_action(action: Action) -> dict[str, float]:
     """Named features of an action; a policy the model has never met is all zeros but ``other``."""
     named = {
-        "log_rate_scale": float(np.log(action.learning_rate_scale)),
+        "log_rate_scale": math.log(action.learning_rate_scale),
         "lowers_rate": float(action.learning_rate_scale < 1.0),
-        "log_decay_scale": float(np.log(action.weight_decay_scale)),
+        "log_decay_scale": math.log(action.weight_decay_scale),
         "momentum_reset": float(action.momentum_reset),
-        "rewind": float(np.log1p(action.rewind_steps / _REWIND_SCALE)),
+        "rewind": math.log1p(action.rewind_steps / _REWIND_SCALE),
         "data_reorder": float(action.data_reorder),
-        "skip_batches": float(np.log1p(action.skip_batches)),
+        "skip_batches": math.log1p(action.skip_batches),
         "clipping_other": float(action.clipping not in CLIPPING_CHOICES),
     }
     named |= {

@@ -1,15 +1,17 @@
 """`python -m forkcast_proxy.fit RECORDS.parquet -o DIR`: records to model.onnx and model.json.
 
-Runs, never rows, are split into training, calibration and test: the candidates of one fork are
-nearly copies of each other. All figures in the card are of test runs. An output that does not
-surely beat the best trivial forecast there is marked, and the service abstains on it.
+Runs, never rows, are the units: the candidates of one fork are nearly copies of each other. The
+network is fitted on all runs. What it is worth is judged by five folds of runs: each fold's rows
+are forecast by a network fitted on the other four, and those forecasts out of fold also calibrate
+the intervals and the risk (cross-conformal, Vovk, arXiv 1208.0806; docs/decisions/010 says why not
+one split). An output that does not surely beat the best trivial forecast at a horizon is withheld
+there by the service.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,97 +19,52 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from forkcast_proxy.calibration import RiskTable, grouped_quantile, normalised_scores, risk_table
-from forkcast_proxy.card import CARD_FILE, CARD_VERSION, MODEL_FILE, Card, IntervalTable
+from forkcast_proxy.card import CARD_FILE, CARD_VERSION, MODEL_FILE, Card
 from forkcast_proxy.features import FEATURE_NAMES, FEATURE_VERSION, FloatMatrix
 from forkcast_proxy.judgement import (
-    ALPHA,
+    Held,
     adaptive_coverage,
+    interval_of,
     judge_divergence,
     judge_loss,
     judge_recovery,
-    probability_of,
+    risk_of,
 )
-from forkcast_proxy.network import Network, fit, to_onnx
+from forkcast_proxy.network import fit, to_onnx
 from forkcast_proxy.records import Record, read
-from forkcast_proxy.table import Table, split, tabulate
+from forkcast_proxy.table import FOLDS, Table, folds, tabulate
 from forkcast_wire.documents import dump
 
 FloatArray = NDArray[np.float64]
-_RISK_BINS = 4
 #: How far beyond the range seen in training a feature may lie, in widths of that range.
 _BEYOND = 0.5
 
 
-# ---------------------------------------------------------------------------------------- calibration
-
-
-def calibrate(network: Network, table: Table, column: int) -> tuple[IntervalTable, FloatArray]:
-    """The interval of an amount from calibration runs, and their scores."""
-    mean, spread = network.predict(table.matrix)
-    known = table.targets.known[:, column]
-    floor = max(float(np.median(spread[:, column])) if len(spread) else 0.0, 1e-6)
-    scores = normalised_scores(
-        table.targets.values[known, column], mean[known, column], spread[known, column] + floor
-    )
-    runs = table.targets.runs[known]
-    quantile = grouped_quantile(scores, runs.tolist(), ALPHA)
-    return (
-        IntervalTable(
-            alpha=ALPHA,
-            quantile=quantile if math.isfinite(quantile) else None,
-            floor=floor,
-            runs=len(np.unique(runs)),
-        ),
-        scores,
-    )
-
-
-def calibrate_risk(network: Network, table: Table) -> RiskTable:
-    """Forecast probability to bounds, from calibration runs."""
-    mean, _ = network.predict(table.matrix)
-    return risk_table(
-        probability_of(mean[:, 1]),
-        table.targets.values[:, 1] > 0.5,
-        table.targets.runs.tolist(),
-        alpha=ALPHA,
-        bins=_RISK_BINS,
-    )
-
-
-# ---------------------------------------------------------------------------------------- the whole
+def hold_out(table: Table, seed: int) -> tuple[Held, float]:
+    """(forecasts of every row by a network that never saw its run, share out of distribution)."""
+    fold = folds(table.targets.runs, seed)
+    shape = len(table.records), 3
+    mean, spread, strange = np.zeros(shape), np.zeros(shape), np.zeros(shape[0], dtype=bool)
+    for number in range(FOLDS):
+        rest, here = table.rows(fold != number), fold == number
+        matrix = table.matrix[here]
+        network = fit(rest.matrix, rest.targets, seed=seed)
+        mean[here], spread[here] = network.predict(matrix)
+        low, high = _ranges(rest.matrix)
+        strange[here] = ((matrix < low - 1e-5) | (matrix > high + 1e-5)).any(1)
+    return Held(table, mean, spread, fold), float(strange.mean())
 
 
 def build(records: Sequence[Record], made_from: str, seed: int) -> tuple[bytes, Card]:
     """(model.onnx, its card). Raises ValueError where the records are too few."""
     table = tabulate(records)
-    train, calibration, test = (table.rows(part) for part in split(table.targets.runs, seed))
-    network = fit(train.matrix, train.targets, seed=seed)
-    loss, scores = calibrate(network, calibration, 0)
-    recovery, _ = calibrate(network, calibration, 2)
-    risk = calibrate_risk(network, calibration)
-    known = calibration.targets.known[:, 0]
-    low, high = _ranges(train.matrix)
-    strange = ((test.matrix < low - 1e-5) | (test.matrix > high + 1e-5)).any(1)
-    judgements = (
-        judge_loss(network, train, test, loss),
-        judge_divergence(network, train, test, risk),
-        judge_recovery(network, train, test, recovery),
-    )
-    figures: dict[str, float | None] = {
-        "rows": float(len(table.records)),
-        "runs_train": float(len(np.unique(train.targets.runs))),
-        "runs_calibration": float(len(np.unique(calibration.targets.runs))),
-        "runs_test": float(len(np.unique(test.targets.runs))),
-        "out_of_distribution": float(strange.mean()),
-        **adaptive_coverage(network, test, loss, scores, calibration.targets.runs[known].tolist()),
-    }
-    beaten: dict[str, bool] = {}
-    for judgement in judgements:
-        figures |= judgement.figures
-        beaten |= judgement.beaten
-    data = to_onnx(network)
-    horizons = [one.outcome.horizon for one in table.records]
+    held, strange = hold_out(table, seed)
+    horizons = tuple(int(h) for h in np.unique(table.horizons))
+    loss, recovery = judge_loss(held, horizons), judge_recovery(held, horizons)
+    divergence, risk = judge_divergence(held, horizons)
+    everyone = np.ones(len(table.records), dtype=bool)
+    data = to_onnx(fit(table.matrix, table.targets, seed=seed))
+    low, high = _ranges(table.matrix)
     return data, Card(
         version=CARD_VERSION,
         feature_version=FEATURE_VERSION,
@@ -115,12 +72,26 @@ def build(records: Sequence[Record], made_from: str, seed: int) -> tuple[bytes, 
         feature_names=FEATURE_NAMES,
         feature_low=tuple(map(float, low)),
         feature_high=tuple(map(float, high)),
-        horizons=(min(horizons), max(horizons)),
-        loss=loss,
-        recovery=recovery,
-        risk=risk,
-        no_better_than_baseline={name: not better for name, better in beaten.items()},
-        figures=figures,
+        horizons=horizons,
+        loss=interval_of(held, everyone, 0),
+        recovery=interval_of(held, everyone, 2),
+        risk=tuple(risk_of(held, table.horizons == horizon) for horizon in horizons),
+        served={
+            "loss": loss.served,
+            "divergence": divergence.served,
+            "recovery": recovery.served,
+            "risk": risk.served,
+        },
+        figures={
+            "rows": float(len(table.records)),
+            "runs": float(len(np.unique(table.targets.runs))),
+            "out_of_distribution": strange,
+            **loss.figures,
+            **adaptive_coverage(held),
+            **divergence.figures,
+            **risk.figures,
+            **recovery.figures,
+        },
         made_from=made_from,
     )
 
@@ -136,7 +107,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="forkcast_proxy.fit", description=__doc__)
     parser.add_argument("records", type=Path, help="Parquet file of scripts/collect_branches.py")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and the first weights")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds and the first weights")
     given = parser.parse_args()
     digest = ""
     try:
@@ -151,8 +122,9 @@ def main() -> int:
     (given.out / CARD_FILE).write_bytes(dump(card))
     for name, figure in card.figures.items():
         print(f"{name:40} {'-' if figure is None else f'{figure:.4f}'}")  # noqa: T201
-    for name, worse in card.no_better_than_baseline.items():
-        print(f"{name:40} {'withheld' if worse else 'served'}")  # noqa: T201
+    for name, served in card.served.items():
+        where = ", ".join(f"+{horizon}" for horizon in served)
+        print(f"{name:40} {f'served at {where}' if where else 'withheld'}")  # noqa: T201
     return 0
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from forkcast.decision import Candidate
 from forkcast.records import Forecast, Interval, Window
-from forkcast_proxy.card import OUTPUTS, Card, IntervalTable
+from forkcast_proxy.calibration import RiskTable
+from forkcast_proxy.card import SERVED, Card, IntervalTable
 from forkcast_proxy.features import FEATURE_NAMES, FloatMatrix, features, reference_loss
 from forkcast_proxy.heuristic import abstain, abstained
 from forkcast_proxy.session import Model
@@ -20,31 +21,48 @@ def forecast(
 ) -> tuple[list[Forecast], str]:
     """(one forecast a candidate, in order; a note on what was withheld, or "")."""
     card = model.card
-    least, most = card.horizons
-    if not least <= horizon <= most:
-        reason = f"the model forecasts {least} to {most} steps ahead, asked were {horizon}"
+    if not card.horizons[0] <= horizon <= card.horizons[-1]:
+        reason = (
+            f"the model forecasts {card.horizons[0]} to {card.horizons[-1]} steps ahead, "
+            f"asked were {horizon}"
+        )
         return abstain(candidates, reason), reason
     reference = reference_loss(window)
     if reference is None:
         reason = "the window holds no finite loss"
         return abstain(candidates, reason), reason
-    withheld = [name for name in OUTPUTS if card.no_better_than_baseline[name]]
-    if len(withheld) == len(OUTPUTS):
-        reason = "the model is no better than a trivial forecast in anything"
+    served = at_horizon(card, horizon)
+    withheld = [name for name in SERVED if name not in served]
+    if len(withheld) == len(SERVED):
+        reason = f"the model is no better than a trivial forecast in anything at +{horizon}"
         return abstain(candidates, reason), reason
     matrix = features(window, [one.action for one in candidates], horizon)
     strange = outside(card, matrix)
     means, spreads = model.run(matrix) if len(candidates) else (matrix, matrix)
+    risks = card.risk[int(np.searchsorted(card.horizons, horizon))]
     answers = [
         abstained(one.name, f"out of distribution: {odd}")
         if odd is not None
-        else _one(card, one.name, reference, mean, spread)
+        else _one(card, served, risks, one.name, reference, mean, spread)
         for one, odd, mean, spread in zip(
-            candidates, strange, means.astype(float), spreads.astype(float), strict=True
+            candidates, strange, means.tolist(), spreads.tolist(), strict=True
         )
     ]
-    note = f"withheld, no better than a baseline: {', '.join(withheld)}" if withheld else ""
+    note = f"withheld at +{horizon}: {', '.join(withheld)}" if withheld else ""
     return answers, note
+
+
+def at_horizon(card: Card, horizon: int) -> frozenset[str]:
+    """What may be served so many steps ahead. Between two fitted horizons both must allow it; a
+    risk needs only the farther one, for an event may only come later.
+    """
+    above = min(h for h in card.horizons if h >= horizon)
+    below = max(h for h in card.horizons if h <= horizon)
+    return frozenset(
+        name
+        for name, horizons in card.served.items()
+        if above in horizons and (name == "risk" or below in horizons)
+    )
 
 
 def outside(card: Card, matrix: FloatMatrix) -> list[str | None]:
@@ -54,16 +72,22 @@ def outside(card: Card, matrix: FloatMatrix) -> list[str | None]:
     return [FEATURE_NAMES[int(np.argmax(row))] if row.any() else None for row in wrong]
 
 
-def _one(card: Card, name: str, reference: float, mean: np.ndarray, spread: np.ndarray) -> Forecast:
-    if not (np.isfinite(mean).all() and np.isfinite(spread).all()):
+def _one(
+    card: Card,
+    served: frozenset[str],
+    risks: RiskTable,
+    name: str,
+    reference: float,
+    mean: list[float],
+    spread: list[float],
+) -> Forecast:
+    if not all(map(math.isfinite, (*mean, *spread))):
         return abstained(name, "the model gave a non-finite number")
-    skip = card.no_better_than_baseline
-    loss = None if skip["loss"] else _interval(card.loss, mean[0], spread[0])
-    steps = None if skip["recovery"] else _interval(card.recovery, mean[2], spread[2])
-    probability, risk = None, None
-    if not skip["divergence"]:
-        low, high = card.risk.bounds(p := sigmoid(mean[1]))
-        probability, risk = Interval(min(max(p, low), high), low, high), high
+    loss = _interval(card.loss, mean[0], spread[0]) if "loss" in served else None
+    steps = _interval(card.recovery, mean[2], spread[2]) if "recovery" in served else None
+    low, high = risks.bounds(p := sigmoid(mean[1]))
+    probability = Interval(min(max(p, low), high), low, high) if "divergence" in served else None
+    risk = high if "risk" in served else None
     return Forecast(
         candidate=name,
         loss=None if loss is None else _mapped(loss, lambda y: max(0.0, reference * (1 + y))),

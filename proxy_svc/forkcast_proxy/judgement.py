@@ -1,22 +1,39 @@
-"""What a fitted network is worth on test runs: its figures, and whether each output is served."""
+"""What a way of fitting is worth on runs it did not see: figures, and which outputs are served.
+
+Every row is judged by a network, an interval and a rival that were made without its run's fold.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from forkcast.decision import Candidate
+from forkcast.ranking import by_portfolio
 from forkcast_proxy import evaluation
-from forkcast_proxy.calibration import AdaptiveLevel, RiskTable
+from forkcast_proxy.calibration import (
+    AdaptiveLevel,
+    RiskTable,
+    grouped_quantile,
+    normalised_scores,
+    risk_table,
+)
 from forkcast_proxy.card import IntervalTable
-from forkcast_proxy.network import Network
-from forkcast_proxy.table import Table
+from forkcast_proxy.table import FOLDS, Table
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
-ALPHA, _TOP = 0.1, 6
+ALPHA = 0.1
+#: The default of `branching.acceptance.maxRiskQuantile`: a risk whose table cannot get below it is
+#: no gate but a veto, and is withheld (docs/decisions/010).
+RISK_LEVEL = 0.2
+_BINS = 4
+_TOPS = (1, 2, 6)
+Figures = dict[str, float | None]
 
 
 def probability_of(logit: FloatArray) -> FloatArray:
@@ -26,85 +43,200 @@ def probability_of(logit: FloatArray) -> FloatArray:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """Forecasts out of fold. mean, spread: [N, 3]; fold: [N], of the row's run."""
+
+    table: Table
+    mean: FloatArray
+    spread: FloatArray
+    fold: NDArray[np.int64]
+
+    def parts(self) -> Iterator[tuple[BoolArray, BoolArray]]:
+        """(rows of a fold, all other rows) for each fold."""
+        for number in range(FOLDS):
+            yield self.fold == number, self.fold != number
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Judgement:
-    """figures: by name, on test runs. beaten: by output, whether it surely beat the trivial."""
+    """figures by name; served: the horizons at which the output surely beat the trivial."""
 
-    figures: dict[str, float | None]
-    beaten: dict[str, bool]
+    figures: Figures
+    served: tuple[int, ...]
 
 
-def judge_loss(network: Network, train: Table, test: Table, interval: IntervalTable) -> Judgement:
+# ------------------------------------------------------------------------------------------ calibration
+
+
+def interval_of(held: Held, rows: BoolArray, column: int) -> IntervalTable:
+    """The interval of an amount from the forecasts of these rows."""
+    known = rows & held.table.targets.known[:, column]
+    floor = max(float(np.median(held.spread[rows, column])) if rows.any() else 0.0, 1e-6)
+    runs = held.table.targets.runs[known]
+    quantile = grouped_quantile(_scores(held, known, column, floor), runs.tolist(), ALPHA)
+    return IntervalTable(
+        alpha=ALPHA,
+        quantile=quantile if math.isfinite(quantile) else None,
+        floor=floor,
+        runs=len(np.unique(runs)),
+    )
+
+
+def _scores(held: Held, rows: BoolArray, column: int, floor: float) -> FloatArray:
+    truth = held.table.targets.values[rows, column]
+    return normalised_scores(truth, held.mean[rows, column], held.spread[rows, column] + floor)
+
+
+def risk_of(held: Held, rows: BoolArray) -> RiskTable:
+    """Forecast probability to bounds from these rows."""
+    return risk_table(
+        probability_of(held.mean[rows, 1]),
+        held.table.targets.values[rows, 1] > 0.5,
+        held.table.targets.runs[rows].tolist(),
+        alpha=ALPHA,
+        bins=_BINS,
+    )
+
+
+# ------------------------------------------------------------------------------------------ the outputs
+
+
+def judge_loss(held: Held, horizons: tuple[int, ...]) -> Judgement:
     """The loss: mean absolute error in nats against last value and learning curves (each also with
-    the constant change that was usual in training), order within forks, coverage.
+    the constant change that was usual elsewhere), order within forks, coverage. It is served where
+    both the error and the order surely beat their best rival.
     """
-    mean, spread = network.predict(test.matrix)
-    truth, runs = test.losses, test.targets.runs
-    mine = np.abs(mean[:, 0] - truth) * test.reference
-    figures: dict[str, float | None] = {"loss_mae": evaluation.mean_or_none(mine)}
-    rivals = {}
-    for name, guess in test.baselines.items():
-        usual = float(np.nanmedian(train.losses - train.baselines[name]))
-        rivals[name] = np.abs(guess - truth) * test.reference
-        rivals[f"{name}_shifted"] = np.abs(guess + usual - truth) * test.reference
-    for name, errors in rivals.items():
-        figures[f"loss_mae_{name}"] = evaluation.mean_or_none(errors)
-    best = min(rivals, key=lambda name: figures[f"loss_mae_{name}"] or math.inf)
-    better = evaluation.surely_positive(evaluation.by_run(rivals[best] - mine, runs))
-    order, orders = _orders(mean[:, 0], train, test)
-    figures |= order
-    if interval.quantile is not None:
-        known = np.isfinite(truth)
-        half = interval.quantile * (spread[:, 0] + interval.floor)
-        inside = (np.abs(mean[:, 0] - truth) <= half)[known].astype(float)
-        figures |= _bounds("loss_coverage", inside, runs[known])
-        chosen = _selected(mean[:, 0], test)[known]
-        figures |= _bounds("loss_coverage_selected", inside[chosen], runs[known][chosen])
-        figures["loss_half_width"] = evaluation.mean_or_none(half * test.reference)
-    return Judgement(figures, {"loss": better and orders and interval.quantile is not None})
+    table, figures, served = held.table, Figures(), []
+    truth, runs = table.losses, table.targets.runs
+    error = np.abs(held.mean[:, 0] - truth) * table.reference
+    rivals = {
+        name: np.abs(guess - truth) * table.reference for name, guess in _loss_rivals(held).items()
+    }
+    rivals_in_order = _order_rivals(held)
+    inside, half = _covered(held)
+    for horizon in horizons:
+        rows = table.horizons == horizon
+        errors = {name: evaluation.mean_or_none(e[rows]) for name, e in rivals.items()}
+        figures[f"loss_mae_h{horizon}"] = evaluation.mean_or_none(error[rows])
+        figures |= {f"loss_mae_{name}_h{horizon}": value for name, value in errors.items()}
+        best = min(errors, key=lambda name, found=errors: found[name] or math.inf)  # type: ignore[misc]
+        gain = evaluation.by_run((rivals[best] - error)[rows], runs[rows])
+        order, orders = _orders(held, rivals_in_order, rows, horizon)
+        figures |= order
+        figures |= _coverage(held, inside, rows, horizon)
+        figures[f"loss_half_width_h{horizon}"] = evaluation.mean_or_none(half[rows])
+        if evaluation.surely_positive(gain) and orders and np.isfinite(half[rows]).all():
+            served.append(horizon)
+    return Judgement(figures, tuple(served))
 
 
-def _orders(
-    forecast: FloatArray, train: Table, test: Table
-) -> tuple[dict[str, float | None], bool]:
-    """Order of the candidates within forks, against the usual change of each class of action."""
-    candidate = np.array([not one.action.is_identity for one in test.records])
-    usual = _usual_by_kind(train)
-    plain = np.array([usual.get(one.action.kind, 0.0) for one in test.records])
-    part = test.rows(candidate)
-    truth, forks, runs = part.losses, part.targets.forks, part.targets.runs
-    figures: dict[str, float | None] = {}
-    kept = {}
-    for name, guess in (("", forecast[candidate]), ("_by_kind", plain[candidate])):
-        found, of = evaluation.over_forks(evaluation.rank_correlation, guess, truth, forks, runs)
-        recall, _ = evaluation.over_forks(evaluation.top_recall(_TOP), guess, truth, forks, runs)
-        first, _ = evaluation.over_forks(evaluation.top_recall(1), guess, truth, forks, runs)
-        kept[name] = (found, of)
-        figures[f"rank_correlation{name}"] = evaluation.mean_or_none(found)
-        figures[f"top{_TOP}_recall{name}"] = evaluation.mean_or_none(recall)
-        figures[f"top1_recall{name}"] = evaluation.mean_or_none(first)
-    for count in (1, _TOP):
-        chance, _ = evaluation.over_forks(
-            evaluation.chance_of(count), forecast[candidate], truth, forks, runs
-        )
-        figures[f"top{count}_recall_by_chance"] = evaluation.mean_or_none(chance)
-    found, of = kept[""]
-    positive = evaluation.surely_positive(evaluation.by_run(found, of))
-    gain = found - kept["_by_kind"][0]
-    return figures, positive and evaluation.surely_positive(evaluation.by_run(gain, of))
+def _loss_rivals(held: Held) -> dict[str, FloatArray]:
+    """The trivial forecasts, as they are and shifted by the median change of the other folds."""
+    table, horizons = held.table, held.table.horizons
+    found = dict(table.baselines)
+    for name, guess in table.baselines.items():
+        shifted = guess.copy()
+        for inside, outside in held.parts():
+            for horizon in np.unique(horizons):
+                here, there = horizons == horizon, outside & (horizons == horizon)
+                shifted[inside & here] += np.nanmedian((table.losses - guess)[there])
+        found[f"{name}_shifted"] = shifted
+    return found
 
 
-def _usual_by_kind(train: Table) -> dict[str, float]:
+def _order_rivals(held: Held) -> dict[str, FloatArray]:
+    """Orders without a model: the usual change of each kind of action at the horizon (other folds),
+    and the heuristic portfolio's place of each candidate.
+    """
+    table, horizons = held.table, held.table.horizons
+    by_kind, place = np.zeros(len(table.records)), np.zeros(len(table.records))
+    kinds = np.array([one.action.kind for one in table.records])
+    for inside, outside in held.parts():
+        for horizon in np.unique(horizons):
+            usual = _usual_by_kind(table.rows(outside & (horizons == horizon)))
+            rows = np.flatnonzero(inside & (horizons == horizon))
+            by_kind[rows] = [usual.get(str(kind), 0.0) for kind in kinds[rows]]
+    for fork in np.unique(table.targets.forks):
+        rows = np.flatnonzero(table.targets.forks == fork)
+        drawn = [Candidate(name=str(row), action=table.records[row].action) for row in rows]
+        for rank, name in enumerate(by_portfolio(drawn)):
+            place[int(name)] = rank
+    return {"by_kind": by_kind, "portfolio": place}
+
+
+def _usual_by_kind(table: Table) -> dict[str, float]:
     """Median change of each class of action relative to its fork's mean."""
-    losses, forks = train.losses, train.targets.forks
-    kinds = np.array([one.action.kind for one in train.records])
+    losses, forks = table.losses, table.targets.forks
+    kinds = np.array([one.action.kind for one in table.records])
     known = np.isfinite(losses)
-    sums = np.bincount(forks[known], losses[known], int(forks.max()) + 1)
-    counts = np.bincount(forks[known], minlength=len(sums))
-    rest = losses - sums[forks] / np.maximum(counts[forks], 1)
+    size = int(forks.max()) + 1 if len(forks) else 0
+    sums = np.bincount(forks[known], losses[known], size)
+    counts = np.bincount(forks[known], minlength=size)
+    rest = losses - (sums / np.maximum(counts, 1))[forks]
     return {
         str(kind): float(np.median(rest[known & (kinds == kind)]))
         for kind in np.unique(kinds[known])
     }
+
+
+def _orders(
+    held: Held, rivals: dict[str, FloatArray], rows: BoolArray, horizon: int
+) -> tuple[Figures, bool]:
+    """Order of the candidates within forks, over all and over healthy and unstable runs apart; and
+    whether it surely beats every rival.
+    """
+    table, figures = held.table, Figures()
+    candidate = rows & np.array([not one.action.is_identity for one in table.records])
+    healthy = np.array([one.fork.regime == "healthy" for one in table.records])
+    groups = {"": candidate, "_healthy": candidate & healthy, "_unstable": candidate & ~healthy}
+    surely = True
+    for group, chosen in groups.items():
+        if not chosen.any():
+            continue
+        truth, forks, runs = (
+            values[chosen] for values in (table.losses, table.targets.forks, table.targets.runs)
+        )
+        kept = {}
+        for name, guess in {"": held.mean[:, 0], **{f"_{n}": g for n, g in rivals.items()}}.items():
+            end = f"{name}{group}_h{horizon}"
+            kept[name], of = evaluation.over_forks(
+                evaluation.rank_correlation, guess[chosen], truth, forks, runs
+            )
+            figures[f"rank_correlation{end}"] = evaluation.mean_or_none(kept[name])
+            for count in _TOPS:
+                recall = evaluation.top_recall(count)
+                found, _ = evaluation.over_forks(recall, guess[chosen], truth, forks, runs)
+                figures[f"top{count}_recall{end}"] = evaluation.mean_or_none(found)
+        for count in _TOPS:
+            chance = evaluation.chance_of(count)
+            found, _ = evaluation.over_forks(chance, truth, truth, forks, runs)
+            figures[f"top{count}_recall_by_chance{group}_h{horizon}"] = evaluation.mean_or_none(
+                found
+            )
+        if not group:
+            gains = [kept[""], *(kept[""] - kept[f"_{name}"] for name in rivals)]
+            surely = all(evaluation.surely_positive(evaluation.by_run(g, of)) for g in gains)
+    return figures, surely
+
+
+def _covered(held: Held) -> tuple[FloatArray, FloatArray]:
+    """(1 where the loss lay inside its interval, 0 outside, NaN unknown; half widths in nats)."""
+    table = held.table
+    half = np.full(len(table.records), np.inf)
+    for inside, outside in held.parts():
+        interval = interval_of(held, outside, 0)
+        if interval.quantile is not None:
+            half[inside] = interval.quantile * (held.spread[inside, 0] + interval.floor)
+    covered = (np.abs(held.mean[:, 0] - table.losses) <= half).astype(np.float64)
+    return np.where(np.isfinite(table.losses), covered, np.nan), half * table.reference
+
+
+def _coverage(held: Held, inside: FloatArray, rows: BoolArray, horizon: int) -> Figures:
+    runs = held.table.targets.runs
+    known = rows & np.isfinite(inside)
+    figures = _bounds(f"loss_coverage_h{horizon}", inside[known], runs[known])
+    chosen = known & _selected(held.mean[:, 0], held.table)
+    return figures | _bounds(f"loss_coverage_selected_h{horizon}", inside[chosen], runs[chosen])
 
 
 def _selected(forecast: FloatArray, table: Table) -> BoolArray:
@@ -116,60 +248,74 @@ def _selected(forecast: FloatArray, table: Table) -> BoolArray:
     return chosen
 
 
-def judge_divergence(network: Network, train: Table, test: Table, risk: RiskTable) -> Judgement:
-    """The event: Brier score against the training runs' rate of its horizon; what the gate passes."""
-    mean, _ = network.predict(test.matrix)
-    probability, happened = probability_of(mean[:, 1]), test.targets.values[:, 1]
-    horizons = np.array([one.outcome.horizon for one in train.records])
-    rate = np.array(
-        [
-            train.targets.values[horizons == one.outcome.horizon, 1].mean()
-            if (horizons == one.outcome.horizon).any()
-            else train.targets.values[:, 1].mean()
-            for one in test.records
-        ]
-    )
-    mine, trivial = (probability - happened) ** 2, (rate - happened) ** 2
-    upper = np.array([risk.bounds(float(p))[1] for p in probability])
-    passed = upper < 0.2
-    runs = test.targets.runs
-    figures: dict[str, float | None] = {
-        "event_rate": float(happened.mean()),
-        "event_brier": float(mine.mean()),
-        "event_brier_base_rate": float(trivial.mean()),
-        "event_gate_passes": float(passed.mean()),
-        **_bounds("event_rate_where_passed", happened[passed], runs[passed]),
-    }
-    better = evaluation.surely_positive(evaluation.by_run(trivial - mine, runs))
-    return Judgement(figures, {"divergence": better})
+def judge_divergence(held: Held, horizons: tuple[int, ...]) -> tuple[Judgement, Judgement]:
+    """(the event's probability, the risk). The probability is served where its Brier score surely
+    beats the other folds' rate; the risk where, besides, its table reaches below RISK_LEVEL and
+    what it let pass out of fold kept to that level.
+    """
+    table, figures, served, gated = held.table, Figures(), [], []
+    probability, happened = probability_of(held.mean[:, 1]), table.targets.values[:, 1]
+    runs, gate = table.targets.runs, Figures()
+    for horizon in horizons:
+        rows = table.horizons == horizon
+        rate, upper = np.zeros(len(rows)), np.ones(len(rows))
+        for inside, outside in held.parts():
+            rate[inside & rows] = happened[outside & rows].mean()
+            bounds = risk_of(held, outside & rows)
+            upper[inside & rows] = [bounds.bounds(p)[1] for p in probability[inside & rows]]
+        mine, trivial = (probability - happened) ** 2, (rate - happened) ** 2
+        passed = rows & (upper < RISK_LEVEL)
+        least = risk_of(held, rows).least
+        figures |= {
+            f"event_rate_h{horizon}": float(happened[rows].mean()),
+            f"event_brier_h{horizon}": float(mine[rows].mean()),
+            f"event_brier_base_rate_h{horizon}": float(trivial[rows].mean()),
+        }
+        gate |= {
+            f"risk_least_h{horizon}": least,
+            f"risk_gate_passes_h{horizon}": float(passed[rows].mean()),
+            **_bounds(f"event_rate_where_passed_h{horizon}", happened[passed], runs[passed]),
+        }
+        if evaluation.surely_positive(evaluation.by_run((trivial - mine)[rows], runs[rows])):
+            served.append(horizon)
+            if least < RISK_LEVEL and passed.any() and happened[passed].mean() <= RISK_LEVEL:
+                gated.append(horizon)
+    return Judgement(figures, tuple(served)), Judgement(gate, tuple(gated))
 
 
-def judge_recovery(
-    network: Network, train: Table, test: Table, interval: IntervalTable
-) -> Judgement:
-    """log(1 + recovery steps): error against the training runs' median."""
-    mean, _ = network.predict(test.matrix)
-    truth = test.targets.values[:, 2]
-    mine = np.abs(mean[:, 2] - truth)
-    usual = np.abs(float(np.median(train.targets.values[:, 2])) - truth)
-    figures: dict[str, float | None] = {
-        "recovery_log_mae": float(mine.mean()),
-        "recovery_log_mae_median": float(usual.mean()),
-    }
-    better = evaluation.surely_positive(evaluation.by_run(usual - mine, test.targets.runs))
-    return Judgement(figures, {"recovery": better and interval.quantile is not None})
+def judge_recovery(held: Held, horizons: tuple[int, ...]) -> Judgement:
+    """log(1 + recovery steps): error against the other folds' median."""
+    table, figures, served = held.table, Figures(), []
+    truth, everyone = table.targets.values[:, 2], np.ones(len(table.records), dtype=bool)
+    for horizon in horizons:
+        rows = table.horizons == horizon
+        usual = np.zeros(len(rows))
+        for inside, outside in held.parts():
+            usual[inside & rows] = np.median(truth[outside & rows])
+        mine, theirs = np.abs(held.mean[:, 2] - truth), np.abs(usual - truth)
+        figures[f"recovery_log_mae_h{horizon}"] = float(mine[rows].mean())
+        figures[f"recovery_log_mae_median_h{horizon}"] = float(theirs[rows].mean())
+        figures[f"recovery_never_left_h{horizon}"] = float((truth[rows] == 0.0).mean())
+        gain = evaluation.by_run((theirs - mine)[rows], table.targets.runs[rows])
+        if evaluation.surely_positive(gain) and interval_of(held, everyone, 2).quantile is not None:
+            served.append(horizon)
+    return Judgement(figures, tuple(served))
 
 
-def adaptive_coverage(
-    network: Network, test: Table, interval: IntervalTable, scores: FloatArray, names: list[int]
-) -> dict[str, float | None]:
-    """Coverage where the level adapts after every test fork's first outcome, in run order."""
-    mean, spread = network.predict(test.matrix)
-    _, first = np.unique(test.targets.forks, return_index=True)
-    level, inside = AdaptiveLevel(ALPHA, ALPHA), []
-    for row in first[test.targets.known[first, 0]]:
-        score = abs(mean[row, 0] - test.targets.values[row, 0]) / (spread[row, 0] + interval.floor)
-        missed = bool(score > level.quantile(scores, names))
+def adaptive_coverage(held: Held) -> Figures:
+    """Coverage of the loss where the level adapts after every fork's first outcome, in run order."""
+    table, level, inside = held.table, AdaptiveLevel(ALPHA, ALPHA), []
+    known = table.targets.known[:, 0]
+    others = {}
+    for number, (_, outside) in enumerate(held.parts()):
+        floor = interval_of(held, outside, 0).floor
+        rows = outside & known
+        others[number] = floor, _scores(held, rows, 0, floor), table.targets.runs[rows].tolist()
+    _, first = np.unique(table.targets.forks, return_index=True)
+    for row in first[known[first]]:
+        floor, scores, names = others[int(held.fold[row])]
+        one = np.arange(len(known)) == row
+        missed = bool(_scores(held, one, 0, floor)[0] > level.quantile(scores, names))
         inside.append(float(not missed))
         level = level.after(missed=missed)
     return {
@@ -178,7 +324,7 @@ def adaptive_coverage(
     }
 
 
-def _bounds(name: str, inside: FloatArray, runs: NDArray[np.int64]) -> dict[str, float | None]:
+def _bounds(name: str, inside: FloatArray, runs: NDArray[np.int64]) -> Figures:
     share, low, high = evaluation.share_bounds(inside, runs)
     return {
         name: share if math.isfinite(share) else None,

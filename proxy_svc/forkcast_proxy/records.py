@@ -6,6 +6,7 @@ Losses are validation losses in nats/token, NaN where a rollout diverged before 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from forkcast.actions import Action
 from forkcast.records import WINDOW_COLUMNS, FloatArray, Window
 
+_MEDIAN_STEPS = 20
 _ACTION = {
     "learning_rate_scale": pa.float64(),
     "weight_decay_scale": pa.float64(),
@@ -35,10 +37,8 @@ class Outcome:
 
     loss, mean_loss: validation loss raw and with the mean of the last 25 weights. event: an
     instability event (SpikeScore rule, or divergence) between fork and horizon. recovery_steps:
-    steps from the fork until the 20-step median loss is back at the level before the departure;
-    0 where it never left, the horizon where it did not return. steps_run: paid for, the replay
-    included; 0 for the control. healthy: the run has neither stressor nor an excessive rate, and
-    it did not diverge.
+    see the function of that name. steps_run: paid for, the replay included; 0 for the control.
+    healthy: the run has neither stressor nor an excessive rate, and it did not diverge.
     """
 
     horizon: int
@@ -52,6 +52,18 @@ class Outcome:
     recovery_steps: float
     steps_run: int
     healthy: bool
+
+
+def recovery_steps(losses: Mapping[int, float], step: int, end: int, level: float) -> float:
+    """Steps after a fork at ``step`` until the median of 20 losses in a row is at ``level``
+    nats/token or below, counted to the first of the 20; 0 where the run never left it, end - step
+    where it did not return. Only losses after the fork count: the 20 before it were calm.
+    """
+    for first in range(step, end - _MEDIAN_STEPS + 1):
+        ahead = [losses.get(now, math.inf) for now in range(first, first + _MEDIAN_STEPS)]
+        if float(np.median(ahead)) <= level:
+            return float(first - step)
+    return float(end - step)
 
 
 _KINDS = {"int": pa.int64(), "bool": pa.bool_(), "float": pa.float64()}

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from forkcast_proxy.card import CARD_FILE, CARD_VERSION, MODEL_FILE, OUTPUTS, Card
+from forkcast_proxy.card import CARD_FILE, CARD_VERSION, MODEL_FILE, OUTPUTS, SERVED, Card
 from forkcast_proxy.features import FEATURE_NAMES, FEATURE_VERSION, FloatMatrix
 from forkcast_wire.documents import DocumentError, load
 
@@ -104,15 +104,27 @@ def open_model(folder: Path) -> Model:
     widths = {len(card.feature_names), len(card.feature_low), len(card.feature_high)}
     if card.feature_names != FEATURE_NAMES or len(widths) > 1:
         raise ModelRejectedError("version mismatch: the card's features are not this service's")
-    if set(card.no_better_than_baseline) != set(OUTPUTS):
-        raise ModelRejectedError(f"card: no_better_than_baseline must name {', '.join(OUTPUTS)}")
-    bins = len(card.risk.edges) + 1
-    if {len(card.risk.low), len(card.risk.high)} != {bins}:
-        raise ModelRejectedError("card: the risk table is ragged")
+    _check_card(card)
     check(data, card.sha256)
     model = Model(card, _start(data))
     _check_shapes(model)
     return model
+
+
+def _check_card(card: Card) -> None:
+    """Refuses a card whose parts do not fit each other: it would serve one output for another."""
+    horizons = card.horizons
+    if not horizons or horizons[0] < 1 or list(horizons) != sorted(set(horizons)):
+        raise ModelRejectedError("card: horizons must be >= 1 and rise")
+    if set(card.served) != set(SERVED):
+        raise ModelRejectedError(f"card: served must name {', '.join(SERVED)}")
+    if any(set(served) - set(horizons) for served in card.served.values()):
+        raise ModelRejectedError("card: served names other horizons than the fitted ones")
+    if len(card.risk) != len(horizons):
+        raise ModelRejectedError("card: there must be one risk table for each horizon")
+    for table in card.risk:
+        if {len(table.low), len(table.high)} != {len(table.edges) + 1}:
+            raise ModelRejectedError("card: the risk table is ragged")
 
 
 def _start(data: bytes) -> ort.InferenceSession:

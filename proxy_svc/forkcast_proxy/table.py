@@ -1,4 +1,4 @@
-"""Training records as arrays, and their split by runs."""
+"""Training records as arrays, and their folds by runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from forkcast_proxy.records import Record
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
-_SHARES = (0.6, 0.8)  # training up to the first, calibration up to the second, test the rest
+FOLDS = 5
 _LEAST_RUNS = 10
 #: A loss this many references away says no more than one nearer.
 _FARTHEST = 3.0
@@ -41,6 +41,11 @@ class Table:
             self.reference[chosen],
             {name: values[chosen] for name, values in self.baselines.items()},
         )
+
+    @property
+    def horizons(self) -> NDArray[np.int64]:
+        """[N] steps ahead."""
+        return np.array([one.outcome.horizon for one in self.records], dtype=np.int64)
 
     @property
     def losses(self) -> FloatArray:
@@ -87,12 +92,13 @@ def tabulate(records: Sequence[Record]) -> Table:
     )
 
 
-def split(runs: NDArray[np.int64], seed: int) -> tuple[BoolArray, BoolArray, BoolArray]:
-    """(training, calibration, test) masks over rows. Raises ValueError for too few runs."""
-    kinds = np.random.default_rng(seed).permutation(np.unique(runs))
+def folds(runs: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """[N] fold of each row, 0 to FOLDS - 1; a run is never divided. Raises ValueError for too few
+    runs.
+    """
+    kinds = np.unique(runs)
     if len(kinds) < _LEAST_RUNS:
         raise ValueError(f"records: {len(kinds)} runs are too few; collect at least {_LEAST_RUNS}")
-    first, second = (int(share * len(kinds)) for share in _SHARES)
-    parts = (kinds[:first], kinds[first:second], kinds[second:])
-    train, calibration, test = (np.isin(runs, part) for part in parts)
-    return train, calibration, test
+    drawn = np.random.default_rng(seed).permutation(np.arange(len(kinds)) % FOLDS)
+    placed: NDArray[np.int64] = drawn[np.searchsorted(kinds, runs)]
+    return placed

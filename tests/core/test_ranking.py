@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from forkcast.actions import Lattice
 from forkcast.decision import Candidate, DraftSource
-from forkcast.ranking import rank
+from forkcast.ranking import by_portfolio, rank
 from forkcast.records import Forecast, Interval
 
 ACTIONS = list(Lattice(rewind_steps=(20, 220)).actions())
@@ -52,6 +52,25 @@ def test_one_abstention_hands_the_order_to_the_heuristic_but_not_the_gate() -> N
 def test_a_forecast_without_a_risk_is_not_taken_for_a_safe_one() -> None:
     mixed = [told(PLAIN[0], 1.0, None), told(PLAIN[1], 2.0, 0.1)]
     assert rank(mixed, top_k=1, max_risk=0.2)[1] is DraftSource.HEURISTIC
+
+
+def test_expected_loss_orders_where_no_risk_is_known_at_all() -> None:
+    three = [told(PLAIN[n], loss, None) for n, loss in enumerate((2.0, 3.0, 1.0))]
+    assert rank(three, top_k=2, max_risk=0.2) == (("c002", "c000"), DraftSource.PROXY)
+
+
+def test_a_risk_without_a_loss_gates_and_the_heuristic_orders() -> None:
+    def risky(candidate: Candidate, risk: float) -> Candidate:
+        forecast = told(candidate, 1.0, risk).forecast
+        assert forecast is not None
+        return replace(candidate, forecast=replace(forecast, loss=None))
+
+    order = by_portfolio(PLAIN)
+    gated = [risky(c, 0.9 if c.name == order[0] else 0.1) for c in PLAIN]
+    names, source = rank(gated, top_k=6, max_risk=0.2)
+    assert source is DraftSource.HEURISTIC
+    assert order[0] not in names
+    assert len(names) == 6
 
 
 def test_the_portfolio_leads_with_the_deepest_rate_cut_and_is_diverse() -> None:

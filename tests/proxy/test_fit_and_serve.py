@@ -25,10 +25,10 @@ from forkcast_proxy.card import Card
 from forkcast_proxy.evaluation import rank_correlation
 from forkcast_proxy.features import FEATURE_NAMES, features
 from forkcast_proxy.network import Targets, _backward, _errors, _forward, _start, fit, to_onnx
-from forkcast_proxy.records import Fork, Outcome, Record, read, write
+from forkcast_proxy.records import Fork, Outcome, Record, read, recovery_steps, write
 from forkcast_proxy.server import NO_MODEL
 from forkcast_proxy.session import ModelRejectedError, check, open_model
-from forkcast_proxy.table import split, tabulate
+from forkcast_proxy.table import FOLDS, folds, tabulate
 from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import candidate_to_wire, forecast_from_wire, window_to_wire
 from forkcast_wire.documents import dump, load
@@ -78,7 +78,7 @@ def made_records(runs=24, actions=9, *, informative=True, seed=0):
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    write(made_records(60, 8), folder / "records.parquet")
+    write(made_records(40, 8), folder / "records.parquet")
     command = [sys.executable, "-m", "forkcast_proxy.fit", "records.parquet", "-o", "."]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -98,6 +98,14 @@ def test_records_survive_the_file(tmp_path):
             np.testing.assert_array_equal(
                 mine.fork.window.columns[name], theirs.fork.window.columns[name]
             )
+
+
+def test_recovery_counts_what_came_after_the_fork_not_the_calm_before_it():
+    losses = {now: 4.0 if 100 <= now < 160 else 3.0 for now in range(300)}
+    assert recovery_steps(losses, 100, 300, 3.1) == 50  # of the 20 from 150 on, half are calm
+    assert recovery_steps(losses, 100, 150, 3.1) == 50
+    assert recovery_steps(losses, 200, 250, 3.1) == 0
+    assert recovery_steps({}, 100, 150, 3.1) == 50
 
 
 def test_gradients_are_the_slopes_of_the_loss():
@@ -140,16 +148,21 @@ def test_export_gives_the_networks_numbers(tmp_path):
 
 def test_what_can_be_learned_is_served(model_dir):
     card = card_of(model_dir)
-    assert card.no_better_than_baseline == {"loss": False, "divergence": False, "recovery": True}
-    assert card.figures["loss_mae"] < 0.5 * card.figures["loss_mae_last_value_shifted"]
-    assert card.figures["rank_correlation"] > 0.5
-    assert card.figures["loss_coverage_low"] <= 0.9 <= card.figures["loss_coverage_high"]
     assert card.horizons == (50, 200)
+    both = (50, 200)
+    assert card.served == {"loss": both, "divergence": both, "recovery": (), "risk": both}
+    figures = card.figures
+    for h in both:
+        assert figures[f"loss_mae_h{h}"] < 0.5 * figures[f"loss_mae_last_value_shifted_h{h}"]
+        assert figures[f"rank_correlation_h{h}"] > 0.5
+        assert figures[f"top6_recall_h{h}"] > figures[f"top6_recall_by_chance_h{h}"]
+        assert figures[f"loss_coverage_h{h}_low"] <= 0.9 <= figures[f"loss_coverage_h{h}_high"]
+        assert figures[f"event_rate_where_passed_h{h}"] < 0.2
 
 
 def test_noise_is_withheld():
-    _, card = fitting.build(made_records(60, 8, informative=False), "noise", 0)
-    assert all(card.no_better_than_baseline.values())
+    _, card = fitting.build(made_records(30, 8, informative=False), "noise", 0)
+    assert set(card.served.values()) == {()}
 
 
 def test_too_few_runs_are_refused():
@@ -159,8 +172,10 @@ def test_too_few_runs_are_refused():
 
 def test_runs_are_never_split():
     table = tabulate(made_records(20, 3))
-    parts = [set(table.targets.runs[part].tolist()) for part in split(table.targets.runs, 3)]
-    assert sum(map(len, parts)) == len(set.union(*parts)) == 20
+    fold = folds(table.targets.runs, 3)
+    parts = [set(table.targets.runs[fold == one].tolist()) for one in range(FOLDS)]
+    assert [len(part) for part in parts] == [4] * FOLDS
+    assert len(set.union(*parts)) == 20
 
 
 # -------------------------------------------------------------------------------------- refused models
@@ -259,7 +274,11 @@ def test_a_model_of_another_card_is_refused(model_dir, tmp_path):
         {"feature_version": 99},
         {"feature_names": FEATURE_NAMES[::-1]},
         {"feature_low": (0.0,)},
-        {"no_better_than_baseline": {}},
+        {"served": {}},
+        {"served": {"loss": (70,), "divergence": (), "recovery": (), "risk": ()}},
+        {"horizons": (200, 50)},
+        {"horizons": ()},
+        {"risk": ()},
     ],
 )
 def test_other_versions_are_refused(model_dir, tmp_path, changed):
