@@ -14,7 +14,9 @@ _UPDATES_EVERY = 10
 _GROUPS = ("embedding", "attention", "mlp", "norm")
 
 
-def made_statistics(count: int, *, run_uid: str, attempt: int = 0, seed: int = 0) -> list[StepStats]:
+def made_statistics(
+    count: int, *, run_uid: str, attempt: int = 0, seed: int = 0
+) -> list[StepStats]:
     """``count`` steps from 0 on: a falling loss with autocorrelated noise, no departures."""
     rng = np.random.default_rng(seed)
     noise = 0.0
