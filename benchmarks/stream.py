@@ -24,7 +24,7 @@ from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 
-_SINGLE, _COALESCED = 4_000, 40_000
+_SINGLE, _COALESCED = 3_000, 20_000
 _ROUNDS = 3
 _PACED, _PACE_SECONDS = 400, 0.005
 _PATIENCE = 120.0
