@@ -29,6 +29,9 @@ SECTIONS = {
     "decision": "decision",
 }
 
+#: Of the table where it goes to a file or a pipe.
+_WIDTH = 150
+
 
 def measured(section: str, scale: float) -> list[Row]:
     """The rows of one section. Its module is imported here: threads must be pinned before."""
@@ -74,6 +77,8 @@ def main() -> int:
         return 2
     machine.pin_threads()
     console, started, rows = Console(), time.monotonic(), []
+    if not console.is_terminal:
+        console.width = _WIDTH
     loads = {"start": machine.load_average()}
     for section in chosen:
         before = time.monotonic()
