@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import yaml
 from figures import Row
 
 _TRIGGER_STEP = 150
-_PATIENCE = 420.0
+_PATIENCE = 900.0
 _LOOK_SECONDS = 0.2
 #: Below this scale a branch of two finalists on short rungs stands in for the real one.
 _WHOLE_SCALE = 0.5
@@ -105,7 +106,7 @@ def rows(run: Path, *, whole: bool) -> list[Row]:
             ratio=(at - before) / (end - begin),
             against="the whole",
         )
-        for (_, before), (name, at) in zip(marks, marks[1:], strict=False)
+        for (_, before), (name, at) in pairwise(marks)
     ]
     steps_alone = Row(
         section="decision",

@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+import grpc
 import machine
+import structlog
 from figures import Row
 from rich.console import Console
 from rich.table import Table
@@ -63,7 +66,7 @@ def _number(value: float) -> str:
 
 
 def main() -> int:
-    """0; 2 for an unknown section."""
+    """0; 1 where a section failed (the others are shown); 2 for an unknown section."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help=f"of {','.join(SECTIONS)}")
     parser.add_argument("--json", type=Path, help="write rows and machine there")
@@ -76,14 +79,19 @@ def main() -> int:
         print(f"error: --only: {unknown[0]} is not one of {', '.join(SECTIONS)}", file=sys.stderr)
         return 2
     machine.pin_threads()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     console, started, rows = Console(), time.monotonic(), []
     if not console.is_terminal:
         console.width = _WIDTH
-    loads = {"start": machine.load_average()}
+    loads, failed = {"start": machine.load_average()}, dict[str, str]()
     for section in chosen:
         before = time.monotonic()
-        with console.status(f"{section} ..."):
-            rows += measured(section, given.scale)
+        try:
+            with console.status(f"{section} ..."):
+                rows += measured(section, given.scale)
+        except (OSError, RuntimeError, grpc.RpcError, grpc.FutureTimeoutError) as error:
+            failed[section] = f"{type(error).__name__}: {error}"
+            console.print(f"[red]{section} failed: {failed[section]}")
         loads[section] = machine.load_average()
         console.print(f"{section}: {time.monotonic() - before:.0f} s, load {loads[section]:.2f}")
     seconds = time.monotonic() - started
@@ -96,10 +104,11 @@ def main() -> int:
             "load_average": loads,
             "scale": given.scale,
             "seconds": seconds,
+            "failed": failed,
             "rows": [asdict(row) for row in rows],
         }
         given.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from forkcast_wire.manifest_file import load_manifest
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
 UID = "benchmark"
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 
 
 class Served:

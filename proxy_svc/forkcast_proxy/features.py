@@ -9,6 +9,7 @@ statistic that was not sampled stands as 0 with a flag beside it that says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,18 @@ def reference_loss(window: Window) -> float | None:
 
 def features(window: Window, actions: Sequence[Action], horizon: int) -> FloatMatrix:
     """[M, F] with the columns FEATURE_NAMES; horizon: steps after the window's last, >= 1."""
-    shared = list(_of_window(window, horizon).values())
-    rows = [[*shared, *_of_action(action).values()] for action in actions]
-    matrix = np.array(rows, dtype=np.float64).reshape(len(rows), len(FEATURE_NAMES))
-    return np.clip(np.nan_to_num(matrix, posinf=_LIMIT, neginf=-_LIMIT), -_LIMIT, _LIMIT).astype(
-        np.float32
-    )
+    shared = np.array(list(_of_window(window, horizon).values()), dtype=np.float64)
+    matrix = np.empty((len(actions), len(FEATURE_NAMES)), dtype=np.float64)
+    matrix[:, : len(shared)] = shared
+    matrix[:, len(shared) :] = [_row_of(action) for action in actions] or 0.0
+    np.nan_to_num(matrix, copy=False, posinf=_LIMIT, neginf=-_LIMIT)
+    return np.clip(matrix, -_LIMIT, _LIMIT).astype(np.float32)
+
+
+@lru_cache(maxsize=4096)
+def _row_of(action: Action) -> tuple[float, ...]:
+    """An action's columns; a lattice has a few hundred actions, and they come again and again."""
+    return tuple(_of_action(action).values())
 
 
 def _valid(values: FloatArray) -> FloatArray:
