@@ -82,20 +82,16 @@ def rows(run: Path, *, whole: bool) -> list[Row]:
     """The phases of the run's one branch, seconds."""
     (branch,) = (run / "branches").iterdir()
     marks = _marks(run, branch)
-    (first, begin), (_, end) = marks[0], marks[-1]
-    trials = [json.loads(path.read_text()) for path in run.glob("rollouts/*/*/trial-*.json")]
-    last = {}
-    for trial in sorted(trials, key=lambda one: one["rung"]):
-        last[trial["candidate"]] = trial  # its seconds and steps count from the rollout's start
-    busy = sum(one["seconds"] for one in last.values())
-    steps = sum(one["steps_run"] for one in last.values())
-    slots = json.loads((run / "manifest.json").read_text())["spec"]["branching"][
-        "maxConcurrentRollouts"
-    ]
+    span = marks[-1][1] - marks[0][1]
+    busy, steps, trials = _work(run)
+    slots = _slots(run)
     size = "Top-K 6 and control" if whole else "a short branch: two finalists and control"
-    note = f"{size}; {steps} rollout steps in {len(trials)} trials, {slots} at a time"
     total = Row(
-        section="decision", name=f"{first} to decision", value=end - begin, unit="s", note=note
+        section="decision",
+        name="trigger to decision",
+        value=span,
+        unit="s",
+        note=f"{size}; {steps} rollout steps in {trials} trials, {slots} at a time",
     )
     parts = [
         Row(
@@ -103,21 +99,33 @@ def rows(run: Path, *, whole: bool) -> list[Row]:
             name=f"of it: {name}",
             value=at - before,
             unit="s",
-            ratio=(at - before) / (end - begin),
+            ratio=(at - before) / span,
             against="the whole",
         )
         for (_, before), (name, at) in pairwise(marks)
     ]
-    steps_alone = Row(
+    alone = Row(
         section="decision",
         name="rollout steps alone, over the slots",
         value=busy / slots,
         unit="s",
-        ratio=(end - begin) * slots / busy,
-        against="trigger to decision over this",
-        note="goal x1.25",
+        note=f"trigger to decision is x{span * slots / busy:.3g} of it; goal x1.25",
     )
-    return [total, *parts, steps_alone]
+    return [total, *parts, alone]
+
+
+def _work(run: Path) -> tuple[float, int, int]:
+    """(seconds spent in rollout steps, how many steps, trials) over all rollouts."""
+    trials = [json.loads(path.read_text()) for path in run.glob("rollouts/*/*/trial-*.json")]
+    # seconds and steps of a trial count from its rollout's start: the last one has them all
+    last = {one["candidate"]: one for one in sorted(trials, key=lambda one: int(one["rung"]))}
+    seconds = sum(float(one["seconds"]) for one in last.values())
+    return seconds, sum(int(one["steps_run"]) for one in last.values()), len(trials)
+
+
+def _slots(run: Path) -> int:
+    branching = json.loads((run / "manifest.json").read_text())["spec"]["branching"]
+    return int(branching["maxConcurrentRollouts"])
 
 
 def _marks(run: Path, branch: Path) -> list[tuple[str, float]]:

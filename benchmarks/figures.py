@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ def quantile(values: Sequence[float], fraction: float) -> float:
     if not values:
         raise ValueError("quantile: no values")
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -int(-fraction * len(ordered)) - 1))]
+    return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)]
 
 
 def median(values: Sequence[float]) -> float:
