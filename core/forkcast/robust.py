@@ -25,16 +25,18 @@ class RobustWindow:
         self.size = size
         self._order: deque[float] = deque(values, maxlen=size)
         self._sorted = sorted(self._order)
+        self._below = 0  # where `deviation` begins to look: its last answer; no part of the state
 
     def __len__(self) -> int:
         return len(self._order)
 
     def push(self, value: float) -> None:
         """Add a finite value; the oldest leaves a full window."""
-        if len(self._order) == self.size:
-            del self._sorted[bisect_left(self._sorted, self._order[0])]
-        self._order.append(value)
-        insort(self._sorted, value)
+        order, values = self._order, self._sorted
+        if len(order) == self.size:
+            del values[bisect_left(values, order[0])]
+        order.append(value)
+        insort(values, value)
 
     def z(self, value: float) -> float:
         """(value - median) / (1.4826 MAD), 0 for a constant series and for fewer than 8 values;
@@ -44,9 +46,10 @@ class RobustWindow:
             return 0.0
         center = self.median()
         spread = MAD_TO_SD * self.deviation(center)
-        if spread <= 1e-12 * max(1.0, abs(center)):
+        if spread <= 1e-12 or spread <= 1e-12 * abs(center):
             return 0.0
-        return max(-1e3, min(1e3, (value - center) / spread))
+        z = (value - center) / spread
+        return z if -1e3 < z < 1e3 else math.copysign(1e3, z)
 
     def median(self) -> float:
         """Median of the window, 0 where it is empty."""
@@ -59,21 +62,25 @@ class RobustWindow:
         return 0.5 * self._sorted[middle - 1] + 0.5 * self._sorted[middle]
 
     def deviation(self, center: float) -> float:
-        """Median absolute deviation from ``center``, O(log n): the distances below and above it are
-        two sorted runs already, and a binary search finds how many of the nearest lie below.
+        """Median absolute deviation from ``center``: the distances below and above it are two sorted
+        runs already, and how many of the nearest lie below hardly changes from step to step, so the
+        search walks there from its last answer.
         """
         values, n = self._sorted, len(self._sorted)
         if not n:
             return 0.0
         right = bisect_left(values, center)
         nearest = n // 2 + 1
-        low, high = max(0, nearest - (n - right)), min(nearest, right)
-        while low < high:  # the fewest below such that the next below is no nearer
-            below = (low + high) // 2
-            if center - values[right - 1 - below] < values[right + nearest - below - 1] - center:
-                low = below + 1
-            else:
-                high = below
+        last = right + nearest
+        least, most = last - n if last > n else 0, min(right, nearest)
+        low = self._below
+        low = least if low < least else min(low, most)
+        # the fewest below such that the next below is no nearer than the last above
+        while low < most and center - values[right - 1 - low] < values[last - 1 - low] - center:
+            low += 1
+        while low > least and center - values[right - low] >= values[last - low] - center:
+            low -= 1
+        self._below = low
         above = nearest - low
         from_below = center - values[right - low] if low else -math.inf
         from_above = values[right + above - 1] - center if above else -math.inf

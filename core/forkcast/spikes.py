@@ -43,9 +43,11 @@ class SpikeScore:
             return False
         mean = math.fsum(values) / len(values)
         above = value - mean
+        if above <= 0:
+            return False
         spread = max(values) - min(values)
         # the variance is at least range^2 / 2n: most values need no more than that
-        if above <= 0 or above * above <= SIGMAS * SIGMAS * spread * spread / (2 * len(values)):
+        if above * above <= SIGMAS * SIGMAS * spread * spread / (2 * len(values)):
             return False
         variance = math.fsum((x - mean) ** 2 for x in values) / len(values)
         return value > mean + SIGMAS * math.sqrt(variance)

@@ -83,10 +83,12 @@ class UncertaintyIndex:
     ) -> float | None:
         if value is None or not usable(value):
             return self._held.get(channel)
-        window = self._channels.setdefault(channel, RobustWindow(self.rules.window))
-        self._held[channel] = window.z(value)
+        window = self._channels.get(channel)
+        if window is None:
+            window = self._channels[channel] = RobustWindow(self.rules.window)
+        score = self._held[channel] = window.z(value)
         fresh.append((channel, value))
-        return self._held[channel]
+        return score
 
     def _z(self, index: float) -> float:
         center = self._history.median()

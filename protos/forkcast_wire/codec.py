@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -35,21 +36,21 @@ _PLAIN = (
 )
 
 
+_NAMES = (*_PLAIN, *_OPTIONAL, *_LAYERS)
+_plain_values, _values = attrgetter(*_PLAIN), attrgetter(*_NAMES)
+
+
 def stats_to_wire(stats: StepStats) -> pb.StepStats:
-    """A StepStats as a message."""
-    message = pb.StepStats(**{name: getattr(stats, name) for name in _PLAIN})
-    for name in _OPTIONAL:
-        if (value := getattr(stats, name)) is not None:
-            setattr(message, name, value)
-    for name in _LAYERS:
-        getattr(message, name).extend(getattr(stats, name) or ())
-    message.group_grad_norms.update(stats.group_grad_norms)
-    return message
+    """A StepStats as a message: a field given as None is left unset."""
+    groups = dict(stats.group_grad_norms)
+    return pb.StepStats(
+        **dict(zip(_NAMES, _values(stats), strict=True)), group_grad_norms=groups or None
+    )
 
 
 def stats_from_wire(message: pb.StepStats) -> StepStats:
     """A StepStats of a message; an empty per-layer list means "not sampled"."""
-    values: dict[str, Any] = {name: getattr(message, name) for name in _PLAIN}
+    values: dict[str, Any] = dict(zip(_PLAIN, _plain_values(message), strict=True))
     values |= {n: getattr(message, n) if message.HasField(n) else None for n in _OPTIONAL}
     values |= {name: tuple(getattr(message, name)) or None for name in _LAYERS}
     return StepStats(**values, group_grad_norms=dict(message.group_grad_norms))

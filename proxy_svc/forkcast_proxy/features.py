@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,15 @@ def features(window: Window, actions: Sequence[Action], horizon: int) -> FloatMa
     matrix = np.empty((len(actions), len(FEATURE_NAMES)))
     matrix[:, : len(WINDOW_FEATURES)] = list(_of_window(window, horizon).values())
     for row, action in enumerate(actions):
-        matrix[row, len(WINDOW_FEATURES) :] = list(_of_action(action).values())
+        matrix[row, len(WINDOW_FEATURES) :] = _row_of(action)
     finite = np.nan_to_num(matrix, copy=False, posinf=_LIMIT, neginf=-_LIMIT)
     return np.clip(finite, -_LIMIT, _LIMIT).astype(np.float32)
+
+
+@lru_cache(maxsize=4096)
+def _row_of(action: Action) -> tuple[float, ...]:
+    """An action's columns; a lattice has a few hundred actions, and they come again and again."""
+    return tuple(_of_action(action).values())
 
 
 def _valid(values: FloatArray) -> FloatArray:

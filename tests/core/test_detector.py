@@ -33,6 +33,17 @@ def test_robust_z_is_the_textbook_figure(values, value):
     assert math.isclose(window.z(value), expected, rel_tol=1e-9, abs_tol=1e-9)
 
 
+@given(st.lists(st.one_of(FLOATS, st.integers(0, 3).map(float)), min_size=8, max_size=80))
+def test_a_window_that_has_lived_scores_as_one_made_anew(values):
+    lived = RobustWindow(24)
+    for one in values:
+        assert lived.z(one) == RobustWindow(24, lived.state()).z(one)
+        center = lived.median()
+        expected = statistics.median([abs(x - center) for x in lived.state()] or [0.0])
+        assert math.isclose(lived.deviation(center), expected, rel_tol=1e-9, abs_tol=1e-9)
+        lived.push(one)
+
+
 def stats(step, loss, norm=1.0, **more):
     return StepStats(
         run_uid="u",

@@ -1,7 +1,8 @@
 """Statistics out, directives in, and the training step never waits for either.
 
-`Reporter.report` appends to a bounded ring and returns. A thread keeps one stream to the monitor:
-whatever is queued goes out as one batch, at most as many batches are in flight as the monitor gives
+`Reporter.report` appends to a bounded ring and returns; it wakes nobody, which would cost the step
+more than all the rest. A thread keeps one stream to the monitor and looks at the ring every few
+milliseconds: whatever is queued goes out as one batch, at most as many batches are in flight as the monitor gives
 credit for, unacknowledged records are sent again on a new stream from the step that the monitor
 names, and what the ring had to drop is told as a gap.
 """
@@ -27,6 +28,8 @@ _log = structlog.get_logger()
 RING_STEPS = 8192
 _BATCH = 256
 _MOST_GAPS = 256
+#: How long a record may wait for others to share its batch.
+_COALESCE_SECONDS = 0.02
 _RETRY_SECONDS = (0.2, 2.0)
 
 
@@ -103,7 +106,6 @@ class Reporter:
                 self.dropped += 1
             self._ring.append(stats)
             self._next_step = stats.step + 1
-            self._changed.notify_all()
 
     def new_epoch(self, hello: Hello) -> None:
         """Begin a new stream with another hello, after a collapse."""
@@ -113,6 +115,8 @@ class Reporter:
 
     def directives(self) -> list[pb.Directive]:
         """The directives that have arrived since the last call, in order of arrival."""
+        if not self._inbox:  # nearly always; what arrives now is found at the next step
+            return []
         with self._changed:
             found = list(self._inbox.values())
             self._inbox.clear()
@@ -204,7 +208,9 @@ class Reporter:
         yield pb.StatsBatch(hello=stream.hello.to_wire(first))
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._may_go_on(stream))
+                while not self._may_go_on(stream):
+                    blocked = len(stream.in_flight) >= stream.credit  # then an ack will notify
+                    self._changed.wait(None if blocked else _COALESCE_SECONDS)
                 if stream.over:
                     return
                 fresh = self._fresh(stream)
@@ -233,8 +239,9 @@ class Reporter:
             return True
         if len(stream.in_flight) >= stream.credit:
             return False  # nothing before the answer to hello, and no more than the credit
-        waiting = bool(self._gaps) or bool(self._fresh(stream))
-        return waiting or self._closing or self._hello is not stream.hello
+        start = max(stream.next_serial - self._first_serial, 0)
+        fresh = start < len(self._ring) and self._ring[start].epoch <= stream.hello.epoch
+        return fresh or bool(self._gaps) or self._closing or self._hello is not stream.hello
 
     def _fresh(self, stream: _Stream) -> list[StepStats]:
         """The next records of this stream. One stream carries one epoch: a newer one waits for its
