@@ -1,7 +1,7 @@
 """From trigger to decision in the whole loop, real processes, and where the time goes.
 
 The quickstart without its stressors, with one forced trigger: Top-K 6 and the control through all
-rungs. Times are read off what the run leaves behind: records, file times, and the operator's log.
+rungs. Times are read off what the run leaves behind: its records and their files' times.
 """
 
 from __future__ import annotations
