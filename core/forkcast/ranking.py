@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 from forkcast.actions import KEEP, Action
 from forkcast.decision import Candidate, DraftSource
@@ -43,16 +44,31 @@ def rank(
     Whoever has a calibrated risk of at least ``max_risk`` is out, whoever orders: a model may know
     the risk and not the loss, or the loss and not the risk (docs/decisions/010). Where all that are
     left have an expected loss, and all or none of them a risk, expected loss orders them, then
-    risk, then name. Otherwise the heuristic portfolio does: a partial order would favour whoever
+    risk, then name; no kind of action takes more than half of the places while others are left,
+    because what finalists have in common is what the branch bets on. Otherwise the heuristic portfolio does: a partial order would favour whoever
     the model dares to judge.
     """
     left = [c for c in candidates if (risk := _risk(c)) is None or risk < max_risk]
     losses = [loss for c in left if (loss := _expected(c)) is not None]
     risks = [risk for c in left if (risk := _risk(c)) is not None]
     if candidates and len(losses) == len(left) and len(risks) in (0, len(left)):
-        order = zip(losses, risks or [0.0] * len(left), (c.name for c in left), strict=True)
-        return tuple(name for _, _, name in sorted(order)[:top_k]), DraftSource.PROXY
+        keys = zip(losses, risks or [0.0] * len(left), (c.name for c in left), strict=True)
+        kinds = {c.name: c.action.kind for c in left}
+        return _mixed([name for _, _, name in sorted(keys)], kinds, top_k), DraftSource.PROXY
     return _portfolio(left, top_k), DraftSource.HEURISTIC
+
+
+def _mixed(ordered: Sequence[str], kinds: Mapping[str, str], top_k: int) -> tuple[str, ...]:
+    """The first ``top_k`` of the order, at most half of them of one kind while others are left."""
+    most = (top_k + 1) // 2
+    counts: Counter[str] = Counter()
+    chosen: list[str] = []
+    spare: list[str] = []
+    for name in ordered:
+        counts[kinds[name]] += 1
+        (chosen if counts[kinds[name]] <= most else spare).append(name)
+    place = {name: n for n, name in enumerate(ordered)}
+    return tuple(sorted([*chosen, *spare][:top_k], key=place.__getitem__))
 
 
 def by_portfolio(candidates: Sequence[Candidate]) -> tuple[str, ...]:

@@ -49,6 +49,16 @@ def test_one_abstention_hands_the_order_to_the_heuristic_but_not_the_gate() -> N
     assert rank(mixed, top_k=6, max_risk=0.2) == (("c010",), DraftSource.HEURISTIC)
 
 
+def test_no_kind_of_action_takes_more_than_half_of_the_places() -> None:
+    resets = [c for c in PLAIN if c.action.kind == "momentum"][:8]
+    others = [c for c in PLAIN if c.action.kind == "clipping"][:2]
+    drawn = [told(c, 1.0 + n, None) for n, c in enumerate([*resets, *others])]
+    named = [c.name for c in drawn]
+    # three resets, both others, and the next reset: nothing else is left
+    assert rank(drawn, top_k=6, max_risk=0.2)[0] == (*named[:4], *named[8:])
+    assert rank(drawn, top_k=4, max_risk=0.2)[0] == (*named[:2], *named[8:])
+
+
 def test_a_forecast_without_a_risk_is_not_taken_for_a_safe_one() -> None:
     mixed = [told(PLAIN[0], 1.0, None), told(PLAIN[1], 2.0, 0.1)]
     assert rank(mixed, top_k=1, max_risk=0.2)[1] is DraftSource.HEURISTIC
