@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import logging
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -78,6 +79,7 @@ def main() -> int:
     if unknown := [name for name in chosen if name not in SECTIONS]:
         print(f"error: --only: {unknown[0]} is not one of {', '.join(SECTIONS)}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are ended
     machine.pin_threads()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     console, started, rows = Console(), time.monotonic(), []
