@@ -48,13 +48,15 @@ class Attempts:
         return any((one.epoch, one.attempt) == (epoch, attempt) for one in self._all)
 
     def add(self, new: Attempt) -> None:
-        """Record a new attempt. Raises StaleAttemptError where a later one is known."""
+        """Record an attempt, once. Raises StaleAttemptError where a later one is known."""
         latest = self.current
         if latest is not None and (new.epoch, new.attempt) < (latest.epoch, latest.attempt):
             raise StaleAttemptError(
                 f"epoch {new.epoch} attempt {new.attempt}: replaced by epoch {latest.epoch} "
                 f"attempt {latest.attempt}"
             )
+        if self.known(new.epoch, new.attempt):
+            return
         rows: list[dict[str, Any]] = [asdict(one) for one in [*self._all, new]]
         partial = self._path.with_suffix(".part")
         with partial.open("w") as file:
