@@ -17,7 +17,7 @@ from forkcast_monitor.config import configure
 from forkcast_monitor.history import History
 from forkcast_monitor.run import WatchedRun
 from forkcast_monitor.server import Monitor
-from forkcast_wire import channel
+from forkcast_wire import channel, crash, crash_calls
 from forkcast_wire.documents import RunInfo, load
 from forkcast_wire.forkcast_pb2_grpc import add_MonitorServicer_to_server
 from forkcast_wire.manifest import TrainingRun
@@ -46,10 +46,15 @@ def main() -> int:
     info = load(RunInfo, given.run.read_bytes())
     history = History(given.statistics_dir)
     run = WatchedRun(configure(manifest.spec.uncertainty), info.uid, given.state_dir, history)
-    server = grpc.server(ThreadPoolExecutor(_THREADS), options=channel.SERVER_OPTIONS)
+    server = grpc.server(
+        ThreadPoolExecutor(_THREADS),
+        interceptors=crash_calls.of_server(),
+        options=channel.SERVER_OPTIONS,
+    )
     add_MonitorServicer_to_server(Monitor(run, info.name), server)
     channel.add_health(server, ["forkcast.v1.Monitor"], reflect=given.reflection)
     channel.listen(server, given.listen, tls=given.tls, insecure_dev=given.insecure_dev)
+    crash.reach("before-serving")
     server.start()
     if given.metrics_port:
         start_http_server(given.metrics_port, registry=metrics.REGISTRY)

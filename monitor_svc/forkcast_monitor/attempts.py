@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from forkcast_wire import crash
 from forkcast_wire.statistics import read_history
 
 #: No limit on a step.
@@ -63,7 +64,9 @@ class Attempts:
             json.dump(rows, file)
             file.flush()
             os.fsync(file.fileno())
+        crash.reach("before-attempt")
         partial.replace(self._path)
+        crash.reach("after-attempt")
         self._all.append(new)
 
     def opening(self, epoch: int) -> Attempt | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ _LOG = os.environ.get("FORKCAST_CRASH_LOG")
 _AT, _, _MARKER = os.environ.get("FORKCAST_CRASH", "").rpartition(":")
 ENABLED = bool(_LOG or _AT)
 _reached: Counter[str] = Counter()
+_lock = threading.Lock()
 
 
 def reach(point: str) -> None:
@@ -30,13 +32,15 @@ def reach(point: str) -> None:
     if not ENABLED:
         return
     component = os.environ.get("FORKCAST_COMPONENT", "unknown")
-    _reached[point] += 1
+    with _lock:
+        _reached[point] += 1
+        occurrence = _reached[point]
     if _LOG:
-        line = f"{component} {point} {_reached[point]}\n".encode()
+        line = f"{component} {point} {occurrence}\n".encode()
         descriptor = os.open(_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, line)
         os.close(descriptor)
-    if f"{component}/{point}/{_reached[point]}" == _AT:
+    if f"{component}/{point}/{occurrence}" == _AT:
         try:
             os.close(os.open(_MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
@@ -46,9 +50,10 @@ def reach(point: str) -> None:
 
 def _family(key: str) -> str:
     """The kind of object a key names, e.g. ``rollouts.trial``: stable over epochs and steps."""
-    parts = key.split("/")
-    name = parts[-1].split(".")[0]
-    return f"{parts[0]}.{''.join(c for c in name if not c.isdigit()).strip('-_')}"
+    folder, _, rest = key.partition("/")
+    name = (rest or folder).rpartition("/")[2].split(".")[0]
+    kind = "".join(c for c in name if not c.isdigit()).strip("-_")
+    return ".".join(part for part in (folder if rest else "", kind) if part)
 
 
 class CrashingStore:
