@@ -21,7 +21,12 @@ from forkcast_wire import channel, crash, crash_calls
 from forkcast_wire.documents import RunInfo, load
 from forkcast_wire.forkcast_pb2_grpc import add_MonitorServicer_to_server
 from forkcast_wire.manifest import TrainingRun
-from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
+from forkcast_wire.process import (
+    alone,
+    configure_logging,
+    die_with_parent,
+    stop_event_on_sigterm,
+)
 
 _THREADS = 64
 
@@ -42,6 +47,9 @@ def main() -> int:
     configure_logging("monitor")
     die_with_parent()
     stop = stop_event_on_sigterm()
+    given.state_dir.mkdir(parents=True, exist_ok=True)
+    if not alone(given.state_dir / "lock", stop):
+        return 0
     manifest = TrainingRun.model_validate(json.loads(given.manifest.read_text()))
     info = load(RunInfo, given.run.read_bytes())
     history = History(given.statistics_dir)

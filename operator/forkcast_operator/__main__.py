@@ -28,7 +28,12 @@ from forkcast_wire.codec import trigger_from_wire
 from forkcast_wire.documents import RunInfo, lineage_head, load
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
-from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
+from forkcast_wire.process import (
+    alone,
+    configure_logging,
+    die_with_parent,
+    stop_event_on_sigterm,
+)
 from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_document, read_document
 
 _log = structlog.get_logger()
@@ -191,6 +196,8 @@ def main() -> int:
     configure_logging("operator")
     die_with_parent()
     stop = stop_event_on_sigterm()
+    if not alone(given.workdir / "operator.lock", stop):
+        return 0
     spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
     info = load(RunInfo, (given.workdir / keys.RUN).read_bytes())
     store = open_store(spec.storage, given.workdir)

@@ -121,11 +121,13 @@ def check_statistics(folder: Path):
 
 
 def substance(decision: Decision):
-    """Of a decision what no fault may change: all but wall time, process counts and file digests."""
+    """Of a decision what no fault may change: all but wall time, process counts, file digests, and
+    the opinion of a proxy that was not there.
+    """
     return {
         "trigger": decision.trigger.id,
         "bases": [base.step for base in decision.bases],
-        "candidates": decision.draft.candidates,
+        "candidates": [(one.name, one.action) for one in decision.draft.candidates],
         "finalists": decision.draft.finalists,
         "trials": [
             (t.candidate, t.rung, t.status, t.validation_loss, t.mean_weights_loss, t.losses)
