@@ -19,7 +19,7 @@ from forkcast_cli.__main__ import app
 from forkcast_wire.documents import dump, load
 
 STEPS, BRANCH = 110, "e0-t60"
-_SECONDS = 240
+_SECONDS = 400
 #: The search is seeded by the run's identity; of this one the bare rule accepts a candidate.
 _UID = "5407"
 MANIFEST = {

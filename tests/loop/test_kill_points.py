@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from short_run import BRANCH, check, start, substance, to_the_end
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the run without faults, too
 POINTS = [
     "/".join(line.split())
     for line in (Path(__file__).parent / "kill_points.txt").read_text().splitlines()
