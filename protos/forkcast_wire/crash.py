@@ -4,7 +4,8 @@ Without the two environment variables this costs one comparison a call. With
 ``FORKCAST_CRASH_LOG=FILE`` each point that is reached is appended to FILE as
 ``<component> <point> <occurrence>``. With ``FORKCAST_CRASH=<component>/<point>/<occurrence>:FILE``
 the process kills itself with SIGKILL when it reaches that point, once: FILE is created first, and
-where it exists already nothing happens, so that the restarted process gets past.
+where it exists already nothing happens, so that the restarted process gets past. Several of them are
+separated by semicolons; a process counts occurrences from its own start.
 
 A fault suite runs a scenario once with the log, and then once for each point of the log.
 """
@@ -21,8 +22,13 @@ from pathlib import Path
 from forkcast.ports import ObjectInfo, Store
 
 _LOG = os.environ.get("FORKCAST_CRASH_LOG")
-_AT, _, _MARKER = os.environ.get("FORKCAST_CRASH", "").rpartition(":")
-ENABLED = bool(_LOG or _AT)
+_MARKERS = {
+    point: marker
+    for one in os.environ.get("FORKCAST_CRASH", "").split(";")
+    for point, _, marker in [one.rpartition(":")]
+    if point
+}
+ENABLED = bool(_LOG or _MARKERS)
 _reached: Counter[str] = Counter()
 _lock = threading.Lock()
 
@@ -40,9 +46,10 @@ def reach(point: str) -> None:
         descriptor = os.open(_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, line)
         os.close(descriptor)
-    if f"{component}/{point}/{occurrence}" == _AT:
+    marker = _MARKERS.get(f"{component}/{point}/{occurrence}")
+    if marker is not None:
         try:
-            os.close(os.open(_MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
             return
         os.kill(os.getpid(), signal.SIGKILL)

@@ -75,11 +75,11 @@ def start(tmp_path, **environment):
 
 
 def to_the_end(tmp_path, **environment):
-    """Run the scenario until it is complete; where `forkcast run` itself is killed, once more."""
-    first = start(tmp_path, **environment).wait(_SECONDS)
-    if first == -signal.SIGKILL:
-        first = start(tmp_path, **environment).wait(_SECONDS)
-    assert first == 0
+    """Run the scenario until it is complete; where `forkcast run` itself is killed, again."""
+    ended = -signal.SIGKILL
+    while ended == -signal.SIGKILL:
+        ended = start(tmp_path, **environment).wait(_SECONDS)
+    assert ended == 0
 
 
 def check(folder: Path):

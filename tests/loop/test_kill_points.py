@@ -61,6 +61,25 @@ def test_a_part_killed_at_a_call_point_changes_nothing_but_time(tmp_path, fault_
     assert substance(check(tmp_path / "w")) == substance(fault_free[0])
 
 
+def rounds(count):
+    """The first occurrence of every point, dealt out so that each part dies a few times a round."""
+    dealt = [[] for _ in range(count)]
+    for part in dict.fromkeys(point.split("/")[0] for point in POINTS):
+        firsts = [p for p in POINTS if p.startswith(f"{part}/") and p.endswith("/1")]
+        for number, point in enumerate(firsts):
+            dealt[number % count].append(point)
+    return dealt
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("points", rounds(10), ids=lambda points: f"{len(points)}-deaths")
+def test_many_deaths_in_one_run_change_nothing_but_time(tmp_path, fault_free, points):
+    markers = {point: tmp_path / f"died-{number}" for number, point in enumerate(points)}
+    to_the_end(tmp_path, FORKCAST_CRASH=";".join(f"{p}:{m}" for p, m in markers.items()))
+    assert [point for point in points if not markers[point].exists()] == []
+    assert substance(check(tmp_path / "w")) == substance(fault_free[0])
+
+
 def test_forkcast_run_itself_killed_in_mid_branch_and_run_again(tmp_path, fault_free):
     first = start(tmp_path)
     draft = tmp_path / "w/branches" / BRANCH / "draft.json"

@@ -21,7 +21,7 @@ from forkcast_wire.documents import RunInfo, dump
 from forkcast_wire.manifest import TrainingRunSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
-from memory_store import Died, MemoryStore
+from memory_store import Died, MemoryStore, at_once
 
 SPEC = TrainingRunSpec.model_validate(
     {
@@ -92,7 +92,7 @@ def test_a_killed_operator_doubles_and_loses_no_trigger(operator, seed, death_ra
                 operator._admit()
         except Died:  # and started again: it knows nothing, and the stream begins anew
             operator._finished, operator._pending = set(), list(fired)
-        store.before = lambda access, key: None
+        store.before = at_once
         assert len(opened(store) - ended(store)) <= 1  # I5
         active = sorted(opened(store) - ended(store))
         if active and chaos.random() < 0.4:

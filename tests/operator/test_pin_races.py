@@ -21,7 +21,7 @@ from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import read_document
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
-from memory_store import Interleaving, MemoryStore
+from memory_store import Interleaving, MemoryStore, at_once
 
 SPEC = TrainingRunSpec.model_validate(
     {"data": {"train": {"uri": "python-stdlib:"}}, "training": {"totalSteps": 1000}}
@@ -145,7 +145,7 @@ def test_a_tombstone_stands_until_its_state_is_gone() -> None:
     store.before = stop
     with pytest.raises(Slow):
         catalogue.prune(store, StateKind.RING, keep_last=1, pinned_steps=())
-    store.before = lambda access, key: None
+    store.before = at_once
     doomed = catalogue.read(store).tombstones
     assert doomed
     catalogue.prune(store, StateKind.RING, keep_last=10, pinned_steps=())

@@ -6,7 +6,7 @@ from forkcast import branch as b
 from forkcast.actions import Action
 from forkcast.decision import CONTROL, Candidate, Draft, DraftSource
 from forkcast.lineage import LineageEntry
-from forkcast.records import Forecast, StateKind, StateRef, Trial, TrialStatus, Trigger, TriggerRule
+from forkcast.records import Forecast, StateKind, StateRef, Trial, TrialStatus, Trigger
 
 ACTION = {"lr": ("learning_rate_scale", float), "wd": ("weight_decay_scale", float)} | {
     "clip": ("clipping", str),
@@ -123,7 +123,7 @@ class ScenarioWorld:
         proxy = forecast if risk is not None else None
         self.candidates += (Candidate(name=name, action=action, forecast=proxy),)
 
-    def trial(self, name, rung, loss="nan", swing=0.1, spike=None, status="Ok", stateless=False):
+    def trial(self, name, rung, loss="nan", swing=0.1, spike=None, status="Ok", *, stateless=False):
         step, base = self.trigger.step + int(rung), max(self.bases, key=lambda one: one.step)
         if name != CONTROL:
             action = next(one.action for one in self.candidates if one.name == name)

@@ -111,8 +111,8 @@ def named_phase(phase):
     match phase:
         case b.Verifying(rung=rung):
             return f"Verifying +{rung}"
-        case b.Releasing(outcome=outcome, reason=reason) | b.Finished(
-            outcome=outcome, reason=reason
+        case (
+            b.Releasing(outcome=outcome, reason=reason) | b.Finished(outcome=outcome, reason=reason)
         ):
             return f"{type(phase).__name__} {outcome} ({reason})"
     return type(phase).__name__

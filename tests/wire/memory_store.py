@@ -12,12 +12,16 @@ from forkcast.ports import ObjectInfo
 from forkcast_wire.store import AlreadyExists, Conflict, KeyMissing
 
 
+def at_once(_access: str, _key: str) -> None:
+    """Nothing stands before an access."""
+
+
 class MemoryStore:
     """A Store. ``before`` is called before every access, with its name and key."""
 
     def __init__(self, objects: dict[str, bytes] | None = None) -> None:
         self.objects: dict[str, bytes] = {} if objects is None else objects
-        self.before: Callable[[str, str], None] = lambda access, key: None
+        self.before: Callable[[str, str], None] = at_once
 
     def get(self, key: str) -> tuple[bytes, str]:
         self.before("get", key)
