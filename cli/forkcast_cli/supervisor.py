@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from forkcast_cli.workdir import MANIFEST, next_attempt
-from forkcast_wire import keys
+from forkcast_wire import crash, keys
 from forkcast_wire.manifest import Mode, TrainingRunSpec
 
 _log = structlog.get_logger()
@@ -94,6 +94,7 @@ class Supervisor:
             "FORKCAST_PARENT": str(os.getpid()),
             "FORKCAST_COMPONENT": name,
         }
+        crash.reach(f"before-start:{name}")
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
             child.process = subprocess.Popen(  # noqa: S603  our own modules
                 self._command(name),
@@ -104,6 +105,7 @@ class Supervisor:
                 stderr=log,
                 start_new_session=True,
             )
+        crash.reach(f"after-start:{name}")
         child.started = time.monotonic()
         _log.info("supervisor.started", child=name, pid=child.process.pid)
 

@@ -72,6 +72,8 @@ class Evidence:
     """All that a verdict may rest on. ``trials[name][rung]``; the control stands under CONTROL.
 
     rung: the last rung every entrant was meant to reach. confirm_rung: 0 where there is none.
+    cut_short: verification did not come to its end; by the run's own end where run_finished, else
+        by the deadline.
     """
 
     trigger: Trigger
@@ -82,6 +84,7 @@ class Evidence:
     rung: int
     confirm_rung: int
     cut_short: bool
+    run_finished: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +229,9 @@ def conclude(evidence: Evidence, rules: AcceptanceRules) -> Conclusion:
             winner=None,
             judgements=judgements,
         )
-    reason = "DeadlineExceeded" if evidence.cut_short else "NoCandidatePassed"
+    reason = "NoCandidatePassed"
+    if evidence.cut_short:
+        reason = "RunFinished" if evidence.run_finished else "DeadlineExceeded"
     return Conclusion(outcome=Outcome.NO_ACTION, reason=reason, winner=None, judgements=judgements)
 
 

@@ -510,6 +510,7 @@ def _decision(phase: Deciding, seen: Seen, rules: BranchRules) -> Decision:
         rung=rules.rungs[-1],
         confirm_rung=rules.confirm_steps,
         cut_short=phase.cut_short,
+        run_finished=seen.run_finished and not seen.expired,
     )
     end = acceptance.conclude(evidence, rules.acceptance)
     outcome, reason, winner = end.outcome, end.reason, end.winner

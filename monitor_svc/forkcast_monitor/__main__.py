@@ -17,11 +17,16 @@ from forkcast_monitor.config import configure
 from forkcast_monitor.history import History
 from forkcast_monitor.run import WatchedRun
 from forkcast_monitor.server import Monitor
-from forkcast_wire import channel
+from forkcast_wire import channel, crash, crash_calls
 from forkcast_wire.documents import RunInfo, load
 from forkcast_wire.forkcast_pb2_grpc import add_MonitorServicer_to_server
 from forkcast_wire.manifest import TrainingRun
-from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
+from forkcast_wire.process import (
+    alone,
+    configure_logging,
+    die_with_parent,
+    stop_event_on_sigterm,
+)
 
 _THREADS = 64
 
@@ -42,14 +47,22 @@ def main() -> int:
     configure_logging("monitor")
     die_with_parent()
     stop = stop_event_on_sigterm()
+    given.state_dir.mkdir(parents=True, exist_ok=True)
+    if not alone(given.state_dir / "lock", stop):
+        return 0
     manifest = TrainingRun.model_validate(json.loads(given.manifest.read_text()))
     info = load(RunInfo, given.run.read_bytes())
     history = History(given.statistics_dir)
     run = WatchedRun(configure(manifest.spec.uncertainty), info.uid, given.state_dir, history)
-    server = grpc.server(ThreadPoolExecutor(_THREADS), options=channel.SERVER_OPTIONS)
+    server = grpc.server(
+        ThreadPoolExecutor(_THREADS),
+        interceptors=crash_calls.of_server(),
+        options=channel.SERVER_OPTIONS,
+    )
     add_MonitorServicer_to_server(Monitor(run, info.name), server)
     channel.add_health(server, ["forkcast.v1.Monitor"], reflect=given.reflection)
     channel.listen(server, given.listen, tls=given.tls, insecure_dev=given.insecure_dev)
+    crash.reach("before-serving")
     server.start()
     if given.metrics_port:
         start_http_server(given.metrics_port, registry=metrics.REGISTRY)

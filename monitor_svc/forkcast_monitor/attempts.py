@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from forkcast_wire import crash
 from forkcast_wire.statistics import read_history
 
 #: No limit on a step.
@@ -48,20 +49,24 @@ class Attempts:
         return any((one.epoch, one.attempt) == (epoch, attempt) for one in self._all)
 
     def add(self, new: Attempt) -> None:
-        """Record a new attempt. Raises StaleAttemptError where a later one is known."""
+        """Record an attempt, once. Raises StaleAttemptError where a later one is known."""
         latest = self.current
         if latest is not None and (new.epoch, new.attempt) < (latest.epoch, latest.attempt):
             raise StaleAttemptError(
                 f"epoch {new.epoch} attempt {new.attempt}: replaced by epoch {latest.epoch} "
                 f"attempt {latest.attempt}"
             )
+        if self.known(new.epoch, new.attempt):
+            return
         rows: list[dict[str, Any]] = [asdict(one) for one in [*self._all, new]]
         partial = self._path.with_suffix(".part")
         with partial.open("w") as file:
             json.dump(rows, file)
             file.flush()
             os.fsync(file.fileno())
+        crash.reach("before-attempt")
         partial.replace(self._path)
+        crash.reach("after-attempt")
         self._all.append(new)
 
     def opening(self, epoch: int) -> Attempt | None:

@@ -104,6 +104,7 @@ class History:
         groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for row in self._tail:
             groups.setdefault((row["epoch"], row["attempt"]), []).append(row)
+        crash.reach("before-chunk")
         for rows in groups.values():
             write_chunk(rows, self.folder)
         crash.reach("after-chunk")

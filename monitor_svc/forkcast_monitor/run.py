@@ -95,16 +95,15 @@ class WatchedRun:
         with self.lock:
             self.total_steps = total_steps or self.total_steps
             new = Attempt(epoch, attempt, start_step, base_step)
-            if not self._attempts.known(epoch, attempt):
-                goes_on = epoch == self.epoch and start_step == self.next_step
-                first = self._attempts.current is None
-                self._attempts.add(new)
-                if not (goes_on or first) or self._waiting:
+            first = self._attempts.current is None
+            self._attempts.add(new)
+            if first or (epoch, attempt) != (self.epoch, self.attempt):
+                # also where an earlier hello of this attempt failed after it was recorded
+                goes_on = first or (epoch == self.epoch and start_step == self.next_step)
+                if not goes_on or self._waiting:
                     self._forget_waiting()
                     self._restore(new, start_step, after_crash=False)
                 self.epoch, self.attempt, self.next_step = epoch, attempt, start_step
-            elif (epoch, attempt) != (self.epoch, self.attempt):
-                self._attempts.add(new)  # raises: a later one is known
             return self.next_step
 
     def _restore(self, at: Attempt, before_step: int, *, after_crash: bool) -> None:

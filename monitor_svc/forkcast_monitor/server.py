@@ -13,6 +13,7 @@ import structlog
 from forkcast_monitor import metrics
 from forkcast_monitor.attempts import StaleAttemptError
 from forkcast_monitor.run import Accepted, WatchedRun
+from forkcast_wire import crash
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_from_wire, trigger_to_wire, window_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
@@ -92,7 +93,9 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                     self._run.lost(gap.first_step, gap.last_step)
                 for message in batch.stats:
                     self._accept(message)
+                crash.reach("before-ack")
                 outbox.put(ack)
+                crash.reach("after-ack")
         except grpc.RpcError:
             pass  # the stream ended; what was accepted stays
         except Refused as refused:
@@ -152,6 +155,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                 fresh = self._run.triggers[sent:]
             for trigger in fresh:
                 sent += 1
+                crash.reach("before-event")
                 yield pb.TriggerEvent(seq=sent, trigger=trigger_to_wire(trigger))
 
     def GetWindow(  # noqa: N802

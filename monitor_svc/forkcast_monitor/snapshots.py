@@ -55,6 +55,7 @@ class Snapshots:
                 file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
                 file.flush()
                 os.fsync(file.fileno())
+            crash.reach("before-snapshot")
             partial.replace(self._folder / name)
         except OSError as error:
             partial.unlink(missing_ok=True)

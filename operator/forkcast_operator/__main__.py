@@ -8,13 +8,14 @@ import json
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
 import structlog
 
-from forkcast.branch import Finished, Forking, Phase, branch_name
+from forkcast.admission import Budget, Open, Refusal, RunSeen, Suppress, admit
+from forkcast.branch import BranchRules, Finished, Forking, Phase, branch_name
 from forkcast.loop import reconcile
 from forkcast.ports import Store
 from forkcast.records import Trigger
@@ -27,12 +28,16 @@ from forkcast_wire.codec import trigger_from_wire
 from forkcast_wire.documents import RunInfo, lineage_head, load
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
-from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
+from forkcast_wire.process import (
+    alone,
+    configure_logging,
+    die_with_parent,
+    stop_event_on_sigterm,
+)
 from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_document, read_document
 
 _log = structlog.get_logger()
 _ACTIVE_SECONDS, _IDLE_SECONDS = 0.05, 0.5
-_PER_STEPS = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +66,12 @@ class LocalOperator:
         self._pending: list[Trigger] = []
         self._wake = threading.Event()
         self._finished: set[str] = set()  # a finished branch stays so: no need to look again
+        budget = spec.branching.budget
+        self._budget = Budget(
+            branches=spec.branching.mode in (Mode.DRY_RUN, Mode.ENFORCE),
+            max_branches=budget.max_branches,
+            max_per_hundred_thousand_steps=budget.max_per_hundred_thousand_steps,
+        )
 
     def watch(self, stop: threading.Event) -> None:
         """Collect triggers; the stream starts over from the first one, whoever restarts."""
@@ -75,9 +86,8 @@ class LocalOperator:
 
     def work(self) -> bool:
         """One pass over what there is; True while a branch is active."""
-        while self._pending:
-            self._receive(self._pending[0])
-            self._pending.pop(0)
+        if self._pending:
+            self._admit()
         active = self._active()
         for record in active:
             world = LocalWorld(
@@ -99,6 +109,24 @@ class LocalOperator:
         self._wake.wait(seconds)
         self._wake.clear()
 
+    def _look(self) -> RunSeen:
+        """What the store shows of the run; the names of its branches and triggers are ids."""
+        head = lineage_head(self.store)
+        return RunSeen(
+            finished=self.store.head(keys.COMPLETE) is not None,
+            epoch=head.epoch if head else 0,
+            opened=frozenset(
+                info.key.split("/")[1]
+                for info in self.store.list("branches/")
+                if info.key.endswith("/branch.json")
+            ),
+            active=frozenset(record.trigger.id for record in self._active()),
+            suppressed=frozenset(
+                info.key.rpartition("/")[2].removesuffix(".json")
+                for info in self.store.list(keys.SUPPRESSED_PREFIX)
+            ),
+        )
+
     def _active(self) -> list[BranchRecord]:
         found = []
         for info in self.store.list("branches/"):
@@ -114,52 +142,47 @@ class LocalOperator:
                 found.append(record)
         return found
 
-    def _receive(self, trigger: Trigger) -> None:
-        """Open a branch for a trigger, or record why not; a known one is left alone."""
-        if self.store.head(keys.branch_file(trigger.id, "branch")) is not None:
-            return
-        if self.store.head(keys.suppressed(trigger)) is not None:
-            return
-        reason = self._refusal(trigger)
-        if reason is None:
-            try:
-                record = BranchRecord(
-                    name=branch_name(self.info.name, trigger),
-                    trigger=trigger,
-                    rules=branch_rules(self.spec, trigger),
-                    opened_at=time.time(),
+    def _admit(self) -> None:
+        """Give the triggers that have come their verdicts, in order; each is durable before the
+        next is looked at. One that has its verdict is left alone.
+        """
+        seen = self._look()
+        while self._pending:
+            trigger = self._pending[0]
+            rules = self._rules(trigger)
+            verdict = admit(trigger, seen, self._budget, fits=rules is not None)
+            if isinstance(verdict, Suppress):
+                self._suppress(trigger, verdict.reason)
+                seen = replace(seen, suppressed=seen.suppressed | {trigger.id})
+            elif isinstance(verdict, Open) and rules is not None:
+                self._open(trigger, rules)
+                seen = replace(
+                    seen, opened=seen.opened | {trigger.id}, active=seen.active | {trigger.id}
                 )
-            except ValueError:
-                reason = "EndOfRun"
-            else:
-                try:
-                    put_document(self.store, keys.branch_file(trigger.id, "branch"), record)
-                except AlreadyExists:
-                    return
-                _log.info("branch.opened", branch=record.name, rule=trigger.rule.value)
-                return
-        suppression = Suppression(trigger=trigger, reason=reason)
+            self._pending.pop(0)
+
+    def _rules(self, trigger: Trigger) -> BranchRules | None:
+        try:
+            return branch_rules(self.spec, trigger)
+        except ValueError:
+            return None
+
+    def _open(self, trigger: Trigger, rules: BranchRules) -> None:
+        record = BranchRecord(
+            name=branch_name(self.info.name, trigger),
+            trigger=trigger,
+            rules=rules,
+            opened_at=time.time(),
+        )
+        with contextlib.suppress(AlreadyExists):  # another operator was first; its record stands
+            put_document(self.store, keys.branch_file(trigger.id, "branch"), record)
+            _log.info("branch.opened", branch=record.name, rule=trigger.rule.value)
+
+    def _suppress(self, trigger: Trigger, reason: Refusal) -> None:
+        suppression = Suppression(trigger=trigger, reason=reason.value)
         with contextlib.suppress(AlreadyExists):  # another operator was first; its reason stands
             put_document(self.store, keys.suppressed(trigger), suppression)
-        _log.info("trigger.suppressed", trigger=trigger.id, reason=reason)
-
-    def _refusal(self, trigger: Trigger) -> str | None:
-        branching = self.spec.branching
-        if branching.mode in (Mode.OBSERVE, Mode.DISABLED):
-            return "Mode"
-        if self.store.head(keys.COMPLETE) is not None:
-            return "RunFinished"
-        head = lineage_head(self.store)
-        if (head.epoch if head else 0) > trigger.epoch:
-            return "StaleEpoch"
-        if self._active():
-            return "BranchActive"
-        opened = [i for i in self.store.list("branches/") if i.key.endswith("/branch.json")]
-        rate = branching.budget.max_per_hundred_thousand_steps
-        allowed = max(1, -(-rate * max(trigger.step, _PER_STEPS) // _PER_STEPS))
-        if len(opened) >= min(branching.budget.max_branches, allowed):
-            return "Budget"
-        return None
+        _log.info("trigger.suppressed", trigger=trigger.id, reason=reason.value)
 
 
 def main() -> int:
@@ -173,6 +196,8 @@ def main() -> int:
     configure_logging("operator")
     die_with_parent()
     stop = stop_event_on_sigterm()
+    if not alone(given.workdir / "operator.lock", stop):
+        return 0
     spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
     info = load(RunInfo, (given.workdir / keys.RUN).read_bytes())
     store = open_store(spec.storage, given.workdir)

@@ -1,8 +1,9 @@
 """Pins and deletions of saved states, through one compare-and-swapped document.
 
 A state is deleted in two moves: a tombstone enters the catalogue in the same swap that checks the
-pins, then the objects go. A pin of a state with a tombstone is refused. So a pinned state is never
-deleted, whoever crashes when.
+pins, then the objects go. A pin of a state with a tombstone is refused, and the tombstone stands
+until its state is gone, whoever else prunes. So a pinned state is never deleted, whoever crashes
+when.
 """
 
 from __future__ import annotations
@@ -51,14 +52,23 @@ def unpin(store: Store, name: str) -> None:
 def prune(store: Store, kind: StateKind, *, keep_last: int, pinned_steps: Sequence[int]) -> int:
     """Delete the main run's states of one kind that retention lets go; returns how many."""
     states = saved_states(store, kind)
+    known = {ref.key for ref in states}
     chosen: set[str] = set()
+
+    def stands(key: str) -> bool:
+        """Whether a tombstone must stay: somebody may be about to delete its state."""
+        if key in known:
+            return False  # chosen again, see below
+        of_this_kind = key.startswith(keys.state_prefix(kind))
+        return not of_this_kind or store.head(keys.state_manifest(key)) is not None
 
     def change(before: Catalogue) -> Catalogue:
         pins = {key for held in before.pins.values() for key in held}
         stay = retention.keep(states, keep_last=keep_last, pinned_steps=pinned_steps, pins=pins)
         chosen.clear()
-        chosen.update(ref.key for ref in states if ref.key not in stay)
-        left = [t for t in before.tombstones if not t.startswith(keys.state_prefix(kind))]
+        # what another process has let go does not come back
+        chosen.update((known - stay) | (known & {*before.tombstones}))
+        left = [key for key in before.tombstones if stands(key)]
         return replace(before, tombstones=(*left, *sorted(chosen)))
 
     stay = retention.keep(states, keep_last=keep_last, pinned_steps=pinned_steps)

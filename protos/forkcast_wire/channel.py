@@ -16,6 +16,8 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from forkcast_wire import crash_calls
+
 _MESSAGE_BYTES = 4 << 20
 CLIENT_OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 30_000),
@@ -87,8 +89,10 @@ def open_channel(
     _check(target, tls, insecure=insecure_dev)
     library = grpc.aio if aio else grpc
     if tls is None:
-        return library.insecure_channel(target, options=CLIENT_OPTIONS)
-    return library.secure_channel(target, _client_credentials(tls), options=CLIENT_OPTIONS)
+        channel = library.insecure_channel(target, options=CLIENT_OPTIONS)
+    else:
+        channel = library.secure_channel(target, _client_credentials(tls), options=CLIENT_OPTIONS)
+    return channel if aio else crash_calls.of_client(channel)
 
 
 def listen(

@@ -4,7 +4,8 @@ Without the two environment variables this costs one comparison a call. With
 ``FORKCAST_CRASH_LOG=FILE`` each point that is reached is appended to FILE as
 ``<component> <point> <occurrence>``. With ``FORKCAST_CRASH=<component>/<point>/<occurrence>:FILE``
 the process kills itself with SIGKILL when it reaches that point, once: FILE is created first, and
-where it exists already nothing happens, so that the restarted process gets past.
+where it exists already nothing happens, so that the restarted process gets past. Several of them are
+separated by semicolons; a process counts occurrences from its own start.
 
 A fault suite runs a scenario once with the log, and then once for each point of the log.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +22,15 @@ from pathlib import Path
 from forkcast.ports import ObjectInfo, Store
 
 _LOG = os.environ.get("FORKCAST_CRASH_LOG")
-_AT, _, _MARKER = os.environ.get("FORKCAST_CRASH", "").rpartition(":")
-ENABLED = bool(_LOG or _AT)
+_MARKERS = {
+    point: marker
+    for one in os.environ.get("FORKCAST_CRASH", "").split(";")
+    for point, _, marker in [one.rpartition(":")]
+    if point
+}
+ENABLED = bool(_LOG or _MARKERS)
 _reached: Counter[str] = Counter()
+_lock = threading.Lock()
 
 
 def reach(point: str) -> None:
@@ -30,15 +38,18 @@ def reach(point: str) -> None:
     if not ENABLED:
         return
     component = os.environ.get("FORKCAST_COMPONENT", "unknown")
-    _reached[point] += 1
+    with _lock:
+        _reached[point] += 1
+        occurrence = _reached[point]
     if _LOG:
-        line = f"{component} {point} {_reached[point]}\n".encode()
+        line = f"{component} {point} {occurrence}\n".encode()
         descriptor = os.open(_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, line)
         os.close(descriptor)
-    if f"{component}/{point}/{_reached[point]}" == _AT:
+    marker = _MARKERS.get(f"{component}/{point}/{occurrence}")
+    if marker is not None:
         try:
-            os.close(os.open(_MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
             return
         os.kill(os.getpid(), signal.SIGKILL)
@@ -46,9 +57,10 @@ def reach(point: str) -> None:
 
 def _family(key: str) -> str:
     """The kind of object a key names, e.g. ``rollouts.trial``: stable over epochs and steps."""
-    parts = key.split("/")
-    name = parts[-1].split(".")[0]
-    return f"{parts[0]}.{''.join(c for c in name if not c.isdigit()).strip('-_')}"
+    folder, _, rest = key.partition("/")
+    name = (rest or folder).rpartition("/")[2].split(".")[0]
+    kind = "".join(c for c in name if not c.isdigit()).strip("-_")
+    return ".".join(part for part in (folder if rest else "", kind) if part)
 
 
 class CrashingStore:

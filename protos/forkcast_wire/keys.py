@@ -10,6 +10,7 @@ CATALOGUE = "catalogue.json"
 RUN = "run.json"
 COMPLETE = "complete.json"
 LINEAGE_PREFIX = "lineage/"
+SUPPRESSED_PREFIX = "suppressed/"
 
 
 def lineage(epoch: int) -> str:
@@ -49,7 +50,7 @@ def branch_file(trigger_id: str, name: str) -> str:
 
 def suppressed(trigger: Trigger) -> str:
     """The record of a trigger that opened no branch, with the reason."""
-    return f"suppressed/{trigger.id}.json"
+    return f"{SUPPRESSED_PREFIX}{trigger.id}.json"
 
 
 def rollout(trigger_id: str, candidate: str) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 
 import structlog
 
 _PR_SET_PDEATHSIG = 1
+_TURN_SECONDS = 0.1
 
 
 def configure_logging(component: str) -> None:
@@ -68,3 +71,22 @@ def stop_event_on_sigterm() -> threading.Event:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     return event
+
+
+def alone(lock: Path, stop: threading.Event) -> bool:
+    """Wait until no other process holds the lock file, and hold it while this one lives.
+
+    Where `forkcast run` is killed and started again at once, the former children are still leaving:
+    two monitors must not write one history, nor two operators give one trigger its verdict. False
+    where ``stop`` is set before it is this one's turn.
+    """
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    while not stop.is_set():
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stop.wait(_TURN_SECONDS)
+        else:
+            return True  # the kernel frees it, however this process ends
+    os.close(descriptor)
+    return False

@@ -11,7 +11,7 @@ import grpc
 import structlog
 
 from forkcast_proxy.server import SHIPPED, Proxy
-from forkcast_wire import channel
+from forkcast_wire import channel, crash, crash_calls
 from forkcast_wire.forkcast_pb2_grpc import add_ProxyServicer_to_server
 from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
 
@@ -27,11 +27,16 @@ def main() -> int:
     configure_logging("proxy")
     die_with_parent()
     stop = stop_event_on_sigterm()
-    server = grpc.server(ThreadPoolExecutor(4), options=channel.SERVER_OPTIONS)
+    server = grpc.server(
+        ThreadPoolExecutor(4),
+        interceptors=crash_calls.of_server(),
+        options=channel.SERVER_OPTIONS,
+    )
     proxy = Proxy(given.model)
     add_ProxyServicer_to_server(proxy, server)
     channel.add_health(server, ["forkcast.v1.Proxy"])
     channel.listen(server, given.listen, tls=given.tls, insecure_dev=given.insecure_dev)
+    crash.reach("before-serving")
     server.start()
     structlog.get_logger().info("proxy.serving", listen=given.listen, note=proxy.note)
     stop.wait()

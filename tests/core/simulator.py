@@ -43,6 +43,9 @@ def trigger(step: int = 100, epoch: int = 0) -> Trigger:
     )
 
 
+BASES = (state(95), state(60))
+
+
 @dataclass
 class Rollout:
     job: b.RunRollout
@@ -64,6 +67,7 @@ class SimWorld:
     phase: b.Phase | None = None
     bases: tuple[StateRef, ...] | None = None
     pins: set[str] = field(default_factory=set)
+    deleted: set[str] = field(default_factory=set)
     draft: Draft | None = None
     rollouts: dict[str, Rollout] = field(default_factory=dict)
     decision: Decision | None = None
@@ -108,12 +112,13 @@ class SimWorld:
             case b.HoldMain():
                 self.held = self.outcome is None
             case b.PinBases():
-                found = (state(95), state(60))
+                found = tuple(one for one in BASES if one.key not in self.deleted)
                 self.pins |= {one.key for one in found}
-                self.bases = self.bases or found
+                self.bases = found if self.bases is None else self.bases
             case b.DraftCandidates():
                 self.draft = self.draft or self._draft()
             case b.RunRollout():
+                self._needs(command.base, "I6: a rollout starts from a base that is gone")
                 if command.base.key not in self.pins:
                     self.violations.append("I6: a rollout starts from an unpinned base")
                 known = self.rollouts.setdefault(command.candidate, Rollout(command, command.until))
@@ -138,6 +143,7 @@ class SimWorld:
                 for one in self.rollouts.values():
                     one.until = None
                 self.pins.clear()
+                self._drop_losers()
                 self.held = False
                 self.outcome = (command.outcome, command.reason)
         if self.crash_at == self.commands or (
@@ -151,8 +157,10 @@ class SimWorld:
         self.phase = phase
 
     def tick(self) -> None:
-        """Rollouts publish, the trainer adopts and saves; either may fail."""
+        """Rollouts publish, the trainer adopts and saves; either may fail. Retention prunes."""
         self.ticks += 1
+        if self.fault_rate and self.chaos.random() < 0.3:
+            self.deleted |= {one.key for one in BASES if one.key not in self.pins}
         for name, one in self.rollouts.items():
             if one.until is not None and one.until not in one.trials:
                 if self.fault_rate and self.chaos.random() < self.fault_rate:
@@ -161,6 +169,7 @@ class SimWorld:
                 one.trials[one.until] = self._trial(name, one)
         if self.posted > self.trainer_epoch and not self._unlucky():
             entry = self.lineage[self.posted]
+            self._needs(entry.state, "I8: the adopted state is gone before it is adopted")
             if entry.epoch <= self.trainer_epoch:
                 self.violations.append("I1/I3: an epoch applied twice or backwards")
             self.adopted.append(entry)
@@ -168,12 +177,23 @@ class SimWorld:
         elif self.trainer_epoch > self.durable_epoch:
             if self._unlucky():  # the trainer dies before its checkpoint: it reads the log again
                 self.trainer_epoch = self.durable_epoch
-                self.adopted.pop()
+                self._needs(self.adopted.pop().state, "I8: what a restarted trainer needs is gone")
             else:
                 self.durable_epoch = self.trainer_epoch
 
     def _unlucky(self) -> bool:
         return bool(self.fault_rate) and self.chaos.random() < self.fault_rate
+
+    def _needs(self, ref: StateRef, violation: str) -> None:
+        if ref.key in self.deleted:
+            self.violations.append(violation)
+
+    def _drop_losers(self) -> None:
+        """The end states of a branch go with it, but for one that is adopted."""
+        kept = self.decision.adopted if self.decision and self.decision.applied else None
+        for one in self.rollouts.values():
+            states = [trial.state for trial in one.trials.values() if trial.state]
+            self.deleted |= {ref.key for ref in states if ref != kept}
 
     def _draft(self) -> Draft:
         rng = random.Random(self.quality)

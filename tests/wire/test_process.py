@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from forkcast_wire import process
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
 
@@ -23,6 +26,13 @@ die_with_parent()
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
 stop.wait(60)
 pathlib.Path(sys.argv[1] + ".stopped").write_text("cleanly" if stop.is_set() else "time is up")
+"""
+_HOLDER = """
+import pathlib, sys, time
+from forkcast_wire.process import alone, stop_event_on_sigterm
+assert alone(pathlib.Path(sys.argv[1]), stop_event_on_sigterm())
+pathlib.Path(sys.argv[2]).write_text("held")
+time.sleep(60)
 """
 _PARENT = """
 import os, subprocess, sys, time
@@ -112,3 +122,22 @@ except ZeroDivisionError:
     assert theirs["logger"] == "library"
     assert "ZeroDivisionError" in failed["exception"]
     assert {"timestamp"} <= ours.keys() & theirs.keys() & failed.keys()
+
+
+def test_a_part_waits_until_its_predecessor_has_gone(tmp_path: Path) -> None:
+    lock, held = tmp_path / "lock", tmp_path / "held"
+    former = subprocess.Popen([sys.executable, "-c", _HOLDER, str(lock), str(held)])
+    stop, turns = threading.Event(), []
+    waiting = threading.Thread(target=lambda: turns.append(process.alone(lock, stop)))
+    try:
+        wait_for(filled(held), "the former one's lock")
+        never = threading.Event()
+        never.set()
+        assert not process.alone(lock, never)
+        waiting.start()
+        assert turns == []
+    finally:
+        former.kill()
+        former.wait()
+    waiting.join(20)
+    assert turns == [True]

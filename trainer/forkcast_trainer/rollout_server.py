@@ -26,7 +26,7 @@ from transformers import GPT2LMHeadModel  # noqa: F401
 from forkcast.ports import Store
 from forkcast.records import Trial, TrialStatus
 from forkcast_trainer.rollout import Rollout, slots_of
-from forkcast_wire import keys
+from forkcast_wire import crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
 from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
 from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
@@ -89,8 +89,10 @@ class RolloutServer:
         if job is None:
             return
         parent = os.getpid()
+        crash.reach("before-fork")
         pid = os.fork()
         if pid:
+            crash.reach("after-fork")
             self.children[name] = pid
             return
         code = 1

@@ -1,0 +1,163 @@
+"""Admission: which triggers open a branch, and that none is lost, doubled or let in beside another."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forkcast.admission import Budget, Open, Refusal, RunSeen, Suppress, admit
+from forkcast.records import Trigger, TriggerRule
+
+BUDGET = Budget(branches=True, max_branches=3, max_per_hundred_thousand_steps=10)
+CALM = RunSeen(
+    finished=False, epoch=0, opened=frozenset(), active=frozenset(), suppressed=frozenset()
+)
+
+
+def trigger(step: int = 100, epoch: int = 0) -> Trigger:
+    return Trigger(
+        run_uid="u",
+        epoch=epoch,
+        step=step,
+        onset_step=step,
+        rule=TriggerRule.SINGLE,
+        z=4.0,
+        index=1.0,
+        components={},
+        thresholds={},
+    )
+
+
+def seen(**shown) -> RunSeen:
+    return replace(CALM, **{k: frozenset(v) if isinstance(v, set) else v for k, v in shown.items()})
+
+
+@pytest.mark.parametrize(
+    ("shown", "budget", "fits", "verdict"),
+    [
+        ({}, {}, True, Open()),
+        ({"opened": {"e0-t100"}}, {}, True, None),
+        ({"suppressed": {"e0-t100"}}, {}, True, None),
+        ({"opened": {"e0-t50"}, "active": {"e0-t50"}}, {}, True, Suppress(Refusal.BRANCH_ACTIVE)),
+        ({"opened": {"e0-t50"}}, {}, True, Open()),
+        ({"opened": {"e0-t1", "e0-t2", "e0-t3"}}, {}, True, Suppress(Refusal.BUDGET)),
+        ({}, {"max_branches": 0}, True, Suppress(Refusal.BUDGET)),
+        ({}, {"max_per_hundred_thousand_steps": 0}, True, Open()),  # a run gets at least one
+        ({}, {"branches": False}, True, Suppress(Refusal.MODE)),
+        ({"finished": True}, {}, True, Suppress(Refusal.RUN_FINISHED)),
+        ({"epoch": 1}, {}, True, Suppress(Refusal.STALE_EPOCH)),
+        ({}, {}, False, Suppress(Refusal.END_OF_RUN)),
+    ],
+)
+def test_verdict(shown, budget, fits, verdict) -> None:
+    assert admit(trigger(), seen(**shown), replace(BUDGET, **budget), fits=fits) == verdict
+
+
+def test_the_rate_grows_with_the_run() -> None:
+    budget = replace(BUDGET, max_branches=1000, max_per_hundred_thousand_steps=10)
+    assert [budget.allowed(s) for s in (0, 100_000, 150_000, 1_000_000)] == [10, 10, 15, 100]
+
+
+class Crash(Exception):
+    """The operator died here."""
+
+
+@dataclass
+class SimRun:
+    """A run's triggers and branches under an operator that dies before or after any write, and
+    sees the whole stream of triggers again each time it connects.
+    """
+
+    chaos: random.Random
+    crash_rate: float
+    fired: list[Trigger] = field(default_factory=list)
+    opened: dict[str, bool] = field(default_factory=dict)  # id -> whether the branch has ended
+    suppressed: dict[str, Refusal] = field(default_factory=dict)
+    epoch: int = 0
+    finished: bool = False
+    pending: list[Trigger] = field(default_factory=list)
+
+    def event(self) -> None:
+        active = [name for name, ended in self.opened.items() if not ended]
+        match self.chaos.choice(["fire", "fire", "work", "work", "connect", "end", "stale"]):
+            case "fire" if not self.finished:
+                step = (self.fired[-1].step if self.fired else 0) + self.chaos.randint(1, 40_000)
+                self._fire(trigger(step, self.epoch))
+            case "stale" if self.epoch and not self.finished:  # a monitor that is behind
+                self._fire(trigger(self.fired[-1].step + 1, self.epoch - 1))
+            case "connect":
+                self.pending += self.fired
+            case "end" if active:
+                self.opened[active[0]] = True
+                self.epoch += self.chaos.randrange(2)
+            case "work":
+                self.work()
+
+    def _fire(self, one: Trigger) -> None:
+        self.fired.append(one)
+        self.pending.append(one)
+
+    def work(self) -> None:
+        """As the operator's shell: one look, then a verdict each, durable before the next."""
+        look = RunSeen(
+            finished=self.finished,
+            epoch=self.epoch,
+            opened=frozenset(self.opened),
+            active=frozenset(name for name, ended in self.opened.items() if not ended),
+            suppressed=frozenset(self.suppressed),
+        )
+        try:
+            while self.pending:
+                one = self.pending[0]
+                verdict = admit(one, look, BUDGET, fits=one.step < 300_000)
+                if verdict is not None:
+                    self._may_crash()
+                if isinstance(verdict, Open):
+                    assert one.id not in self.opened  # I4
+                    self.opened[one.id] = False
+                    opened, active = look.opened | {one.id}, look.active | {one.id}
+                    look = replace(look, opened=opened, active=active)
+                elif isinstance(verdict, Suppress):
+                    assert one.id not in self.suppressed
+                    self.suppressed[one.id] = verdict.reason
+                    look = replace(look, suppressed=look.suppressed | {one.id})
+                if verdict is not None:
+                    self._may_crash()
+                self.pending.pop(0)
+        except Crash:
+            self.pending = list(self.fired)
+
+    def _may_crash(self) -> None:
+        if self.chaos.random() < self.crash_rate:
+            raise Crash
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.4]))
+def test_every_trigger_has_one_verdict_and_one_branch_at_most_is_active(seed, crash_rate) -> None:
+    run = SimRun(random.Random(seed), crash_rate)
+    for _ in range(60):
+        run.event()
+        assert sum(not ended for ended in run.opened.values()) <= 1  # I5
+        assert not run.opened.keys() & run.suppressed.keys()
+        assert len(run.opened) <= BUDGET.max_branches
+    run.finished, run.crash_rate = True, 0.0
+    run.pending += run.fired
+    run.work()
+    assert {one.id for one in run.fired} == run.opened.keys() | run.suppressed.keys()  # I9
+
+
+def test_the_random_cases_meet_every_reason() -> None:
+    met: set[Refusal] = set()
+    for seed in range(100):
+        run = SimRun(random.Random(seed), 0.1)
+        for _ in range(60):
+            run.event()
+        run.finished = True
+        run.work()
+        met |= set(run.suppressed.values())
+    assert met == set(Refusal) - {Refusal.MODE}
