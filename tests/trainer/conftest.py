@@ -7,10 +7,12 @@ import sys
 import threading
 import time
 from concurrent import futures
+from contextlib import contextmanager
 
 import grpc
 import pytest
 
+from forkcast_cli.supervisor import Supervisor
 from forkcast_trainer.engine import Engine, placement
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import listen
@@ -49,7 +51,7 @@ def tiny_manifest(*, steps=60, dropout="0.1", processes=1, ring=10, every=30, **
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     return tiny_manifest
 
@@ -72,8 +74,15 @@ class Run:
         (folder / "manifest.json").write_text(json.dumps(manifest.document()))
         (folder / "run.json").write_bytes(dump(RunInfo(uid=UID, name="t", manifest_digest="")))
 
-    def start(self, monitor="", attempt=0, module="forkcast_trainer", launcher=()):
-        command = [sys.executable, *launcher, "-m", module, "--manifest", "manifest.json"]
+    def start_supervised(self, monitor=""):
+        """The trainer's command as the supervisor gives it, with another monitor."""
+        command = Supervisor(self.manifest.spec, self.folder)._command("trainer")
+        command[command.index("--monitor") + 1] = monitor
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FORKCAST_PARENT": str(os.getpid())}
+        return subprocess.Popen(command, cwd=self.folder, env=environment)
+
+    def start(self, monitor="", attempt=0, module="forkcast_trainer"):
+        command = [sys.executable, "-m", module, "--manifest", "manifest.json"]
         if module == "forkcast_trainer":
             command += ["--monitor", monitor, "--attempt", str(attempt)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -92,7 +101,12 @@ def new_run(tmp_path):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def run_in():
+    return lambda folder, **more: Run(folder, tiny_manifest(**more))
+
+
+@pytest.fixture(scope="session")
 def until():
     def wait(condition, what="the condition", seconds=60.0):
         deadline = time.monotonic() + seconds
@@ -114,11 +128,16 @@ class Listener(MonitorServicer):
         self.unanswered = 0
         self.most_unanswered = 0
         self._waiting = []
+        self._for_epoch = {}
         self._lock = threading.Lock()
 
     def tell(self, **what):
         with self._lock:
             self._waiting.append(pb.Directive(run_uid=UID, **what))
+
+    def tell_at_hello(self, epoch, **what):
+        """In answer to the hello of that epoch, once."""
+        self._for_epoch[epoch] = what
 
     def _told(self):
         with self._lock:
@@ -131,6 +150,8 @@ class Listener(MonitorServicer):
                 continue
             if batch.HasField("hello"):
                 self.hellos.append(batch.hello)
+                if (what := self._for_epoch.pop(batch.hello.epoch, None)) is not None:
+                    self.tell(**what)
                 yield pb.Ack(
                     credit=self.credit,
                     resume_from=batch.hello.start_step,
@@ -167,7 +188,20 @@ class Listening:
 
 @pytest.fixture
 def monitor(tmp_path):
-    one = Listening(tmp_path)
+    with listening(tmp_path) as one:
+        yield one
+
+
+@contextmanager
+def listening(folder):
+    one = Listening(folder)
     one.start()
-    yield one
-    one.stop()
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+@pytest.fixture(scope="session")
+def listening_in():
+    return listening

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import optuna
 
 from forkcast.actions import Action, Lattice
 from forkcast.records import Window
@@ -24,7 +23,9 @@ class Bayesian:
         rng: np.random.Generator,
         count: int,
     ) -> list[Action]:
-        """See `forkcast.ports.Search`."""
+        """See `forkcast.ports.Search`. Raises ModuleNotFoundError without Optuna."""
+        import optuna  # only who chooses this strategy needs it
+
         del window
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         axes = {name: list(dict.fromkeys(values)) for name, values in lattice.axes()}
