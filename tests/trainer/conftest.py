@@ -128,16 +128,12 @@ class Listener(MonitorServicer):
         self.unanswered = 0
         self.most_unanswered = 0
         self._waiting = []
-        self._for_epoch = {}
+        self.at_hello = {}  # epoch: what to do when it first says hello
         self._lock = threading.Lock()
 
     def tell(self, **what):
         with self._lock:
             self._waiting.append(pb.Directive(run_uid=UID, **what))
-
-    def tell_at_hello(self, epoch, **what):
-        """In answer to the hello of that epoch, once."""
-        self._for_epoch[epoch] = what
 
     def _told(self):
         with self._lock:
@@ -150,8 +146,7 @@ class Listener(MonitorServicer):
                 continue
             if batch.HasField("hello"):
                 self.hellos.append(batch.hello)
-                if (what := self._for_epoch.pop(batch.hello.epoch, None)) is not None:
-                    self.tell(**what)
+                self.at_hello.pop(batch.hello.epoch, lambda: None)()
                 yield pb.Ack(
                     credit=self.credit,
                     resume_from=batch.hello.start_step,

@@ -268,6 +268,13 @@ def test_a_tokenizer_that_cannot_be_opened_is_refused(tmp_path, broken):
         open_tokenizer(str(folder))
 
 
+@pytest.mark.parametrize("uri", ["/no/such/bpe", "./bpe", ".tmp/bpe", "a/b/bpe"])
+def test_a_path_to_no_tokenizer_is_no_hub_id(uri):
+    with pytest.raises(DataError) as caught:
+        open_tokenizer(uri)
+    assert caught.value.rule == f"no such folder: {Path(uri).absolute()}"
+
+
 def test_windows_cover_the_text_and_share_one_id(text, tmp_path):
     train, _ = prepare(data(text), tmp_path / "t", progress=False)
     batches = Batches(train, 8, ())

@@ -68,8 +68,8 @@ def whole(tmp_path_factory, run_in, listening_in):
 
 @pytest.fixture(scope="module")
 def forked(whole, tmp_path_factory, run_in, listening_in, until):
-    """The same run, held when it has begun, collapsed onto the state that the whole one had at BASE,
-    held again some steps later, stopped by SIGTERM, started again.
+    """The same run, collapsed in its first steps onto the state that the whole one had at BASE, held
+    some steps later, stopped by SIGTERM, started again.
     """
     folder = tmp_path_factory.mktemp("forked")
     run = run_in(folder / "r", **RUN)
@@ -77,25 +77,28 @@ def forked(whole, tmp_path_factory, run_in, listening_in, until):
     winner = replace(ring_state(whole.store, BASE), key="rollouts/b/c0/end", kind=StateKind.ROLLOUT)
     shutil.copytree(whole.store.root / ring_state(whole.store, BASE).key, store.root / winner.key)
     shutil.copytree(whole.run.folder / "tokens", run.folder / "tokens")
+    entry = LineageEntry(
+        epoch=1,
+        run_uid="u",
+        branch="b",
+        decision_digest="d",
+        action=Action(),
+        state=winner,
+        base_step=BASE,
+        trigger_step=TRIGGER,
+    )
     with listening_in(folder) as monitor:
         listener = monitor.listener
-        listener.tell_at_hello(0, id="h", hold=pb.Hold(branch="b", deadline_seconds=200))
-        listener.tell_at_hello(1, id="h1", hold=pb.Hold(branch="b1", deadline_seconds=200))
-        with ended(run.start_supervised(monitor.target)) as process:
-            until(lambda: run.progress().get("state") == "held", "the hold", 120)
-            entry = LineageEntry(
-                epoch=1,
-                run_uid="u",
-                branch="b",
-                decision_digest="d",
-                action=Action(),
-                state=winner,
-                base_step=BASE,
-                trigger_step=TRIGGER,
-            )
+
+        def collapse():
             put_document(store, lineage_key(1), entry)
-            listener.tell(id="c", collapse=pb.Collapse(branch="b", epoch=1, decision_digest="d"))
-            until(lambda: held_in(run, 1), "the hold in epoch 1")
+            what = pb.Collapse(branch="b", epoch=1, decision_digest="d")
+            listener.tell(id="c", collapse=what)
+
+        hold = pb.Hold(branch="b1", deadline_seconds=200)
+        listener.at_hello = {0: collapse, 1: lambda: listener.tell(id="h", hold=hold)}
+        with ended(run.start_supervised(monitor.target)) as process:
+            until(lambda: held_in(run, 1), "the hold in epoch 1", 120)
             ranks = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGTERM)
             process.wait(60)
@@ -155,7 +158,7 @@ def test_sigterm_saves_where_it_stands_and_all_ranks_leave(forked):
     assert stopped.ranks >= 2
     assert stopped.left == []
     assert stopped.progress["state"] == "stopped"
-    assert BASE < stopped.state.meta["step"] == stopped.progress["step"] < STEPS
+    assert BASE <= stopped.state.meta["step"] == stopped.progress["step"] < STEPS
     assert (stopped.state.meta["epoch"], stopped.state.meta["world"]) == (1, 2)
     assert "rng.torch.rank1" in stopped.state.tensors
 

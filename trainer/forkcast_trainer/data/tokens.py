@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from forkcast_trainer.data.text import documents, source_files
 from forkcast_trainer.errors import DataError
 from forkcast_wire.manifest import Data, TextSource
+from forkcast_wire.manifest_file import looks_like_path
 
 _END_OF_TEXT_BYTE = 256
 _FLUSH_TOKENS = 1 << 20
@@ -83,13 +84,18 @@ def open_tokenizer(uri: str) -> Tokenizer:
             _END_OF_TEXT_BYTE,
         )
     folder = Path(uri)
+    if not folder.is_dir() and looks_like_path(uri):
+        raise DataError(
+            "spec.data.tokenizer", f"no such folder: {folder.absolute()}", "give a tokenizer folder"
+        )
     gpt2 = (folder / "merges.txt").exists() and not (folder / "tokenizer.json").exists()
     try:
         return _byte_level_bpe(folder) if gpt2 else _hugging_face(uri)
     except Exception as error:  # noqa: BLE001  # the tokenizers library raises bare Exceptions
         first = (str(error) or type(error).__name__).splitlines()[0]
+        what = uri if folder.is_dir() else f"{uri}: no such folder, and as a hub id"
         raise DataError(
-            "spec.data.tokenizer", f"{uri}: {first}", "give a tokenizer folder"
+            "spec.data.tokenizer", f"{what}: {first}", "give a tokenizer folder"
         ) from None
 
 
