@@ -27,7 +27,7 @@ from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil, saved_states
 from forkcast_wire.store import FolderStore, put_document, read_document
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(900)
 STEPS, BASE, TRIGGER, RUNG = 40, 10, 15, 10
 RUN = {"processes": 2, "steps": STEPS, "ring": BASE}
 #: One process sums a step's gradients in another order than two do.
@@ -62,7 +62,7 @@ def whole(tmp_path_factory, run_in, listening_in):
     folder = tmp_path_factory.mktemp("whole")
     run = run_in(folder / "r", **RUN)
     with listening_in(folder) as monitor, ended(run.start_supervised(monitor.target)) as process:
-        assert process.wait(200) == 0
+        assert process.wait(400) == 0
     return SimpleNamespace(run=run, store=FolderStore(run.folder), listener=monitor.listener)
 
 
@@ -109,7 +109,7 @@ def forked(whole, tmp_path_factory, run_in, listening_in, until):
             state=last_state(store),
         )
         with ended(run.start_supervised(monitor.target)) as process:
-            assert process.wait(200) == 0
+            assert process.wait(400) == 0
     return SimpleNamespace(run=run, store=store, listener=listener, stopped=stopped)
 
 
