@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,10 +244,11 @@ class Engine:
                 self.generators.turn_to(number % self.shards)
             with self.autocast():
                 loss = self.loss_of(batch)
-            self.scaler.scale(loss / count).backward()
-            total += loss.detach().float() / count
             if self.clipping.needs_micro_gradients:
-                micro.append(self._taken_apart(micro, count))
+                micro.append(self._own_gradient(loss, count))
+            else:
+                self.scaler.scale(loss / count).backward()
+            total += loss.detach().float() / count
         self.generators.turn_to(0)
         if world > 1:
             dist.all_reduce(total)
@@ -272,18 +273,18 @@ class Engine:
                 dist.all_reduce(one, op=dist.ReduceOp.MAX)
         return any(bool(one.item()) for one in found)
 
-    def _taken_apart(self, before: Sequence[Sequence[Tensor]], count: int) -> list[Tensor]:
-        """The last micro-batch's own gradient: what was added to the sum, rescaled to a mean."""
+    def _own_gradient(self, loss: Tensor, count: int) -> list[Tensor]:
+        """Add a micro-batch's gradient to the sum; returns it alone, rescaled to a mean. It is never
+        got by subtraction: one that is not finite must not spoil those after it.
+        """
+        sums = [p.grad for p in self.parameters]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss / count).backward()
         scale = count / (self.scaler.get_scale() if self.scaler.is_enabled() else 1.0)
-        own = []
-        with_gradient = [p for p in self.parameters if p.grad is not None]
-        for index, parameter in enumerate(with_gradient):
-            if parameter.grad is None:
-                continue
-            gradient = parameter.grad.detach().clone() * scale
-            for earlier in before:
-                gradient -= earlier[index]
-            own.append(gradient)
+        own = [p.grad.detach() * scale for p in self.parameters if p.grad is not None]
+        for parameter, total in zip(self.parameters, sums, strict=True):
+            if total is not None:
+                parameter.grad = total if parameter.grad is None else total.add_(parameter.grad)
         return own
 
     def autocast(self) -> AbstractContextManager[object]:
