@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -39,7 +39,7 @@ class Child:
     deaths: int = 0
     not_before: float = 0.0
     done: bool = False
-    command: list[str] = field(default_factory=list)
+    log_from: int = 0  # where its log stood when it was started
 
 
 class Supervisor:
@@ -77,7 +77,7 @@ class Supervisor:
         run = [*python, "forkcast_trainer"]
         if ranks > 1:
             run = [*python, "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-            run += ["-m", "forkcast_trainer"]
+            run += ["-m", "--", "forkcast_trainer"]  # else torchrun takes --monitor for its own
         attempt = str(next_attempt(self.folder))
         return [*run, *manifest, "--monitor", monitor, "--attempt", attempt]
 
@@ -96,6 +96,7 @@ class Supervisor:
         }
         crash.reach(f"before-start:{name}")
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
+            child.log_from = log.tell()
             child.process = subprocess.Popen(  # noqa: S603  our own modules
                 self._command(name),
                 cwd=self.folder,
@@ -132,7 +133,10 @@ class Supervisor:
         fast = now - child.started < _FAST_SECONDS
         child.deaths = child.deaths + 1 if fast else 1
         log = self.folder / "logs" / f"{child.name}.log"
-        if code == _USAGE or child.deaths >= _MOST_FAST_DEATHS:
+        # torchrun exits with 1 whatever its ranks say
+        launched = child.name == "trainer" and self.spec.parallelism.processes_per_node > 1
+        usage = code == _USAGE or (launched and _last_error(log, child.log_from) is not None)
+        if usage or child.deaths >= _MOST_FAST_DEATHS:
             raise RunFailedError(_last_error(log) or f"{child.name} exits with {code}; see {log}")
         child.not_before = now + _BACKOFF[min(child.deaths, len(_BACKOFF)) - 1]
         _log.warning("supervisor.died", child=child.name, code=code)
@@ -173,9 +177,10 @@ class Supervisor:
                     self.children[name].process = None
 
 
-def _last_error(log: Path) -> str | None:
-    """The last `error: ...` line of a log."""
-    lines = log.read_text(errors="replace").splitlines()[-50:]
+def _last_error(log: Path, start: int | None = None) -> str | None:
+    """The last `error: ...` line of a log: among its last lines, or after ``start`` bytes."""
+    text = log.read_bytes()[start or 0 :].decode(errors="replace")
+    lines = text.splitlines()[-50 if start is None else 0 :]
     for line in reversed(lines):
         if line.startswith("error: "):
             return line.removeprefix("error: ")

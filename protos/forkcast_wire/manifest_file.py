@@ -177,15 +177,33 @@ def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
             raise ManifestError(f"{field}.uri", f"{target} does not exist", "give a file or folder")
         _readable_text(f"{field}.uri", target)
         source["uri"] = str(target.resolve())
-    for owner, name in ((data, "tokenizer"), (document["spec"]["model"], "source")):
-        value = owner.get(name)
-        if value and (folder / value).exists():
-            owner[name] = str((folder / value).resolve())
+    if data["tokenizer"] != "bytes":
+        data["tokenizer"] = _folder_or_hub("spec.data.tokenizer", folder, data["tokenizer"])
+    model = document["spec"]["model"]
+    if "source" in model:
+        model["source"] = _folder_or_hub("spec.model.source", folder, model["source"])
     storage = document["spec"]["storage"]
     if storage.get("path"):
         storage["path"] = str((folder / storage["path"]).resolve())
         _usable_store(Path(storage["path"]))
     return TrainingRun.model_validate(document)
+
+
+def looks_like_path(text: str) -> bool:
+    """Whether it can only be a path: a hub id is a name, or an owner and a name."""
+    return text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1
+
+
+def _folder_or_hub(field: str, folder: Path, value: str) -> str:
+    """A folder made absolute, or a hub id as it is. Raises ManifestError for a path to nothing."""
+    target = (folder / value).resolve()
+    if target.is_dir():
+        return str(target)
+    if target.exists():
+        raise ManifestError(field, f"{target} is a file", "give the folder it stands in")
+    if looks_like_path(value):
+        raise ManifestError(field, f"no such folder: {target}", "give a folder, or a hub id")
+    return value
 
 
 def _readable_text(field: str, target: Path) -> None:

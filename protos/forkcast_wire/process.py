@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,7 @@ import structlog
 
 _PR_SET_PDEATHSIG = 1
 _TURN_SECONDS = 0.1
+_LOOK_SECONDS = 0.5
 
 
 def configure_logging(component: str) -> None:
@@ -59,6 +61,36 @@ def die_with_parent() -> None:
     parent = os.environ.get("FORKCAST_PARENT")
     if parent is not None and os.getppid() != int(parent):
         sys.exit(143)
+
+
+def stop_when_orphaned(stop: threading.Event, leave_seconds: float) -> None:
+    """Set ``stop`` within a second of the death of the parent or of the supervisor, and end the
+    process where it has not left ``leave_seconds`` later.
+
+    For a process whose parent is a launcher (torchrun), which neither minds the supervisor's death
+    nor takes its children with it.
+    """
+    parent, supervisor = os.getppid(), os.environ.get("FORKCAST_PARENT")
+
+    def orphaned() -> bool:
+        return os.getppid() != parent or (supervisor is not None and _dead(int(supervisor)))
+
+    def watch() -> None:
+        while not orphaned():
+            time.sleep(_LOOK_SECONDS)
+        stop.set()
+        time.sleep(leave_seconds)
+        os._exit(1)  # stuck, perhaps waiting for another rank that is gone
+
+    threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
+
+
+def _dead(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def stop_event_on_sigterm() -> threading.Event:

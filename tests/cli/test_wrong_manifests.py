@@ -93,6 +93,22 @@ WRONG = {
         ["spec.data.train.uri", "no text files"],
     ),
     "store_is_a_file": (_spec("storage: {path: text.txt}"), ["spec.storage.path", "folder"]),
+    "tokenizer_missing": (
+        GOOD.replace("text.txt}", "text.txt}\n    tokenizer: .tmp/bpe"),
+        ["spec.data.tokenizer", "no such folder: /", "/.tmp/bpe", "hub id"],
+    ),
+    "tokenizer_deep": (
+        GOOD.replace("text.txt}", "text.txt}\n    tokenizer: made/up/tok"),
+        ["spec.data.tokenizer", "no such folder: /", "/made/up/tok"],
+    ),
+    "tokenizer_is_a_file": (
+        GOOD.replace("text.txt}", "text.txt}\n    tokenizer: text.txt"),
+        ["spec.data.tokenizer", "is a file", "the folder it stands in"],
+    ),
+    "weights_missing": (
+        _spec("model: {init: Pretrained, source: ./weights}"),
+        ["spec.model.source", "no such folder: /", "/weights"],
+    ),
     "validation_missing": (
         GOOD.replace(
             "{uri: text.txt}", "{uri: text.txt}\n    validation: {source: {uri: gone.txt}}"
@@ -149,10 +165,21 @@ def test_byte_order_mark_is_no_error(folder):
 
 def test_paths_become_absolute(folder):
     path = folder / "m.yaml"
-    path.write_text(_spec("storage: {path: store}"))
+    (folder / "tok").mkdir()
+    given = _spec("storage: {path: store}\nmodel: {init: Pretrained, source: tok}")
+    path.write_text(given.replace("text.txt}", "text.txt}\n    tokenizer: tok"))
     loaded = load_manifest(path)
+    assert loaded.spec.data.tokenizer == loaded.spec.model.source == str(folder / "tok")
     assert loaded.spec.data.train.uri == str(folder / "text.txt")
     assert loaded.spec.storage.path == str(folder / "store")
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2", "openai-community/gpt2"])
+def test_what_is_no_path_stays_as_it_is(folder, name):
+    path = folder / "m.yaml"
+    (folder / "bytes").mkdir()
+    path.write_text(GOOD.replace("text.txt}", f"text.txt}}\n    tokenizer: {name}"))
+    assert load_manifest(path).spec.data.tokenizer == name
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

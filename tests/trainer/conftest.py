@@ -7,10 +7,12 @@ import sys
 import threading
 import time
 from concurrent import futures
+from contextlib import contextmanager
 
 import grpc
 import pytest
 
+from forkcast_cli.supervisor import Supervisor
 from forkcast_trainer.engine import Engine, placement
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import listen
@@ -49,7 +51,7 @@ def tiny_manifest(*, steps=60, dropout="0.1", processes=1, ring=10, every=30, **
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     return tiny_manifest
 
@@ -72,8 +74,15 @@ class Run:
         (folder / "manifest.json").write_text(json.dumps(manifest.document()))
         (folder / "run.json").write_bytes(dump(RunInfo(uid=UID, name="t", manifest_digest="")))
 
-    def start(self, monitor="", attempt=0, module="forkcast_trainer", launcher=()):
-        command = [sys.executable, *launcher, "-m", module, "--manifest", "manifest.json"]
+    def start_supervised(self, monitor=""):
+        """The trainer's command as the supervisor gives it, with another monitor."""
+        command = Supervisor(self.manifest.spec, self.folder)._command("trainer")
+        command[command.index("--monitor") + 1] = monitor
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FORKCAST_PARENT": str(os.getpid())}
+        return subprocess.Popen(command, cwd=self.folder, env=environment)
+
+    def start(self, monitor="", attempt=0, module="forkcast_trainer"):
+        command = [sys.executable, "-m", module, "--manifest", "manifest.json"]
         if module == "forkcast_trainer":
             command += ["--monitor", monitor, "--attempt", str(attempt)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -92,7 +101,12 @@ def new_run(tmp_path):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def run_in():
+    return lambda folder, **more: Run(folder, tiny_manifest(**more))
+
+
+@pytest.fixture(scope="session")
 def until():
     def wait(condition, what="the condition", seconds=60.0):
         deadline = time.monotonic() + seconds
@@ -114,6 +128,7 @@ class Listener(MonitorServicer):
         self.unanswered = 0
         self.most_unanswered = 0
         self._waiting = []
+        self.at_hello = {}  # epoch: what to do when it first says hello
         self._lock = threading.Lock()
 
     def tell(self, **what):
@@ -131,6 +146,7 @@ class Listener(MonitorServicer):
                 continue
             if batch.HasField("hello"):
                 self.hellos.append(batch.hello)
+                self.at_hello.pop(batch.hello.epoch, lambda: None)()
                 yield pb.Ack(
                     credit=self.credit,
                     resume_from=batch.hello.start_step,
@@ -167,7 +183,20 @@ class Listening:
 
 @pytest.fixture
 def monitor(tmp_path):
-    one = Listening(tmp_path)
+    with listening(tmp_path) as one:
+        yield one
+
+
+@contextmanager
+def listening(folder):
+    one = Listening(folder)
     one.start()
-    yield one
-    one.stop()
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+@pytest.fixture(scope="session")
+def listening_in():
+    return listening

@@ -3,7 +3,9 @@
 import json
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forkcast_trainer.data import tokens
 from forkcast_trainer.data.batches import Batches, validation_batches, window_count
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.text import documents, source_files
@@ -62,6 +65,42 @@ def test_a_data_set_folder_gives_the_split_that_was_asked_for(tmp_path):
         pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
     for split in ("train", "validation"):
         assert read(tmp_path, format="Dataset", split=split) == [f"{split} 0", f"{split} 1"]
+
+
+WIKI = ["", " = A title = \n", " Some wikitext , as WikiText has it . \n", "", " Größe \n"] * 40
+
+
+@pytest.fixture(scope="module")
+def wiki(tmp_path_factory):
+    """A data set in the layout and with the column of WikiText: one Parquet file a split."""
+    folder = tmp_path_factory.mktemp("wikitext")
+    for split, rows in (("train", WIKI), ("validation", WIKI[:10]), ("test", WIKI[:5])):
+        table = pa.table({"text": rows})
+        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def test_a_data_set_like_wikitext_is_read_whole_without_its_empty_rows(wiki):
+    assert read(wiki, format="Dataset") == [row for row in WIKI if row]
+    assert read(wiki, format="Dataset", split="validation") == [row for row in WIKI[:10] if row]
+
+
+@pytest.mark.parametrize("most", [1, 30, 57, 500, 10**9])
+def test_max_bytes_cuts_a_data_set_too(wiki, most):
+    whole = "".join(WIKI).encode()
+    got = "".join(read(wiki, format="Dataset", max_bytes=most)).encode()
+    assert whole.startswith(got)
+    assert min(most, len(whole)) - 1 <= len(got) <= most
+
+
+def test_a_data_set_trains_with_splits_of_its_own(wiki, tmp_path):
+    train = TextSource(uri=str(wiki), format="Dataset", max_bytes=1000)
+    held = TextSource(uri=str(wiki), format="Dataset", split="validation")
+    wanted = Data(train=train, sequence_length=8, validation=Validation(source=held))
+    ours, theirs = prepare(wanted, tmp_path / "t", progress=False)
+    count = len(read(wiki, format="Dataset", max_bytes=1000))
+    assert ours.count == 1000 + count
+    assert bytes(theirs.array[theirs.array < 256].astype(np.uint8)).decode() == "".join(WIKI[:10])
 
 
 def test_the_standard_library_is_its_own_text():
@@ -166,6 +205,25 @@ def test_text_is_tokenised_once(text, tmp_path):
     assert names == {".bin", ".json"}
 
 
+def test_ranks_that_start_together_tokenise_once(text, tmp_path, monkeypatch):
+    seen, both = [], Barrier(2)
+
+    def noted(source, field):
+        seen.append(field)
+        yield from documents(source, field)
+
+    monkeypatch.setattr(tokens, "documents", noted)
+
+    def rank(_):
+        both.wait(30)
+        return prepare(data(text), tmp_path / "t", progress=False)[0].file
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(rank, range(2))
+    assert one == two
+    assert len(seen) == 1
+
+
 def test_changed_text_is_tokenised_anew(text, tmp_path):
     first, _ = prepare(data(text), tmp_path / "t", progress=False)
     (text / "a.txt").write_text("changed " * 50)
@@ -266,6 +324,13 @@ def test_a_tokenizer_that_cannot_be_opened_is_refused(tmp_path, broken):
         (folder / "vocab.json").unlink()
     with pytest.raises(DataError, match=r"spec\.data\.tokenizer"):
         open_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("uri", ["/no/such/bpe", "./bpe", ".tmp/bpe", "a/b/bpe"])
+def test_a_path_to_no_tokenizer_is_no_hub_id(uri):
+    with pytest.raises(DataError) as caught:
+        open_tokenizer(uri)
+    assert caught.value.rule == f"no such folder: {Path(uri).absolute()}"
 
 
 def test_windows_cover_the_text_and_share_one_id(text, tmp_path):

@@ -57,7 +57,7 @@ def test_the_seed_names_the_weights_and_leaves_the_callers_generator_alone():
     [
         (Model(architecture="gpt5"), "gpt5; one of gpt2-tiny"),
         (Model(size=ModelSize(width=33, heads=2)), "33 is not a multiple of 2 heads"),
-        (Model(init="Pretrained", source="/nowhere/at/all"), "spec.model.source"),
+        (Model(init="Pretrained", source="/nowhere/at/all"), "no such folder: /nowhere/at/all"),
     ],
 )
 def test_what_cannot_be_built_is_refused(model, words):

@@ -81,6 +81,60 @@ def test_a_child_whose_parent_died_before_it_could_ask_leaves_at_once(tmp_path: 
     assert not (tmp_path / "pid").exists()
 
 
+_RANK = """
+import os, pathlib, sys, threading
+from forkcast_wire.process import stop_when_orphaned
+stop = threading.Event()
+stop_when_orphaned(stop, leave_seconds=float(sys.argv[2]))
+path = pathlib.Path(sys.argv[1])
+path.write_text(f"{os.getpid()} {os.getppid()}")
+stop.wait(60)
+path.with_suffix(".stopped").write_text("cleanly" if stop.is_set() else "time is up")
+if sys.argv[2] == "1":
+    threading.Event().wait()  # stuck, as in a collective whose other ranks are gone
+"""
+_LAUNCHER = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", *sys.argv[1:]], start_new_session=True)
+"""
+
+
+@linux
+@pytest.mark.parametrize("dies", ["launcher", "supervisor"])
+@pytest.mark.parametrize("leave_seconds", ["30", "1"], ids=["leaves", "is stuck"])
+def test_a_rank_leaves_when_its_launcher_or_supervisor_is_killed(
+    tmp_path: Path, dies: str, leave_seconds: str
+) -> None:
+    """A launcher that is killed takes no child with it, and does not mind its own parent's death."""
+    path = tmp_path / "pid"
+    supervisor = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", _LAUNCHER, _RANK, str(path), leave_seconds],
+        env={**os.environ, "FORKCAST_PARENT": str(supervisor.pid)},
+    )
+    try:
+        wait_for(filled(path), "the rank's start")
+        rank = int(path.read_text().split()[0])
+        victim = launcher if dies == "launcher" else supervisor
+        victim.kill()
+        victim.wait()
+        wait_for(lambda: not running(rank), "the rank's end")
+        if leave_seconds == "30":
+            assert path.with_suffix(".stopped").read_text() == "cleanly"
+    finally:
+        for one in (launcher, supervisor):
+            one.kill()
+            one.wait()
+
+
+def running(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_signals_set_the_event(tmp_path: Path, number: signal.Signals) -> None:
     pid, stopped = tmp_path / "pid", tmp_path / "pid.stopped"

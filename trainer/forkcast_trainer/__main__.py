@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import threading
 from pathlib import Path
 
 import torch
@@ -15,10 +14,16 @@ import torch.distributed as dist
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.train import TrainingRun
 from forkcast_wire.manifest import TrainingRun as Manifest
-from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
+from forkcast_wire.process import (
+    configure_logging,
+    die_with_parent,
+    stop_event_on_sigterm,
+    stop_when_orphaned,
+)
 from forkcast_wire.store import StoreUnavailable
 
-_LOOK_SECONDS = 1.0
+#: A rank whose torchrun has died saves and leaves in so much time, or is ended.
+_LEAVE_SECONDS = 30.0
 
 
 def main() -> int:
@@ -35,9 +40,9 @@ def main() -> int:
     stop = stop_event_on_sigterm()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     ranks = (int(os.environ.get("RANK", "0")), world, int(os.environ.get("LOCAL_RANK", "0")))
-    if world > 1:  # the parent is torchrun, which does not mind its own parent's death
+    if world > 1:
+        stop_when_orphaned(stop, _LEAVE_SECONDS)
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        _stop_with_supervisor(stop)
     else:
         die_with_parent()
     manifest = Manifest.model_validate(json.loads(given.manifest.read_text()))
@@ -58,22 +63,6 @@ def main() -> int:
         if world > 1:
             dist.destroy_process_group()
     return 1 if run.unsaved else 0
-
-
-def _stop_with_supervisor(stop: threading.Event) -> None:
-    """A rank under torchrun leaves as on SIGTERM when the supervisor has died."""
-    parent = os.environ.get("FORKCAST_PARENT")
-    if parent is None:
-        return
-
-    def watch() -> None:
-        while not stop.wait(_LOOK_SECONDS):
-            try:
-                os.kill(int(parent), 0)
-            except ProcessLookupError:
-                stop.set()
-
-    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
 
 
 if __name__ == "__main__":

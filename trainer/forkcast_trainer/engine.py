@@ -6,22 +6,20 @@
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from forkcast.actions import KEEP
 from forkcast.records import StepStats
-from forkcast_trainer import clipping, internals, models, stressors
+from forkcast_trainer import clipping, internals, models, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, validation_batches
@@ -100,8 +98,8 @@ class Engine:
         """Raises TrainerError where data, model or clipping cannot be set up."""
         torch.set_num_threads(spec.training.threads)
         self.spec, self.run_uid, self.place = spec, run_uid, place
-        # a rollout is one process: it takes the micro-batches of all ranks, in their order, so
-        # that it sees the batches that the run would see
+        # a rollout is one process: it takes the micro-batches of all ranks, in their order and
+        # with their generators, so that it computes what the run would compute
         alone = place.world == 1
         self.shards = spec.parallelism.processes_per_node if alone else place.world
         train, held = prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
@@ -117,9 +115,11 @@ class Engine:
         self.sampler = Sampler(self.batches.windows, SamplerState(spec.data.shuffle_seed))
         longer = any(one.type is StressorType.LONG_SEQUENCE for one in spec.stressors)
         seed = spec.training.seed + place.rank
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  libraries draw from the global generator
+        randomness.seed_all(seed)
+        others = range(seed + 1, seed + self.shards) if alone else ()
+        self.generators = randomness.Shards(
+            place.device, [randomness.seeded(one, place.device) for one in others]
+        )
         module = models.build(
             spec.model,
             train.file.vocabulary_size,
@@ -240,12 +240,16 @@ class Engine:
                 continue
             batch = torch.from_numpy(ids).to(self.place.device, non_blocking=True)
             first = batch[0, :-1] if first is None else first
+            if world == 1:
+                self.generators.turn_to(number % self.shards)
             with self.autocast():
                 loss = self.loss_of(batch)
-            self.scaler.scale(loss / count).backward()
-            total += loss.detach().float() / count
             if self.clipping.needs_micro_gradients:
-                micro.append(self._taken_apart(micro, count))
+                micro.append(self._own_gradient(loss, count))
+            else:
+                self.scaler.scale(loss / count).backward()
+            total += loss.detach().float() / count
+        self.generators.turn_to(0)
         if world > 1:
             dist.all_reduce(total)
             if not self.clipping.needs_micro_gradients:
@@ -269,18 +273,18 @@ class Engine:
                 dist.all_reduce(one, op=dist.ReduceOp.MAX)
         return any(bool(one.item()) for one in found)
 
-    def _taken_apart(self, before: Sequence[Sequence[Tensor]], count: int) -> list[Tensor]:
-        """The last micro-batch's own gradient: what was added to the sum, rescaled to a mean."""
+    def _own_gradient(self, loss: Tensor, count: int) -> list[Tensor]:
+        """Add a micro-batch's gradient to the sum; returns it alone, rescaled to a mean. It is never
+        got by subtraction: one that is not finite must not spoil those after it.
+        """
+        sums = [p.grad for p in self.parameters]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss / count).backward()
         scale = count / (self.scaler.get_scale() if self.scaler.is_enabled() else 1.0)
-        own = []
-        with_gradient = [p for p in self.parameters if p.grad is not None]
-        for index, parameter in enumerate(with_gradient):
-            if parameter.grad is None:
-                continue
-            gradient = parameter.grad.detach().clone() * scale
-            for earlier in before:
-                gradient -= earlier[index]
-            own.append(gradient)
+        own = [p.grad.detach() * scale for p in self.parameters if p.grad is not None]
+        for parameter, total in zip(self.parameters, sums, strict=True):
+            if total is not None:
+                parameter.grad = total if parameter.grad is None else total.add_(parameter.grad)
         return own
 
     def autocast(self) -> AbstractContextManager[object]:

@@ -8,62 +8,38 @@ epoch, tokens, and the per-layer mean, sd and entropy last seen. Restoring gives
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from forkcast_trainer import schema
+from forkcast_trainer import randomness, schema
 from forkcast_trainer.checkpoint import CheckpointError, Snapshot
 from forkcast_trainer.data.sampler import SamplerState
 from forkcast_trainer.engine import ActionState, Engine
 from forkcast_trainer.internals import Internals
+from forkcast_trainer.randomness import Randomness
 
 T = TypeVar("T")
 _SLOTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-@dataclass(frozen=True)
-class Randomness:
-    """The random generators of one rank. cuda: None on a CPU."""
-
-    python: list[Any]
-    numpy: list[Any]
-    torch: Tensor
-    cuda: Tensor | None
-
-
-def randomness(engine: Engine) -> Randomness:
-    """This process's generators as they stand."""
-    version, words, gauss_next = random.getstate()
-    kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
-    device = engine.place.device
-    return Randomness(
-        python=[version, list(words), gauss_next],
-        numpy=[kind, np.asarray(keys).tolist(), int(place), int(has_gauss), float(gauss)],
-        torch=torch.get_rng_state().clone(),
-        cuda=torch.cuda.get_rng_state(device).clone() if device.type == "cuda" else None,
-    )
-
-
 def randomness_of_all(engine: Engine) -> list[Randomness]:
     """Every rank's generators, by rank. All ranks call it at one step boundary."""
-    mine = randomness(engine)
+    mine = randomness.taken(engine.place.device)
     if engine.place.world == 1:
-        return [mine]
+        return [mine, *engine.generators.others]
     gathered: list[Any] = [None] * engine.place.world
     dist.all_gather_object(gathered, mine)
     return gathered
 
 
 def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
-    """A copy of the whole state on the CPU. ``ranks``: every rank's generators, where there are
-    several ranks.
+    """A copy of the whole state on the CPU. ``ranks``: every rank's generators, where other
+    processes hold some of them.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in engine.named.items():
@@ -74,7 +50,8 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
                 tensors[f"optimizer.{name}.{slot}"] = _copy(state[slot])
     for name, buffer in engine.module.named_buffers():
         tensors[f"buffer.{name}"] = _copy(buffer)
-    first, *others = ranks or [randomness(engine)]
+    mine = randomness.taken(engine.place.device)
+    first, *others = ranks or [mine, *engine.generators.others]
     for rank, one in enumerate((first, *others)):
         suffix = f".rank{rank}" if rank else ""
         tensors[f"rng.torch{suffix}"] = one.torch
@@ -95,7 +72,7 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
         "scaler": engine.scaler.state_dict(),
         "rng.python": first.python,
         "rng.numpy": first.numpy,
-        "world": engine.place.world,
+        "world": engine.shards,
     }
     if others:
         meta["rng.ranks"] = [{"python": one.python, "numpy": one.numpy} for one in others]
@@ -151,27 +128,32 @@ def _internals(saved: Mapping[str, Any] | None) -> Internals | None:
 
 
 def _restore_randomness(engine: Engine, saved: Snapshot) -> None:
-    """This rank's generators. A rank that the saved run did not have seeds its own from the
+    """The generators of this rank, or of all ranks where this process computes for them."""
+    device, place = engine.place.device, engine.place
+    randomness.put(device, _saved_randomness(engine, saved, place.rank))
+    others = range(1, engine.shards) if place.world == 1 else ()
+    engine.generators = randomness.Shards(
+        device, [_saved_randomness(engine, saved, rank) for rank in others]
+    )
+
+
+def _saved_randomness(engine: Engine, saved: Snapshot, rank: int) -> Randomness:
+    """One rank's generators. A rank that the saved run did not have gets its own, seeded by the
     state's place, so that two ranks never drop the same activations.
     """
-    meta, tensors, rank = saved.meta, saved.tensors, engine.place.rank
+    meta, tensors = saved.meta, saved.tensors
     suffix = f".rank{rank}" if rank else ""
     if f"rng.torch{suffix}" not in tensors:
         text = f"{engine.spec.training.seed}:{meta['epoch']}:{meta['step']}:{rank}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        return
+        return randomness.seeded(seed, engine.place.device)
     own = meta["rng.ranks"][rank - 1] if rank else None
-    version, words, gauss_next = own["python"] if own else meta["rng.python"]
-    random.setstate((version, tuple(words), gauss_next))
-    kind, keys, place, has_gauss, gauss = own["numpy"] if own else meta["rng.numpy"]
-    words32 = np.array(keys, dtype=np.uint32)
-    np.random.set_state((kind, words32, place, has_gauss, gauss))  # noqa: NPY002
-    torch.set_rng_state(tensors[f"rng.torch{suffix}"])
-    if f"rng.cuda{suffix}" in tensors and engine.place.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors[f"rng.cuda{suffix}"], engine.place.device)
+    return Randomness(
+        python=own["python"] if own else meta["rng.python"],
+        numpy=own["numpy"] if own else meta["rng.numpy"],
+        torch=tensors[f"rng.torch{suffix}"],
+        cuda=tensors.get(f"rng.cuda{suffix}"),
+    )
 
 
 def check(engine: Engine, saved: Snapshot) -> None:

@@ -89,7 +89,22 @@ class TrainingRun:
 
     def _resume(self) -> None:
         """Continue from the newest valid state of the highest epoch; the lineage log is the truth
-        about the epoch, and names the state it was opened with.
+        about the epoch, and names the state it was opened with. Rank 0 looks, all ranks follow: a
+        record that appears meanwhile must not part them.
+        """
+        start = [self._newest()] if self.place.rank == 0 else [(None, None)]
+        if self.place.world > 1:
+            dist.broadcast_object_list(start, src=0)
+        entry, ref = start[0]
+        if self.place.rank and ref is not None:
+            state.restore(self.engine, self._fetched(ref))
+        if entry is not None:
+            self.engine.position.epoch, self.base_step = entry.epoch, entry.base_step
+        _log.info("train.start", step=self.engine.position.step, epoch=self.engine.position.epoch)
+
+    def _newest(self) -> tuple[LineageEntry | None, StateRef | None]:
+        """The highest epoch's entry, and the state that has been restored: of that epoch, or the
+        one it was opened with. Raises CheckpointError where an epoch has no state left.
         """
         entry = lineage_head(self.store)
         epoch = entry.epoch if entry else 0
@@ -102,27 +117,23 @@ class TrainingRun:
         candidates.sort(key=lambda ref: (ref.step, ref.attempt), reverse=True)
         for ref in candidates:
             if self._load(ref):
-                break
-        else:
-            if entry is not None:
-                self._adopt_entry(entry)
+                return entry, ref
         if entry is not None:
-            self.base_step = entry.base_step
-        _log.info("train.start", step=self.engine.position.step, epoch=epoch)
+            state.restore(self.engine, self._fetched(entry.state))
+            return entry, entry.state
+        return None, None
+
+    def _fetched(self, ref: StateRef) -> checkpoint.Snapshot:
+        return checkpoint.fetch(self.store, ref, self.workdir / "scratch", self.info.uid)
 
     def _load(self, ref: StateRef) -> bool:
         try:
-            saved = checkpoint.fetch(self.store, ref, self.workdir / "scratch", self.info.uid)
+            saved = self._fetched(ref)
         except checkpoint.CheckpointError as error:
             _log.warning("train.checkpoint_refused", key=ref.key, error=str(error))
             return False
         state.restore(self.engine, saved)
         return True
-
-    def _adopt_entry(self, entry: LineageEntry) -> None:
-        """Take over the state that a lineage entry names. Raises CheckpointError."""
-        saved = checkpoint.fetch(self.store, entry.state, self.workdir / "scratch", self.info.uid)
-        self._become(entry, saved)
 
     def _become(self, entry: LineageEntry, saved: checkpoint.Snapshot) -> None:
         state.restore(self.engine, saved)
@@ -264,8 +275,7 @@ class TrainingRun:
                 self.orders.epoch = self.engine.position.epoch
                 return None
             self.orders.compare(entry)
-            scratch = self.workdir / "scratch"
-            saved = checkpoint.fetch(self.store, entry.state, scratch, self.info.uid)
+            saved = self._fetched(entry.state)
             state.check(self.engine, saved)
         except (StoreError, ValueError, OSError) as error:
             self._try_later("train.not_adopted", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from forkcast_trainer.data.text import documents, source_files
 from forkcast_trainer.errors import DataError
 from forkcast_wire.manifest import Data, TextSource
+from forkcast_wire.manifest_file import looks_like_path
 
 _END_OF_TEXT_BYTE = 256
 _FLUSH_TOKENS = 1 << 20
@@ -83,13 +85,18 @@ def open_tokenizer(uri: str) -> Tokenizer:
             _END_OF_TEXT_BYTE,
         )
     folder = Path(uri)
+    if not folder.is_dir() and looks_like_path(uri):
+        raise DataError(
+            "spec.data.tokenizer", f"no such folder: {folder.absolute()}", "give a tokenizer folder"
+        )
     gpt2 = (folder / "merges.txt").exists() and not (folder / "tokenizer.json").exists()
     try:
         return _byte_level_bpe(folder) if gpt2 else _hugging_face(uri)
     except Exception as error:  # noqa: BLE001  # the tokenizers library raises bare Exceptions
         first = (str(error) or type(error).__name__).splitlines()[0]
+        what = uri if folder.is_dir() else f"{uri}: no such folder, and as a hub id"
         raise DataError(
-            "spec.data.tokenizer", f"{uri}: {first}", "give a tokenizer folder"
+            "spec.data.tokenizer", f"{what}: {first}", "give a tokenizer folder"
         ) from None
 
 
@@ -170,23 +177,36 @@ def _tokenise(
     dtype = "uint16" if tokenizer.vocabulary_size <= 1 << 16 else "uint32"
     name = _identity(source, tokenizer_uri, field)
     path, card = folder / f"{name}.bin", folder / f"{name}.json"
-    kept = _kept(path, card)
-    if kept is not None:
+    if (kept := _kept(path, card)) is not None:
         return kept
-    with _replacing(path) as partial, partial.open("wb") as file:
-        count = 0
-        for ids in _encoded(source, field, tokenizer, progress=progress):
-            file.write(ids.astype(dtype).tobytes())
-            count += len(ids)
-    facts = {
-        "dtype": dtype,
-        "count": count,
-        "vocabulary_size": tokenizer.vocabulary_size,
-        "end_of_text": tokenizer.end_of_text,
-    }
-    with _replacing(card) as partial:
-        partial.write_text(json.dumps(facts))
+    with _alone(folder):
+        if (kept := _kept(path, card)) is not None:
+            return kept  # another process has made it meanwhile
+        with _replacing(path) as partial, partial.open("wb") as file:
+            count = 0
+            for ids in _encoded(source, field, tokenizer, progress=progress):
+                file.write(ids.astype(dtype).tobytes())
+                count += len(ids)
+        facts = {
+            "dtype": dtype,
+            "count": count,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "end_of_text": tokenizer.end_of_text,
+        }
+        with _replacing(card) as partial:
+            partial.write_text(json.dumps(facts))
     return TokenFile(path=path, **json.loads(card.read_text()))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time; the kernel lets the next one in when it dies."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _kept(path: Path, card: Path) -> TokenFile | None:

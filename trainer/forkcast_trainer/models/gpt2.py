@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from forkcast_trainer.errors import TrainerError
 from forkcast_wire.manifest import Model
+from forkcast_wire.manifest_file import looks_like_path
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,20 @@ def _pretrained(model: Model, vocabulary_size: int, positions: int) -> nn.Module
     from safetensors import SafetensorError
     from transformers import GPT2LMHeadModel
 
-    dropout = model.size.dropout
+    source, dropout = model.source or "", model.size.dropout
     drops = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
     changed: dict[str, Any] = {} if dropout is None else dict.fromkeys(drops, dropout)
     try:
         loaded = GPT2LMHeadModel.from_pretrained(
-            model.source, attn_implementation="sdpa", dtype=torch.float32, **changed
+            source, attn_implementation="sdpa", dtype=torch.float32, **changed
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if looks_like_path(source) and not Path(source).is_dir():
+            raise TrainerError(
+                "spec.model.source",
+                f"no such folder: {Path(source).absolute()}",
+                "give a folder in Hugging Face layout",
+            ) from None
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainerError(
             "spec.model.source", f"{model.source}: {first}", "give a folder in Hugging Face layout"

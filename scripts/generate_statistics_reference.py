@@ -1,0 +1,88 @@
+"""Write docs/statistics.md from the monitor's log_schema.json; with --check, fail where it is out of
+date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"
+_HEAD = """\
+# The statistics history
+The monitor writes one row for every step it has accepted, before it acknowledges it. Under a run's
+folder:
+
+| file | holds |
+|---|---|
+| `statistics/e<epoch>-a<attempt>-<first step, 12 digits>.parquet` | up to 1,024 rows of one lineage epoch and one start of the trainer |
+| `statistics/tail.jsonl` | the newest rows, one JSON object a line, until they become a Parquet file |
+
+- A Parquet file takes its place whole; a line that a crash cut short is no row. A row that stands in
+  both the tail and a Parquet file counts once: its key is (epoch, attempt, rank, step).
+- Where a restarted trainer took steps again, the rows of the later attempt replace those of the
+  earlier one from its first row on. After a collapse the same step comes again in a new epoch; a
+  lineage is the rows of epoch 0 up to the first collapse's base, then of epoch 1, and so on.
+- In the tail a NaN is `NaN` and an infinity `Infinity`, as Python's `json` writes them. In Parquet
+  both are doubles, and a missing value is null.
+
+`forkcast_wire.statistics.read_history(folder)` reads both, with these rules. Any Parquet reader reads
+the files:
+```python
+import pyarrow.parquet as pq
+
+print(pq.read_table("DIR/statistics").select(["epoch", "step", "loss", "z"]))
+```
+
+## Columns
+The schema is shipped as `forkcast_monitor/log_schema.json` (JSON Schema of a row, with each column's
+`parquet` type and `unit`); a test holds it equal to what is written. This page is generated from it
+by `scripts/generate_statistics_reference.py`; do not edit it.
+
+| column | type | unit | range | meaning |
+|---|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    text = files("forkcast_monitor").joinpath("log_schema.json").read_text(encoding="utf-8")
+    columns: dict[str, dict[str, Any]] = json.loads(text)["properties"]
+    return _HEAD + "".join(_row(name, column) for name, column in columns.items())
+
+
+def _row(name: str, column: dict[str, Any]) -> str:
+    kind = column["parquet"] + (" or null" if "null" in column["type"] else "")
+    inner = column.get("items") or column.get("additionalProperties") or column
+    cells = (f"`{name}`", kind, column.get("unit", ""), _range(inner), column["description"])
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _range(column: dict[str, Any]) -> str:
+    low, high = column.get("minimum"), column.get("maximum")
+    if low is None:
+        return ""
+    return f">= {low}" if high is None else f"{low} to {high}"
+
+
+def main() -> int:
+    """0: written, or up to date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where out of date")
+    given = parser.parse_args()
+    text = page()
+    if not given.check:
+        PAGE.write_text(text, encoding="utf-8")
+        return 0
+    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
+        return 0
+    sys.stderr.write(f"{PAGE.name} is out of date; run scripts/{Path(__file__).name}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

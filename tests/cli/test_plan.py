@@ -1,0 +1,128 @@
+"""What a manifest takes is known beforehand, for every shape of the shelf and every tokenizer that
+stands in a folder, without loading a model.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+from forkcast_cli.plan import lines, plan
+from forkcast_cli.shapes import SHAPES, plan_model, vocabulary_size
+from forkcast_trainer.data.tokens import open_tokenizer
+from forkcast_trainer.models import build
+from forkcast_wire.manifest import Data, TextSource, TrainingRun
+
+TEXT = ["some plain words, again and again"] * 10
+
+
+def manifest(tokenizer="bytes", length=1024, **model):
+    return TrainingRun.model_validate(
+        {
+            "apiVersion": "forkcast.dev/v1alpha1",
+            "kind": "TrainingRun",
+            "metadata": {"name": "t"},
+            "spec": {
+                "model": model,
+                "data": {
+                    "train": {"uri": "python-stdlib:"},
+                    "tokenizer": str(tokenizer),
+                    "sequenceLength": length,
+                },
+                "training": {"totalSteps": 1000},
+            },
+        }
+    )
+
+
+def gpt2_layout(folder, special=("<|endoftext|>",)):
+    from tokenizers import ByteLevelBPETokenizer
+
+    folder.mkdir()
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(TEXT, vocab_size=270, special_tokens=list(special))
+    bpe.save_model(str(folder))
+    return folder
+
+
+def hugging_face(folder, kind, eos="<end>"):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = [eos, "<unk>"] if eos else ["<unk>"]
+    raw, trainer = {
+        "BPE": (models.BPE(), trainers.BpeTrainer(vocab_size=60, special_tokens=special)),
+        "Unigram": (
+            models.Unigram(),
+            trainers.UnigramTrainer(vocab_size=40, special_tokens=special, unk_token="<unk>"),
+        ),
+        "WordLevel": (models.WordLevel(), trainers.WordLevelTrainer(special_tokens=special)),
+    }[kind]
+    tokenizer = Tokenizer(raw)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(TEXT, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda _: "bytes",
+        gpt2_layout,
+        lambda folder: gpt2_layout(folder, special=()),
+        lambda folder: hugging_face(folder, "BPE"),
+        lambda folder: hugging_face(folder, "BPE", eos=None),
+        lambda folder: hugging_face(folder, "Unigram"),
+        lambda folder: hugging_face(folder, "WordLevel"),
+    ],
+)
+def test_a_tokenizers_size_is_told_without_loading_it(tmp_path, make):
+    uri = str(make(tmp_path / "tok"))
+    data = Data(train=TextSource(uri="x"), tokenizer=uri)
+    assert vocabulary_size(data) == open_tokenizer(uri).vocabulary_size
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"model": {}}', '{"model": {"vocab": [], "x": 1}}'])
+def test_a_tokenizer_that_cannot_be_told_is_not_guessed(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    assert vocabulary_size(Data(train=TextSource(uri="x"), tokenizer=str(tmp_path))) is None
+    assert dict(lines(plan(manifest(tmp_path))))["model"].startswith("its shape is known only")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("gpt2", 124.44), ("gpt2-medium", 354.82), ("gpt2-large", 774.03)]
+)
+def test_the_published_models_have_their_published_sizes(name, millions):
+    planned = plan(manifest("gpt2", architecture=name))
+    assert planned.model.parameters / 1e6 == pytest.approx(millions, abs=0.005)
+    assert planned.model.state_bytes == 12 * planned.model.parameters
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_of_the_shelf_is_planned_with_bytes_and_with_a_folder(tmp_path, name):
+    for tokenizer in ("bytes", gpt2_layout(tmp_path / "tok")):
+        said = dict(lines(plan(manifest(tokenizer, architecture=name))))
+        assert "parameters" in said["model"]
+        assert {"training", "memory", "checkpoints", "a branch"} <= said.keys()
+
+
+def test_pretrained_weights_are_planned_from_their_own_config(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=300, n_positions=32, n_layer=2, n_head=2, n_embd=16)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    given = manifest(length=32, init="Pretrained", source=str(tmp_path))
+    built = build(given.spec.model, 257, 32, 1)
+    assert plan_model(given.spec).parameters == sum(p.numel() for p in built.parameters())
+
+
+def test_a_published_name_is_known_and_another_is_not_guessed():
+    known = plan_model(manifest("gpt2", init="Pretrained", source="gpt2-medium").spec)
+    assert (known.layers, known.positions, known.vocabulary) == (24, 1024, 50257)
+    assert plan_model(manifest("gpt2", init="Pretrained", source="some/other").spec) is None
+
+
+def test_planning_loads_no_torch():
+    program = "import sys, forkcast_cli.plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
