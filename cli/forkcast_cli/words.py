@@ -14,6 +14,7 @@ _RULES = {
     TriggerRule.INSTABILITY_RATE: "instability events became more frequent",
     TriggerRule.NON_FINITE: "the loss or the gradient was not finite",
     TriggerRule.FORCED: "the manifest forces a trigger at this step",
+    TriggerRule.CALM: "the run had been calm long enough to try the learning rate it had before a cut",
 }
 _VERDICTS = {
     Verdict.ACCEPTED: "accepted",

@@ -14,17 +14,18 @@ from pathlib import Path
 import grpc
 import structlog
 
+from forkcast import loan
 from forkcast.branch import Finished, Forking, Phase, branch_name
 from forkcast.loop import reconcile
 from forkcast.ports import Store
-from forkcast.records import Trigger
+from forkcast.records import Trigger, TriggerRule
 from forkcast_operator.local import BranchRecord, LocalWorld, MonitorUnavailableError, load_phase
 from forkcast_operator.rules import branch_rules
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire import keys
 from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import trigger_from_wire
-from forkcast_wire.documents import RunInfo, lineage_head, load
+from forkcast_wire.documents import RunInfo, lineage_entries, lineage_head, load
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
 from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
@@ -152,6 +153,10 @@ class LocalOperator:
         head = lineage_head(self.store)
         if (head.epoch if head else 0) > trigger.epoch:
             return "StaleEpoch"
+        if trigger.rule is TriggerRule.CALM and not loan.repayments(
+            lineage_entries(self.store), trigger.epoch
+        ):
+            return "NoLoan"
         if self._active():
             return "BranchActive"
         opened = [i for i in self.store.list("branches/") if i.key.endswith("/branch.json")]

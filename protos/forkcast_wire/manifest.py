@@ -353,7 +353,8 @@ class Uncertainty(Part):
     """The detector. Absent fields keep the shipped uncertainty_config.yaml's values.
 
     warmup_steps: no trigger before that many accepted steps. cooldown_steps: none after a branch.
-    forecast_horizon_steps: of the disagreement signal.
+    calm_steps: after so many steps without a departure since a collapse a branch may be opened that
+    raises a cut learning rate again (0 = never). forecast_horizon_steps: of the disagreement signal.
     """
 
     window: Annotated[int, Field(ge=16, le=65536, strict=True)] | None = None
@@ -362,6 +363,7 @@ class Uncertainty(Part):
     trigger: TriggerThresholds | None = None
     warmup_steps: StepsOrZero | None = None
     cooldown_steps: StepsOrZero | None = None
+    calm_steps: StepsOrZero | None = None
     forecast_horizon_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
 
 
