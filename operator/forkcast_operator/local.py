@@ -281,9 +281,7 @@ class LocalWorld:
         if reply is None:
             return  # the monitor comes back; the command comes again
         window = window_from_wire(reply.window)
-        lattice = lattice_of(
-            self.spec, command.trigger, command.bases, lineage_entries(self.store)
-        )
+        lattice = lattice_of(self.spec, command.trigger, command.bases, lineage_entries(self.store))
         seed = seed_of(command.branch, self.trigger.run_uid)
         self._create("draft", draft(self.spec, lattice, window, self._history(), seed, self._proxy))
 

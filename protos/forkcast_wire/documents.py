@@ -144,8 +144,9 @@ def saved_states(store: Store, kind: StateKind) -> list[StateRef]:
 
 
 def lineage_entries(store: Store) -> list[LineageEntry]:
-    """The whole lineage log, in key order."""
-    return [load(LineageEntry, store.get(i.key)[0]) for i in store.list(keys.LINEAGE_PREFIX)]
+    """The whole lineage log, by epoch."""
+    found = [load(LineageEntry, store.get(i.key)[0]) for i in store.list(keys.LINEAGE_PREFIX)]
+    return sorted(found, key=lambda entry: entry.epoch)
 
 
 def lineage_head(store: Store) -> LineageEntry | None:

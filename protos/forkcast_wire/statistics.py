@@ -114,6 +114,18 @@ def read_history(
     return [rows[key] for key in sorted(rows)]
 
 
+def last_steps(folder: Path) -> dict[int, int]:
+    """The newest step on record, by epoch."""
+    last: dict[int, int] = {}
+    for path in _chunks(folder, None):
+        table = pq.read_table(path, columns=["epoch", "step"])
+        for epoch, step in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            last[epoch] = max(step, last.get(epoch, step))
+    for row in read_tail(folder):
+        last[row["epoch"]] = max(row["step"], last.get(row["epoch"], row["step"]))
+    return last
+
+
 _CHUNK = re.compile(r"e(\d+)-a(\d+)-(\d+)\.parquet")
 
 

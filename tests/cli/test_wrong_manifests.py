@@ -67,6 +67,14 @@ WRONG = {
         ["spec.stressors[0]", "toStep"],
     ),
     "zero_steps": (GOOD.replace("totalSteps: 10", "totalSteps: 0"), ["totalSteps", "got 0"]),
+    "calm_backwards": (
+        _spec("uncertainty: {calmSteps: -1}"),
+        ["spec.uncertainty.calmSteps", "greater than or equal to 0", "got -1"],
+    ),
+    "calm_as_text": (
+        _spec('uncertainty: {calmSteps: "1000"}'),
+        ["spec.uncertainty.calmSteps", "integer"],
+    ),
     "steps_as_text": (
         GOOD.replace("totalSteps: 10", 'totalSteps: "10"'),
         ["spec.training.totalSteps", "integer"],

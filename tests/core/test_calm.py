@@ -59,7 +59,7 @@ def test_trouble_starts_the_count_over_in_a_cooldown_too(kind) -> None:
     machine.quiet(1000)
     assert fired(machine, range(100, 109)) == []
     fold(machine, 109, kind)
-    machine._quiet_until = 0  # noqa: SLF001  only the end of the cooldown is skipped
+    machine._quiet_until = 0
     assert fired(machine, range(110, 121)) == [(119, TriggerRule.CALM)]
 
 
@@ -118,9 +118,7 @@ def test_between_two_calm_triggers_lie_so_many_calm_steps_and_a_restart_changes_
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 399))
 def test_a_detector_restored_at_any_step_offers_at_the_same_steps(cut) -> None:
-    config = configure(
-        Uncertainty(window=32, warmup_steps=20, calm_steps=50, cooldown_steps=30)
-    )
+    config = configure(Uncertainty(window=32, warmup_steps=20, calm_steps=50, cooldown_steps=30))
 
     def stats(step: int) -> StepStats:
         loss = 3.0 + 0.1 * math.sin(step) + 0.05 * math.sin(7.3 * step)

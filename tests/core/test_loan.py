@@ -86,7 +86,7 @@ def test_paying_back_ends_near_the_schedule_and_never_beyond(scales, data) -> No
         offers = repayments(lineage, len(lineage))
         if not offers:
             break
-        assert all(1 < one and owed * one <= 1 + 1e-9 for one in offers)
+        assert all(one > 1 and owed * one <= 1 + 1e-9 for one in offers)
         paid = data.draw(st.sampled_from(offers))
         lineage = chain(*(one.action.learning_rate_scale for one in lineage), paid)
     assert rate_in_force(lineage, len(lineage)) >= PAID_BACK

@@ -57,9 +57,9 @@ def test_no_branch_where_nothing_fits(left) -> None:
 
 def test_arc_needs_three_micro_batches() -> None:
     bases = (base(75), base(0))
-    assert "ARC" not in lattice_of(
-        spec(gradientAccumulationSteps=2), trigger(100), bases, ()
-    ).clipping
+    assert (
+        "ARC" not in lattice_of(spec(gradientAccumulationSteps=2), trigger(100), bases, ()).clipping
+    )
     wide = lattice_of(spec(gradientAccumulationSteps=3), trigger(100), bases, ())
     assert "ARC" in wide.clipping
     assert wide.rewind_steps == (25, 100)
