@@ -144,6 +144,12 @@ class LocalOperator:
             put_document(self.store, keys.suppressed(trigger), suppression)
         _log.info("trigger.suppressed", trigger=trigger.id, reason=reason)
 
+    def _owed(self, trigger: Trigger) -> bool:
+        """Whether there is a cut of the learning rate to pay back; the ladder never does."""
+        if self.spec.branching.policy == "Ladder":
+            return False
+        return bool(loan.repayments(lineage_entries(self.store), trigger.epoch))
+
     def _refusal(self, trigger: Trigger) -> str | None:
         branching = self.spec.branching
         if branching.mode in (Mode.OBSERVE, Mode.DISABLED):
@@ -153,9 +159,7 @@ class LocalOperator:
         head = lineage_head(self.store)
         if (head.epoch if head else 0) > trigger.epoch:
             return "StaleEpoch"
-        if trigger.rule is TriggerRule.CALM and not loan.repayments(
-            lineage_entries(self.store), trigger.epoch
-        ):
+        if trigger.rule is TriggerRule.CALM and not self._owed(trigger):
             return "NoLoan"
         if self._active():
             return "BranchActive"

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import structlog
 
-from forkcast import lineage
+from forkcast import ladder, lineage
 from forkcast.actions import Action
 from forkcast.branch import (
     PHASES,
@@ -23,6 +23,7 @@ from forkcast.branch import (
     Phase,
     PinBases,
     PinState,
+    Policy,
     PostCollapse,
     RecordDecision,
     Release,
@@ -277,11 +278,15 @@ class LocalWorld:
         return of_lineage(states, lineage_entries(self.store), self.trigger.epoch)
 
     def _draft(self, command: DraftCandidates) -> None:
+        entries = lineage_entries(self.store)
+        if self.record.rules.policy is Policy.LADDER:
+            self._create("draft", ladder.draft(command.trigger, command.bases, entries))
+            return
         reply = self._window_reply()
         if reply is None:
             return  # the monitor comes back; the command comes again
         window = window_from_wire(reply.window)
-        lattice = lattice_of(self.spec, command.trigger, command.bases, lineage_entries(self.store))
+        lattice = lattice_of(self.spec, command.trigger, command.bases, entries)
         seed = seed_of(command.branch, self.trigger.run_uid)
         self._create("draft", draft(self.spec, lattice, window, self._history(), seed, self._proxy))
 

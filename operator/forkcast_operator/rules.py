@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forkcast import loan
+from forkcast import ladder, loan
 from forkcast.acceptance import AcceptanceRules, Preset
 from forkcast.actions import KEEP, Lattice
-from forkcast.branch import BranchRules
+from forkcast.branch import BranchRules, Policy
 from forkcast.lineage import LineageEntry
 from forkcast.records import StateRef, Trigger, TriggerRule
 from forkcast_wire.manifest import Mode, TrainingRunSpec
@@ -21,12 +21,15 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger) -> BranchRules:
     Raises ValueError where not even the first rung fits into the steps left.
     """
     branching, left = spec.branching, spec.training.total_steps - trigger.step
-    confirm = min(branching.confirm.steps, left)
+    policy = Policy(branching.policy)
+    wanted, confirm = branching.rungs, min(branching.confirm.steps, left)
+    if policy is Policy.LADDER:
+        wanted, confirm = [ladder.RUNG], 0
     # where the confirm rung moves forward it takes the place of the rungs it meets: without one,
     # a rate cut would be accepted on the evidence of the early rungs
-    rungs = tuple(r for r in branching.rungs if r <= left and (not confirm or r < confirm))
+    rungs = tuple(r for r in wanted if r <= left and (not confirm or r < confirm))
     if not rungs:
-        raise ValueError(f"only {left} steps are left, the first rung is {branching.rungs[0]}")
+        raise ValueError(f"only {left} steps are left, the first rung is {wanted[0]}")
     acceptance = branching.acceptance
     return BranchRules(
         rungs=rungs,
@@ -36,6 +39,7 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger) -> BranchRules:
         depths=(0,) if trigger.rule is TriggerRule.CALM else tuple(branching.rollback.depths),
         hold_main=True,
         apply=branching.mode is Mode.ENFORCE,
+        policy=policy,
         acceptance=AcceptanceRules(
             preset=Preset(acceptance.preset),
             max_risk=acceptance.max_risk_quantile,

@@ -432,9 +432,15 @@ class Budget(Part):
 
 
 class Branching(Part):
-    """What happens on a trigger. rungs: steps after it at which the finalists are compared."""
+    """What happens on a trigger. policy Forkcast: a branch, verified by real rollouts. Ladder: the
+    fixed rule that practice uses and evaluations compare with: skip the departure's batches; at the
+    next trigger within 500 steps halve the learning rate; then go back to the oldest base and skip
+    200 batches; nothing is verified. rungs: steps after the trigger at which the finalists are
+    compared.
+    """
 
     mode: Mode = Mode.ENFORCE
+    policy: Literal["Forkcast", "Ladder"] = "Forkcast"
     executor: Literal["Process"] = "Process"
     candidates: Annotated[int, Field(ge=1, le=500, strict=True)] = 128
     top_k: Annotated[int, Field(ge=1, le=16, strict=True)] = 6
