@@ -48,6 +48,7 @@ WRONG = {
     ),
     "not_a_decimal": (_spec('optimizer: {learningRate: "fast"}'), ["learningRate", "fast"]),
     "bad_enum": (_spec("branching: {mode: Enforced}"), ["spec.branching.mode", "Enforce"]),
+    "bad_policy": (_spec("branching: {policy: ladder}"), ["spec.branching.policy", "Ladder"]),
     "bad_literal": (_spec("branching: {search: Grid}"), ["spec.branching.search", "Lattice"]),
     "falling_rungs": (_spec("branching: {rungs: [25, 10]}"), ["spec.branching.rungs", "rise"]),
     "confirm_inside_rungs": (
