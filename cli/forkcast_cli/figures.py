@@ -95,6 +95,14 @@ def figures(metrics: Metrics) -> list[tuple[str, str, str]]:
             f"{_figure(metrics.accept_rate, '.0%')} ({metrics.accepted} of {metrics.decided})",
             "decisions that adopted a candidate",
         ),
+        *(
+            (
+                f"Relapsed within {one.steps:,} steps",
+                f"{one.relapsed} of {one.watched} collapses",
+                "triggered again since the adoption; only those watched for so long or relapsed",
+            )
+            for one in metrics.relapses
+        ),
         (
             "Proxy versus real",
             (

@@ -16,7 +16,8 @@ from statistics import fmean, median, pstdev
 
 from forkcast.decision import CONTROL, Decision, Outcome, Verdict
 from forkcast.lineage import LineageEntry
-from forkcast.records import Trial
+from forkcast.records import Trial, Trigger
+from forkcast.relapse import WATCHED_STEPS, aftermaths
 from forkcast.spikes import SpikeScore, merge
 
 _PER = 100_000
@@ -41,14 +42,15 @@ class Facts:
     """What the metrics are computed from.
 
     points: all steps the main run took, by (epoch, step), the abandoned ones too.
-    triggers: triggers that fired, suppressed ones included. opened: branches opened.
+    triggers: those that fired, suppressed ones included, but not the calm ones that had nothing to
+        pay back. opened: branches opened.
     parameters, tokens_per_step: for FLOPs; None where unknown.
     """
 
     points: Sequence[Point]
     lineage: Sequence[LineageEntry]
     decisions: Sequence[Decision]
-    triggers: int
+    triggers: Sequence[Trigger]
     opened: int
     validation_loss: float | None
     parameters: int | None
@@ -81,6 +83,15 @@ class RungPass:
     passed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Relapses:
+    """Of the collapses watched for ``steps`` (or less, where one relapsed), how many relapsed."""
+
+    steps: int
+    watched: int
+    relapsed: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
     """The figures of a report. None stands for "cannot be said from these records"."""
@@ -100,6 +111,7 @@ class Metrics:
     decided: int
     accepted: int
     accept_rate: float | None
+    relapses: tuple[Relapses, ...]
     discarded_steps: int
     recovering_steps: int
     verification_steps: int
@@ -137,12 +149,13 @@ def compute(facts: Facts) -> Metrics:
         events_high=_rate(high, steps),
         median_steps_to_recover=median(known) if known else None,
         not_recovered=len(events) - len(known),
-        triggers=facts.triggers,
+        triggers=len(facts.triggers),
         branches=facts.opened,
         branches_per_100k=_rate(facts.opened, steps),
         decided=len(facts.decisions),
         accepted=accepted,
         accept_rate=accepted / len(facts.decisions) if facts.decisions else None,
+        relapses=relapses(facts),
         discarded_steps=discarded,
         recovering_steps=recovering,
         verification_steps=verification,
@@ -279,6 +292,17 @@ def _solve(rising: Callable[[float], float], top: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if rising(middle) > 0 else (middle, high)
     return (low + high) / 2
+
+
+def relapses(facts: Facts) -> tuple[Relapses, ...]:
+    """The relapses within 500 and within 2,000 steps of a collapse."""
+    last = {point.epoch: point.step for point in facts.points}  # points are in order
+    found = aftermaths(facts.lineage, facts.triggers, last)
+    return tuple(
+        Relapses(steps, sum(label is not None for label in labels), sum(map(bool, labels)))
+        for steps in WATCHED_STEPS
+        for labels in [[one.relapsed_within(steps) for one in found]]
+    )
 
 
 # -------------------------------------------------------------------------------- what it has cost

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from forkcast import ladder
 from forkcast_cli.shapes import ModelPlan, plan_model, tokens_per_step
 from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
 
@@ -63,11 +64,15 @@ def plan(manifest: TrainingRun) -> Plan:
         ring_kept=spec.checkpoint.ring_keep,
         store_bytes=state * kept if state is not None else None,
         ring_bytes=state * spec.checkpoint.ring_keep if state is not None else None,
-        rollouts=spec.branching.top_k + 1 if branching else 0,
+        rollouts=_rollouts(spec) if branching else 0,
         branch_steps_least=least,
         branch_steps_most=most,
         branches_most=spec.branching.budget.max_branches if branching else 0,
     )
+
+
+def _rollouts(spec: TrainingRunSpec) -> int:
+    return 1 if spec.branching.policy == "Ladder" else spec.branching.top_k + 1
 
 
 def branch_steps(spec: TrainingRunSpec) -> tuple[int, int]:
@@ -81,6 +86,8 @@ def branch_steps(spec: TrainingRunSpec) -> tuple[int, int]:
     first, last = rules.rungs[0], rules.rungs[-1]
     deepest = min(max(rules.rollback.depths), rules.rollback.steps)
     deepest += spec.checkpoint.ring_every_steps
+    if rules.policy == "Ladder":
+        return ladder.RUNG, deepest + ladder.RUNG
     confirmed = min(rules.confirm.finalists, rules.top_k) + 1
     longer = max(rules.confirm.steps - last, 0) * confirmed
     return runners * first, runners * (deepest + last) + longer

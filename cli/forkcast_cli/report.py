@@ -60,7 +60,7 @@ def render(facts: RunFacts) -> str:
         tiles=headline_tiles(facts.metrics, view),
         charts=[Markup(svg(chart)) for chart in run_charts(facts)],  # noqa: S704  escaped in svg()
         branches=[_section(one) for one in view.branches],
-        suppressed=view.suppressed,
+        suppressed=[(one.trigger.step, words.reason(one.reason)) for one in view.refused],
         figures=figures(facts.metrics),
         manifest=yaml.safe_dump(view.manifest.document(), sort_keys=False),
         version=version("forkcast"),

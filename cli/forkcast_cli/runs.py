@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 from forkcast.canonical import digest
 from forkcast.decision import CONTROL
 from forkcast.records import Trial
+from forkcast.relapse import WATCHED_STEPS, Aftermath, aftermaths
 from forkcast_cli.view import BranchView, RunView, look
 from forkcast_wire.manifest_file import ManifestError
+from forkcast_wire.statistics import last_steps
 
 INDEX = "runs.parquet"
 SCHEMA = pa.schema(
@@ -36,6 +38,7 @@ SCHEMA = pa.schema(
         ("control_loss", pa.float64()),
         ("verdict", pa.string()),
         ("outcome", pa.string()),
+        *((f"relapsed_within_{steps}", pa.bool_()) for steps in WATCHED_STEPS),
         ("decision_digest", pa.string()),
         ("run_complete", pa.bool_()),
         ("run_loss", pa.float64()),
@@ -57,18 +60,32 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def rows_of(folder: Path, view: RunView) -> list[dict[str, Any]]:
-    """One row a verified candidate; one with an empty branch for a run that opened none."""
+    """One row a verified candidate; one with an empty branch for a run that opened none.
+
+    relapsed_within_*: of a branch that was adopted, whether the run triggered again so soon; empty
+    where it was not adopted, or not watched for so long.
+    """
     base = {
         "run": view.manifest.metadata.name,
         "folder": str(folder),
         "run_complete": view.complete is not None,
         "run_loss": view.complete.validation_loss if view.complete else None,
     }
-    rows = [base | row for branch in view.branches for row in _branch_rows(branch)]
+    triggers = [one.trigger for one in (*view.branches, *view.suppressed)]
+    after = aftermaths(view.lineage, triggers, last_steps(folder / "statistics"))
+    adopted = {
+        (entry.epoch - 1, entry.trigger_step): what
+        for entry, what in zip(view.lineage, after, strict=True)
+    }
+    rows = [
+        base | row
+        for branch in view.branches
+        for row in _branch_rows(branch, adopted.get((branch.trigger.epoch, branch.trigger.step)))
+    ]
     return rows or [base]
 
 
-def _branch_rows(branch: BranchView) -> list[dict[str, Any]]:
+def _branch_rows(branch: BranchView, after: Aftermath | None) -> list[dict[str, Any]]:
     trigger, decision = branch.trigger, branch.decision
     base = {
         "branch": branch.id,
@@ -79,6 +96,8 @@ def _branch_rows(branch: BranchView) -> list[dict[str, Any]]:
         "outcome": branch.outcome,
         "decision_digest": digest(decision) if decision else None,
     }
+    if after is not None:
+        base |= {f"relapsed_within_{n}": after.relapsed_within(n) for n in WATCHED_STEPS}
     if decision is None:
         return [base]
     judged = {one.candidate: one.verdict.value for one in decision.judgements}

@@ -45,7 +45,7 @@ def status_document(folder: Path, view: RunView) -> dict[str, Any]:
         "epoch": view.lineage[-1].epoch if view.lineage else 0,
         "openBranches": view.active,
         "branches": [branch_document(one) for one in view.branches],
-        "suppressed": len(view.suppressed),
+        "suppressed": len(view.refused),
         "complete": plain(done) if done is not None else None,
     }
 
@@ -104,8 +104,8 @@ def status(folder: Path, view: RunView) -> Group:
         )
     if view.branches:
         parts.append(branch_table(view))
-    if view.suppressed:
-        parts.append(Text(f"{len(view.suppressed)} triggers opened no branch", style="dim"))
+    if view.refused:
+        parts.append(Text(f"{len(view.refused)} triggers opened no branch", style="dim"))
     return Group(*parts)
 
 

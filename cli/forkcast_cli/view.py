@@ -11,7 +11,7 @@ from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import Trial, Trigger
-from forkcast_wire.documents import Complete, load
+from forkcast_wire.documents import Complete, lineage_entries, load
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.store import open_store, read_document
 
@@ -29,6 +29,14 @@ class BranchView:
     trials: dict[str, dict[int, Trial]]
 
 
+@dataclass(frozen=True, slots=True)
+class SuppressedView:
+    """A trigger that opened no branch, and why."""
+
+    trigger: Trigger
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
     """One look at a run."""
@@ -36,7 +44,7 @@ class RunView:
     manifest: TrainingRun
     progress: dict[str, Any]
     branches: list[BranchView]
-    suppressed: list[tuple[str, str]]
+    suppressed: list[SuppressedView]
     lineage: list[LineageEntry]
     complete: Complete | None
 
@@ -44,6 +52,13 @@ class RunView:
     def active(self) -> int:
         """Branches that have not ended."""
         return sum(1 for one in self.branches if one.outcome is None)
+
+    @property
+    def refused(self) -> list[SuppressedView]:
+        """Triggers that might have opened a branch and did not. A calm one with nothing to pay back
+        asked for none.
+        """
+        return [one for one in self.suppressed if one.reason != "NoLoan"]
 
 
 def manifest_of(folder: Path) -> TrainingRun:
@@ -61,11 +76,9 @@ def look(folder: Path) -> RunView:
         progress=json.loads(progress.read_text()) if progress.exists() else {},
         branches=_branches(store),
         suppressed=[
-            (one["trigger"]["step"], one["reason"])
-            for info in store.list("suppressed/")
-            for one in [json.loads(store.get(info.key)[0])]
+            load(SuppressedView, store.get(info.key)[0]) for info in store.list("suppressed/")
         ],
-        lineage=[load(LineageEntry, store.get(i.key)[0]) for i in store.list("lineage/")],
+        lineage=lineage_entries(store),
         complete=read_document(store, Complete, "complete.json"),
     )
 

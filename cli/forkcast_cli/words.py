@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from forkcast import ladder
 from forkcast.actions import Action
 from forkcast.decision import CONTROL, Decision, DraftSource, Judgement, Outcome, Verdict
 from forkcast.records import Trial, Trigger, TriggerRule
@@ -14,6 +15,7 @@ _RULES = {
     TriggerRule.INSTABILITY_RATE: "instability events became more frequent",
     TriggerRule.NON_FINITE: "the loss or the gradient was not finite",
     TriggerRule.FORCED: "the manifest forces a trigger at this step",
+    TriggerRule.CALM: "the run had been calm long enough to try the learning rate it had before a cut",
 }
 _VERDICTS = {
     Verdict.ACCEPTED: "accepted",
@@ -35,6 +37,7 @@ _REASONS = {
     "RunFinished": "the run had ended",
     "WinnerStateMissing": "the winner's end state never became durable",
     "TransientCause": "a plain replay escaped what hit the run",
+    "LadderStepFailed": "the replay under the ladder's action failed",
     "Improved": "it beat the control by more than the margin",
 }
 
@@ -58,6 +61,8 @@ def trigger_sentence(trigger: Trigger) -> str:
 def draft_sentence(decision: Decision) -> str:
     """What was drafted, and by whom it was ranked."""
     draft = decision.draft
+    if draft.strategy == ladder.STRATEGY:
+        return f"The ladder's action ({draft.note}) was applied without a comparison."
     ranked = "the proxy" if draft.source is DraftSource.PROXY else "the heuristic"
     note = f" ({draft.note})" if draft.note else ""
     states = ", ".join(str(base.step) for base in decision.bases)
@@ -142,7 +147,8 @@ def table(branch: BranchView) -> tuple[list[str], list[list[str]]]:
     rungs = sorted({rung for by in branch.trials.values() for rung in by})
     header = ["", "action", *(f"+{rung}" for rung in rungs)]
     header += ["gain", "margin", "volatility", "risk", "verdict"]
-    names = [CONTROL, *(decision.draft.finalists if decision else ())]
+    names = [] if decision and decision.draft.strategy == ladder.STRATEGY else [CONTROL]
+    names += decision.draft.finalists if decision else ()
     names += [name for name in sorted(branch.trials) if name not in names]
     judged = {one.candidate: one for one in decision.judgements} if decision else {}
     rows = []

@@ -22,6 +22,7 @@ class Refusal(StrEnum):
     MODE = "Mode"  # this run is observed, or not watched at all
     RUN_FINISHED = "RunFinished"
     STALE_EPOCH = "StaleEpoch"  # a collapse has abandoned what it speaks of
+    NO_LOAN = "NoLoan"  # a calm offers to pay a cut of the rate back, and there is none
     BRANCH_ACTIVE = "BranchActive"
     BUDGET = "Budget"
     END_OF_RUN = "EndOfRun"  # not even the first rung fits into the steps left
@@ -78,10 +79,13 @@ class Suppress:
     reason: Refusal
 
 
-def admit(trigger: Trigger, seen: RunSeen, budget: Budget, *, fits: bool) -> Open | Suppress | None:
+def admit(
+    trigger: Trigger, seen: RunSeen, budget: Budget, *, fits: bool, owed: bool = True
+) -> Open | Suppress | None:
     """The verdict on a trigger; None where it has one, which stands.
 
     fits: whether the first rung of a branch fits into the steps that are left after the trigger.
+    owed: False where the trigger offers to pay back a cut of the rate and none is outstanding.
     """
     if seen.knows(trigger):
         return None
@@ -91,6 +95,8 @@ def admit(trigger: Trigger, seen: RunSeen, budget: Budget, *, fits: bool) -> Ope
         return Suppress(Refusal.RUN_FINISHED)
     if seen.epoch > trigger.epoch:
         return Suppress(Refusal.STALE_EPOCH)
+    if not owed:
+        return Suppress(Refusal.NO_LOAN)
     if seen.active:
         return Suppress(Refusal.BRANCH_ACTIVE)
     if len(seen.opened) >= budget.allowed(trigger.step):

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Final, TypeAlias
 
-from forkcast import acceptance
+from forkcast import acceptance, ladder
 from forkcast.acceptance import AcceptanceRules
 from forkcast.actions import Action
 from forkcast.decision import (
@@ -198,7 +199,7 @@ class Drafting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verifying:
-    """``entrants`` (the control among them) run to ``rung``; whoever is not among them is stopped."""
+    """``entrants`` (the control among them, save on the ladder) run to ``rung``; whoever is not among them is stopped."""
 
     branch: str
     trigger: Trigger
@@ -264,6 +265,13 @@ MOVES: Final[Mapping[type, tuple[type, ...]]] = {
 PHASES: Final[Mapping[str, type]] = {kind.__name__: kind for kind in MOVES}
 
 
+class Policy(StrEnum):
+    """How a branch chooses. Forkcast: by verified rollouts. Ladder: by a fixed rule, unverified."""
+
+    FORKCAST = "Forkcast"
+    LADDER = "Ladder"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BranchRules:
     """The rules a branch is opened with; frozen for its life, whatever the manifest says later.
@@ -282,6 +290,7 @@ class BranchRules:
     depths: tuple[int, ...] = (0, 200)
     hold_main: bool = True
     apply: bool = True
+    policy: Policy = Policy.FORKCAST
     acceptance: AcceptanceRules = field(default_factory=AcceptanceRules)
 
     def __post_init__(self) -> None:
@@ -293,6 +302,7 @@ class BranchRules:
         """The rules as they stand in decision.json."""
         rules = self.acceptance
         return {
+            "policy": self.policy.value,
             "preset": rules.preset.value,
             "maxRiskQuantile": rules.max_risk,
             "maxVolatilityRatio": rules.max_volatility_ratio,
@@ -387,7 +397,9 @@ def _draft(phase: Drafting, seen: Seen, rules: BranchRules) -> tuple[Phase, tupl
             trigger=phase.trigger,
             bases=phase.bases,
             draft=seen.draft,
-            entrants=(CONTROL, *seen.draft.finalists),
+            entrants=seen.draft.finalists
+            if rules.policy is Policy.LADDER
+            else (CONTROL, *seen.draft.finalists),
             rung=rules.rungs[0],
         ),
         (),
@@ -512,7 +524,10 @@ def _decision(phase: Deciding, seen: Seen, rules: BranchRules) -> Decision:
         cut_short=phase.cut_short,
         run_finished=seen.run_finished and not seen.expired,
     )
-    end = acceptance.conclude(evidence, rules.acceptance)
+    if rules.policy is Policy.LADDER:
+        end = ladder.conclude(evidence)
+    else:
+        end = acceptance.conclude(evidence, rules.acceptance)
     outcome, reason, winner = end.outcome, end.reason, end.winner
     state = None
     if winner is not None:

@@ -46,3 +46,22 @@ def head(entries: Sequence[LineageEntry]) -> LineageEntry | None:
         if entry.epoch != expected:
             raise ValueError(f"lineage: epoch {expected} is missing or repeated; {entry.epoch=}")
     return ordered[-1] if ordered else None
+
+
+def in_force(entries: Sequence[LineageEntry], epoch: int) -> tuple[LineageEntry, ...]:
+    """The collapses that the state of ``epoch`` rests on, newest first: their actions are in it.
+
+    A collapse whose base lies before an earlier one abandoned that one, and its action with it.
+    Raises ValueError where the log has a gap below ``epoch``.
+    """
+    known = {entry.epoch: entry for entry in entries}
+    if missing := set(range(1, epoch + 1)) - known.keys():
+        raise ValueError(f"lineage: epoch {min(missing)} is missing; {epoch=}")
+    found: list[LineageEntry] = []
+    at = epoch
+    while at > 0:
+        found.append(known[at])
+        at -= 1
+        while at > 0 and known[at].state.step > found[-1].base_step:
+            at -= 1  # the base is older than this epoch's first state
+    return tuple(found)

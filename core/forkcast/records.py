@@ -153,13 +153,16 @@ class TriggerRule(StrEnum):
     INSTABILITY_RATE = "InstabilityRate"
     NON_FINITE = "NonFinite"
     FORCED = "Forced"
+    CALM = "Calm"  # no departure: long enough without one to try a higher rate again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger:
-    """A durable statement that a run departed from its healthy course at ``step``.
+    """A durable statement that a run departed from its healthy course at ``step``; or, by rule
+    Calm, that it has kept to it since the last collapse.
 
-    onset_step: the first step of the departure (<= step); base states are taken before it.
+    onset_step: the first step of the departure (<= step), ``step`` where there is none; base states
+        are taken before it.
     thresholds: the limits in force, by name, so that the record explains itself.
     """
 

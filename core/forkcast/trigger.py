@@ -24,6 +24,7 @@ _RATE_P = 0.01
 class TriggerRules:
     """z at ``consecutive_steps`` in a row, or ``single_z`` once; none within ``cooldown_steps`` of
     the last trigger or of a new epoch. force_every_steps: 0 = off.
+    calm_steps: so many steps without a departure in an epoch >= 1 give a Calm trigger; 0 = off.
     """
 
     z: float = 2.5
@@ -32,6 +33,7 @@ class TriggerRules:
     cooldown_steps: int = 200
     warmup_steps: int = 200
     force_every_steps: int = 0
+    calm_steps: int = 1000
 
     def thresholds(self) -> dict[str, float]:
         """The limits as a trigger records them."""
@@ -39,6 +41,7 @@ class TriggerRules:
             "z": self.z,
             "consecutive_steps": float(self.consecutive_steps),
             "single_z": self.single_z,
+            "calm_steps": float(self.calm_steps),
         }
 
 
@@ -47,6 +50,8 @@ class TriggerMachine:
 
     Missing steps break a row of consecutive steps and the departure; the index rules then stay
     silent for as many steps as are missing, at most the warm-up: no trigger from a partial window.
+
+    A Calm trigger opens no cooldown: it says that nothing is wrong, and must hide nothing that is.
     """
 
     def __init__(self, rules: TriggerRules, run_uid: str) -> None:
@@ -61,6 +66,8 @@ class TriggerMachine:
         self._step: int | None = None
         self._blind_until = 0
         self._missing: list[tuple[int, int]] = []
+        self._epoch = 0
+        self._calm = 0
 
     def fold(
         self,
@@ -81,11 +88,20 @@ class TriggerMachine:
         rule = self._rule(index, finite=finite)
         slow = self._slow_rules(index.step, validation_loss, spiked=spiked)
         rule = rule or slow
-        if rule is None or index.step < self._quiet_until:
+        calm_is_due = self._count_calm(index, rule, spiked=spiked)
+        if index.step < self._quiet_until:
             return None
-        onset = self._onset if self._onset is not None else index.step
-        self._quiet_until = index.step + self.rules.cooldown_steps
-        self._above = 0
+        if rule is not None:
+            onset = self._onset if self._onset is not None else index.step
+            self._quiet_until = index.step + self.rules.cooldown_steps
+            self._above = 0
+            return self._trigger(index, rule, onset)
+        if calm_is_due:
+            self._calm = 0
+            return self._trigger(index, TriggerRule.CALM, index.step)
+        return None
+
+    def _trigger(self, index: Index, rule: TriggerRule, onset: int) -> Trigger:
         return Trigger(
             run_uid=self.run_uid,
             epoch=index.epoch,
@@ -120,6 +136,18 @@ class TriggerMachine:
         if self._above >= self.rules.consecutive_steps:
             return TriggerRule.CONSECUTIVE
         return None
+
+    def _count_calm(self, index: Index, rule: TriggerRule | None, *, spiked: bool) -> bool:
+        """Count this step; whether the epoch has been calm for long enough. What breaks a calm does
+        so in a cooldown too; a forced trigger is no sign of trouble.
+        """
+        if index.epoch != self._epoch:
+            self._epoch, self._calm = index.epoch, 0
+        judged = index.ready and index.step >= self._blind_until
+        trouble = spiked or index.z > self.rules.z or rule not in (None, TriggerRule.FORCED)
+        lasts = index.epoch > 0 and judged and not trouble
+        self._calm = self._calm + 1 if lasts else 0
+        return 0 < self.rules.calm_steps <= self._calm
 
     def _slow_rules(
         self, step: int, validation_loss: float | None, *, spiked: bool
@@ -158,7 +186,7 @@ class TriggerMachine:
         if self._step is not None and step > self._step + 1:
             missing = step - self._step - 1
             self._missing.append((self._step + 1, step - 1))
-            self._above, self._onset = 0, None
+            self._above, self._onset, self._calm = 0, None, 0
             self._blind_until = step + min(missing, self.rules.warmup_steps)
         self._step = step
 
@@ -175,6 +203,8 @@ class TriggerMachine:
             "step": self._step,
             "blind_until": self._blind_until,
             "missing": [list(gap) for gap in self._missing],
+            "epoch": self._epoch,
+            "calm": self._calm,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -187,6 +217,7 @@ class TriggerMachine:
         self._missing = [(int(a), int(b)) for a, b in state["missing"]]
         self._validations = [float(v) for v in state["validations"]]
         self._events = [int(e) for e in state["events"]]
+        self._epoch, self._calm = int(state["epoch"]), int(state["calm"])
 
 
 def exceeds_trend(history: Sequence[float], value: float, sigmas: float) -> bool:

@@ -61,6 +61,7 @@ def configure(given: Uncertainty) -> DetectorConfig:
             cooldown_steps=int(pick(given.cooldown_steps, "cooldownSteps")),
             warmup_steps=warmup,
             force_every_steps=int(trigger["forceEverySteps"]),
+            calm_steps=int(pick(given.calm_steps, "calmSteps")),
         ),
         ema_decay=float(pick(given.ema_decay, "emaDecay")),
         horizon=int(pick(given.forecast_horizon_steps, "forecastHorizonSteps")),

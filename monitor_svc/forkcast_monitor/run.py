@@ -27,7 +27,7 @@ _log = structlog.get_logger()
 REORDER_STEPS = 16
 SNAPSHOT_STEPS = 500
 #: Rises whenever Detector.state changes its meaning: older snapshots are then not used.
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 
 
 class Accepted(Enum):

@@ -14,18 +14,19 @@ from pathlib import Path
 import grpc
 import structlog
 
+from forkcast import loan
 from forkcast.admission import Budget, Open, Refusal, RunSeen, Suppress, admit
 from forkcast.branch import BranchRules, Finished, Forking, Phase, branch_name
 from forkcast.loop import reconcile
 from forkcast.ports import Store
-from forkcast.records import Trigger
+from forkcast.records import Trigger, TriggerRule
 from forkcast_operator.local import BranchRecord, LocalWorld, MonitorUnavailableError, load_phase
 from forkcast_operator.rules import branch_rules
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire import keys
 from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import trigger_from_wire
-from forkcast_wire.documents import RunInfo, lineage_head, load
+from forkcast_wire.documents import RunInfo, lineage_entries, lineage_head, load
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
 from forkcast_wire.process import (
@@ -150,7 +151,8 @@ class LocalOperator:
         while self._pending:
             trigger = self._pending[0]
             rules = self._rules(trigger)
-            verdict = admit(trigger, seen, self._budget, fits=rules is not None)
+            fits, owed = rules is not None, self._owed(trigger)
+            verdict = admit(trigger, seen, self._budget, fits=fits, owed=owed)
             if isinstance(verdict, Suppress):
                 self._suppress(trigger, verdict.reason)
                 seen = replace(seen, suppressed=seen.suppressed | {trigger.id})
@@ -183,6 +185,14 @@ class LocalOperator:
         with contextlib.suppress(AlreadyExists):  # another operator was first; its reason stands
             put_document(self.store, keys.suppressed(trigger), suppression)
         _log.info("trigger.suppressed", trigger=trigger.id, reason=reason.value)
+
+    def _owed(self, trigger: Trigger) -> bool:
+        """Whether a trigger that offers to pay back finds a cut of the rate; the ladder never does."""
+        if trigger.rule is not TriggerRule.CALM:
+            return True
+        if self.spec.branching.policy == "Ladder":
+            return False
+        return bool(loan.repayments(lineage_entries(self.store), trigger.epoch))
 
 
 def main() -> int:

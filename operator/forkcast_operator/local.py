@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import structlog
 
-from forkcast import lineage
+from forkcast import ladder, lineage
 from forkcast.actions import Action
 from forkcast.branch import (
     PHASES,
@@ -23,6 +23,7 @@ from forkcast.branch import (
     Phase,
     PinBases,
     PinState,
+    Policy,
     PostCollapse,
     RecordDecision,
     Release,
@@ -45,6 +46,7 @@ from forkcast_wire.documents import (
     RolloutJob,
     RolloutUntil,
     dump,
+    lineage_entries,
     load,
     read_manifest,
     saved_states,
@@ -268,21 +270,23 @@ class LocalWorld:
 
     def _states(self) -> tuple[StateRef, ...]:
         """The main run's saved states that lie on the trigger's lineage."""
-        infos = self.store.list(keys.LINEAGE_PREFIX)
-        entries = [load(LineageEntry, self.store.get(info.key)[0]) for info in infos]
         states = [
             ref
             for kind in (StateKind.RING, StateKind.CHECKPOINT)
             for ref in saved_states(self.store, kind)
         ]
-        return of_lineage(states, entries, self.trigger.epoch)
+        return of_lineage(states, lineage_entries(self.store), self.trigger.epoch)
 
     def _draft(self, command: DraftCandidates) -> None:
+        entries = lineage_entries(self.store)
+        if self.record.rules.policy is Policy.LADDER:
+            self._create("draft", ladder.draft(command.trigger, command.bases, entries))
+            return
         reply = self._window_reply()
         if reply is None:
             return  # the monitor comes back; the command comes again
         window = window_from_wire(reply.window)
-        lattice = lattice_of(self.spec, command.trigger, command.bases)
+        lattice = lattice_of(self.spec, command.trigger, command.bases, entries)
         seed = seed_of(command.branch, self.trigger.run_uid)
         self._create("draft", draft(self.spec, lattice, window, self._history(), seed, self._proxy))
 

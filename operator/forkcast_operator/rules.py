@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from forkcast import ladder, loan
 from forkcast.acceptance import AcceptanceRules, Preset
-from forkcast.actions import Lattice
-from forkcast.branch import BranchRules
-from forkcast.records import StateRef, Trigger
+from forkcast.actions import KEEP, Lattice
+from forkcast.branch import BranchRules, Policy
+from forkcast.lineage import LineageEntry
+from forkcast.records import StateRef, Trigger, TriggerRule
 from forkcast_wire.manifest import Mode, TrainingRunSpec
 
 _ARC_LEAST = 3
@@ -17,20 +21,25 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger) -> BranchRules:
     Raises ValueError where not even the first rung fits into the steps left.
     """
     branching, left = spec.branching, spec.training.total_steps - trigger.step
-    confirm = min(branching.confirm.steps, left)
+    policy = Policy(branching.policy)
+    wanted, confirm = branching.rungs, min(branching.confirm.steps, left)
+    if policy is Policy.LADDER:
+        wanted, confirm = [ladder.RUNG], 0
     # where the confirm rung moves forward it takes the place of the rungs it meets: without one,
     # a rate cut would be accepted on the evidence of the early rungs
-    rungs = tuple(r for r in branching.rungs if r <= left and (not confirm or r < confirm))
+    rungs = tuple(r for r in wanted if r <= left and (not confirm or r < confirm))
     if not rungs:
-        raise ValueError(f"only {left} steps are left, the first rung is {branching.rungs[0]}")
+        raise ValueError(f"only {left} steps are left, the first rung is {wanted[0]}")
     acceptance = branching.acceptance
     return BranchRules(
         rungs=rungs,
         confirm_steps=confirm,
         confirm_finalists=branching.confirm.finalists,
-        depths=tuple(branching.rollback.depths),
+        # a calm run has no departure to go back behind
+        depths=(0,) if trigger.rule is TriggerRule.CALM else tuple(branching.rollback.depths),
         hold_main=True,
         apply=branching.mode is Mode.ENFORCE,
+        policy=policy,
         acceptance=AcceptanceRules(
             preset=Preset(acceptance.preset),
             max_risk=acceptance.max_risk_quantile,
@@ -41,8 +50,23 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger) -> BranchRules:
     )
 
 
-def lattice_of(spec: TrainingRunSpec, trigger: Trigger, bases: tuple[StateRef, ...]) -> Lattice:
-    """The actions a branch may draw: the manifest's choices, over the depths of its bases."""
+def lattice_of(
+    spec: TrainingRunSpec,
+    trigger: Trigger,
+    bases: tuple[StateRef, ...],
+    lineage: Sequence[LineageEntry],
+) -> Lattice:
+    """The actions a branch may draw: the manifest's choices, over the depths of its bases; on a Calm
+    trigger only what pays back the learning rate's loan.
+    """
+    if trigger.rule is TriggerRule.CALM:
+        return Lattice(
+            learning_rate_scales=loan.repayments(lineage, trigger.epoch),
+            weight_decay_scales=(1.0,),
+            clipping=(KEEP,),
+            momentum_reset=(False,),
+            rewind_steps=tuple(trigger.step - base.step for base in bases),
+        )
     choices = spec.branching.actions
     micro = spec.training.gradient_accumulation_steps * spec.parallelism.processes_per_node
     clipping = tuple(name for name in choices.clipping if name != "ARC" or micro >= _ARC_LEAST)

@@ -146,7 +146,12 @@ def saved_states(store: Store, kind: StateKind) -> list[StateRef]:
     return sorted(found, key=lambda ref: (ref.epoch, ref.step, ref.attempt))
 
 
+def lineage_entries(store: Store) -> list[LineageEntry]:
+    """The whole lineage log, by epoch."""
+    found = [load(LineageEntry, store.get(i.key)[0]) for i in store.list(keys.LINEAGE_PREFIX)]
+    return sorted(found, key=lambda entry: entry.epoch)
+
+
 def lineage_head(store: Store) -> LineageEntry | None:
     """The lineage entry of the highest epoch, None in epoch 0. Raises ValueError on a gap."""
-    entries = [load(LineageEntry, store.get(info.key)[0]) for info in store.list("lineage/")]
-    return head(entries)
+    return head(lineage_entries(store))

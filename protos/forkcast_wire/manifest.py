@@ -354,7 +354,8 @@ class Uncertainty(Part):
     """The detector. Absent fields keep the shipped uncertainty_config.yaml's values.
 
     warmup_steps: no trigger before that many accepted steps. cooldown_steps: none after a branch.
-    forecast_horizon_steps: of the disagreement signal.
+    calm_steps: after so many steps without a departure since a collapse a branch may be opened that
+    raises a cut learning rate again (0 = never). forecast_horizon_steps: of the disagreement signal.
     """
 
     window: Annotated[int, Field(ge=16, le=65536, strict=True)] | None = None
@@ -363,6 +364,7 @@ class Uncertainty(Part):
     trigger: TriggerThresholds | None = None
     warmup_steps: StepsOrZero | None = None
     cooldown_steps: StepsOrZero | None = None
+    calm_steps: StepsOrZero | None = None
     forecast_horizon_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
 
 
@@ -431,9 +433,15 @@ class Budget(Part):
 
 
 class Branching(Part):
-    """What happens on a trigger. rungs: steps after it at which the finalists are compared."""
+    """What happens on a trigger. policy Forkcast: a branch, verified by real rollouts. Ladder: the
+    fixed rule that practice uses and evaluations compare with: skip the departure's batches; at the
+    next trigger within 500 steps halve the learning rate; then go back to the oldest base and skip
+    200 batches; nothing is verified. rungs: steps after the trigger at which the finalists are
+    compared.
+    """
 
     mode: Mode = Mode.ENFORCE
+    policy: Literal["Forkcast", "Ladder"] = "Forkcast"
     executor: Literal["Process"] = "Process"
     candidates: Annotated[int, Field(ge=1, le=500, strict=True)] = 128
     top_k: Annotated[int, Field(ge=1, le=16, strict=True)] = 6

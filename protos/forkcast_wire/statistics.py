@@ -114,6 +114,18 @@ def read_history(
     return [rows[key] for key in sorted(rows)]
 
 
+def last_steps(folder: Path) -> dict[int, int]:
+    """The newest step on record, by epoch."""
+    last: dict[int, int] = {}
+    for path in _chunks(folder, None):
+        table = pq.read_table(path, columns=["epoch", "step"])
+        for epoch, step in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            last[epoch] = max(step, last.get(epoch, step))
+    for row in read_tail(folder):
+        last[row["epoch"]] = max(row["step"], last.get(row["epoch"], row["step"]))
+    return last
+
+
 _CHUNK = re.compile(r"e(\d+)-a(\d+)-(\d+)\.parquet")
 
 
@@ -130,7 +142,8 @@ def _chunks(folder: Path, first_steps: Mapping[int, int] | None) -> list[Path]:
     if first_steps is None or not named:
         return [path for _, path in named]
     wanted = []
-    for (key, path), following in zip(named, [*named[1:], None], strict=True):
+    # not strict: where there is no chunk yet, the None at the end has no partner
+    for (key, path), following in zip(named, [*named[1:], None], strict=False):
         ends = following[0][2] if following and following[0][:2] == key[:2] else 1 << 62
         if key[0] in first_steps and ends > first_steps[key[0]]:
             wanted.append(path)

@@ -95,6 +95,7 @@ def test_runs_is_one_parquet_index(made_run):
         "NoBetter",
         "DroppedAtRung",
     ]
+    assert [r["relapsed_within_500"] for r in table] == [True, True, None, None]
 
 
 def test_replay_folds_the_recorded_statistics(made_run, tmp_path):

@@ -17,12 +17,34 @@ def test_made_run(made_run):
     assert metrics.discarded_steps == 16  # 140 to 155
     assert metrics.adopted_steps == 30
     assert metrics.verification_steps == 300
+    assert [(r.steps, r.watched, r.relapsed) for r in metrics.relapses] == [
+        (500, 1, 1),  # adopted at 170, triggered again at 250
+        (2000, 1, 1),
+    ]
     assert metrics.proxy_gap is None
     tokens, parameters = 256, 834_432
     assert metrics.wasted_flops == pytest.approx(6.0 * parameters * tokens * (16 + 1))
     assert metrics.wasted_flops_with_verification == pytest.approx(
         6.0 * parameters * tokens * (16 + 1 + 300 - 30)
     )
+
+
+def test_a_calm_trigger_with_nothing_to_pay_back_is_no_refusal(made_run):
+    from dataclasses import replace
+
+    from forkcast.records import TriggerRule
+    from forkcast_cli.show import status_document
+    from forkcast_cli.view import SuppressedView, look
+    from forkcast_wire.documents import dump
+
+    fired = look(made_run).branches[0].trigger
+    calm = replace(fired, epoch=1, step=270, rule=TriggerRule.CALM)
+    (made_run / "suppressed").mkdir()
+    for one, why in ((calm, "NoLoan"), (replace(fired, step=155), "BranchActive")):
+        record = dump(SuppressedView(one, why))
+        (made_run / "suppressed" / f"{one.id}.json").write_bytes(record)
+    assert gather(made_run).metrics.triggers == 3  # the two branches', and the refused one
+    assert status_document(made_run, look(made_run))["suppressed"] == 1
 
 
 def test_rungs(made_run):

@@ -48,6 +48,7 @@ WRONG = {
     ),
     "not_a_decimal": (_spec('optimizer: {learningRate: "fast"}'), ["learningRate", "fast"]),
     "bad_enum": (_spec("branching: {mode: Enforced}"), ["spec.branching.mode", "Enforce"]),
+    "bad_policy": (_spec("branching: {policy: ladder}"), ["spec.branching.policy", "Ladder"]),
     "bad_literal": (_spec("branching: {search: Grid}"), ["spec.branching.search", "Lattice"]),
     "falling_rungs": (_spec("branching: {rungs: [25, 10]}"), ["spec.branching.rungs", "rise"]),
     "confirm_inside_rungs": (
@@ -67,6 +68,14 @@ WRONG = {
         ["spec.stressors[0]", "toStep"],
     ),
     "zero_steps": (GOOD.replace("totalSteps: 10", "totalSteps: 0"), ["totalSteps", "got 0"]),
+    "calm_backwards": (
+        _spec("uncertainty: {calmSteps: -1}"),
+        ["spec.uncertainty.calmSteps", "greater than or equal to 0", "got -1"],
+    ),
+    "calm_as_text": (
+        _spec('uncertainty: {calmSteps: "1000"}'),
+        ["spec.uncertainty.calmSteps", "integer"],
+    ),
     "steps_as_text": (
         GOOD.replace("totalSteps: 10", 'totalSteps: "10"'),
         ["spec.training.totalSteps", "integer"],

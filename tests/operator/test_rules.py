@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from forkcast.records import StateKind, StateRef, Trigger, TriggerRule
@@ -55,7 +57,14 @@ def test_no_branch_where_nothing_fits(left) -> None:
 
 def test_arc_needs_three_micro_batches() -> None:
     bases = (base(75), base(0))
-    assert "ARC" not in lattice_of(spec(gradientAccumulationSteps=2), trigger(100), bases).clipping
-    wide = lattice_of(spec(gradientAccumulationSteps=3), trigger(100), bases)
+    assert (
+        "ARC" not in lattice_of(spec(gradientAccumulationSteps=2), trigger(100), bases, ()).clipping
+    )
+    wide = lattice_of(spec(gradientAccumulationSteps=3), trigger(100), bases, ())
     assert "ARC" in wide.clipping
     assert wide.rewind_steps == (25, 100)
+
+
+def test_a_calm_run_goes_back_to_the_newest_state_only() -> None:
+    calm = replace(trigger(100), rule=TriggerRule.CALM)
+    assert branch_rules(spec(), calm).depths == (0,)

@@ -26,6 +26,13 @@ LATTICES = {
         clipping=("Keep",),
         momentum_reset=(False,),
     ),
+    "a loan": Lattice(
+        learning_rate_scales=(1.25, 1.118),
+        weight_decay_scales=(1.0,),
+        clipping=("Keep",),
+        momentum_reset=(False,),
+        rewind_steps=(2,),
+    ),
     "repeated choices": Lattice(learning_rate_scales=(0.8, 0.8, 1.0), rewind_steps=(5, 5)),
     "identity only": Lattice(
         learning_rate_scales=(1.0,),

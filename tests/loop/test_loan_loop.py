@@ -1,0 +1,77 @@
+"""A cut and its loan with real processes: forced, accepted, calm, and offered back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_whole_loop import MANIFEST
+
+pytestmark = pytest.mark.slow
+
+
+def run(tmp_path: Path, **branching) -> Path:
+    """A run whose first trigger is forced at step 60 and whose index can fire none."""
+    manifest = copy.deepcopy(MANIFEST)
+    spec = manifest["spec"]
+    spec["training"]["totalSteps"] = 260
+    spec["uncertainty"] |= {
+        "warmupSteps": 20,
+        "cooldownSteps": 60,
+        "calmSteps": 30,
+        "trigger": {"z": "1000", "singleZ": "1000", "forceEverySteps": 60},
+    }
+    spec["branching"] |= branching
+    spec["branching"]["budget"]["maxBranches"] = 2
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
+    command = [sys.executable, "-m", "forkcast_cli", "run", "m.yaml", "--workdir", "w", "--quiet"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=280)
+    return tmp_path / "w"
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def test_a_cut_that_was_accepted_is_offered_back_after_a_calm(tmp_path) -> None:
+    # ten times less than a rate that is far too high: the raw loss is better at once
+    folder = run(
+        tmp_path,
+        acceptance={"preset": "Literal"},
+        actions={
+            "learningRateScales": ["0.1"],
+            "weightDecayScales": ["1"],
+            "clipping": ["Keep"],
+            "momentumReset": False,
+        },
+    )
+    assert read(folder / "lineage/1.json")["action"]["learning_rate_scale"] == 0.1
+    adopted = read(folder / "lineage/1.json")["state"]["step"]
+    # silent for the cooldown, and then offered at once: the steps were calm all along
+    loan = folder / f"branches/e1-t{adopted + 60}"
+    assert read(loan / "branch.json")["trigger"]["rule"] == "Calm"
+    decision = read(loan / "decision.json")
+    actions = [one["action"] for one in decision["draft"]["candidates"]]
+    assert sorted(one["learning_rate_scale"] for one in actions) == pytest.approx([10**0.5, 10])
+    assert {one["weight_decay_scale"] for one in actions} == {1.0}
+    assert {one["clipping"] for one in actions} == {"Keep"}
+    assert {one["candidate"] for one in decision["trials"]} >= {"control"}
+    accepted = decision["outcome"] == "Accepted"
+    factor = 0.1 * decision["action"]["learning_rate_scale"] if accepted else 0.1
+    assert read(folder / "progress.json")["learning_rate_factor"] == pytest.approx(factor)
+
+
+def test_the_ladder_skips_and_then_lowers_the_rate(tmp_path) -> None:
+    folder = run(tmp_path, policy="Ladder")
+    first, second = (read(folder / f"lineage/{epoch}.json")["action"] for epoch in (1, 2))
+    assert first["skip_batches"] == first["rewind_steps"] + 1
+    assert (first["learning_rate_scale"], second["learning_rate_scale"]) == (1.0, 0.5)
+    assert read(folder / "progress.json")["learning_rate_factor"] == 0.5
+    assert read(folder / "complete.json")["epoch"] == 2
