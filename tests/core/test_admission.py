@@ -57,6 +57,10 @@ def test_verdict(shown, budget, fits, verdict) -> None:
     assert admit(trigger(), seen(**shown), replace(BUDGET, **budget), fits=fits) == verdict
 
 
+def test_a_calm_with_nothing_to_pay_back_opens_no_branch() -> None:
+    assert admit(trigger(), CALM, BUDGET, fits=True, owed=False) == Suppress(Refusal.NO_LOAN)
+
+
 def test_the_rate_grows_with_the_run() -> None:
     budget = replace(BUDGET, max_branches=1000, max_per_hundred_thousand_steps=10)
     assert [budget.allowed(s) for s in (0, 100_000, 150_000, 1_000_000)] == [10, 10, 15, 100]
@@ -113,7 +117,8 @@ class SimRun:
         try:
             while self.pending:
                 one = self.pending[0]
-                verdict = admit(one, look, BUDGET, fits=one.step < 300_000)
+                owed = one.step % 3 != 0  # as if every third trigger were a calm with nothing to pay
+                verdict = admit(one, look, BUDGET, fits=one.step < 300_000, owed=owed)
                 if verdict is not None:
                     self._may_crash()
                 if isinstance(verdict, Open):
