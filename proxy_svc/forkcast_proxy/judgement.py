@@ -158,7 +158,7 @@ def _order_rivals(held: Held) -> dict[str, FloatArray]:
             by_kind[rows] = [usual.get(str(kind), 0.0) for kind in kinds[rows]]
     for fork in np.unique(table.targets.forks):
         rows = np.flatnonzero(table.targets.forks == fork)
-        drawn = [Candidate(name=str(row), action=table.records[row].action) for row in rows]
+        drawn = [Candidate(name=str(n), action=table.records[n].action) for n in map(int, rows)]
         for rank, name in enumerate(by_portfolio(drawn)):
             place[int(name)] = rank
     return {"by_kind": by_kind, "portfolio": place}

