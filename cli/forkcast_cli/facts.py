@@ -37,7 +37,7 @@ def gather(folder: Path) -> RunFacts:
         points=points,
         lineage=view.lineage,
         decisions=[one.decision for one in view.branches if one.decision is not None],
-        triggers=[one.trigger for one in (*view.branches, *view.refused)],
+        triggers=[one.trigger for one in view.branches] + [one.trigger for one in view.refused],
         opened=len(view.branches),
         validation_loss=_last_validation(view, rows),
         parameters=model.parameters if model is not None else None,

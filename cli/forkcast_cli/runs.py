@@ -71,7 +71,8 @@ def rows_of(folder: Path, view: RunView) -> list[dict[str, Any]]:
         "run_complete": view.complete is not None,
         "run_loss": view.complete.validation_loss if view.complete else None,
     }
-    triggers = [one.trigger for one in (*view.branches, *view.suppressed)]
+    triggers = [one.trigger for one in view.branches]
+    triggers += [one.trigger for one in view.suppressed]
     after = aftermaths(view.lineage, triggers, last_steps(folder / "statistics"))
     adopted = {
         (entry.epoch - 1, entry.trigger_step): what
