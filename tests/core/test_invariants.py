@@ -13,13 +13,13 @@ from forkcast.decision import Outcome
 sys.path.insert(0, str(Path(__file__).parent))
 from simulator import SimWorld, run_to_end, trigger
 
-RULES = BranchRules()
+RULES, TRIGGER = BranchRules(), trigger()
 SEEDS = st.integers(0, 2**32)
 CASES = settings(max_examples=500, deadline=None)
 
 
-def world(quality, chaos=0, **more):
-    return SimWorld(trigger(), quality=quality, chaos=random.Random(chaos), **more)
+def world(quality, chaos=0, trigger=TRIGGER, **more):
+    return SimWorld(trigger, quality=quality, chaos=random.Random(chaos), **more)
 
 
 def check(w, end):
@@ -61,6 +61,31 @@ def test_every_branch_ends_whatever_fails(quality, chaos):
 def test_two_operators_decide_once_and_collapse_once(quality, chaos):
     w = world(quality, chaos, crash_rate=0.05, fault_rate=0.05)
     check(w, run_to_end(w, RULES, operators=2))
+
+
+@CASES
+@given(SEEDS, SEEDS, st.integers(1, 2))
+def test_epochs_rise_one_by_one_over_the_branches_of_a_run(quality, chaos, operators):
+    w = world(quality, chaos, crash_rate=0.05, fault_rate=0.1)
+    for number in range(3):
+        epoch = len(w.lineage)
+        w = world(
+            quality + number,
+            chaos + number,
+            crash_rate=0.05,
+            fault_rate=0.1,
+            trigger=trigger(epoch=epoch),
+            lineage=w.lineage,
+            adopted=w.adopted,
+            posted=epoch,
+            trainer_epoch=epoch,
+            durable_epoch=epoch,
+        )
+        end = run_to_end(w, RULES, operators)
+        assert not w.violations
+        assert len(w.lineage) == epoch + end.outcome.adopts  # I2
+    assert [one.epoch for one in w.adopted] == sorted(w.lineage)  # I1, I3
+    assert sorted(w.lineage) == list(range(1, len(w.lineage) + 1))
 
 
 @CASES

@@ -18,7 +18,9 @@ from forkcast.decision import Decision
 from forkcast_cli.__main__ import app
 from forkcast_wire.documents import dump, load
 
-STEPS, BRANCH = 110, "e0-t60"
+#: Long after the trigger: where both monitor and operator die before the main run is held, it goes on
+#: alone, and must neither end nor let go of the states from before the trigger until they are back.
+STEPS, BRANCH = 400, "e0-t60"
 _SECONDS = 400
 #: The search is seeded by the run's identity; of this one the bare rule accepts a candidate.
 _UID = "5407"
@@ -40,7 +42,7 @@ MANIFEST = {
         },
         "optimizer": {"learningRate": "3e-2", "schedule": {"warmupSteps": 5}},
         "training": {"totalSteps": STEPS, "microBatchSize": 4},
-        "checkpoint": {"everySteps": 50, "ringEverySteps": 20, "keepLast": 2},
+        "checkpoint": {"everySteps": 50, "ringEverySteps": 20, "ringKeep": 16},
         "uncertainty": {
             "window": 32,
             "warmupSteps": 5000,
