@@ -68,7 +68,8 @@ class Placement:
 
 
 def placement(spec: TrainingRunSpec, rank: int = 0, world: int = 1, local: int = 0) -> Placement:
-    """Resolve Auto: the GPU where there is one, bf16 where it has it.
+    """Resolve Auto: the GPU where there is one, bf16 where it has it. The GPU becomes the process's
+    own, so that nothing of it ends up on another rank's.
 
     Raises TrainerError where a GPU is asked for that is not there.
     """
@@ -81,6 +82,8 @@ def placement(spec: TrainingRunSpec, rank: int = 0, world: int = 1, local: int =
             "lower parallelism.processesPerNode, or use Cpu",
         )
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
     bf16 = cuda and torch.cuda.is_bf16_supported()
     dtypes = {
         Dtype.AUTO: torch.bfloat16 if bf16 else torch.float32,
