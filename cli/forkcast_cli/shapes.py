@@ -132,7 +132,7 @@ def vocabulary_size(data: Data) -> int | None:
     ids = _json(folder / "vocab.json")
     if not ids or not all(isinstance(one, int) for one in ids.values()):
         return None
-    return max(ids.values()) + 1 + (_END_OF_TEXT not in ids)
+    return max(int(one) for one in ids.values()) + 1 + (_END_OF_TEXT not in ids)
 
 
 def _of_tokenizer_json(document: dict[str, Any], config: dict[str, Any]) -> int | None:
@@ -142,7 +142,7 @@ def _of_tokenizer_json(document: dict[str, Any], config: dict[str, Any]) -> int 
         listed = isinstance(vocabulary, list)
         ids = set(range(len(vocabulary)) if listed else vocabulary.values())
         ids |= {one["id"] for one in document.get("added_tokens") or []}
-        return max(ids) + 1 + (config.get("eos_token") is None)
+        return max(int(one) for one in ids) + 1 + (config.get("eos_token") is None)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 

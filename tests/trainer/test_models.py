@@ -107,3 +107,50 @@ def test_broken_weights_are_refused_in_one_line(saved, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nothing like it")
     with pytest.raises(TrainerError, match=r"spec\.model\.source"):
         build(pretrained(tmp_path), 257, 32, 1)
+
+
+def test_a_run_starts_from_weights_and_a_tokenizer_in_one_folder(saved, tmp_path):
+    """The whole way: manifest to engine; the first loss is the saved model's own."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from forkcast_trainer import state
+    from forkcast_trainer.engine import Engine, placement
+    from forkcast_wire.manifest import TrainingRunSpec
+
+    folder, _ = saved
+    (tmp_path / "text.txt").write_text("some plain words, again and again. " * 200)
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel()
+    raw.train_from_iterator(
+        ["some plain words"], trainers.BpeTrainer(vocab_size=290, special_tokens=["<end>"])
+    )
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>").save_pretrained(folder)
+    spec = TrainingRunSpec.model_validate(
+        {
+            "model": {
+                "init": "Pretrained",
+                "source": str(folder),
+                "size": {"dropout": "0"},
+                "device": "Cpu",
+                "dtype": "Float32",
+            },
+            "data": {
+                "train": {"uri": str(tmp_path / "text.txt")},
+                "tokenizer": str(folder),
+                "sequenceLength": 16,
+            },
+            "training": {"totalSteps": 10, "microBatchSize": 2},
+        }
+    )
+    engine = Engine(spec, "u", tmp_path, placement(spec))
+    batch = torch.from_numpy(engine.validation[0])
+    plain = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    logits = plain(batch[:, :-1]).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    assert engine.loss_of(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    losses = [engine.step().loss for _ in range(3)]
+    other = Engine(spec, "u", tmp_path, placement(spec))
+    state.restore(other, state.snapshot(engine))
+    assert other.step().loss == engine.step().loss
+    assert losses[0] > 0

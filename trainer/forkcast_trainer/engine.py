@@ -25,6 +25,7 @@ from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, validation_batches
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.tokens import prepare
+from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.schedule import scheduled_rate
 from forkcast_trainer.stressors.long_sequence import LONGER
 from forkcast_wire.manifest import Device, Dtype, StressorType, TrainingRunSpec
@@ -67,10 +68,22 @@ class Placement:
 
 
 def placement(spec: TrainingRunSpec, rank: int = 0, world: int = 1, local: int = 0) -> Placement:
-    """Resolve Auto: the GPU where there is one, bf16 where it has it."""
-    wish = spec.model.device
-    cuda = wish is Device.CUDA or (wish is Device.AUTO and torch.cuda.is_available())
+    """Resolve Auto: the GPU where there is one, bf16 where it has it. The GPU becomes the process's
+    own, so that nothing of it ends up on another rank's.
+
+    Raises TrainerError where a GPU is asked for that is not there.
+    """
+    wish, count = spec.model.device, torch.cuda.device_count()
+    cuda = wish is Device.CUDA or (wish is Device.AUTO and count > 0)
+    if cuda and local >= count:
+        raise TrainerError(
+            "spec.model.device",
+            f"process {local} of this machine finds {count} GPUs",
+            "lower parallelism.processesPerNode, or use Cpu",
+        )
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
     bf16 = cuda and torch.cuda.is_bf16_supported()
     dtypes = {
         Dtype.AUTO: torch.bfloat16 if bf16 else torch.float32,
