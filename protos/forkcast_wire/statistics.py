@@ -130,7 +130,7 @@ def _chunks(folder: Path, first_steps: Mapping[int, int] | None) -> list[Path]:
     if first_steps is None:
         return [path for _, path in named]
     wanted = []
-    for (key, path), following in zip(named, [*named[1:], None], strict=True):
+    for (key, path), following in zip(named, [*named[1:], None], strict=False):
         ends = following[0][2] if following and following[0][:2] == key[:2] else 1 << 62
         if key[0] in first_steps and ends > first_steps[key[0]]:
             wanted.append(path)
