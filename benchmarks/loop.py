@@ -91,7 +91,7 @@ def main() -> int:
         try:
             with console.status(f"{section} ..."):
                 rows += measured(section, given.scale)
-        except (OSError, RuntimeError, grpc.RpcError, grpc.FutureTimeoutError) as error:
+        except (OSError, RuntimeError, grpc.RpcError) as error:
             failed[section] = f"{type(error).__name__}: {error}"
             console.print(f"[red]{section} failed: {failed[section]}")
         loads[section] = machine.load_average()

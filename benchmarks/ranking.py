@@ -51,7 +51,7 @@ def measure(scale: float) -> list[Row]:
             **_service(place, folder, window, candidates, count),
             **_parts(place, window, candidates, count),
         }
-    rows = []
+    rows: list[Row] = []
     for name, values in spent.items():
         for fraction in (0.5, 0.99):
             rows.append(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,13 +25,14 @@ ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
 UID = "benchmark"
 _START_SECONDS = 180.0
+_LOOK_SECONDS = 0.5
 
 
 class Served:
     """One server process in a folder of its own; stop it, stall it, kill it."""
 
     def __init__(self, folder: Path, command: Sequence[str]) -> None:
-        """Returns when the server answers. Raises grpc.FutureTimeoutError."""
+        """Returns when the server answers. Raises RuntimeError where it does not start."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._command = folder, command
         self.target = f"unix:{folder}/s"
@@ -43,9 +46,17 @@ class Served:
                 stderr=log,
                 env={**os.environ, "FORKCAST_PARENT": str(os.getpid())},
             )
+        deadline = time.monotonic() + _START_SECONDS
         with open_channel(self.target) as channel:
-            grpc.channel_ready_future(channel).result(timeout=_START_SECONDS)
-        return process
+            ready = grpc.channel_ready_future(channel)
+            while process.poll() is None and time.monotonic() < deadline:
+                with contextlib.suppress(grpc.FutureTimeoutError):
+                    ready.result(timeout=_LOOK_SECONDS)
+                    return process
+        process.kill()
+        process.wait()
+        said = (self.folder / "log").read_text().strip().rpartition("\n")[2]
+        raise RuntimeError(f"{' '.join(self._command)} did not start: {said}")
 
     def stall(self) -> None:
         """SIGSTOP: the connections stay open and nobody answers."""
@@ -66,6 +77,8 @@ class Served:
 
     def close(self) -> None:
         """End it, whatever state it is in."""
+        if self.process.poll() is not None:
+            return
         self.resume()
         self.process.terminate()
         try:

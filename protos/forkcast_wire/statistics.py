@@ -142,7 +142,6 @@ def _chunks(folder: Path, first_steps: Mapping[int, int] | None) -> list[Path]:
     if first_steps is None or not named:
         return [path for _, path in named]
     wanted = []
-    # not strict: where there is no chunk yet, the None at the end has no partner
     for (key, path), following in zip(named, [*named[1:], None], strict=False):
         ends = following[0][2] if following and following[0][:2] == key[:2] else 1 << 62
         if key[0] in first_steps and ends > first_steps[key[0]]:
