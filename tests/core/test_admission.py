@@ -117,7 +117,9 @@ class SimRun:
         try:
             while self.pending:
                 one = self.pending[0]
-                owed = one.step % 3 != 0  # as if every third trigger were a calm with nothing to pay
+                owed = (
+                    one.step % 3 != 0
+                )  # as if every third trigger were a calm with nothing to pay
                 verdict = admit(one, look, BUDGET, fits=one.step < 300_000, owed=owed)
                 if verdict is not None:
                     self._may_crash()

@@ -66,7 +66,7 @@ class Snapshot:
 def _raw(tensor: Tensor) -> memoryview:
     """The tensor's bytes, without a copy where it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def write_container(snapshot: Snapshot, path: Path, level: int) -> str:
