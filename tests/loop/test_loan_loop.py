@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_whole_loop import MANIFEST
+from short_run import MANIFEST
 
 pytestmark = pytest.mark.slow
 
