@@ -82,7 +82,8 @@ def _compared(saved: Snapshot, model: str, level: int, rounds: int) -> list[Row]
             ("read", median(side.reads[1:]) / raw, median(base.reads[1:]) / raw, "CPU s/GB"),
         )
         for what, value, reference, unit in figures:
-            row = Row(section="checkpoint", name=f"{model} {what}: {label}", value=value, unit=unit)
+            whose = label if side is not base else f"torch.{_PEER[what]}"
+            row = Row(section="checkpoint", name=f"{model} {what}: {whose}", value=value, unit=unit)
             if side is not base:
                 row = replace(row, ratio=value / reference, against=f"torch.{_PEER[what]}")
             rows.append(row)
