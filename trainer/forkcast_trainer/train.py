@@ -19,6 +19,7 @@ from forkcast_trainer import checkpoint, state
 from forkcast_trainer.engine import Engine, Placement, placement
 from forkcast_trainer.orders import Order, Orders
 from forkcast_trainer.progress import Progress
+from forkcast_trainer.randomness import Randomness
 from forkcast_trainer.report import Hello, Reporter
 from forkcast_trainer.saver import Saver
 from forkcast_wire import crash, keys
@@ -301,7 +302,7 @@ class TrainingRun:
             self.saver.close(1.0)
         return False
 
-    def _save_last(self, ranks: Sequence[state.Randomness]) -> bool:
+    def _save_last(self, ranks: Sequence[Randomness]) -> bool:
         """Make a checkpoint of this step durable; False where the store does not take it now."""
         position = self.engine.position
         if self.saver is None or not self.saver.flush(_LEAVE_SECONDS / 2):
