@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from forkcast_trainer import schema, state
+from forkcast_trainer import randomness, schema, state
 from forkcast_trainer.checkpoint import CheckpointError, Snapshot
 
 
@@ -67,9 +67,9 @@ def test_every_generator_is_restored(make_engine):
 
 def test_each_rank_gets_its_own_generator_back(make_engine):
     one = make_engine()
-    mine = state.randomness(one)
+    mine = randomness.taken(one.place.device)
     torch.manual_seed(99)
-    other = state.randomness(one)
+    other = randomness.taken(one.place.device)
     saved = state.snapshot(one, [mine, other])
     schema.check(saved)
     drawn = torch.rand(1).item()
