@@ -18,10 +18,10 @@ def _method(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-class CrashingCalls(  # type: ignore[misc]  # grpc is untyped
-    grpc.UnaryUnaryClientInterceptor,
-    grpc.UnaryStreamClientInterceptor,
-    grpc.StreamStreamClientInterceptor,
+class CrashingCalls(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[misc]  # grpc is untyped
+    grpc.UnaryStreamClientInterceptor,  # type: ignore[misc]
+    grpc.StreamStreamClientInterceptor,  # type: ignore[misc]
 ):
     """The caller's points: before a call, and after its answer (of a stream: after it is open)."""
 
