@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test faults lint setup clean
 
 setup: $(VENV)/.ready
 
@@ -24,9 +24,14 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_manifest_reference.py --check
 	$(BIN)/python scripts/generate_statistics_reference.py --check
+	$(BIN)/python scripts/draw_branch.py --check
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest
+
+# every kill point, one run each: about an hour on two cores
+faults: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "" tests/loop/test_kill_points.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs

@@ -18,8 +18,8 @@ def _method(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-class CrashingCalls(  # grpc is untyped
-    grpc.UnaryUnaryClientInterceptor,  # type: ignore[misc]
+class CrashingCalls(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[misc]  # grpc is untyped
     grpc.UnaryStreamClientInterceptor,  # type: ignore[misc]
     grpc.StreamStreamClientInterceptor,  # type: ignore[misc]
 ):

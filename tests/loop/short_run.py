@@ -56,7 +56,7 @@ MANIFEST = {
             "confirm": {"steps": 20, "finalists": 1},
             "rollback": {"depths": [0, 20], "steps": 60},
             "acceptance": {"preset": "Literal"},
-            "budget": {"maxBranches": 1, "deadlineSeconds": 120},
+            "budget": {"maxBranches": 1, "deadlineSeconds": 1800},
         },
     },
 }
