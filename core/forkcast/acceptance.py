@@ -45,6 +45,13 @@ class Preset(StrEnum):
     LITERAL = "Literal"
 
 
+#: What stands for the risk where no calibrated quantile does.
+_EVENT_RULE = {
+    Preset.DEFAULT: "no instability event that the control did not have at the same step",
+    Preset.LITERAL: "no instability event in the rollout",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptanceRules:
     """max_risk: the calibrated risk quantile must be below it, in [0, 1].
@@ -246,7 +253,7 @@ def _judge(name: str, evidence: Evidence, rules: AcceptanceRules) -> Judgement:
     final = _last(mine)
     forecast = candidate.forecast
     risk = None if forecast is None or forecast.abstained is not None else forecast.risk
-    rule = "calibrated quantile" if risk is not None else "no instability event in the rollout"
+    rule = "calibrated quantile" if risk is not None else _EVENT_RULE[rules.preset]
 
     def verdict(kind: Verdict, reason: str, **figures: float | None) -> Judgement:
         return Judgement(
@@ -273,7 +280,7 @@ def _judge(name: str, evidence: Evidence, rules: AcceptanceRules) -> Judgement:
     if control is None or control.status is TrialStatus.FAILED:
         return verdict(Verdict.UNFINISHED, "the control has no trial at this rung")
     if control.status is TrialStatus.DIVERGED:
-        return _against_diverged(verdict, final, risk, candidate.action, evidence, rules)
+        return _against_diverged(verdict, final, control, risk, candidate.action, evidence, rules)
     figures = {
         "improvement": improvement(control, final, rules.preset),
         "margin": rules.margin(candidate.action.kind, final.rung),
@@ -283,11 +290,11 @@ def _judge(name: str, evidence: Evidence, rules: AcceptanceRules) -> Judgement:
         kind = Verdict.UNFINISHED if evidence.cut_short else Verdict.DROPPED_AT_RUNG
         return verdict(kind, f"ended at +{final.rung}", **figures)
     if rules.preset is Preset.LITERAL:
-        return _literal(verdict, figures, final, risk, rules)
+        return _literal(verdict, figures, final, control, risk, rules)
     if (needed := _confirmation_missing(final, candidate.action, evidence)) is not None:
         kind = Verdict.UNFINISHED if evidence.cut_short else Verdict.NOT_CONFIRMED
         return verdict(kind, needed, **figures)
-    return _default(verdict, figures, final, risk, rules)
+    return _default(verdict, figures, final, control, risk, rules)
 
 
 def _confirmation_missing(final: Trial, action: Action, evidence: Evidence) -> str | None:
@@ -298,15 +305,23 @@ def _confirmation_missing(final: Trial, action: Action, evidence: Evidence) -> s
     return f"not confirmed at +{evidence.confirm_rung}"
 
 
-def _risk_refusal(final: Trial, risk: float | None, rules: AcceptanceRules) -> str | None:
+def _risk_refusal(
+    final: Trial, control: Trial, risk: float | None, rules: AcceptanceRules
+) -> str | None:
     """Why the risk gate refuses; None where it lets pass. Without a calibrated quantile the
-    rollout itself must have been free of instability events.
+    rollout itself must have been free of instability events after the trigger. One that the control
+    had at the same lineage step, so on the same batch, is the data's and not the action's; the
+    literal preset counts it all the same.
     """
     if risk is not None:
         return None if risk < rules.max_risk else f"risk {risk:.2f} >= {rules.max_risk:.2f}"
-    if final.spike_steps:
-        return f"instability event at step {final.spike_steps[0]}"
-    return None
+    shared = set() if rules.preset is Preset.LITERAL else set(control.spike_steps)
+    after = final.step - final.rung
+    own = [step for step in final.spike_steps if step >= after and step not in shared]
+    if not own:
+        return None
+    alone = ", where the control had none" if rules.preset is Preset.DEFAULT else ""
+    return f"instability event at step {own[0]}{alone}"
 
 
 def _ratio(final: Trial, control: Trial, decay: float) -> float | None:
@@ -326,11 +341,12 @@ def _default(
     verdict: _Verdict,
     figures: Mapping[str, float | None],
     final: Trial,
+    control: Trial,
     risk: float | None,
     rules: AcceptanceRules,
 ) -> Judgement:
     gain, margin, ratio = figures["improvement"], figures["margin"], figures["ratio"]
-    if (refusal := _risk_refusal(final, risk, rules)) is not None:
+    if (refusal := _risk_refusal(final, control, risk, rules)) is not None:
         return verdict(Verdict.RISK, refusal, **figures)
     if gain is None or margin is None or not gain > margin:
         return verdict(Verdict.NO_BETTER, "not better than the control by the margin", **figures)
@@ -343,11 +359,12 @@ def _literal(
     verdict: _Verdict,
     figures: Mapping[str, float | None],
     final: Trial,
+    control: Trial,
     risk: float | None,
     rules: AcceptanceRules,
 ) -> Judgement:
     gain, ratio = figures["improvement"], figures["ratio"]
-    if (refusal := _risk_refusal(final, risk, rules)) is not None:
+    if (refusal := _risk_refusal(final, control, risk, rules)) is not None:
         return verdict(Verdict.RISK, refusal, **figures)
     if ratio is not None and ratio < 1.0:
         return verdict(Verdict.PASSED, "calmer than the control", **figures)
@@ -359,6 +376,7 @@ def _literal(
 def _against_diverged(
     verdict: _Verdict,
     final: Trial,
+    control: Trial,
     risk: float | None,
     action: Action,
     evidence: Evidence,
@@ -374,13 +392,12 @@ def _against_diverged(
     if needed is not None and rules.preset is not Preset.LITERAL:
         kind = Verdict.UNFINISHED if evidence.cut_short else Verdict.NOT_CONFIRMED
         return verdict(kind, needed)
-    if (refusal := _risk_refusal(final, risk, rules)) is not None:
+    if (refusal := _risk_refusal(final, control, risk, rules)) is not None:
         return verdict(Verdict.RISK, refusal)
     ours = compared_loss(final, rules.preset)
     if ours is None:
         return verdict(Verdict.NO_BETTER, "no finite validation loss")
-    control = _last(evidence.trials.get(CONTROL, {}))
-    finite = [loss for loss in control.losses if math.isfinite(loss)] if control else []
+    finite = [loss for loss in control.losses if math.isfinite(loss)]
     gain = (finite[-1] - ours) if finite else None
     if gain is not None and gain <= rules.margin(action.kind, final.rung):
         return verdict(

@@ -256,7 +256,8 @@ class Trial:
     losses: training losses, nats/token, one a step without gaps, at most the last 1,024. All
         rollouts of a branch see the same batch at the same step.
     spike_steps: lineage steps since the base that the SpikeScore rule flagged (OLMo-core
-        stability_monitor: above mean + 6 sd of the previous 128 values, loss or grad norm).
+        stability_monitor: above mean + 6 sd of the previous 128 values, loss or grad norm). The
+        windows go on from the base's, so all rollouts are measured against one past.
     steps_run: optimizer steps this rollout has paid for so far, the replay included.
     state: its published end state at this rung, where it publishes one.
     failure: why it failed, one line; empty unless status is FAILED.

@@ -143,7 +143,7 @@ CASES = {
     "every rollout spikes at the same batch": (
         evidence(CLIP, [trial("c000", 50, 3.1, spikes=(120,))], control(spikes=(120, 130))),
         Outcome.DATA_CAUSED,
-        Verdict.RISK,
+        Verdict.NO_BETTER,
     ),
     "the deadline came first": (
         evidence(LOWER, [trial("c000", 10, 2.9)], control((10,)), cut_short=True),

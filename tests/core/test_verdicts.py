@@ -175,7 +175,11 @@ CASES = [
     Case("main is calm again: its own state goes on", evidence(CLIP, at((RUNG,)), CONTROLS, over=False, main=5.0), Verdict.NO_BETTER),
     Case("main and control agree at the trigger", evidence(CLIP, at((RUNG,)), CONTROLS, over=True), Verdict.NO_BETTER),
     Case("a control that spiked has not escaped", evidence(CLIP, at((RUNG,)), at(BOTH, CONTROL, **SPIKES), over=True, main=5.0), Verdict.NO_BETTER),
-    Case("every rollout spikes at one batch: the data", evidence(CLIP, at((RUNG,), **SPIKES), at((RUNG,), CONTROL, **SPIKES)), Verdict.RISK, Outcome.DATA_CAUSED),
+    Case("every rollout spikes at one batch: the data", evidence(CLIP, at((RUNG,), **SPIKES), at((RUNG,), CONTROL, **SPIKES)), Verdict.NO_BETTER, Outcome.DATA_CAUSED),
+    Case("an event that the control had at the same step is the data's", evidence(CLIP, at((RUNG,), mean=2.9, **SPIKES), at((RUNG,), CONTROL, **SPIKES)), Verdict.ACCEPTED, Outcome.ACCEPTED),
+    Case("one event of its own beside a shared one is refused", evidence(CLIP, at((RUNG,), mean=2.9, spikes=(T + 7, T + 9)), at((RUNG,), CONTROL, **SPIKES)), Verdict.RISK, Outcome.DATA_CAUSED),
+    Case("an event before the trigger is history", evidence(CLIP, at((RUNG,), mean=2.9, spikes=(T - 3,)), CONTROLS), Verdict.ACCEPTED, Outcome.ACCEPTED),
+    Case("literal refuses the shared event too", evidence(CLIP, at((RUNG,), raw=2.9, **SPIKES), at((RUNG,), CONTROL, **SPIKES)), Verdict.RISK, Outcome.DATA_CAUSED, Preset.LITERAL),
     Case("different batches are no shared cause", evidence(CLIP, at((RUNG,), **SPIKES), at((RUNG,), CONTROL, spikes=(T + 8,))), Verdict.RISK),
 ]  # fmt: skip
 

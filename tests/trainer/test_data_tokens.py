@@ -327,7 +327,8 @@ def test_a_tokenizer_that_cannot_be_opened_is_refused(tmp_path, broken):
 
 
 @pytest.mark.parametrize("uri", ["/no/such/bpe", "./bpe", ".tmp/bpe", "a/b/bpe"])
-def test_a_path_to_no_tokenizer_is_no_hub_id(uri):
+def test_a_path_to_no_tokenizer_is_no_hub_id(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as caught:
         open_tokenizer(uri)
     assert caught.value.rule == f"no such folder: {Path(uri).absolute()}"

@@ -183,6 +183,7 @@ def control(store, spec, workdir):
         base=ring_state(store, BASE),
         trigger_step=TRIGGER,
         rungs=(RUNG,),
+        publish_from=RUNG,
     )
     put_document(store, keys.rollout_until(job.trigger_id, job.candidate), RolloutUntil(until=RUNG))
     Rollout(job, spec, store, workdir).run()

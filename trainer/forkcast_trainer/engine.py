@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from forkcast.actions import KEEP
 from forkcast.records import StepStats
+from forkcast.spikes import SpikeScore
 from forkcast_trainer import clipping, internals, models, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
@@ -153,6 +154,7 @@ class Engine:
             self.forward = torch.compile(self.module)
         self.actions = ActionState()
         self.position = Position()
+        self.spikes = SpikeScore()
         self.clipping = self.make_clipping(KEEP)
         self._update: list[Tensor] | None = None
 
@@ -206,6 +208,7 @@ class Engine:
         self.position.tokens += count * self.spec.data.sequence_length * self.shards
         self.position.step = step + 1
         self.position.loss = loss if math.isfinite(loss) else self.position.loss
+        self.spikes.fold(step, loss, float(result.norm))
         return StepStats(
             run_uid=self.run_uid,
             epoch=self.position.epoch,

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, Trial, TrialStatus
-from forkcast.spikes import SpikeScore
 from forkcast_trainer import checkpoint, state
 from forkcast_trainer.apply import apply
 from forkcast_trainer.engine import Engine, placement
@@ -44,7 +43,6 @@ class _Record:
     first_step: int = 0
     weights: list[Tensor] = field(default_factory=list)  # sum of the recent weights
     summed: int = 0
-    spikes: SpikeScore = field(default_factory=SpikeScore)
     high: int = 0
     diverged: bool = False
     seconds: float = 0.0
@@ -107,7 +105,6 @@ class Rollout:
                 record.diverged = True
                 return
             record.losses.append(stats.loss)
-            record.spikes.fold(stats.step, stats.loss, stats.grad_norm)
             over = self.base_loss is not None and stats.loss > self.base_loss + _DIVERGED_NATS
             record.high = record.high + 1 if over else 0
             record.diverged = record.high >= _DIVERGED_STEPS
@@ -141,7 +138,7 @@ class Rollout:
             mean_weights_loss=mean if mean is not None and math.isfinite(mean) else None,
             losses_from=record.first_step + len(record.losses) - len(recent),
             losses=tuple(recent),
-            spike_steps=tuple(record.spikes.flagged),
+            spike_steps=tuple(self.engine.spikes.flagged),
             steps_run=len(record.losses),
             seconds=record.seconds,
             state=ref,

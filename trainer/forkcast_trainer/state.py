@@ -2,7 +2,8 @@
 
 Model, optimizer (moments and step counters), schedule (its step and the actions' factors), loss
 scaler, every random generator of every rank, sampler, clipping state, step, data epoch, lineage
-epoch, tokens, and the per-layer mean, sd and entropy last seen. Restoring gives the saved bits.
+epoch, tokens, the per-layer mean, sd and entropy last seen, and the windows against which a spike is
+measured, so that every rollout of a branch has the same past. Restoring gives the saved bits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from forkcast.spikes import SpikeScore
 from forkcast_trainer import randomness, schema
 from forkcast_trainer.checkpoint import CheckpointError, Snapshot
 from forkcast_trainer.data.sampler import SamplerState
@@ -66,6 +68,7 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
         "tokens": position.tokens,
         "loss": position.loss,
         "internals": asdict(position.internals) if position.internals else None,
+        "spikes": engine.spikes.state(),
         "sampler": asdict(engine.sampler.state),
         "actions": asdict(engine.actions),
         "clipping": engine.clipping.state_dict(),
@@ -95,6 +98,8 @@ def restore(engine: Engine, saved: Snapshot) -> None:
         clipping.load_state_dict(meta["clipping"])
         sampler = _exactly(SamplerState, meta["sampler"])
         inside = _internals(meta["internals"])
+        spikes = SpikeScore()
+        spikes.restore(meta["spikes"])
         if bool(meta["scaler"]) and engine.scaler.is_enabled():
             engine.scaler.load_state_dict(meta["scaler"])
     except (KeyError, TypeError, ValueError) as error:
@@ -104,7 +109,7 @@ def restore(engine: Engine, saved: Snapshot) -> None:
     position = engine.position
     position.step, position.epoch = int(meta["step"]), int(meta["epoch"])
     position.tokens, position.loss = int(meta["tokens"]), meta["loss"]
-    position.internals = inside
+    position.internals, engine.spikes = inside, spikes
     _restore_randomness(engine, saved)
     engine.forget_update()
 
