@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import structlog
 
-from forkcast.branch import Finished, Forking, Phase, branch_name
 from forkcast.loop import reconcile
 from forkcast.ports import Store
 from forkcast.records import Trigger
-from forkcast_operator.local import BranchRecord, LocalWorld, MonitorUnavailableError, load_phase
-from forkcast_operator.rules import branch_rules
+from forkcast_operator.intake import Intake
+from forkcast_operator.local import LocalWorld
+from forkcast_operator.stored import MonitorUnavailableError
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire import keys
 from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import trigger_from_wire
-from forkcast_wire.documents import RunInfo, lineage_head, load
+from forkcast_wire.documents import RunInfo, load
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
-from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
 from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
-from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_document, read_document
+from forkcast_wire.store import StoreError, open_store
 
 _log = structlog.get_logger()
 _ACTIVE_SECONDS, _IDLE_SECONDS = 0.05, 0.5
-_PER_STEPS = 100_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suppression:
-    """suppressed/<trigger>.json: a trigger that opened no branch, and why."""
-
-    trigger: Trigger
-    reason: str
 
 
 class LocalOperator:
@@ -60,7 +48,7 @@ class LocalOperator:
         self._proxy = ProxyStub(open_channel(proxy)) if proxy else None
         self._pending: list[Trigger] = []
         self._wake = threading.Event()
-        self._finished: set[str] = set()  # a finished branch stays so: no need to look again
+        self._intake = Intake(info.name, store, hold_main=True)
 
     def watch(self, stop: threading.Event) -> None:
         """Collect triggers; the stream starts over from the first one, whoever restarts."""
@@ -76,16 +64,14 @@ class LocalOperator:
     def work(self) -> bool:
         """One pass over what there is; True while a branch is active."""
         while self._pending:
-            self._receive(self._pending[0])
+            self._intake.receive(self.spec, self._pending[0])
             self._pending.pop(0)
-        active = self._active()
+        active = self._intake.active()
         for record in active:
             world = LocalWorld(
                 self.spec, self.store, record, self._monitor, self._proxy, self.workdir
             )
-            phase: Phase = load_phase(self.store, record.trigger.id) or Forking(
-                branch=record.name, trigger=record.trigger
-            )
+            phase = self._intake.phase(record)
             while True:
                 following = reconcile(world, phase, record.rules)
                 if following == phase:
@@ -98,68 +84,6 @@ class LocalOperator:
         """Until a trigger comes, at most ``seconds``."""
         self._wake.wait(seconds)
         self._wake.clear()
-
-    def _active(self) -> list[BranchRecord]:
-        found = []
-        for info in self.store.list("branches/"):
-            if info.key in self._finished or not info.key.endswith("/branch.json"):
-                continue
-            record = read_document(self.store, BranchRecord, info.key)
-            if record is None:
-                continue
-            done = load_phase(self.store, record.trigger.id)
-            if isinstance(done, Finished):
-                self._finished.add(info.key)
-            else:
-                found.append(record)
-        return found
-
-    def _receive(self, trigger: Trigger) -> None:
-        """Open a branch for a trigger, or record why not; a known one is left alone."""
-        if self.store.head(keys.branch_file(trigger.id, "branch")) is not None:
-            return
-        if self.store.head(keys.suppressed(trigger)) is not None:
-            return
-        reason = self._refusal(trigger)
-        if reason is None:
-            try:
-                record = BranchRecord(
-                    name=branch_name(self.info.name, trigger),
-                    trigger=trigger,
-                    rules=branch_rules(self.spec, trigger),
-                    opened_at=time.time(),
-                )
-            except ValueError:
-                reason = "EndOfRun"
-            else:
-                try:
-                    put_document(self.store, keys.branch_file(trigger.id, "branch"), record)
-                except AlreadyExists:
-                    return
-                _log.info("branch.opened", branch=record.name, rule=trigger.rule.value)
-                return
-        suppression = Suppression(trigger=trigger, reason=reason)
-        with contextlib.suppress(AlreadyExists):  # another operator was first; its reason stands
-            put_document(self.store, keys.suppressed(trigger), suppression)
-        _log.info("trigger.suppressed", trigger=trigger.id, reason=reason)
-
-    def _refusal(self, trigger: Trigger) -> str | None:
-        branching = self.spec.branching
-        if branching.mode in (Mode.OBSERVE, Mode.DISABLED):
-            return "Mode"
-        if self.store.head(keys.COMPLETE) is not None:
-            return "RunFinished"
-        head = lineage_head(self.store)
-        if (head.epoch if head else 0) > trigger.epoch:
-            return "StaleEpoch"
-        if self._active():
-            return "BranchActive"
-        opened = [i for i in self.store.list("branches/") if i.key.endswith("/branch.json")]
-        rate = branching.budget.max_per_hundred_thousand_steps
-        allowed = max(1, -(-rate * max(trigger.step, _PER_STEPS) // _PER_STEPS))
-        if len(opened) >= min(branching.budget.max_branches, allowed):
-            return "Budget"
-        return None
 
 
 def main() -> int:

@@ -11,8 +11,9 @@ from forkcast_wire.manifest import Mode, TrainingRunSpec
 _ARC_LEAST = 3
 
 
-def branch_rules(spec: TrainingRunSpec, trigger: Trigger) -> BranchRules:
+def branch_rules(spec: TrainingRunSpec, trigger: Trigger, *, hold_main: bool = True) -> BranchRules:
     """The rules a branch is opened with; rungs and confirm rung end where the run ends.
+    hold_main: whether the executor lets the main run wait (a pod does not).
 
     Raises ValueError where not even the first rung fits into the steps left.
     """
@@ -29,7 +30,7 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger) -> BranchRules:
         confirm_steps=confirm,
         confirm_finalists=branching.confirm.finalists,
         depths=tuple(branching.rollback.depths),
-        hold_main=True,
+        hold_main=hold_main,
         apply=branching.mode is Mode.ENFORCE,
         acceptance=AcceptanceRules(
             preset=Preset(acceptance.preset),
