@@ -44,6 +44,7 @@ class Intake:
     ) -> None:
         """name: the run's. hold_main: of the rules a branch is opened with. now: Unix seconds."""
         self._name, self._store, self._hold_main, self._now = name, store, hold_main, now
+        self._records: dict[str, BranchRecord] = {}  # written once, so read once
         self._finished: set[str] = set()  # a finished branch stays so: no need to look again
 
     def phase(self, record: BranchRecord) -> Phase:
@@ -56,10 +57,8 @@ class Intake:
         """All branches ever opened, in key order."""
         found = []
         for info in self._store.list("branches/"):
-            if info.key.endswith("/branch.json"):
-                record = read_document(self._store, BranchRecord, info.key)
-                if record is not None:
-                    found.append(record)
+            if info.key.endswith("/branch.json") and (record := self._record(info.key)):
+                found.append(record)
         return found
 
     def active(self) -> list[BranchRecord]:
@@ -68,7 +67,7 @@ class Intake:
         for info in self._store.list("branches/"):
             if info.key in self._finished or not info.key.endswith("/branch.json"):
                 continue
-            record = read_document(self._store, BranchRecord, info.key)
+            record = self._record(info.key)
             if record is None:
                 continue
             if isinstance(load_phase(self._store, record.trigger.id), Finished):
@@ -76,6 +75,14 @@ class Intake:
             else:
                 found.append(record)
         return found
+
+    def _record(self, key: str) -> BranchRecord | None:
+        if key not in self._records:
+            record = read_document(self._store, BranchRecord, key)
+            if record is None:
+                return None
+            self._records[key] = record
+        return self._records[key]
 
     def receive(self, spec: TrainingRunSpec, trigger: Trigger) -> tuple[Received, str]:
         """Open a branch for a trigger, or record why not; a known one is left alone. Returns what

@@ -120,15 +120,20 @@ class StoredWorld:
         return keys.branch_file(self.id, name)
 
     def _rollouts(self) -> dict[str, RolloutSeen]:
+        return self.rollouts_of(self.store, self.id)
+
+    @staticmethod
+    def rollouts_of(store: Store, trigger_id: str) -> dict[str, RolloutSeen]:
+        """The rollouts of a branch: what each shall reach, and what it has published."""
         found: dict[str, tuple[list[int | None], dict[int, Trial]]] = {}
-        for info in self.store.list(f"rollouts/{self.id}/"):
+        for info in store.list(f"rollouts/{trigger_id}/"):
             _, _, candidate, *rest = info.key.split("/")
             until, trials = found.setdefault(candidate, ([], {}))
             if rest == ["until.json"]:
-                wish = read_document(self.store, RolloutUntil, info.key)
+                wish = read_document(store, RolloutUntil, info.key)
                 until.append(wish.until if wish else None)
             elif len(rest) == 1 and rest[0].startswith("trial-"):
-                trial = read_document(self.store, Trial, info.key)
+                trial = read_document(store, Trial, info.key)
                 if trial is not None:
                     trials[trial.rung] = trial
         return {

@@ -10,11 +10,23 @@ CATALOGUE = "catalogue.json"
 RUN = "run.json"
 COMPLETE = "complete.json"
 LINEAGE_PREFIX = "lineage/"
+ATTEMPTS_PREFIX = "attempts/"
+SUPPRESSED_PREFIX = "suppressed/"
 
 
 def lineage(epoch: int) -> str:
     """The create-only record that opened an epoch (>= 1)."""
     return f"{LINEAGE_PREFIX}{epoch}.json"
+
+
+def attempt(number: int) -> str:
+    """The create-only record that a start of the trainer took this number."""
+    return f"{ATTEMPTS_PREFIX}{number:06d}.json"
+
+
+def attempt_of(key: str) -> int:
+    """The number in a key of `attempt`."""
+    return int(key.removeprefix(ATTEMPTS_PREFIX).removesuffix(".json"))
 
 
 def state_prefix(kind: StateKind) -> str:
@@ -49,7 +61,7 @@ def branch_file(trigger_id: str, name: str) -> str:
 
 def suppressed(trigger: Trigger) -> str:
     """The record of a trigger that opened no branch, with the reason."""
-    return f"suppressed/{trigger.id}.json"
+    return f"{SUPPRESSED_PREFIX}{trigger.id}.json"
 
 
 def rollout(trigger_id: str, candidate: str) -> str:

@@ -1,0 +1,497 @@
+"""One look at one TrainingRun: see cluster, store and monitor, do what is missing, say how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from forkcast.ports import Store
+from forkcast_operator.intake import Received
+from forkcast_operator.kubernetes import manifests, metrics
+from forkcast_operator.kubernetes.branches import Branches
+from forkcast_operator.kubernetes.cluster import (
+    BRANCH,
+    JOB,
+    JOBSET,
+    POD,
+    RUN,
+    Cluster,
+    ClusterError,
+)
+from forkcast_operator.kubernetes.config import OperatorConfig
+from forkcast_operator.kubernetes.events import Recorder, run_events, settled_events
+from forkcast_operator.kubernetes.ledger import Ledger, Look
+from forkcast_operator.kubernetes.monitor_link import MonitorLink
+from forkcast_operator.kubernetes.run import Run, SpecError, StorePlace, manifest_json, store_place
+from forkcast_operator.kubernetes.run_status import (
+    Failure,
+    RunFacts,
+    former_status,
+    run_state,
+    run_status,
+    worth_writing,
+)
+from forkcast_operator.kubernetes.seen import TrainerSeen, job_seen, pod_seen, trainer_seen
+from forkcast_operator.kubernetes.trainer_plan import (
+    EndTrainer,
+    FailRun,
+    Leave,
+    StartTrainer,
+    TrainerAct,
+    plan_trainer,
+)
+from forkcast_operator.kubernetes.view import View
+from forkcast_operator.stored import MonitorUnavailableError
+from forkcast_wire.documents import RunInfo
+from forkcast_wire.forkcast_pb2_grpc import ProxyStub
+from forkcast_wire.manifest import Mode, Storage, TrainingRunSpec
+from forkcast_wire.resources import (
+    FINALIZER,
+    LABEL_COMPONENT,
+    LABEL_RUN,
+    ConditionStatus,
+    RunCondition,
+    RunState,
+    TrainingRunStatus,
+)
+from forkcast_wire.store import StoreError
+
+_log = structlog.get_logger()
+Key = tuple[str, str]
+#: Between two looks without an event: with a branch open, while training, and otherwise.
+_BRANCH_SECONDS: Final = 2.0
+_RUNNING_SECONDS: Final = 10.0
+_STARTING_SECONDS: Final = 5.0
+_RESYNC_SECONDS: Final = 300.0
+#: Children are listed anew so often, whatever the watches say.
+_RELIST_SECONDS: Final = 60.0
+#: A run that is being deleted does not wait longer than this for store and monitor.
+_GIVE_UP_SECONDS: Final = 60.0
+
+
+@dataclass
+class _Memory:
+    """What is kept of a run between looks; losing it costs a few requests."""
+
+    ledger: Ledger | None = None
+    storage: Storage | None = None
+    applied: str = ""
+    relisted: float = float("-inf")
+    written: float = float("-inf")
+    deleting_since: float | None = None
+    checkpoint: str = ""
+    checkpoint_at: float = 0.0
+
+
+class Runs:
+    """Looks at runs, one at a time each. `look` is the queue's."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        view: View,
+        config: OperatorConfig,
+        link: MonitorLink | None,
+        proxy: ProxyStub | None,
+        recorder: Recorder,
+        *,
+        jobsets: bool,
+        open_store: Callable[[Storage], Store],
+    ) -> None:
+        self._cluster, self._view, self._config = cluster, view, config
+        self._link, self._proxy, self._recorder = link, proxy, recorder
+        self._jobsets, self._open_store = jobsets, open_store
+        self._branches = Branches(cluster, view, config, recorder)
+        self._memories: dict[str, _Memory] = {}
+        self._states: dict[str, RunState] = {}
+        self._where: dict[str, Key] = {}
+        tls = config.monitor.tls if config.monitor else None
+        authority = Path(tls) / "ca.crt" if tls else None
+        self._monitor_ca = authority.read_text() if authority and authority.exists() else ""
+
+    async def look(self, key: Key) -> float | None:
+        """One pass; returns after how many seconds to look again.
+
+        Raises what went wrong, for the queue to come back to it.
+        """
+        body = self._view.get("TrainingRun", key)
+        if body is None:
+            self._gone(key)
+            return None
+        structlog.contextvars.bind_contextvars(namespace=key[0], run=key[1])
+        started = time.perf_counter()
+        try:
+            return await self._look(Run.of(body), body)
+        except ClusterError as error:
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "ApiServer").inc()
+            _log.warning("run.retry", error=str(error))
+            raise
+        except Exception as error:
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Internal").inc()
+            _log.exception("run.failed_pass", error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            metrics.RECONCILE_SECONDS.labels("TrainingRun").observe(time.perf_counter() - started)
+
+    def _gone(self, key: Key) -> None:
+        metrics.forget(*key)
+        for uid in [uid for uid, where in self._where.items() if where == key]:
+            self._memories.pop(uid, None)
+            self._states.pop(uid, None)
+            del self._where[uid]
+        self._count()
+
+    async def _look(self, run: Run, body: Any) -> float | None:
+        memory = self._memories.setdefault(run.uid, _Memory())
+        self._where[run.uid] = run.key
+        await self._relist(run, memory)
+        if run.deleting:
+            return await self._end(run, body, memory)
+        if not run.holds_finalizer:
+            await self._finalizers(run, body, [*run.finalizers, FINALIZER])
+        facts, spec, wait = await self._reconcile(run, memory)
+        await self._say(run, body, spec, facts, memory)
+        return wait
+
+    # ---------------------------------------------------------------------------------- what is
+
+    async def _relist(self, run: Run, memory: _Memory) -> None:
+        """The watches tell what happens; a list, now and then, what they have missed."""
+        if time.monotonic() - memory.relisted < _RELIST_SECONDS:
+            return
+        kinds = [BRANCH, JOB, POD, *([JOBSET] if self._jobsets else [])]
+        labels = f"{LABEL_RUN}={run.name}"
+        for kind in kinds:
+            listed = await self._cluster.list(kind, run.namespace, labels)
+            self._view.settle(kind[1], run.key, listed)
+        memory.relisted = time.monotonic()
+
+    def _trainer(self, run: Run) -> TrainerSeen | None:
+        found = self._view.of_run("Job", run.key) + self._view.of_run("JobSet", run.key)
+        return trainer_seen(found)
+
+    def _facts(self, run: Run, spec: TrainingRunSpec | None) -> RunFacts:
+        status = former_status(run)
+        failed = next(
+            (
+                (c.reason, c.message)
+                for c in status.conditions
+                if c.type == RunCondition.FAILED and c.status is ConditionStatus.TRUE
+            ),
+            None,
+        )
+        pods = [
+            pod_seen(pod)
+            for pod in self._view.of_run("Pod", run.key)
+            if pod["metadata"]["labels"].get(LABEL_COMPONENT) == "trainer"
+            and pod.get("status", {}).get("phase") in (None, "Pending", "Running")
+        ]
+        watched = spec is not None and spec.branching.mode is not Mode.DISABLED
+        return RunFacts(
+            trainer=self._trainer(run),
+            pods=pods,
+            summary=self._link.summary(run.uid) if self._link and watched else None,
+            failed=failed,
+            restarts=status.trainer.restarts if status.trainer else 0,
+        )
+
+    # ------------------------------------------------------------------------------ what shall be
+
+    async def _reconcile(
+        self, run: Run, memory: _Memory
+    ) -> tuple[RunFacts, TrainingRunSpec | None, float | None]:
+        facts = self._facts(run, None)
+        try:
+            spec = run.parsed()
+            place = store_place(run, spec, self._config)
+        except SpecError as error:
+            failure = Failure(reason=error.reason, message=str(error), stalled=True)
+            return replace(facts, failure=failure), None, _RESYNC_SECONDS
+        facts = self._facts(run, spec)
+        try:
+            info = await asyncio.to_thread(self._claim, run, spec, place, memory)
+        except SpecError as error:
+            failure = Failure(reason=error.reason, message=str(error), stalled=True)
+            return replace(facts, failure=failure), spec, _RESYNC_SECONDS
+        except StoreError as error:
+            metrics.STORE_ERRORS.inc()
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
+            failure = Failure(reason="StoreUnavailable", message=str(error))
+            return replace(facts, failure=failure), spec, _STARTING_SECONDS
+        unheard = await self._register(run, spec)
+        facts, look = await self._records(run, spec, memory, facts)
+        epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
+        facts = await self._train(run, spec, place, info, facts, memory, epoch)
+        if look is not None:
+            await self._branches.look(run, spec, place, look, memory.ledger)
+        if unheard and facts.failure is None:
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
+            facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
+        return facts, spec, self._next(run, spec, facts)
+
+    def _claim(
+        self, run: Run, spec: TrainingRunSpec, place: StorePlace, memory: _Memory
+    ) -> RunInfo:
+        if memory.ledger is None or memory.storage != place.operator:
+            memory.ledger = Ledger(run, self._open_store(place.operator))
+            memory.storage = place.operator
+        digest = hashlib.sha256(manifest_json(run, spec, place).encode()).hexdigest()
+        return memory.ledger.claim(digest)
+
+    async def _register(self, run: Run, spec: TrainingRunSpec) -> str:
+        if self._link is None or spec.branching.mode is Mode.DISABLED:
+            return ""
+        return await asyncio.to_thread(self._link.register, run, spec)
+
+    async def _records(
+        self, run: Run, spec: TrainingRunSpec, memory: _Memory, facts: RunFacts
+    ) -> tuple[RunFacts, Look | None]:
+        """A pass over the records; where store or monitor are away, the run stays as it is."""
+        ledger = memory.ledger
+        assert ledger is not None
+        triggers = self._link.triggers(run.uid) if self._link else []
+        jobs = [seen for job in self._view.of_run("Job", run.key) if (seen := job_seen(job))]
+        stub = self._link.stub if self._link else None
+        try:
+            look = await asyncio.to_thread(
+                ledger.look, spec, triggers, jobs, stub, self._proxy, paused=spec.suspend
+            )
+        except StoreError as error:
+            metrics.STORE_ERRORS.inc()
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
+            failure = Failure(reason="StoreUnavailable", message=str(error))
+            return replace(facts, failure=failure), None
+        except MonitorUnavailableError:
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
+            failure = Failure(reason="MonitorUnavailable", message="the verdict waits for it")
+            return replace(facts, failure=failure), None
+        for one in look.settled:
+            if one.received is Received.SUPPRESSED and one.word in metrics.SUPPRESSIONS:
+                metrics.SUPPRESSED.labels(one.word).inc()
+            if self._link is not None:
+                self._link.settled(run.uid, one.trigger)
+        about = self._view.get("TrainingRun", run.key)
+        if about is not None:
+            await self._recorder.record(about, settled_events(look.settled))
+        return replace(facts, store=look.facts), look
+
+    async def _train(
+        self,
+        run: Run,
+        spec: TrainingRunSpec,
+        place: StorePlace,
+        info: RunInfo,
+        facts: RunFacts,
+        memory: _Memory,
+        epoch: int,
+    ) -> RunFacts:
+        """See to the trainer. While the store cannot be read nothing is started or given up."""
+        await self._settings(run, spec, place, info, memory)
+        known = facts.store is not None
+        act: TrainerAct = plan_trainer(
+            facts.trainer,
+            spec.lifecycle,
+            wanted=not spec.suspend and facts.failed is None,
+            complete=facts.store is not None and facts.store.complete is not None,
+            failures=facts.restarts,
+            now=dt.datetime.now(dt.UTC),
+        )
+        match act:
+            case StartTrainer() if known:
+                body = manifests.trainer(
+                    run,
+                    spec,
+                    place,
+                    self._config,
+                    start=act.start,
+                    epoch=epoch,
+                    jobset=self._jobsets,
+                )
+                await self._start(run, body, facts.trainer)
+                if act.failures > facts.restarts:
+                    metrics.RESTARTS.labels(*run.key).inc()
+                facts = replace(facts, trainer=self._trainer(run), restarts=act.failures)
+            case EndTrainer(name=name):
+                kind = JOBSET if facts.trainer and facts.trainer.kind == "JobSet" else JOB
+                await self._cluster.delete(kind, run.namespace, name)
+            case FailRun(reason=reason, message=message):
+                facts = replace(facts, failed=(reason, message))
+            case Leave(seconds=seconds) if seconds is not None and facts.trainer is not None:
+                at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
+                message = facts.trainer.message or facts.trainer.reason
+                failure = Failure(reason="TrainerFailed", message=message, retry_at=at)
+                facts = replace(facts, restarting_at=at, failure=facts.failure or failure)
+        return facts
+
+    async def _settings(
+        self, run: Run, spec: TrainingRunSpec, place: StorePlace, info: RunInfo, memory: _Memory
+    ) -> None:
+        """The ConfigMap and, for several pods without JobSet, the Service; written when changed,
+        and now and then again.
+        """
+        bodies = [manifests.config_map(run, spec, place, info, self._monitor_ca)]
+        if spec.parallelism.nodes > 1 and not self._jobsets:
+            bodies.append(manifests.service(run))
+        digest = hashlib.sha256(json.dumps(bodies, sort_keys=True).encode()).hexdigest()
+        if memory.applied == digest:
+            return
+        for body in bodies:
+            await self._cluster.apply(body)
+        memory.applied = digest
+
+    async def _start(self, run: Run, body: Any, before: TrainerSeen | None) -> None:
+        made = await self._cluster.create(body)
+        if made is not None:
+            self._view.put(body["kind"], made)
+            _log.info("trainer.started", workload=body["metadata"]["name"])
+        if before is not None and not before.work.alive and before.name != body["metadata"]["name"]:
+            kind = JOBSET if before.kind == "JobSet" else JOB
+            await self._cluster.delete(kind, run.namespace, before.name)
+
+    def _next(self, run: Run, spec: TrainingRunSpec, facts: RunFacts) -> float:
+        state, _ = run_state(run, spec, facts)
+        if facts.failure is not None:
+            return _STARTING_SECONDS
+        if state is RunState.BRANCHING:
+            return _BRANCH_SECONDS
+        if facts.store is not None and None in facts.store.outcomes.values():
+            return _BRANCH_SECONDS
+        if state is RunState.RUNNING:
+            return _RUNNING_SECONDS
+        if state in (RunState.SUSPENDED, RunState.COMPLETED, RunState.FAILED):
+            return self._ttl(spec, state, run) or _RESYNC_SECONDS
+        return _STARTING_SECONDS
+
+    def _ttl(self, spec: TrainingRunSpec, state: RunState, run: Run) -> float | None:
+        ttl, ended = spec.lifecycle.ttl_seconds_after_finished, former_status(run).completion_time
+        if ttl is None or ended is None or state is RunState.SUSPENDED:
+            return None
+        return max(1.0, ttl - (dt.datetime.now(dt.UTC) - ended).total_seconds())
+
+    # -------------------------------------------------------------------------------- how it is
+
+    async def _say(
+        self,
+        run: Run,
+        body: Any,
+        spec: TrainingRunSpec | None,
+        facts: RunFacts,
+        memory: _Memory,
+    ) -> None:
+        now = dt.datetime.now(dt.UTC)
+        before = former_status(run)
+        after = run_status(run, spec, facts, now)
+        state, message = run_state(run, spec, facts)
+        self._measure(run, state, after, memory)
+        await self._expire(run, spec, before, now)
+        document = after.document()
+        passed = time.monotonic() - memory.written
+        if not worth_writing(run.status, document, passed):
+            return
+        await self._recorder.record(body, run_events(before, after, state, message))
+        written = await self._cluster.apply_status(RUN, run.namespace, run.name, document)
+        memory.written = time.monotonic()
+        if written is not None:
+            self._view.put("TrainingRun", written)
+
+    async def _expire(
+        self, run: Run, spec: TrainingRunSpec | None, before: TrainingRunStatus, now: dt.datetime
+    ) -> None:
+        ttl = spec.lifecycle.ttl_seconds_after_finished if spec else None
+        ended = before.completion_time
+        if ttl is not None and ended is not None and (now - ended).total_seconds() >= ttl:
+            await self._cluster.delete(RUN, run.namespace, run.name)
+
+    def _measure(
+        self, run: Run, state: RunState, after: TrainingRunStatus, memory: _Memory
+    ) -> None:
+        self._states[run.uid] = state
+        stalled = any(c.type == RunCondition.STALLED for c in after.conditions)
+        metrics.RUN_STALLED.labels(*run.key).set(stalled)
+        metrics.RUN_FAILED.labels(*run.key).set(state is RunState.FAILED)
+        latest = after.checkpoints.latest
+        if latest is not None and latest.key != memory.checkpoint:
+            memory.checkpoint, memory.checkpoint_at = latest.key, time.monotonic()
+        if latest is not None and state in (RunState.RUNNING, RunState.BRANCHING):
+            age = time.monotonic() - memory.checkpoint_at
+            metrics.CHECKPOINT_AGE.labels(*run.key).set(age)
+        else:
+            metrics.CHECKPOINT_AGE.remove_by_labels({"namespace": run.namespace, "run": run.name})
+        self._count()
+
+    def _count(self) -> None:
+        states = list(self._states.values())
+        for state in RunState:
+            metrics.RUNS.labels(state.value).set(states.count(state))
+
+    # ------------------------------------------------------------------------------------- the end
+
+    async def _end(self, run: Run, body: Any, memory: _Memory) -> float | None:
+        """A run that is being deleted: its pods go first, then what it holds elsewhere, then the
+        finalizer. Store and monitor are asked, and not waited for.
+        """
+        self._states[run.uid] = RunState.DELETING
+        self._count()
+        if not run.holds_finalizer:
+            return None
+        memory.deleting_since = memory.deleting_since or time.monotonic()
+        left = await self._clear(run)
+        if left:
+            await self._say(run, body, None, self._facts(run, None), memory)
+            return 1.0
+        late = time.monotonic() - memory.deleting_since > _GIVE_UP_SECONDS
+        if not await self._let_go(run, memory) and not late:
+            return _STARTING_SECONDS
+        if late:
+            _log.warning("run.left_in_store", uid=run.uid)
+        await self._finalizers(run, body, [f for f in run.finalizers if f != FINALIZER])
+        return None
+
+    async def _clear(self, run: Run) -> bool:
+        """Delete the run's workloads and branches; True while any of their pods is left."""
+        memory = self._memories[run.uid]
+        memory.relisted = float("-inf")
+        await self._relist(run, memory)
+        for kind in (JOBSET, JOB, BRANCH) if self._jobsets else (JOB, BRANCH):
+            for child in self._view.of_run(kind[1], run.key):
+                if "deletionTimestamp" not in child["metadata"]:
+                    await self._cluster.delete(kind, run.namespace, child["metadata"]["name"])
+        return any(self._view.of_run(kind, run.key) for kind in ("JobSet", "Job", "Pod", "Branch"))
+
+    async def _let_go(self, run: Run, memory: _Memory) -> bool:
+        if self._link is not None:
+            await asyncio.to_thread(self._link.forget, run.uid)
+        try:
+            spec = run.parsed()
+            place = store_place(run, spec, self._config)
+            await asyncio.to_thread(self._claim, run, spec, place, memory)
+            ledger = memory.ledger
+            assert ledger is not None
+            await asyncio.to_thread(ledger.release)
+            if spec.lifecycle.on_delete == "Delete":
+                count = await asyncio.to_thread(ledger.erase)
+                _log.info("run.erased", objects=count)
+        except SpecError:
+            return True  # it never had records of its own
+        except StoreError as error:
+            metrics.STORE_ERRORS.inc()
+            _log.warning("run.not_released", error=str(error))
+            return False
+        return True
+
+    async def _finalizers(self, run: Run, body: Any, finalizers: list[str]) -> None:
+        version = body["metadata"]["resourceVersion"]
+        written = await self._cluster.set_finalizers(
+            RUN, run.namespace, run.name, finalizers, version
+        )
+        if written is not None:
+            self._view.put("TrainingRun", written)
