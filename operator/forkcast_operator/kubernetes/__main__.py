@@ -34,7 +34,7 @@ from forkcast_operator.kubernetes.cluster import (
 )
 from forkcast_operator.kubernetes.config import ConfigError, OperatorConfig, Service, load_config
 from forkcast_operator.kubernetes.events import Recorder
-from forkcast_operator.kubernetes.lease import PatientLock, give_up, lead
+from forkcast_operator.kubernetes.lease import LeaseLock, lead
 from forkcast_operator.kubernetes.monitor_link import MonitorLink
 from forkcast_operator.kubernetes.queue import WorkQueue
 from forkcast_operator.kubernetes.runs import Key, Runs
@@ -47,7 +47,7 @@ from forkcast_wire.store import open_store
 
 _log = structlog.get_logger()
 _WORKERS: Final = 8
-_TICK_SECONDS: Final = 1.0
+_TICK_SECONDS: Final = 0.5
 #: The event loop has not turned for so long: it hangs.
 _STUCK_SECONDS: Final = 30.0
 _CONNECT_SECONDS: Final = 2.0
@@ -95,7 +95,6 @@ class Operator:
         self._view, self._queue = View(), WorkQueue[Key]()
         self._ready = asyncio.Event()
         self._turned = time.monotonic()
-        self._ended = ""
 
     async def run(self) -> int:
         """0 after SIGTERM; 1 where the lease was lost or something ended that must not."""
@@ -106,8 +105,8 @@ class Operator:
             jobsets = await cluster.knows(JOBSET)
             kinds: list[Kind] = [RUN, BRANCH, JOB, POD, *([JOBSET] if jobsets else [])]
             pulse = watch.Pulse(kinds)
-            lock = PatientLock(
-                self._given.lease_name, self._given.lease_namespace, self._identity, cluster.client
+            lock = LeaseLock(
+                self._given.lease_name, self._given.lease_namespace, self._identity, cluster
             )
             checks = health.Health(lambda: self._sick(pulse, lock), self._ready.is_set)
             await health.serve(
@@ -126,7 +125,7 @@ class Operator:
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await leading
-            await give_up(lock, cluster.client)
+            await lock.release()
             return 0 if watching in done and watching.exception() is None else 1
 
     async def _connect(self, folder: Path) -> Cluster:
@@ -178,7 +177,6 @@ class Operator:
             namespaces=self._given.namespace,
             clusterwide=not self._given.namespace,
             standalone=True,
-            ready_flag=self._ready,
         )
 
     async def _work(self, runs: Runs) -> None:
@@ -191,10 +189,12 @@ class Operator:
     async def _tick(self, pulse: watch.Pulse) -> None:
         while True:
             self._turned = time.monotonic()
+            if pulse.filled:
+                self._ready.set()
             metrics.EVENT_AGE.set(pulse.age_of(RUN))
             await asyncio.sleep(_TICK_SECONDS)
 
-    def _sick(self, pulse: watch.Pulse, lock: PatientLock) -> str:
+    def _sick(self, pulse: watch.Pulse, lock: LeaseLock) -> str:
         """Why this process is beyond help, "" where it is not."""
         if (age := pulse.age()) > health.DEAD_SECONDS:
             return f"a watch has been silent for {age:.0f} s"

@@ -40,6 +40,7 @@ POD: Final[Kind] = ("v1", "Pod")
 SERVICE: Final[Kind] = ("v1", "Service")
 CONFIG_MAP: Final[Kind] = ("v1", "ConfigMap")
 EVENT: Final[Kind] = ("v1", "Event")
+LEASE: Final[Kind] = ("coordination.k8s.io/v1", "Lease")
 
 FIELD_MANAGER: Final = "forkcast-operator"
 _REQUEST_SECONDS: Final = 10.0
@@ -84,11 +85,6 @@ class Cluster:
         except BaseException:
             await client.close()
             raise
-
-    @property
-    def client(self) -> ApiClient:
-        """The client behind it, for leases."""
-        return self._client
 
     async def close(self) -> None:
         """Close the connections."""
@@ -179,6 +175,28 @@ class Cluster:
             )
         except ClusterError as error:
             if error.status == 409:
+                return None
+            raise
+        return _plain(made)
+
+    async def replace(self, body: Mapping[str, Any]) -> Body | None:
+        """Replace the object as it was read; None where it has changed since, or is gone.
+
+        Raises ClusterError.
+        """
+        kind = (body["apiVersion"], body["kind"])
+        meta = body["metadata"]
+        try:
+            made = await self._call(
+                "patch",
+                kind,
+                lambda r: r.replace(
+                    body=dict(body), name=meta["name"], namespace=meta["namespace"]
+                ),
+                writes=True,
+            )
+        except ClusterError as error:
+            if error.status in (404, 409):
                 return None
             raise
         return _plain(made)

@@ -6,65 +6,115 @@ happen twice is guarded by the store's create-only records, not by the lease.
 
 from __future__ import annotations
 
-import asyncio
+import datetime as dt
+import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import aiohttp
 import structlog
-from kubernetes.aio.client import ApiClient, ApiException
+from kubernetes.aio.client import ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 
 from forkcast_operator.kubernetes import metrics
+from forkcast_operator.kubernetes.cluster import LEASE, Body, Cluster, ClusterError
 
 _DURATION_SECONDS: Final = 15
 _RENEW_SECONDS: Final = 10
 _RETRY_SECONDS: Final = 2
-_CALL_SECONDS: Final = 4.0
 _log = structlog.get_logger()
 
 
-class PatientLock(LeaseLock):  # type: ignore[misc]  # the client is untyped
-    """A lease whose requests have a time limit, and for which a broken connection is a refusal."""
+class LeaseLock(BaseLock):  # type: ignore[misc]  # the client is untyped
+    """A lease over our own connection, whose requests have a time limit."""
 
-    def __init__(self, name: str, namespace: str, identity: str, client: ApiClient) -> None:
-        super().__init__(name, namespace, identity, client)
+    def __init__(self, name: str, namespace: str, identity: str, cluster: Cluster) -> None:
+        super().__init__(name, namespace, identity)
+        self._cluster = cluster
+        self._seen: Body | None = None
         self.renewed = time.monotonic()
 
-    async def get(self, name: str, namespace: str) -> tuple[bool, Any]:
-        """As the lock it is made of."""
-        error = ApiException(status=0, reason="no answer")
-        found = await self._tried(super().get(name, namespace), otherwise=(False, error))
-        return found[0], found[1]
-
-    async def create(self, name: str, namespace: str, election_record: Any) -> bool:
-        """As the lock it is made of."""
-        return bool(
-            await self._tried(super().create(name, namespace, election_record), otherwise=False)
-        )
-
-    async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
-        """As the lock it is made of."""
-        done = bool(
-            await self._tried(super().update(name, namespace, updated_record), otherwise=False)
-        )
-        if done:
-            self.renewed = time.monotonic()
-        return done
-
-    async def _tried(self, call: Awaitable[Any], *, otherwise: Any) -> Any:
+    async def get(
+        self, name: str, namespace: str
+    ) -> tuple[bool, LeaderElectionRecord | ApiException | None]:
+        """The record, or (False, why not); the election creates the lease on a clean 404."""
         try:
-            async with asyncio.timeout(_CALL_SECONDS):
-                return await call
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            _log.warning("lease.no_answer", error=f"{type(error).__name__}: {error}")
-            return otherwise
+            self._seen = await self._cluster.get(LEASE, namespace, name)
+        except ClusterError as error:
+            return False, ApiException(status=error.status, reason=str(error))
+        if self._seen is None:
+            return False, ApiException(status=404, reason="none", body=json.dumps({"code": 404}))
+        spec = self._seen.get("spec", {})
+        names = ("holderIdentity", "leaseDurationSeconds", "acquireTime", "renewTime")
+        if not all(spec.get(one) for one in names):
+            return True, None
+        return True, LeaderElectionRecord(*(str(spec[one]) for one in names))
+
+    async def create(
+        self, name: str, namespace: str, election_record: LeaderElectionRecord
+    ) -> bool:
+        """Create the lease; False where somebody was first or nobody answers."""
+        return await self._write(
+            self._cluster.create(
+                {
+                    "apiVersion": LEASE[0],
+                    "kind": LEASE[1],
+                    "metadata": {"name": name, "namespace": namespace},
+                    "spec": _spec(election_record, None),
+                }
+            )
+        )
+
+    async def update(
+        self, name: str, namespace: str, updated_record: LeaderElectionRecord
+    ) -> bool:
+        """Replace the lease as it was read; False where it has changed or nobody answers."""
+        del name, namespace
+        if self._seen is None:
+            return False
+        body = {**self._seen, "spec": _spec(updated_record, self._seen.get("spec"))}
+        return await self._write(self._cluster.replace(body))
+
+    async def release(self) -> None:
+        """Leave the lease, so that the next one need not wait for its end. Best effort."""
+        try:
+            standing = await self._cluster.get(LEASE, self.namespace, self.name)
+            if standing is None or standing["spec"].get("holderIdentity") != self.identity:
+                return
+            standing["spec"]["leaseDurationSeconds"] = 1
+            standing["spec"]["holderIdentity"] = ""
+            await self._cluster.replace(standing)
+        except ClusterError as error:
+            _log.info("lease.not_released", error=str(error))
+
+    async def _write(self, call: Awaitable[Body | None]) -> bool:
+        try:
+            written = await call
+        except ClusterError as error:
+            _log.warning("lease.not_written", error=str(error))
+            return False
+        if written is not None:
+            self._seen, self.renewed = written, time.monotonic()
+        return written is not None
 
 
-async def lead(lock: PatientLock, work: Callable[[], Awaitable[None]]) -> None:
+def _spec(record: LeaderElectionRecord, before: Body | None) -> Body:
+    now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    former = before or {}
+    same = former.get("holderIdentity") == record.holder_identity
+    return {
+        "holderIdentity": record.holder_identity,
+        "leaseDurationSeconds": int(float(record.lease_duration)),
+        "acquireTime": former.get("acquireTime", now) if same else now,
+        "renewTime": now,
+        "leaseTransitions": int(former.get("leaseTransitions") or 0) + (not same),
+    }
+
+
+async def lead(lock: LeaseLock, work: Callable[[], Awaitable[None]]) -> None:
     """Wait for the lease, do the work while it is ours; returns when it is lost."""
 
     async def begin() -> None:
@@ -76,7 +126,7 @@ async def lead(lock: PatientLock, work: Callable[[], Awaitable[None]]) -> None:
         _log.error("lease.lost", identity=lock.identity)
         metrics.LEADER.set(0)
 
-    await LeaderElection(
+    election: Any = LeaderElection(
         Config(
             lock,
             lease_duration=_DURATION_SECONDS,
@@ -85,20 +135,5 @@ async def lead(lock: PatientLock, work: Callable[[], Awaitable[None]]) -> None:
             onstarted_leading=begin,
             onstopped_leading=lost,
         )
-    ).run()
-
-
-async def give_up(lock: PatientLock, client: ApiClient) -> None:
-    """Leave the lease so that the next one need not wait for its end; best effort."""
-    from kubernetes.aio.client import CoordinationV1Api
-
-    api = CoordinationV1Api(api_client=client)
-    try:
-        async with asyncio.timeout(_CALL_SECONDS):
-            lease = await api.read_namespaced_lease(lock.name, lock.namespace)
-            if lease.spec is None or lease.spec.holder_identity != lock.identity:
-                return
-            lease.spec.lease_duration_seconds = 1
-            await api.replace_namespaced_lease(lock.name, lock.namespace, lease)
-    except (ApiException, aiohttp.ClientError, TimeoutError, OSError) as error:
-        _log.info("lease.not_released", error=f"{type(error).__name__}: {error}")
+    )
+    await election.run()

@@ -11,6 +11,9 @@ from forkcast_operator.kubernetes.branch_status import branch_spec
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.pods import RUN_FOLDER, WORKDIR, Document, labels, pod_template
 from forkcast_operator.kubernetes.run import (
+    LABEL_CANDIDATE,
+    LABEL_RUNG,
+    LABEL_START,
     Run,
     StorePlace,
     child_name,
@@ -22,9 +25,6 @@ from forkcast_wire.fields import API_VERSION
 from forkcast_wire.manifest import Mode, TrainingRunSpec
 from forkcast_wire.resources import LABEL_BRANCH
 
-LABEL_CANDIDATE: Final = "forkcast.dev/candidate"
-LABEL_RUNG: Final = "forkcast.dev/rung"
-LABEL_START: Final = "forkcast.dev/start"
 _QUEUE: Final = "kueue.x-k8s.io/queue-name"
 _RENDEZVOUS_PORT: Final = 29400
 _REPLICATED: Final = "node"

@@ -15,6 +15,9 @@ from forkcast_wire.fields import API_VERSION
 from forkcast_wire.manifest import Storage, TrainingRunSpec
 from forkcast_wire.resources import FINALIZER
 
+LABEL_CANDIDATE: Final = "forkcast.dev/candidate"
+LABEL_RUNG: Final = "forkcast.dev/rung"
+LABEL_START: Final = "forkcast.dev/start"
 #: A Job's pods carry its name as a label (63) and a suffix in their host name.
 MOST_NAME: Final = 52
 

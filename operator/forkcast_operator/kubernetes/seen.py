@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from forkcast_operator.kubernetes.manifests import LABEL_CANDIDATE, LABEL_RUNG, LABEL_START
+from forkcast_operator.kubernetes.run import LABEL_CANDIDATE, LABEL_RUNG, LABEL_START
 from forkcast_wire.resources import LABEL_BRANCH, LABEL_COMPONENT
 
 Body = Mapping[str, Any]

@@ -46,11 +46,19 @@ class Pulse:
     def __init__(self, kinds: Iterable[Kind]) -> None:
         now = time.monotonic()
         self._seen = {PLURALS[kind][2]: now for kind in kinds}
+        self._unlisted = set(self._seen)
 
-    def beat(self, plural: str) -> None:
-        """The watch of this kind is alive."""
+    def beat(self, plural: str, *, watching: bool = True) -> None:
+        """The watch of this kind is alive. watching: what there was before is in the view."""
         if plural in self._seen:
             self._seen[plural] = time.monotonic()
+            if watching:
+                self._unlisted.discard(plural)
+
+    @property
+    def filled(self) -> bool:
+        """Whether every kind has been listed since the start."""
+        return not self._unlisted
 
     def age(self) -> float:
         """Seconds since the quietest watch showed life."""
@@ -101,7 +109,7 @@ def _listen(made: kopf.OperatorRegistry, kind: Kind, view: View, wake: Wake, pul
     @kopf.on.event(group, version, plural, registry=made, id=plural)  # type: ignore[arg-type]
     async def seen(event: Any, **_: Any) -> None:
         body = event["object"]
-        pulse.beat(plural)
+        pulse.beat(plural, watching=False)
         meta = body["metadata"]
         body.setdefault("apiVersion", kind[0])
         body.setdefault("kind", kind[1])
@@ -118,19 +126,21 @@ def session(config: Configuration, pulse: Pulse) -> aiohttp.ClientSession:
     """A session of kopf's: the credentials are read anew for each request, and each answer to a
     watch is a sign of life.
     """
-    context = ssl.create_default_context(cafile=config.ssl_ca_cert)
+    context = ssl.create_default_context(cafile=config.ssl_ca_cert, cadata=config.ca_cert_data)
+    if not config.verify_ssl:  # a kubeconfig that says so
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if config.cert_file:
         context.load_cert_chain(config.cert_file, config.key_file)
 
     async def signed(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        if token := _token(config):
+        if token := await _token(config):
             request.headers["Authorization"] = token
         response = await handler(request)
-        if response.status < 400:
-            pulse.beat(request.url.path.rpartition("/")[2])
         verb = "watch" if request.url.query.get("watch") else "list"
+        if response.status < 400:
+            pulse.beat(request.url.path.rpartition("/")[2], watching=verb == "watch")
         metrics.API_REQUESTS.labels(verb, metrics.code_of(response.status)).inc()
         return response
 
@@ -139,7 +149,7 @@ def session(config: Configuration, pulse: Pulse) -> aiohttp.ClientSession:
     )
 
 
-def _token(config: Configuration) -> str | None:
+async def _token(config: Configuration) -> str | None:
     """`Bearer ...`; in a pod it is rotated, and read anew by the configuration's own hook."""
-    found = config.get_api_key_with_prefix("BearerToken", alias="authorization")
+    found = await config.get_api_key_with_prefix("BearerToken", alias="authorization")
     return str(found) if found else None
