@@ -40,6 +40,7 @@ from forkcast_operator.kubernetes.queue import WorkQueue
 from forkcast_operator.kubernetes.runs import Key, Runs
 from forkcast_operator.kubernetes.view import View
 from forkcast_wire.channel import open_channel
+from forkcast_wire.client_security import ClientSecurity
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
 from forkcast_wire.manifest import Storage
 from forkcast_wire.process import configure_logging
@@ -67,21 +68,21 @@ def arguments() -> argparse.Namespace:
 
 
 def channel_of(service: Service | None) -> grpc.Channel | None:
-    """The channel to a service; what open_channel reads from the environment is set for it."""
+    """The channel to a service, None where there is none. Raises InsecureRefusedError."""
     if service is None:
         return None
-    tls = service.tls
-    for name, path in (
-        ("FORKCAST_TLS_CA", tls / "ca.crt" if tls else None),
-        ("FORKCAST_TLS_CERT", tls / "tls.crt" if tls else None),
-        ("FORKCAST_TLS_KEY", tls / "tls.key" if tls else None),
-        ("FORKCAST_TOKEN_FILE", service.token_file),
-    ):
-        if path is not None and path.exists():
-            os.environ[name] = str(path)
-    if service.insecure_dev:
-        os.environ["FORKCAST_INSECURE_DEV"] = "1"
-    return open_channel(service.target)
+
+    def file(name: str) -> Path | None:
+        return service.tls / name if service.tls and (service.tls / name).exists() else None
+
+    security = ClientSecurity(
+        ca=file("ca.crt"),
+        certificate=file("tls.crt"),
+        key=file("tls.key"),
+        token=service.token_file,
+        insecure_dev=service.insecure_dev,
+    )
+    return open_channel(service.target, security=security)
 
 
 class Operator:

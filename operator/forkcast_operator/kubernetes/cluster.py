@@ -211,7 +211,7 @@ class Cluster:
             "metadata": {"name": name, "namespace": namespace},
             "status": dict(status),
         }
-        return await self._merge(
+        return await self._there(
             "apply",
             kind,
             lambda r: r.status.server_side_apply(
@@ -223,26 +223,29 @@ class Cluster:
             ),
         )
 
-    async def set_finalizers(
-        self, kind: Kind, namespace: str, name: str, finalizers: list[str], version: str
+    async def merge(
+        self, kind: Kind, namespace: str, name: str, patch: Body, *, status: bool = False
     ) -> Body | None:
-        """Set the finalizers, unless the object has changed since ``version``. None where it is
-        gone. Raises ClusterError (409: it has changed).
+        """Merge a patch into the object, or its status; None where it is gone. With a
+        metadata.resourceVersion the patch is refused (409) where the object has changed since.
+
+        Raises ClusterError.
         """
-        body = {"metadata": {"finalizers": finalizers, "resourceVersion": version}}
-        return await self._merge(
-            "patch",
-            kind,
-            lambda r: r.patch(
-                body=body,
+
+        def call(resource: Any) -> Awaitable[Any]:
+            of = resource.status if status else resource
+            answer: Awaitable[Any] = of.patch(
+                body=patch,
                 name=name,
                 namespace=namespace,
                 content_type="application/merge-patch+json",
                 field_manager=FIELD_MANAGER,
-            ),
-        )
+            )
+            return answer
 
-    async def _merge(
+        return await self._there("patch", kind, call)
+
+    async def _there(
         self, verb: str, kind: Kind, call: Callable[[Any], Awaitable[Any]]
     ) -> Body | None:
         try:

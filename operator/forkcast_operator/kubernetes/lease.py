@@ -68,9 +68,7 @@ class LeaseLock(BaseLock):  # type: ignore[misc]  # the client is untyped
             )
         )
 
-    async def update(
-        self, name: str, namespace: str, updated_record: LeaderElectionRecord
-    ) -> bool:
+    async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
         """Replace the lease as it was read; False where it has changed or nobody answers."""
         del name, namespace
         if self._seen is None:

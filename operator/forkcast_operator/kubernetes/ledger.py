@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from forkcast.branch import Finished
+from forkcast.branch import Finished, Verifying
 from forkcast.decision import Decision, Draft, Outcome
 from forkcast.loop import reconcile
 from forkcast.ports import Store
@@ -31,6 +31,9 @@ from forkcast_wire.store import AlreadyExists, put_document, read_document
 _log = structlog.get_logger()
 #: The list of checkpoints costs a read each; it is looked at no more often than this, seconds.
 _STATES_SECONDS: Final = 20.0
+#: Phases that wait for pods; the others mostly for what they have done themselves.
+_WAITING: Final = (Verifying, Finished)
+_SETTLING_PASSES: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +132,16 @@ class Ledger:
 
     def _advance(self, world: ClusterWorld, record: BranchRecord) -> None:
         phase = self._intake.phase(record)
-        while True:
+        waited = 0
+        while waited < _SETTLING_PASSES:
             following = reconcile(world, phase, record.rules)
-            if following == phase:
+            if following != phase:
+                _log.info("branch.phase", branch=record.name, phase=type(following).__name__)
+                phase, waited = following, 0
+            elif isinstance(phase, _WAITING):
                 return
-            _log.info("branch.phase", branch=record.name, phase=type(following).__name__)
-            phase = following
+            else:  # what was done just now may show at once
+                waited += 1
 
     def facts_of(self, record: BranchRecord) -> BranchFacts:
         """What the store holds of one branch; of a finished one it is read once."""

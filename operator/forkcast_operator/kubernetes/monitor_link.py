@@ -101,6 +101,12 @@ class MonitorLink:
         with self._lock:
             return list(self._pending.get(uid, {}).values())
 
+    def hear(self, trigger: Trigger) -> None:
+        """A trigger has fired, or is told of again."""
+        with self._lock:
+            self._pending.setdefault(trigger.run_uid, {})[trigger.id] = trigger
+        self._wake(trigger.run_uid)
+
     def settled(self, uid: str, trigger: Trigger) -> None:
         """A branch, or the record of why there is none, stands in the store."""
         with self._lock:
@@ -114,10 +120,7 @@ class MonitorLink:
             try:
                 request = pb.WatchTriggersRequest()
                 for event in self.stub.WatchTriggers(request, wait_for_ready=True):
-                    trigger = trigger_from_wire(event.trigger)
-                    with self._lock:
-                        self._pending.setdefault(trigger.run_uid, {})[trigger.id] = trigger
-                    self._wake(trigger.run_uid)
+                    self.hear(trigger_from_wire(event.trigger))
             except (grpc.RpcError, ValueError):
                 self._stop.wait(_RETRY_SECONDS)
 

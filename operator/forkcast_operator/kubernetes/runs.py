@@ -490,8 +490,7 @@ class Runs:
 
     async def _finalizers(self, run: Run, body: Any, finalizers: list[str]) -> None:
         version = body["metadata"]["resourceVersion"]
-        written = await self._cluster.set_finalizers(
-            RUN, run.namespace, run.name, finalizers, version
-        )
+        patch = {"metadata": {"finalizers": finalizers, "resourceVersion": version}}
+        written = await self._cluster.merge(RUN, run.namespace, run.name, patch)
         if written is not None:
             self._view.put("TrainingRun", written)
