@@ -44,7 +44,7 @@ class Branches:
         spec: TrainingRunSpec,
         place: StorePlace,
         look: Look,
-        ledger: Ledger | None,
+        ledger: Ledger,
     ) -> None:
         """Bring objects and Jobs of a run's branches to what the records say."""
         started = time.perf_counter()
@@ -58,8 +58,7 @@ class Branches:
             await self._say(run, facts, shown)
         for facts in look.ended:
             self._ended(run, facts)
-        if ledger is not None:
-            await self._catch_up(run, spec, ledger, look)
+        await self._catch_up(run, spec, ledger, look)
         self._active[run.uid] = len(look.active)
         metrics.BRANCHES_ACTIVE.set(sum(self._active.values()))
         if look.active:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,10 +28,12 @@ from forkcast_operator.kubernetes.cluster import (
     ClusterError,
 )
 from forkcast_operator.kubernetes.config import OperatorConfig
+from forkcast_operator.kubernetes.ending import Ending, set_finalizers
 from forkcast_operator.kubernetes.events import Recorder, run_events, settled_events
 from forkcast_operator.kubernetes.ledger import Ledger, Look
+from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.monitor_link import MonitorLink
-from forkcast_operator.kubernetes.run import Run, SpecError, StorePlace, manifest_json, store_place
+from forkcast_operator.kubernetes.run import Run, SpecError, StorePlace, store_place
 from forkcast_operator.kubernetes.run_status import (
     Failure,
     RunFacts,
@@ -74,22 +76,6 @@ _STARTING_SECONDS: Final = 5.0
 _RESYNC_SECONDS: Final = 300.0
 #: Children are listed anew so often, whatever the watches say.
 _RELIST_SECONDS: Final = 60.0
-#: A run that is being deleted does not wait longer than this for store and monitor.
-_GIVE_UP_SECONDS: Final = 60.0
-
-
-@dataclass
-class _Memory:
-    """What is kept of a run between looks; losing it costs a few requests."""
-
-    ledger: Ledger | None = None
-    storage: Storage | None = None
-    applied: str = ""
-    relisted: float = float("-inf")
-    written: float = float("-inf")
-    deleting_since: float | None = None
-    checkpoint: str = ""
-    checkpoint_at: float = 0.0
 
 
 class Runs:
@@ -111,7 +97,8 @@ class Runs:
         self._link, self._proxy, self._recorder = link, proxy, recorder
         self._jobsets, self._open_store = jobsets, open_store
         self._branches = Branches(cluster, view, config, recorder)
-        self._memories: dict[str, _Memory] = {}
+        self._ending = Ending(cluster, view, config, link, jobsets=jobsets, open_store=open_store)
+        self._memories: dict[str, Memory] = {}
         self._states: dict[str, RunState] = {}
         self._where: dict[str, Key] = {}
         tls = config.monitor.tls if config.monitor else None
@@ -151,20 +138,31 @@ class Runs:
         self._count()
 
     async def _look(self, run: Run, body: Any) -> float | None:
-        memory = self._memories.setdefault(run.uid, _Memory())
+        memory = self._memories.setdefault(run.uid, Memory())
         self._where[run.uid] = run.key
         await self._relist(run, memory)
         if run.deleting:
             return await self._end(run, body, memory)
         if not run.holds_finalizer:
-            await self._finalizers(run, body, [*run.finalizers, FINALIZER])
+            finalizers = [*run.finalizers, FINALIZER]
+            await set_finalizers(self._cluster, self._view, run, body, finalizers)
         facts, spec, wait = await self._reconcile(run, memory)
         await self._say(run, body, spec, facts, memory)
         return wait
 
+    async def _end(self, run: Run, body: Any, memory: Memory) -> float | None:
+        self._states[run.uid] = RunState.DELETING
+        self._count()
+        memory.relisted = float("-inf")
+        await self._relist(run, memory)
+        wait = await self._ending.step(run, body, memory)
+        if wait is not None:
+            await self._say(run, body, None, self._facts(run, None), memory)
+        return wait
+
     # ---------------------------------------------------------------------------------- what is
 
-    async def _relist(self, run: Run, memory: _Memory) -> None:
+    async def _relist(self, run: Run, memory: Memory) -> None:
         """The watches tell what happens; a list, now and then, what they have missed."""
         if time.monotonic() - memory.relisted < _RELIST_SECONDS:
             return
@@ -207,7 +205,7 @@ class Runs:
     # ------------------------------------------------------------------------------ what shall be
 
     async def _reconcile(
-        self, run: Run, memory: _Memory
+        self, run: Run, memory: Memory
     ) -> tuple[RunFacts, TrainingRunSpec | None, float | None]:
         facts = self._facts(run, None)
         try:
@@ -218,7 +216,7 @@ class Runs:
             return replace(facts, failure=failure), None, _RESYNC_SECONDS
         facts = self._facts(run, spec)
         try:
-            info = await asyncio.to_thread(self._claim, run, spec, place, memory)
+            ledger, info = await asyncio.to_thread(memory.claim, run, spec, place, self._open_store)
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), spec, _RESYNC_SECONDS
@@ -228,24 +226,15 @@ class Runs:
             failure = Failure(reason="StoreUnavailable", message=str(error))
             return replace(facts, failure=failure), spec, _STARTING_SECONDS
         unheard = await self._register(run, spec)
-        facts, look = await self._records(run, spec, memory, facts)
+        facts, look = await self._records(run, spec, ledger, facts)
         epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
         facts = await self._train(run, spec, place, info, facts, memory, epoch)
         if look is not None:
-            await self._branches.look(run, spec, place, look, memory.ledger)
+            await self._branches.look(run, spec, place, look, ledger)
         if unheard and facts.failure is None:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
             facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
         return facts, spec, self._next(run, spec, facts)
-
-    def _claim(
-        self, run: Run, spec: TrainingRunSpec, place: StorePlace, memory: _Memory
-    ) -> RunInfo:
-        if memory.ledger is None or memory.storage != place.operator:
-            memory.ledger = Ledger(run, self._open_store(place.operator))
-            memory.storage = place.operator
-        digest = hashlib.sha256(manifest_json(run, spec, place).encode()).hexdigest()
-        return memory.ledger.claim(digest)
 
     async def _register(self, run: Run, spec: TrainingRunSpec) -> str:
         if self._link is None or spec.branching.mode is Mode.DISABLED:
@@ -253,11 +242,9 @@ class Runs:
         return await asyncio.to_thread(self._link.register, run, spec)
 
     async def _records(
-        self, run: Run, spec: TrainingRunSpec, memory: _Memory, facts: RunFacts
+        self, run: Run, spec: TrainingRunSpec, ledger: Ledger, facts: RunFacts
     ) -> tuple[RunFacts, Look | None]:
         """A pass over the records; where store or monitor are away, the run stays as it is."""
-        ledger = memory.ledger
-        assert ledger is not None
         triggers = self._link.triggers(run.uid) if self._link else []
         jobs = [seen for job in self._view.of_run("Job", run.key) if (seen := job_seen(job))]
         stub = self._link.stub if self._link else None
@@ -291,7 +278,7 @@ class Runs:
         place: StorePlace,
         info: RunInfo,
         facts: RunFacts,
-        memory: _Memory,
+        memory: Memory,
         epoch: int,
     ) -> RunFacts:
         """See to the trainer. While the store cannot be read nothing is started or given up."""
@@ -333,7 +320,7 @@ class Runs:
         return facts
 
     async def _settings(
-        self, run: Run, spec: TrainingRunSpec, place: StorePlace, info: RunInfo, memory: _Memory
+        self, run: Run, spec: TrainingRunSpec, place: StorePlace, info: RunInfo, memory: Memory
     ) -> None:
         """The ConfigMap and, for several pods without JobSet, the Service; written when changed,
         and now and then again.
@@ -385,7 +372,7 @@ class Runs:
         body: Any,
         spec: TrainingRunSpec | None,
         facts: RunFacts,
-        memory: _Memory,
+        memory: Memory,
     ) -> None:
         now = dt.datetime.now(dt.UTC)
         before = former_status(run)
@@ -411,9 +398,7 @@ class Runs:
         if ttl is not None and ended is not None and (now - ended).total_seconds() >= ttl:
             await self._cluster.delete(RUN, run.namespace, run.name)
 
-    def _measure(
-        self, run: Run, state: RunState, after: TrainingRunStatus, memory: _Memory
-    ) -> None:
+    def _measure(self, run: Run, state: RunState, after: TrainingRunStatus, memory: Memory) -> None:
         self._states[run.uid] = state
         stalled = any(c.type == RunCondition.STALLED for c in after.conditions)
         metrics.RUN_STALLED.labels(*run.key).set(stalled)
@@ -432,65 +417,3 @@ class Runs:
         states = list(self._states.values())
         for state in RunState:
             metrics.RUNS.labels(state.value).set(states.count(state))
-
-    # ------------------------------------------------------------------------------------- the end
-
-    async def _end(self, run: Run, body: Any, memory: _Memory) -> float | None:
-        """A run that is being deleted: its pods go first, then what it holds elsewhere, then the
-        finalizer. Store and monitor are asked, and not waited for.
-        """
-        self._states[run.uid] = RunState.DELETING
-        self._count()
-        if not run.holds_finalizer:
-            return None
-        memory.deleting_since = memory.deleting_since or time.monotonic()
-        left = await self._clear(run)
-        if left:
-            await self._say(run, body, None, self._facts(run, None), memory)
-            return 1.0
-        late = time.monotonic() - memory.deleting_since > _GIVE_UP_SECONDS
-        if not await self._let_go(run, memory) and not late:
-            return _STARTING_SECONDS
-        if late:
-            _log.warning("run.left_in_store", uid=run.uid)
-        await self._finalizers(run, body, [f for f in run.finalizers if f != FINALIZER])
-        return None
-
-    async def _clear(self, run: Run) -> bool:
-        """Delete the run's workloads and branches; True while any of their pods is left."""
-        memory = self._memories[run.uid]
-        memory.relisted = float("-inf")
-        await self._relist(run, memory)
-        for kind in (JOBSET, JOB, BRANCH) if self._jobsets else (JOB, BRANCH):
-            for child in self._view.of_run(kind[1], run.key):
-                if "deletionTimestamp" not in child["metadata"]:
-                    await self._cluster.delete(kind, run.namespace, child["metadata"]["name"])
-        return any(self._view.of_run(kind, run.key) for kind in ("JobSet", "Job", "Pod", "Branch"))
-
-    async def _let_go(self, run: Run, memory: _Memory) -> bool:
-        if self._link is not None:
-            await asyncio.to_thread(self._link.forget, run.uid)
-        try:
-            spec = run.parsed()
-            place = store_place(run, spec, self._config)
-            await asyncio.to_thread(self._claim, run, spec, place, memory)
-            ledger = memory.ledger
-            assert ledger is not None
-            await asyncio.to_thread(ledger.release)
-            if spec.lifecycle.on_delete == "Delete":
-                count = await asyncio.to_thread(ledger.erase)
-                _log.info("run.erased", objects=count)
-        except SpecError:
-            return True  # it never had records of its own
-        except StoreError as error:
-            metrics.STORE_ERRORS.inc()
-            _log.warning("run.not_released", error=str(error))
-            return False
-        return True
-
-    async def _finalizers(self, run: Run, body: Any, finalizers: list[str]) -> None:
-        version = body["metadata"]["resourceVersion"]
-        patch = {"metadata": {"finalizers": finalizers, "resourceVersion": version}}
-        written = await self._cluster.merge(RUN, run.namespace, run.name, patch)
-        if written is not None:
-            self._view.put("TrainingRun", written)

@@ -409,26 +409,31 @@ CONFIG = OperatorConfig.model_validate(
 
 
 @pytest.fixture
-def stage(api_server, tmp_path, monkeypatch):
+def stages(api_server, tmp_path, monkeypatch):
+    """Makes stages, each with a namespace of its own that enforces restricted pods."""
     monkeypatch.setenv("KUBECONFIG", api_server["KUBECONFIG"])
     service, server = SmallMonitor(), grpc.server(futures.ThreadPoolExecutor(4))
     add_MonitorServicer_to_server(service, server)
     target = f"unix:{tmp_path}/m.sock"
     listen(server, target)
     server.start()
-    namespace = f"t{secrets.token_hex(4)}"
-    subprocess.run(
-        ["kubectl", "create", "namespace", namespace],
-        env=api_server,
-        check=True,
-        capture_output=True,
-    )
-    restricted = "pod-security.kubernetes.io/enforce=restricted"
-    subprocess.run(
-        ["kubectl", "label", "namespace", namespace, restricted],
-        env=api_server,
-        check=True,
-        capture_output=True,
-    )
-    yield Stage(tmp_path, namespace, service, target)
+
+    def make(name):
+        namespace = f"t{name}"
+        for arguments in (
+            ["create", "namespace", namespace],
+            ["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"],
+        ):
+            command = ["kubectl", *arguments]
+            subprocess.run(command, env=api_server, check=True, capture_output=True)
+        folder = tmp_path / name
+        folder.mkdir()
+        return Stage(folder, namespace, service, target)
+
+    yield make
     server.stop(None)
+
+
+@pytest.fixture
+def stage(stages):
+    return stages(secrets.token_hex(4))
