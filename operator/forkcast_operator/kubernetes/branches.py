@@ -16,7 +16,7 @@ from forkcast_operator.kubernetes import manifests, metrics
 from forkcast_operator.kubernetes.branch_status import BranchFacts, branch_status
 from forkcast_operator.kubernetes.cluster import BRANCH, JOB, Cluster
 from forkcast_operator.kubernetes.config import OperatorConfig
-from forkcast_operator.kubernetes.events import Recorder, branch_events
+from forkcast_operator.kubernetes.events import Recorder, branch_events, opened_event
 from forkcast_operator.kubernetes.ledger import Ledger, Look
 from forkcast_operator.kubernetes.rollouts import Act, Start, Stop, park_seconds
 from forkcast_operator.kubernetes.run import Run, StorePlace
@@ -69,6 +69,9 @@ class Branches:
         known = self._view.get("Branch", (run.namespace, record.name))
         if known is not None and "deletionTimestamp" not in known["metadata"]:
             return known
+        about = self._view.get("TrainingRun", run.key)
+        if about is not None:
+            await self._recorder.record(about, [opened_event(record)])
         made = await self._cluster.create(manifests.branch(run, record, spec))
         if made is None:
             made = await self._cluster.get(BRANCH, run.namespace, record.name)

@@ -43,7 +43,7 @@ EVENT: Final[Kind] = ("v1", "Event")
 LEASE: Final[Kind] = ("coordination.k8s.io/v1", "Lease")
 
 FIELD_MANAGER: Final = "forkcast-operator"
-_REQUEST_SECONDS: Final = 10.0
+_REQUEST_SECONDS: Final = 8.0
 _log = structlog.get_logger()
 
 
@@ -53,6 +53,10 @@ class ClusterError(RuntimeError):
     def __init__(self, what: str, status: int, message: str) -> None:
         super().__init__(f"{what}: {status or 'no answer'}: {message}")
         self.status = status
+
+
+class UnansweredError(ClusterError):
+    """The request took too long."""
 
 
 async def configuration() -> Configuration:
@@ -111,10 +115,23 @@ class Cluster:
         if writes:
             crash.reach(f"before-{what}")
         resource = await self._resource(kind)
-        answer = await _answered(verb, what, lambda: call(resource))
+        try:
+            answer = await _answered(verb, what, lambda: call(resource))
+        except UnansweredError:
+            await self.hang_up()
+            raise
         if writes:
             crash.reach(f"after-{what}")
         return answer
+
+    async def hang_up(self) -> None:
+        """Leave the pool of connections: one of them was silent, and its neighbours may be, too.
+        Each would cost the time of a request before it is found out.
+        """
+        rest = self._client.rest_client
+        pool, rest.pool_manager, rest.retry_client = rest.pool_manager, None, None
+        if pool is not None:
+            await pool.close()
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Body | None:
         """The object, None where there is none. Raises ClusterError."""
@@ -285,7 +302,9 @@ async def _answered(verb: str, what: str, call: Callable[[], Any], *, count: boo
     except ApiException as error:
         status = int(error.status or 0)
         raise ClusterError(what, status, _message(error)) from None
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+    except TimeoutError:
+        raise UnansweredError(what, 0, f"not within {_REQUEST_SECONDS:g} s") from None
+    except (aiohttp.ClientError, RuntimeError, OSError) as error:  # RuntimeError: session closed
         raise ClusterError(what, 0, f"{type(error).__name__}: {error}") from None
     else:
         status = 200

@@ -15,6 +15,8 @@ import structlog
 
 from forkcast.branch import Finished
 from forkcast.decision import DraftSource, Outcome
+from forkcast.records import Trigger
+from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.intake import Received
 from forkcast_operator.kubernetes.branch_status import BranchFacts
 from forkcast_operator.kubernetes.cluster import Cluster, ClusterError
@@ -88,20 +90,27 @@ def run_events(
     return found
 
 
-def settled_events(settled: Iterable[Settled]) -> list[Event]:
-    """Triggers that opened a branch, or did not."""
-    found = []
-    for one in settled:
-        trigger = one.trigger
-        why = f"{trigger.rule.value} at step {trigger.step}, z {trigger.z:.2f}"
-        if one.received is Received.OPENED:
-            found.append(
-                Event(reason="BranchTriggered", note=f"{one.word}: {why}", token=trigger.id)
-            )
-        elif one.received is Received.SUPPRESSED:
-            note = f"{why}: {one.word}"
-            found.append(Event(reason="TriggerSuppressed", note=note, token=trigger.id))
-    return found
+def _why(trigger: Trigger) -> str:
+    return f"{trigger.rule.value} at step {trigger.step}, z {trigger.z:.2f}"
+
+
+def opened_event(record: BranchRecord) -> Event:
+    """That a branch was opened; said of its run."""
+    note = f"{record.name}: {_why(record.trigger)}"
+    return Event(reason="BranchTriggered", note=note, token=record.trigger.id)
+
+
+def suppressed_events(settled: Iterable[Settled]) -> list[Event]:
+    """Triggers that opened no branch; said of their run."""
+    return [
+        Event(
+            reason="TriggerSuppressed",
+            note=f"{_why(one.trigger)}: {one.word}",
+            token=one.trigger.id,
+        )
+        for one in settled
+        if one.received is Received.SUPPRESSED
+    ]
 
 
 def branch_events(facts: BranchFacts, before: BranchStatus, after: BranchStatus) -> list[Event]:

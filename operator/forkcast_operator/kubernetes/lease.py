@@ -6,6 +6,7 @@ happen twice is guarded by the store's create-only records, not by the lease.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import time
@@ -25,6 +26,7 @@ from forkcast_operator.kubernetes.cluster import LEASE, Body, Cluster, ClusterEr
 _DURATION_SECONDS: Final = 15
 _RENEW_SECONDS: Final = 10
 _RETRY_SECONDS: Final = 2
+_CALL_SECONDS: Final = 3.0
 _log = structlog.get_logger()
 
 
@@ -42,7 +44,11 @@ class LeaseLock(BaseLock):  # type: ignore[misc]  # the client is untyped
     ) -> tuple[bool, LeaderElectionRecord | ApiException | None]:
         """The record, or (False, why not); the election creates the lease on a clean 404."""
         try:
-            self._seen = await self._cluster.get(LEASE, namespace, name)
+            async with asyncio.timeout(_CALL_SECONDS):
+                self._seen = await self._cluster.get(LEASE, namespace, name)
+        except TimeoutError:
+            await self._cluster.hang_up()
+            return False, ApiException(status=0, reason="no answer")
         except ClusterError as error:
             return False, ApiException(status=error.status, reason=str(error))
         if self._seen is None:
@@ -90,7 +96,11 @@ class LeaseLock(BaseLock):  # type: ignore[misc]  # the client is untyped
 
     async def _write(self, call: Awaitable[Body | None]) -> bool:
         try:
-            written = await call
+            async with asyncio.timeout(_CALL_SECONDS):
+                written = await call
+        except TimeoutError:
+            await self._cluster.hang_up()
+            return False
         except ClusterError as error:
             _log.warning("lease.not_written", error=str(error))
             return False

@@ -29,7 +29,7 @@ from forkcast_operator.kubernetes.cluster import (
 )
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.ending import Ending, set_finalizers
-from forkcast_operator.kubernetes.events import Recorder, run_events, settled_events
+from forkcast_operator.kubernetes.events import Recorder, run_events, suppressed_events
 from forkcast_operator.kubernetes.ledger import Ledger, Look
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.monitor_link import MonitorLink
@@ -268,7 +268,7 @@ class Runs:
                 self._link.settled(run.uid, one.trigger)
         about = self._view.get("TrainingRun", run.key)
         if about is not None:
-            await self._recorder.record(about, settled_events(look.settled))
+            await self._recorder.record(about, suppressed_events(look.settled))
         return replace(facts, store=look.facts), look
 
     async def _train(

@@ -157,6 +157,14 @@ def api_server(tmp_path_factory):
             subprocess.run(
                 ["kubectl", *arguments], env=environment, check=True, capture_output=True
             )
+        # established is not yet served: for a moment lists are answered with 429
+        for kind in ("trainingruns", "branches"):
+            end = time.monotonic() + 60
+            while subprocess.run(
+                ["kubectl", "get", kind], env=environment, capture_output=True
+            ).returncode:
+                assert time.monotonic() < end
+                time.sleep(0.1)
         yield environment
     finally:
         cluster("down", "--wipe")
