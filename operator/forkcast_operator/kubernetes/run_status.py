@@ -67,7 +67,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """One look at everything. store: None where it could not be read in this pass."""
+    """One look at everything. store: None where it could not be read in this pass. late_mounts: a
+    pod has waited long for its volumes; secret: the one it needs.
+    """
 
     trainer: TrainerSeen | None = None
     pods: Sequence[PodSeen] = ()
@@ -77,6 +79,8 @@ class RunFacts:
     failed: tuple[str, str] | None = None
     restarts: int = 0
     restarting_at: dt.datetime | None = None
+    late_mounts: bool = False
+    secret: str = ""
 
 
 def run_state(run: Run, spec: TrainingRunSpec | None, facts: RunFacts) -> tuple[RunState, str]:
@@ -104,10 +108,17 @@ def run_state(run: Run, spec: TrainingRunSpec | None, facts: RunFacts) -> tuple[
         return RunState.BRANCHING, "a branch is open"
     ready = sum(pod.ready for pod in facts.pods)
     if ready < trainer.wanted:
-        waiting = next((pod for pod in facts.pods if pod.waiting), None)
-        text = f"{waiting.waiting}: {waiting.message}" if waiting else "pods are starting"
-        return RunState.STARTING, text
+        return RunState.STARTING, _why_not_ready(facts)
     return RunState.RUNNING, ""
+
+
+def _why_not_ready(facts: RunFacts) -> str:
+    waiting = next((pod for pod in facts.pods if pod.waiting), None)
+    if waiting is not None:
+        return f"{waiting.waiting}: {waiting.message}"
+    if facts.late_mounts:
+        return f"volumes are not mounted: is there a Secret {facts.secret} with the right keys?"
+    return "pods are starting"
 
 
 _GOOD: Final = (RunState.RUNNING, RunState.BRANCHING, RunState.SUSPENDED, RunState.COMPLETED)

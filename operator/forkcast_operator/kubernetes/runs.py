@@ -42,7 +42,13 @@ from forkcast_operator.kubernetes.run_status import (
     run_status,
     worth_writing,
 )
-from forkcast_operator.kubernetes.seen import TrainerSeen, job_seen, pod_seen, trainer_seen
+from forkcast_operator.kubernetes.seen import (
+    TrainerSeen,
+    job_seen,
+    last_words,
+    pod_seen,
+    trainer_seen,
+)
 from forkcast_operator.kubernetes.trainer_plan import (
     EndTrainer,
     FailRun,
@@ -76,6 +82,8 @@ _STARTING_SECONDS: Final = 5.0
 _RESYNC_SECONDS: Final = 300.0
 #: Children are listed anew so often, whatever the watches say.
 _RELIST_SECONDS: Final = 60.0
+#: Volumes are mounted within this, or something that they need is missing.
+_MOUNT_SECONDS: Final = 45.0
 
 
 class Runs:
@@ -177,6 +185,13 @@ class Runs:
         found = self._view.of_run("Job", run.key) + self._view.of_run("JobSet", run.key)
         return trainer_seen(found)
 
+    def _trainer_pods(self, run: Run) -> list[Any]:
+        return [
+            pod
+            for pod in self._view.of_run("Pod", run.key)
+            if pod["metadata"]["labels"].get(LABEL_COMPONENT) == "trainer"
+        ]
+
     def _facts(self, run: Run, spec: TrainingRunSpec | None) -> RunFacts:
         status = former_status(run)
         failed = next(
@@ -187,16 +202,18 @@ class Runs:
             ),
             None,
         )
+        now = dt.datetime.now(dt.UTC)
         pods = [
             pod_seen(pod)
-            for pod in self._view.of_run("Pod", run.key)
-            if pod["metadata"]["labels"].get(LABEL_COMPONENT) == "trainer"
-            and pod.get("status", {}).get("phase") in (None, "Pending", "Running")
+            for pod in self._trainer_pods(run)
+            if pod.get("status", {}).get("phase") in (None, "Pending", "Running")
         ]
+        mounting = [pod.created for pod in pods if pod.mounting and pod.created is not None]
         watched = spec is not None and spec.branching.mode is not Mode.DISABLED
         return RunFacts(
             trainer=self._trainer(run),
             pods=pods,
+            late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
             summary=self._link.summary(run.uid) if self._link and watched else None,
             failed=failed,
             restarts=status.trainer.restarts if status.trainer else 0,
@@ -214,7 +231,7 @@ class Runs:
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), None, _RESYNC_SECONDS
-        facts = self._facts(run, spec)
+        facts = replace(self._facts(run, spec), secret=place.secret)
         try:
             ledger, info = await asyncio.to_thread(memory.claim, run, spec, place, self._open_store)
         except SpecError as error:
@@ -311,10 +328,12 @@ class Runs:
                 kind = JOBSET if facts.trainer and facts.trainer.kind == "JobSet" else JOB
                 await self._cluster.delete(kind, run.namespace, name)
             case FailRun(reason=reason, message=message):
-                facts = replace(facts, failed=(reason, message))
+                said = last_words(self._trainer_pods(run)) or message
+                facts = replace(facts, failed=(reason, said))
             case Leave(seconds=seconds) if seconds is not None and facts.trainer is not None:
                 at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
-                message = facts.trainer.message or facts.trainer.reason
+                said = last_words(self._trainer_pods(run))
+                message = said or facts.trainer.message or facts.trainer.reason
                 failure = Failure(reason="TrainerFailed", message=message, retry_at=at)
                 facts = replace(facts, restarting_at=at, failure=facts.failure or failure)
         return facts

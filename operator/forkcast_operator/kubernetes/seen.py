@@ -58,9 +58,13 @@ class TrainerSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSeen:
-    """A pod of the trainer. waiting: why its container does not run, "" where nothing is wrong."""
+    """A pod of the trainer. waiting: why its container does not run, "" where nothing is wrong.
+    mounting: it has a node and no container yet.
+    """
 
     name: str
+    created: dt.datetime | None
+    mounting: bool
     ready: bool
     scheduled: bool
     waiting: str = ""
@@ -152,10 +156,27 @@ def pod_seen(body: Body) -> PodSeen:
             scheduled = one.get("status") == "True"
             if not scheduled and one.get("reason") == "Unschedulable":
                 waiting, message = "Unschedulable", one.get("message", "")
+    mounting = scheduled and waiting in ("", "ContainerCreating", "PodInitializing")
+    running = any("running" in one.get("state", {}) for one in status.get("containerStatuses", ()))
     return PodSeen(
         name=body["metadata"]["name"],
+        created=instant(body["metadata"].get("creationTimestamp")),
+        mounting=mounting and not running,
         ready=condition(body, "Ready") is not None,
         scheduled=scheduled,
         waiting="" if waiting in ("ContainerCreating", "PodInitializing") else waiting,
         message=message,
     )
+
+
+def last_words(pods: Iterable[Body]) -> str:
+    """What the container of the newest failed pod said last, with its exit code; "" for none."""
+    failed = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
+    failed.sort(key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
+    for pod in reversed(failed):
+        for container in pod["status"].get("containerStatuses", ()):
+            if ended := container.get("state", {}).get("terminated"):
+                lines = [line for line in ended.get("message", "").splitlines() if line.strip()]
+                said = lines[-1][:300] if lines else ended.get("reason", "")
+                return f"exit code {ended.get('exitCode')}: {said}"
+    return ""

@@ -161,7 +161,7 @@ def api_server(tmp_path_factory):
         for kind in ("trainingruns", "branches"):
             end = time.monotonic() + 60
             while subprocess.run(
-                ["kubectl", "get", kind], env=environment, capture_output=True
+                ["kubectl", "get", kind], env=environment, capture_output=True, check=False
             ).returncode:
                 assert time.monotonic() < end
                 time.sleep(0.1)
