@@ -23,13 +23,12 @@ from forkcast_operator.kubernetes.cluster import (
     JOB,
     JOBSET,
     POD,
-    RUN,
     Cluster,
     ClusterError,
 )
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.ending import Ending, set_finalizers
-from forkcast_operator.kubernetes.events import Recorder, run_events, suppressed_events
+from forkcast_operator.kubernetes.events import Recorder, suppressed_events
 from forkcast_operator.kubernetes.ledger import Ledger, Look
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.monitor_link import MonitorLink
@@ -39,8 +38,6 @@ from forkcast_operator.kubernetes.run_status import (
     RunFacts,
     former_status,
     run_state,
-    run_status,
-    worth_writing,
 )
 from forkcast_operator.kubernetes.seen import (
     TrainerSeen,
@@ -49,6 +46,7 @@ from forkcast_operator.kubernetes.seen import (
     pod_seen,
     trainer_seen,
 )
+from forkcast_operator.kubernetes.telling import Teller
 from forkcast_operator.kubernetes.trainer_plan import (
     EndTrainer,
     FailRun,
@@ -69,7 +67,6 @@ from forkcast_wire.resources import (
     ConditionStatus,
     RunCondition,
     RunState,
-    TrainingRunStatus,
 )
 from forkcast_wire.store import StoreError
 
@@ -105,10 +102,9 @@ class Runs:
         self._link, self._proxy, self._recorder = link, proxy, recorder
         self._jobsets, self._open_store = jobsets, open_store
         self._branches = Branches(cluster, view, config, recorder)
+        self._teller = Teller(cluster, view, recorder)
         self._ending = Ending(cluster, view, config, link, jobsets=jobsets, open_store=open_store)
         self._memories: dict[str, Memory] = {}
-        self._states: dict[str, RunState] = {}
-        self._where: dict[str, Key] = {}
         tls = config.monitor.tls if config.monitor else None
         authority = Path(tls) / "ca.crt" if tls else None
         self._monitor_ca = authority.read_text() if authority and authority.exists() else ""
@@ -120,7 +116,8 @@ class Runs:
         """
         body = self._view.get("TrainingRun", key)
         if body is None:
-            self._gone(key)
+            for uid in self._teller.gone(key):
+                self._memories.pop(uid, None)
             return None
         structlog.contextvars.bind_contextvars(namespace=key[0], run=key[1])
         started = time.perf_counter()
@@ -137,17 +134,8 @@ class Runs:
         finally:
             metrics.RECONCILE_SECONDS.labels("TrainingRun").observe(time.perf_counter() - started)
 
-    def _gone(self, key: Key) -> None:
-        metrics.forget(*key)
-        for uid in [uid for uid, where in self._where.items() if where == key]:
-            self._memories.pop(uid, None)
-            self._states.pop(uid, None)
-            del self._where[uid]
-        self._count()
-
     async def _look(self, run: Run, body: Any) -> float | None:
         memory = self._memories.setdefault(run.uid, Memory())
-        self._where[run.uid] = run.key
         await self._relist(run, memory)
         if run.deleting:
             return await self._end(run, body, memory)
@@ -155,17 +143,15 @@ class Runs:
             finalizers = [*run.finalizers, FINALIZER]
             await set_finalizers(self._cluster, self._view, run, body, finalizers)
         facts, spec, wait = await self._reconcile(run, memory)
-        await self._say(run, body, spec, facts, memory)
+        await self._teller.say(run, body, spec, facts, memory)
         return wait
 
     async def _end(self, run: Run, body: Any, memory: Memory) -> float | None:
-        self._states[run.uid] = RunState.DELETING
-        self._count()
         memory.relisted = float("-inf")
         await self._relist(run, memory)
         wait = await self._ending.step(run, body, memory)
         if wait is not None:
-            await self._say(run, body, None, self._facts(run, None), memory)
+            await self._teller.say(run, body, None, self._facts(run, None), memory)
         return wait
 
     # ---------------------------------------------------------------------------------- what is
@@ -382,57 +368,3 @@ class Runs:
         if ttl is None or ended is None or state is RunState.SUSPENDED:
             return None
         return max(1.0, ttl - (dt.datetime.now(dt.UTC) - ended).total_seconds())
-
-    # -------------------------------------------------------------------------------- how it is
-
-    async def _say(
-        self,
-        run: Run,
-        body: Any,
-        spec: TrainingRunSpec | None,
-        facts: RunFacts,
-        memory: Memory,
-    ) -> None:
-        now = dt.datetime.now(dt.UTC)
-        before = former_status(run)
-        after = run_status(run, spec, facts, now)
-        state, message = run_state(run, spec, facts)
-        self._measure(run, state, after, memory)
-        await self._expire(run, spec, before, now)
-        document = after.document()
-        passed = time.monotonic() - memory.written
-        if not worth_writing(run.status, document, passed):
-            return
-        await self._recorder.record(body, run_events(before, after, state, message))
-        written = await self._cluster.apply_status(RUN, run.namespace, run.name, document)
-        memory.written = time.monotonic()
-        if written is not None:
-            self._view.put("TrainingRun", written)
-
-    async def _expire(
-        self, run: Run, spec: TrainingRunSpec | None, before: TrainingRunStatus, now: dt.datetime
-    ) -> None:
-        ttl = spec.lifecycle.ttl_seconds_after_finished if spec else None
-        ended = before.completion_time
-        if ttl is not None and ended is not None and (now - ended).total_seconds() >= ttl:
-            await self._cluster.delete(RUN, run.namespace, run.name)
-
-    def _measure(self, run: Run, state: RunState, after: TrainingRunStatus, memory: Memory) -> None:
-        self._states[run.uid] = state
-        stalled = any(c.type == RunCondition.STALLED for c in after.conditions)
-        metrics.RUN_STALLED.labels(*run.key).set(stalled)
-        metrics.RUN_FAILED.labels(*run.key).set(state is RunState.FAILED)
-        latest = after.checkpoints.latest
-        if latest is not None and latest.key != memory.checkpoint:
-            memory.checkpoint, memory.checkpoint_at = latest.key, time.monotonic()
-        if latest is not None and state in (RunState.RUNNING, RunState.BRANCHING):
-            age = time.monotonic() - memory.checkpoint_at
-            metrics.CHECKPOINT_AGE.labels(*run.key).set(age)
-        else:
-            metrics.CHECKPOINT_AGE.remove_by_labels({"namespace": run.namespace, "run": run.name})
-        self._count()
-
-    def _count(self) -> None:
-        states = list(self._states.values())
-        for state in RunState:
-            metrics.RUNS.labels(state.value).set(states.count(state))

@@ -165,7 +165,8 @@ def operators(server, tmp_path):
         process.kill()
         process.wait()
     for log in tmp_path.glob("*.log"):
-        assert "Traceback" not in log.read_text(), log.read_text()
+        sys.stderr.write(log.read_text()[-4000:])  # shown where the test fails
+        assert "Traceback" not in log.read_text()
 
 
 def _api_port(kubeconfig) -> str:
