@@ -98,7 +98,7 @@ class Operator:
         self._turned = time.monotonic()
 
     async def run(self) -> int:
-        """0 after SIGTERM; 1 where the lease was lost or something ended that must not."""
+        """0 after SIGTERM; 1 where something ended that must not."""
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             cluster = await self._connect(folder)

@@ -1,4 +1,4 @@
-"""Who leads: a Lease, by the client's own election. A replica that loses it ends and starts again.
+"""Who leads: a Lease, by the client's own election. A replica that loses it is a standby again.
 
 Leading is no fence: a leader that was stopped and wakes writes for a moment still. What must not
 happen twice is guarded by the store's create-only records, not by the lease.
@@ -123,25 +123,47 @@ def _spec(record: LeaderElectionRecord, before: Body | None) -> Body:
 
 
 async def lead(lock: LeaseLock, work: Callable[[], Awaitable[None]]) -> None:
-    """Wait for the lease, do the work while it is ours; returns when it is lost."""
+    """Wait for the lease, work while it is ours, wait again where it is lost: the API server may
+    have been away for everybody. Returns only where the work itself has ended.
+    """
+    ended = asyncio.Event()
+    working: set[asyncio.Task[Any] | None] = set()
 
     async def begin() -> None:
+        working.add(asyncio.current_task())
         _log.info("lease.acquired", identity=lock.identity)
         metrics.LEADER.set(1)
-        await work()
+        try:
+            await work()
+        except asyncio.CancelledError:
+            raise
+        except Exception:  # noqa: BLE001  whatever it is, the process is started again
+            _log.exception("lease.work_failed")
+        ended.set()
 
     async def lost() -> None:
         _log.error("lease.lost", identity=lock.identity)
         metrics.LEADER.set(0)
 
-    election: Any = LeaderElection(
-        Config(
-            lock,
-            lease_duration=_DURATION_SECONDS,
-            renew_deadline=_RENEW_SECONDS,
-            retry_period=_RETRY_SECONDS,
-            onstarted_leading=begin,
-            onstopped_leading=lost,
-        )
-    )
-    await election.run()
+    async def again() -> None:
+        while True:
+            election: Any = LeaderElection(
+                Config(
+                    lock,
+                    lease_duration=_DURATION_SECONDS,
+                    renew_deadline=_RENEW_SECONDS,
+                    retry_period=_RETRY_SECONDS,
+                    onstarted_leading=begin,
+                    onstopped_leading=lost,
+                )
+            )
+            await election.run()
+
+    waiting = asyncio.create_task(again(), name="election")
+    try:
+        await ended.wait()
+    finally:
+        waiting.cancel()
+        for task in working:
+            if task is not None:
+                task.cancel()

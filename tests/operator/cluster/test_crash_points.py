@@ -41,7 +41,8 @@ class Reaper:
 
 
 def conditions(body):
-    return {c["type"]: (c["status"], c["reason"]) for c in body["status"]["conditions"]}
+    found = body.get("status", {}).get("conditions", [])
+    return {c["type"]: (c["status"], c["reason"]) for c in found}
 
 
 def _any_candidate(names):
