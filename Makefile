@@ -25,6 +25,8 @@ lint: setup
 	$(BIN)/python scripts/generate_manifest_reference.py --check
 	$(BIN)/python scripts/generate_statistics_reference.py --check
 	$(BIN)/python scripts/draw_branch.py --check
+	$(BIN)/python scripts/generate_crds.py --check
+	$(BIN)/python scripts/generate_dashboards.py --check
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest

@@ -15,8 +15,9 @@ from forkcast_wire.manifest import Mode, TrainingRunSpec
 _ARC_LEAST = 3
 
 
-def branch_rules(spec: TrainingRunSpec, trigger: Trigger) -> BranchRules:
+def branch_rules(spec: TrainingRunSpec, trigger: Trigger, *, hold_main: bool = True) -> BranchRules:
     """The rules a branch is opened with; rungs and confirm rung end where the run ends.
+    hold_main: whether the executor lets the main run wait (a pod does not).
 
     Raises ValueError where not even the first rung fits into the steps left.
     """
@@ -37,7 +38,7 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger) -> BranchRules:
         confirm_finalists=branching.confirm.finalists,
         # a calm run has no departure to go back behind
         depths=(0,) if trigger.rule is TriggerRule.CALM else tuple(branching.rollback.depths),
-        hold_main=True,
+        hold_main=hold_main,
         apply=branching.mode is Mode.ENFORCE,
         policy=policy,
         acceptance=AcceptanceRules(
@@ -68,7 +69,7 @@ def lattice_of(
             rewind_steps=tuple(trigger.step - base.step for base in bases),
         )
     choices = spec.branching.actions
-    micro = spec.training.gradient_accumulation_steps * spec.parallelism.processes_per_node
+    micro = spec.training.gradient_accumulation_steps * spec.parallelism.processes
     clipping = tuple(name for name in choices.clipping if name != "ARC" or micro >= _ARC_LEAST)
     return Lattice(
         learning_rate_scales=tuple(choices.learning_rate_scales),

@@ -5,10 +5,11 @@ Nothing of this is in the way of a call unless one of the variables of `forkcast
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from forkcast_wire import crash
 
@@ -37,21 +38,23 @@ class CrashingCalls(
     intercept_stream_stream = _around
 
 
-class CrashingAnswers(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc is untyped
+class CrashingAnswers(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untyped
     """The answering side's points: before a request is looked at, and before its answer leaves.
     Streams have points of their own, inside their handlers.
     """
 
-    def intercept_service(self, go_on: Callable[[Any], Any], details: Any) -> Any:
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
         """The handler of one call, with its points."""
-        handler = go_on(details)
+        handler = await continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
             return handler
-        name = _method(details.method)
+        name = _method(handler_call_details.method)
 
-        def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        async def answer(request: Any, context: Any) -> Any:
             crash.reach(f"before-answer:{name}")
-            response = handler.unary_unary(request, context)
+            response = await handler.unary_unary(request, context)
             crash.reach(f"after-answer:{name}")
             return response
 
@@ -65,6 +68,6 @@ def of_client(channel: grpc.Channel) -> grpc.Channel:
     return grpc.intercept_channel(channel, CrashingCalls()) if crash.ENABLED else channel
 
 
-def of_server() -> tuple[grpc.ServerInterceptor, ...]:
+def of_server() -> tuple[grpc.aio.ServerInterceptor, ...]:
     """The interceptors a server starts with: none unless crash points are switched on."""
     return (CrashingAnswers(),) if crash.ENABLED else ()

@@ -10,12 +10,23 @@ CATALOGUE = "catalogue.json"
 RUN = "run.json"
 COMPLETE = "complete.json"
 LINEAGE_PREFIX = "lineage/"
+ATTEMPTS_PREFIX = "attempts/"
 SUPPRESSED_PREFIX = "suppressed/"
 
 
 def lineage(epoch: int) -> str:
     """The create-only record that opened an epoch (>= 1)."""
     return f"{LINEAGE_PREFIX}{epoch}.json"
+
+
+def attempt(number: int) -> str:
+    """The create-only record that a start of the trainer took this number."""
+    return f"{ATTEMPTS_PREFIX}{number:06d}.json"
+
+
+def attempt_of(key: str) -> int:
+    """The number in a key of `attempt`."""
+    return int(key.removeprefix(ATTEMPTS_PREFIX).removesuffix(".json"))
 
 
 def state_prefix(kind: StateKind) -> str:

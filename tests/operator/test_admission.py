@@ -1,4 +1,4 @@
-"""The real operator's admission over a store in memory, with the operator killed at any access."""
+"""The real intake of triggers over a store in memory, with the operator killed at any access."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkcast.branch import Finished
 from forkcast.decision import Outcome
 from forkcast.records import Trigger, TriggerRule
-from forkcast_operator.__main__ import LocalOperator
+from forkcast_operator.intake import Intake, Received
 from forkcast_wire import keys
-from forkcast_wire.documents import RunInfo, dump
+from forkcast_wire.documents import dump
 from forkcast_wire.manifest import TrainingRunSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
@@ -43,13 +42,6 @@ TRIGGER = Trigger(
 )
 
 
-@pytest.fixture(scope="module")
-def operator(tmp_path_factory):
-    info = RunInfo(uid="u", name="r", manifest_digest="")
-    folder = tmp_path_factory.mktemp("w")
-    return LocalOperator(SPEC, info, MemoryStore(), folder, "unix:nobody.sock", "")
-
-
 def opened(store: MemoryStore) -> set[str]:
     return {key.split("/")[1] for key in store.objects if key.endswith("/branch.json")}
 
@@ -72,10 +64,11 @@ def end(store: MemoryStore, trigger_id: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.05, 0.2]))
-def test_a_killed_operator_doubles_and_loses_no_trigger(operator, seed, death_rate) -> None:
+def test_a_killed_operator_doubles_and_loses_no_trigger(seed, death_rate) -> None:
     chaos, store = random.Random(seed), MemoryStore()
-    operator.store, operator._finished, operator._pending = store, set(), []
+    intake = Intake("r", store, hold_main=True)
     fired: list[Trigger] = []
+    pending: list[Trigger] = []
 
     def access(_access: str, _key: str) -> None:
         if chaos.random() < death_rate:
@@ -85,21 +78,19 @@ def test_a_killed_operator_doubles_and_loses_no_trigger(operator, seed, death_ra
         if chaos.random() < 0.6:
             step = 1000 - len(fired) if len(fired) > 5 else 100 * (1 + len(fired))
             fired.append(replace(TRIGGER, step=step))
-            operator._pending.append(fired[-1])
+            pending.append(fired[-1])
         store.before = access
         try:
-            if operator._pending:
-                operator._admit()
+            intake.receive(SPEC, pending)
+            pending = []
         except Died:  # and started again: it knows nothing, and the stream begins anew
-            operator._finished, operator._pending = set(), list(fired)
+            intake, pending = Intake("r", store, hold_main=True), list(fired)
         store.before = at_once
         assert len(opened(store) - ended(store)) <= 1  # I5
         active = sorted(opened(store) - ended(store))
         if active and chaos.random() < 0.4:
             end(store, active[0])
-    operator._pending = list(fired)
-    if fired:
-        operator._admit()
+    intake.receive(SPEC, fired)
     steps = {one.step for one in fired}
     assert {int(name.rpartition("t")[2]) for name in opened(store)} | suppressed(
         store
@@ -107,16 +98,20 @@ def test_a_killed_operator_doubles_and_loses_no_trigger(operator, seed, death_ra
     assert len(opened(store)) + len(suppressed(store)) == len(steps)  # I4: one verdict each
 
 
-def test_the_reason_is_recorded(operator) -> None:
-    store = operator.store = MemoryStore()
-    operator._finished = set()
-    operator._pending = [replace(TRIGGER, step=step) for step in (100, 200)]
-    operator._admit()
+def test_the_reason_is_recorded_and_told() -> None:
+    store = MemoryStore()
+    intake = Intake("r", store, hold_main=True)
+
+    def receive(*steps: int) -> list[tuple[Received, str]]:
+        return intake.receive(SPEC, [replace(TRIGGER, step=step) for step in steps])
+
+    assert receive(100, 200) == [
+        (Received.OPENED, "r-e0-t100"),
+        (Received.SUPPRESSED, "BranchActive"),
+    ]
     end(store, "e0-t100")
-    operator._pending = [replace(TRIGGER, step=step) for step in (300, 995)]
-    operator._admit()
+    assert [received for received, _ in receive(300, 995)] == [Received.OPENED, Received.SUPPRESSED]
     end(store, "e0-t300")
-    operator._pending = [replace(TRIGGER, step=995), replace(TRIGGER, step=996)]
-    operator._admit()
+    assert receive(995, 996) == [(Received.KNOWN, ""), (Received.SUPPRESSED, "EndOfRun")]
     assert opened(store) == {"e0-t100", "e0-t300"}
     assert suppressed(store) == {200: "BranchActive", 995: "BranchActive", 996: "EndOfRun"}

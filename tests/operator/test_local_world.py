@@ -24,7 +24,9 @@ from forkcast.records import (
     TriggerRule,
     Window,
 )
-from forkcast_operator.local import BranchRecord, LocalWorld, MonitorUnavailableError, load_phase
+from forkcast_operator.branch_records import BranchRecord, load_phase
+from forkcast_operator.local import LocalWorld
+from forkcast_operator.stored import MonitorUnavailableError
 from forkcast_wire import catalogue, keys
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import listen, open_channel

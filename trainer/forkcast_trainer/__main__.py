@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from forkcast_trainer.errors import TrainerError
+from forkcast_trainer.starts import adopt_identity, attempt_of_all
 from forkcast_trainer.train import TrainingRun
 from forkcast_wire.manifest import TrainingRun as Manifest
 from forkcast_wire.process import (
@@ -35,6 +36,10 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, default=Path(), help="the run's folder")
     parser.add_argument("--monitor", default="", help="gRPC target of the monitor; '' for none")
     parser.add_argument("--attempt", type=int, default=0, help="starts of this run before this one")
+    parser.add_argument("--run", type=Path, help="run.json, where it is not in the work directory")
+    parser.add_argument(
+        "--claim-attempt", action="store_true", help="count starts in the store, not by --attempt"
+    )
     given = parser.parse_args()
     configure_logging("trainer")
     stop = stop_event_on_sigterm()
@@ -46,7 +51,11 @@ def main() -> int:
     else:
         die_with_parent()
     manifest = Manifest.model_validate(json.loads(given.manifest.read_text()))
+    if given.run is not None:
+        adopt_identity(given.run, given.workdir)
     try:
+        if given.claim_attempt:
+            given.attempt = attempt_of_all(manifest.spec.storage, given.workdir, ranks)
         run = TrainingRun(
             manifest.spec,
             given.workdir,

@@ -56,9 +56,23 @@ def slots_of(spec: TrainingRunSpec, workdir: Path) -> Slots:
 class Rollout:
     """Runs one job; everything it leaves behind is create-only."""
 
-    def __init__(self, job: RolloutJob, spec: TrainingRunSpec, store: Store, workdir: Path) -> None:
-        """Raises CheckpointError where the base cannot be restored."""
+    def __init__(
+        self,
+        job: RolloutJob,
+        spec: TrainingRunSpec,
+        store: Store,
+        workdir: Path,
+        *,
+        poll_seconds: float = _POLL_SECONDS,
+        park_seconds: float = math.inf,
+    ) -> None:
+        """poll_seconds: between two looks for the next wish. park_seconds: so long it waits for
+        one, then it leaves; another process begins at the base again.
+
+        Raises CheckpointError where the base cannot be restored.
+        """
         self.job, self.spec, self.store, self.workdir = job, spec, store, workdir
+        self._poll_seconds, self._park_seconds = poll_seconds, park_seconds
         self.engine = Engine(spec, job.run_uid, workdir, placement(spec))
         self.slots = slots_of(spec, workdir)
         scratch = workdir / "scratch"
@@ -77,20 +91,32 @@ class Rollout:
                 started = time.perf_counter()
                 self._advance(self.job.trigger_step + rung)
                 self.record.seconds += time.perf_counter() - started
-                self._publish(rung)
+                if not self._published(rung):
+                    self._publish(rung)
                 if self.engine.place.device.type == "cuda":
                     torch.cuda.empty_cache()  # a waiting rollout keeps its state, no more
 
     def _asked_for(self, rung: int) -> bool:
-        """Wait until the operator wants this rung; False where it wants no more."""
+        """Wait until the operator wants this rung; False where it wants no more, or has not said
+        so for too long.
+        """
         key = keys.rollout_until(self.job.trigger_id, self.job.candidate)
+        until = time.monotonic() + self._park_seconds
         while True:
             wish = read_document(self.store, RolloutUntil, key)
             if wish is None or wish.until is None:
                 return False
             if wish.until >= rung:
                 return True
-            time.sleep(_POLL_SECONDS)
+            if time.monotonic() >= until:
+                _log.info("rollout.parked", candidate=self.job.candidate, before=rung)
+                return False
+            time.sleep(self._poll_seconds)
+
+    def _published(self, rung: int) -> bool:
+        """Whether a former process of this rollout has measured this rung."""
+        key = keys.rollout_trial(self.job.trigger_id, self.job.candidate, rung)
+        return self.store.head(key) is not None
 
     def _advance(self, target: int) -> None:
         """Step until the lineage stands at ``target``, or has diverged."""

@@ -1,0 +1,59 @@
+"""What the store holds of a branch beside the core's own records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from forkcast.branch import PHASES, BranchRules, Phase
+from forkcast.decision import Outcome
+from forkcast.ports import Store
+from forkcast.records import StateRef, Trigger
+from forkcast_wire import keys
+from forkcast_wire.documents import load
+from forkcast_wire.store import KeyMissing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchRecord:
+    """branch.json: a branch as it was opened. opened_at: Unix seconds."""
+
+    name: str
+    trigger: Trigger
+    rules: BranchRules
+    opened_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bases:
+    """bases.json: the base states of a branch, newest first."""
+
+    bases: tuple[StateRef, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeRecord:
+    """outcome.json: how a branch ended; written once, when nothing of it is left."""
+
+    branch: str
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suppression:
+    """suppressed/<trigger>.json: a trigger that opened no branch, and why."""
+
+    trigger: Trigger
+    reason: str
+
+
+def load_phase(store: Store, trigger_id: str) -> Phase | None:
+    """The phase a branch was last saved in, None where it was never saved."""
+    try:
+        data = store.get(keys.branch_file(trigger_id, "phase"))[0]
+    except KeyMissing:
+        return None
+    document = json.loads(data)
+    phase: Phase = load(PHASES[document["kind"]], json.dumps(document["phase"]).encode())
+    return phase

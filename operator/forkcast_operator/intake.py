@@ -1,0 +1,171 @@
+"""Triggers become branches, or records of why they did not. Everything stands in the store."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from enum import Enum
+
+import structlog
+
+from forkcast import loan
+from forkcast.admission import Budget, Open, Refusal, RunSeen, Suppress, admit
+from forkcast.branch import BranchRules, Finished, Forking, Phase, branch_name
+from forkcast.ports import Store
+from forkcast.records import Trigger, TriggerRule
+from forkcast_operator.branch_records import BranchRecord, Suppression, load_phase
+from forkcast_operator.rules import branch_rules
+from forkcast_wire import keys
+from forkcast_wire.documents import lineage_entries, lineage_head
+from forkcast_wire.manifest import Mode, TrainingRunSpec
+from forkcast_wire.store import AlreadyExists, put_document, read_document
+
+_log = structlog.get_logger()
+
+
+class Received(Enum):
+    """What became of a trigger."""
+
+    KNOWN = "Known"
+    OPENED = "Opened"
+    SUPPRESSED = "Suppressed"
+
+
+class Intake:
+    """The branches of one run: which are open, and what a trigger leads to."""
+
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        *,
+        hold_main: bool,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """name: the run's. hold_main: of the rules a branch is opened with. now: Unix seconds."""
+        self._name, self._store, self._hold_main, self._now = name, store, hold_main, now
+        self._records: dict[str, BranchRecord] = {}  # written once, so read once
+        self._finished: set[str] = set()  # a finished branch stays so: no need to look again
+
+    def phase(self, record: BranchRecord) -> Phase:
+        """Where the branch stands."""
+        return load_phase(self._store, record.trigger.id) or Forking(
+            branch=record.name, trigger=record.trigger
+        )
+
+    def records(self) -> list[BranchRecord]:
+        """All branches ever opened, in key order."""
+        found = []
+        for info in self._store.list("branches/"):
+            if info.key.endswith("/branch.json") and (record := self._record(info.key)):
+                found.append(record)
+        return found
+
+    def active(self) -> list[BranchRecord]:
+        """The branches that have not finished."""
+        found = []
+        for info in self._store.list("branches/"):
+            if info.key in self._finished or not info.key.endswith("/branch.json"):
+                continue
+            record = self._record(info.key)
+            if record is None:
+                continue
+            if isinstance(load_phase(self._store, record.trigger.id), Finished):
+                self._finished.add(info.key)
+            else:
+                found.append(record)
+        return found
+
+    def _record(self, key: str) -> BranchRecord | None:
+        if key not in self._records:
+            record = read_document(self._store, BranchRecord, key)
+            if record is None:
+                return None
+            self._records[key] = record
+        return self._records[key]
+
+    def receive(
+        self, spec: TrainingRunSpec, triggers: Sequence[Trigger]
+    ) -> list[tuple[Received, str]]:
+        """Give triggers their verdicts, in order; each is durable before the next is looked at. One
+        that has its verdict is left alone. Returns for each what became of it, with the branch's
+        name or the reason.
+        """
+        if not triggers:
+            return []
+        seen, budget, told = self._look(), _budget(spec), []
+        for trigger in triggers:
+            rules = self._rules(spec, trigger)
+            fits, owed = rules is not None, self._owed(spec, trigger)
+            verdict = admit(trigger, seen, budget, fits=fits, owed=owed)
+            if isinstance(verdict, Suppress):
+                told.append((Received.SUPPRESSED, self._suppress(trigger, verdict.reason)))
+                seen = replace(seen, suppressed=seen.suppressed | {trigger.id})
+            elif isinstance(verdict, Open) and rules is not None:
+                told.append(self._open(trigger, rules))
+                seen = replace(
+                    seen, opened=seen.opened | {trigger.id}, active=seen.active | {trigger.id}
+                )
+            else:
+                told.append((Received.KNOWN, ""))
+        return told
+
+    def _look(self) -> RunSeen:
+        """What the store shows of the run; the names of its branches and triggers are ids."""
+        head = lineage_head(self._store)
+        return RunSeen(
+            finished=self._store.head(keys.COMPLETE) is not None,
+            epoch=head.epoch if head else 0,
+            opened=frozenset(
+                info.key.split("/")[1]
+                for info in self._store.list("branches/")
+                if info.key.endswith("/branch.json")
+            ),
+            active=frozenset(record.trigger.id for record in self.active()),
+            suppressed=frozenset(
+                info.key.rpartition("/")[2].removesuffix(".json")
+                for info in self._store.list(keys.SUPPRESSED_PREFIX)
+            ),
+        )
+
+    def _rules(self, spec: TrainingRunSpec, trigger: Trigger) -> BranchRules | None:
+        try:
+            return branch_rules(spec, trigger, hold_main=self._hold_main)
+        except ValueError:
+            return None
+
+    def _owed(self, spec: TrainingRunSpec, trigger: Trigger) -> bool:
+        """Whether a trigger that offers to pay back finds a cut of the rate; the ladder never does."""
+        if trigger.rule is not TriggerRule.CALM:
+            return True
+        if spec.branching.policy == "Ladder":
+            return False
+        return bool(loan.repayments(lineage_entries(self._store), trigger.epoch))
+
+    def _open(self, trigger: Trigger, rules: BranchRules) -> tuple[Received, str]:
+        name = branch_name(self._name, trigger)
+        record = BranchRecord(name=name, trigger=trigger, rules=rules, opened_at=self._now())
+        try:
+            put_document(self._store, keys.branch_file(trigger.id, "branch"), record)
+        except AlreadyExists:  # another operator was first; its record stands
+            return Received.KNOWN, ""
+        _log.info("branch.opened", branch=name, rule=trigger.rule.value)
+        return Received.OPENED, name
+
+    def _suppress(self, trigger: Trigger, reason: Refusal) -> str:
+        suppression = Suppression(trigger=trigger, reason=reason.value)
+        with contextlib.suppress(AlreadyExists):  # another operator was first; its reason stands
+            put_document(self._store, keys.suppressed(trigger), suppression)
+        _log.info("trigger.suppressed", trigger=trigger.id, reason=reason.value)
+        return reason.value
+
+
+def _budget(spec: TrainingRunSpec) -> Budget:
+    branching = spec.branching
+    return Budget(
+        branches=branching.mode in (Mode.DRY_RUN, Mode.ENFORCE),
+        max_branches=branching.budget.max_branches,
+        max_per_hundred_thousand_steps=branching.budget.max_per_hundred_thousand_steps,
+    )

@@ -1,0 +1,234 @@
+"""`python -m forkcast_operator.kubernetes`: the operator of a cluster, until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import grpc
+import kopf
+import structlog
+from kubernetes.aio.client import Configuration
+
+from forkcast.ports import Store
+from forkcast_operator.kubernetes import health, metrics, watch
+from forkcast_operator.kubernetes.cluster import (
+    BRANCH,
+    JOB,
+    JOBSET,
+    POD,
+    RUN,
+    Cluster,
+    ClusterError,
+    Kind,
+    configuration,
+)
+from forkcast_operator.kubernetes.config import ConfigError, OperatorConfig, Service, load_config
+from forkcast_operator.kubernetes.events import Recorder
+from forkcast_operator.kubernetes.lease import LeaseLock, lead
+from forkcast_operator.kubernetes.monitor_link import MonitorLink
+from forkcast_operator.kubernetes.queue import WorkQueue
+from forkcast_operator.kubernetes.runs import Key, Runs
+from forkcast_operator.kubernetes.view import View
+from forkcast_wire.channel import open_channel
+from forkcast_wire.client_security import ClientSecurity
+from forkcast_wire.forkcast_pb2_grpc import ProxyStub
+from forkcast_wire.manifest import Storage
+from forkcast_wire.process import configure_logging
+from forkcast_wire.store import open_store
+
+_log = structlog.get_logger()
+_WORKERS: Final = 8
+_TICK_SECONDS: Final = 0.5
+#: The event loop has not turned for so long: it hangs.
+_STUCK_SECONDS: Final = 30.0
+_CONNECT_SECONDS: Final = 2.0
+_USAGE: Final = 2
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="forkcast_operator.kubernetes", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="operator.yaml")
+    parser.add_argument("--namespace", action="append", default=[], help="repeatable; none: all")
+    parser.add_argument("--lease-namespace", default=os.environ.get("POD_NAMESPACE", "default"))
+    parser.add_argument("--lease-name", default="forkcast-operator")
+    parser.add_argument("--metrics-port", type=int, default=9090, help="0 = off")
+    parser.add_argument("--health-port", type=int, default=8081, help="0 = off")
+    return parser.parse_args()
+
+
+def channel_of(service: Service | None) -> grpc.Channel | None:
+    """The channel to a service, None where there is none. Raises InsecureRefusedError."""
+    if service is None:
+        return None
+
+    def file(name: str) -> Path | None:
+        return service.tls / name if service.tls and (service.tls / name).exists() else None
+
+    security = ClientSecurity(
+        ca=file("ca.crt"),
+        certificate=file("tls.crt"),
+        key=file("tls.key"),
+        token=service.token_file,
+        insecure_dev=service.insecure_dev,
+    )
+    return open_channel(service.target, security=security)
+
+
+class Operator:
+    """All that runs in the process."""
+
+    def __init__(
+        self, given: argparse.Namespace, config: OperatorConfig, access: Configuration
+    ) -> None:
+        self._given, self._config, self._access = given, config, access
+        self._identity = os.environ.get("POD_NAME") or f"{os.uname().nodename}-{os.getpid()}"
+        self._view, self._queue = View(), WorkQueue[Key]()
+        self._ready = asyncio.Event()
+        self._turned = time.monotonic()
+
+    async def run(self) -> int:
+        """0 after SIGTERM; 1 where something ended that must not."""
+        async with AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            cluster = await self._connect(folder)
+            stack.push_async_callback(cluster.close)
+            jobsets = await cluster.knows(JOBSET)
+            kinds: list[Kind] = [RUN, BRANCH, JOB, POD, *([JOBSET] if jobsets else [])]
+            pulse = watch.Pulse(kinds)
+            lock = LeaseLock(
+                self._given.lease_name, self._given.lease_namespace, self._identity, cluster
+            )
+            checks = health.Health(lambda: self._sick(pulse, lock), self._ready.is_set)
+            await health.serve(
+                checks,
+                health_port=self._given.health_port,
+                metrics_port=self._given.metrics_port,
+                stack=stack,
+            )
+            runs = self._runs(cluster, jobsets=jobsets, stack=stack)
+            tick = asyncio.create_task(self._tick(pulse), name="tick")
+            stack.callback(tick.cancel)
+            leading = asyncio.create_task(lead(lock, lambda: self._work(runs)), name="lease")
+            watching = asyncio.create_task(self._watch(kinds, pulse), name="watches")
+            done, _ = await asyncio.wait({leading, watching}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (leading, watching):
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await leading
+            await lock.release()
+            return 0 if watching in done and watching.exception() is None else 1
+
+    async def _connect(self, folder: Path) -> Cluster:
+        """To an API server that knows our kinds; waits for both."""
+        for number in itertools.count():
+            try:
+                cluster = await Cluster.connect(self._access, folder / f"kinds-{number}.json")
+                if await cluster.knows(RUN) and await cluster.knows(BRANCH):
+                    return cluster
+                _log.warning("operator.no_crds", remedy="install the chart's CRDs")
+                await cluster.close()
+            except ClusterError as error:
+                _log.warning("operator.no_api_server", error=str(error))
+            await asyncio.sleep(_CONNECT_SECONDS)
+        raise AssertionError  # it counts for ever
+
+    def _runs(self, cluster: Cluster, *, jobsets: bool, stack: AsyncExitStack) -> Runs:
+        loop = asyncio.get_running_loop()
+        link = proxy = None
+        if (channel := channel_of(self._config.monitor)) is not None:
+            link = MonitorLink(channel, lambda uid: loop.call_soon_threadsafe(self._wake_uid, uid))
+            link.start()
+            stack.callback(link.close)
+        if (channel := channel_of(self._config.proxy)) is not None:
+            proxy = ProxyStub(channel)
+            stack.callback(channel.close)
+        return Runs(
+            cluster,
+            self._view,
+            self._config,
+            link,
+            proxy,
+            Recorder(cluster, self._identity),
+            jobsets=jobsets,
+            open_store=_open,
+        )
+
+    def _wake_uid(self, uid: str) -> None:
+        for body in self._view.all("TrainingRun"):
+            meta = body["metadata"]
+            if meta["uid"] == uid:
+                self._queue.add((meta["namespace"], meta["name"]))
+
+    async def _watch(self, kinds: list[Kind], pulse: watch.Pulse) -> None:
+        registry = watch.registry(kinds, self._view, self._queue.add, pulse, self._access)
+        await kopf.operator(
+            registry=registry,
+            settings=watch.settings(),
+            namespaces=self._given.namespace,
+            clusterwide=not self._given.namespace,
+            standalone=True,
+        )
+
+    async def _work(self, runs: Runs) -> None:
+        """Lead: every known run is looked at, then whatever the queue says."""
+        await self._ready.wait()
+        for body in self._view.all("TrainingRun"):
+            self._queue.add((body["metadata"]["namespace"], body["metadata"]["name"]))
+        await asyncio.gather(*(self._queue.work(runs.look) for _ in range(_WORKERS)))
+
+    async def _tick(self, pulse: watch.Pulse) -> None:
+        while True:
+            self._turned = time.monotonic()
+            if pulse.filled:
+                self._ready.set()
+            metrics.EVENT_AGE.set(pulse.age_of(RUN))
+            await asyncio.sleep(_TICK_SECONDS)
+
+    def _sick(self, pulse: watch.Pulse, lock: LeaseLock) -> str:
+        """Why this process is beyond help, "" where it is not."""
+        if (age := pulse.age()) > health.DEAD_SECONDS:
+            return f"a watch has been silent for {age:.0f} s"
+        if (age := time.monotonic() - self._turned) > _STUCK_SECONDS:
+            return f"the event loop has not turned for {age:.0f} s"
+        leading = metrics.LEADER._value.get() == 1
+        if leading and (age := time.monotonic() - lock.renewed) > health.DEAD_SECONDS:
+            return f"the lease has not been renewed for {age:.0f} s"
+        return ""
+
+
+def _open(storage: Storage) -> Store:
+    return open_store(storage, Path(tempfile.gettempdir()))
+
+
+async def serve(given: argparse.Namespace, config: OperatorConfig) -> int:
+    """Run the operator."""
+    return await Operator(given, config, await configuration()).run()
+
+
+def main() -> int:
+    """0 after SIGTERM, 1 where it should be started again, 2 for a configuration that is wrong."""
+    given = arguments()
+    configure_logging("operator")
+    metrics.declare()
+    metrics.BUILD.labels(version("forkcast")).set(1)
+    try:
+        config = load_config(given.config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _USAGE
+    return asyncio.run(serve(given, config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

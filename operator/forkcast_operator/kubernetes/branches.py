@@ -1,0 +1,200 @@
+"""The Branch objects of a run and the Jobs of its rollouts: made, told of, and pruned."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from forkcast.branch import Finished
+from forkcast.decision import DraftSource
+from forkcast_operator.branch_records import BranchRecord
+from forkcast_operator.kubernetes import manifests, metrics
+from forkcast_operator.kubernetes.branch_status import BranchFacts, branch_status
+from forkcast_operator.kubernetes.cluster import BRANCH, JOB, Cluster
+from forkcast_operator.kubernetes.config import OperatorConfig
+from forkcast_operator.kubernetes.events import Recorder, branch_events, opened_event
+from forkcast_operator.kubernetes.ledger import Ledger, Look
+from forkcast_operator.kubernetes.rollouts import Act, Start, Stop, park_seconds
+from forkcast_operator.kubernetes.run import Run, StorePlace
+from forkcast_operator.kubernetes.seen import JobSeen, job_seen
+from forkcast_operator.kubernetes.view import View
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.resources import BranchCondition, BranchStatus, ConditionStatus
+
+_FINISHED: Final = BranchCondition.FINISHED
+
+
+class Branches:
+    """What the cluster shows of branches."""
+
+    def __init__(
+        self, cluster: Cluster, view: View, config: OperatorConfig, recorder: Recorder
+    ) -> None:
+        self._cluster, self._view, self._config = cluster, view, config
+        self._recorder = recorder
+        self._active: dict[str, int] = {}
+
+    async def look(
+        self,
+        run: Run,
+        spec: TrainingRunSpec,
+        place: StorePlace,
+        look: Look,
+        ledger: Ledger,
+    ) -> None:
+        """Bring objects and Jobs of a run's branches to what the records say."""
+        started = time.perf_counter()
+        for facts in (*look.active, *look.ended):
+            shown = await self._object(run, facts.record, spec)
+            if spec.suspend:
+                await self._stop_all(run, facts.record)
+            else:
+                acts = look.acts.get(facts.record.name, [])
+                await self._act(run, spec, place, facts, shown, acts)
+            await self._say(run, facts, shown)
+        for facts in look.ended:
+            self._ended(run, facts)
+        await self._catch_up(run, spec, ledger, look)
+        self._active[run.uid] = len(look.active)
+        metrics.BRANCHES_ACTIVE.set(sum(self._active.values()))
+        if look.active:
+            seconds = time.perf_counter() - started
+            metrics.RECONCILE_SECONDS.labels("Branch").observe(seconds)
+
+    async def _object(self, run: Run, record: BranchRecord, spec: TrainingRunSpec) -> Any:
+        known = self._view.get("Branch", (run.namespace, record.name))
+        if known is not None and "deletionTimestamp" not in known["metadata"]:
+            return known
+        about = self._view.get("TrainingRun", run.key)
+        if about is not None:
+            await self._recorder.record(about, [opened_event(record)])
+        made = await self._cluster.create(manifests.branch(run, record, spec))
+        if made is None:
+            made = await self._cluster.get(BRANCH, run.namespace, record.name)
+        if made is not None:
+            self._view.put("Branch", made)
+        return made
+
+    def _jobs(self, run: Run, record: BranchRecord) -> list[JobSeen]:
+        seen = [job_seen(job) for job in self._view.of_run("Job", run.key)]
+        return [job for job in seen if job is not None and job.branch == record.name]
+
+    async def _act(
+        self,
+        run: Run,
+        spec: TrainingRunSpec,
+        place: StorePlace,
+        facts: BranchFacts,
+        shown: Any,
+        acts: Sequence[Act],
+    ) -> None:
+        limit = spec.branching.max_concurrent_rollouts
+        entrants = sum(one.until is not None for one in facts.rollouts.values())
+        deadline = facts.record.opened_at + spec.branching.budget.deadline_seconds
+        for act in acts:
+            if isinstance(act, Stop):
+                await self._cluster.delete(JOB, run.namespace, act.job)
+            elif isinstance(act, Start) and shown is not None:
+                made = await self._cluster.create(
+                    manifests.rollout_job(
+                        run,
+                        spec,
+                        place,
+                        self._config,
+                        facts.record,
+                        branch_uid=shown["metadata"]["uid"],
+                        candidate=act.candidate,
+                        rung=act.rung,
+                        seconds_left=int(deadline - time.time()),
+                        park_seconds=park_seconds(entrants, limit),
+                    )
+                )
+                if made is not None:
+                    self._view.put("Job", made)
+
+    async def _stop_all(self, run: Run, record: BranchRecord) -> None:
+        for job in self._jobs(run, record):
+            if job.work.alive and job.work.value != "Going":
+                await self._cluster.delete(JOB, run.namespace, job.name)
+
+    async def _say(self, run: Run, facts: BranchFacts, shown: Any) -> None:
+        if shown is None:
+            return
+        before = _status(shown)
+        after = branch_status(
+            facts,
+            self._jobs(run, facts.record),
+            before,
+            generation=int(shown["metadata"].get("generation", 0)),
+            now=dt.datetime.now(dt.UTC),
+        )
+        _count_draft(facts, before)
+        document = after.document()
+        if document == shown.get("status"):
+            return
+        await self._recorder.record(shown, branch_events(facts, before, after))
+        written = await self._cluster.apply_status(
+            BRANCH, run.namespace, facts.record.name, document
+        )
+        if written is not None:
+            self._view.put("Branch", written)
+
+    async def _catch_up(self, run: Run, spec: TrainingRunSpec, ledger: Ledger, look: Look) -> None:
+        """Branches that ended while no operator looked are told to their end; the oldest of those
+        that have ended go.
+        """
+        open_names = {facts.record.name for facts in (*look.active, *look.ended)}
+        objects = {body["metadata"]["name"]: body for body in self._view.of_run("Branch", run.key)}
+        ended = []
+        for facts in ledger.known():
+            name = facts.record.name
+            if name in open_names or name not in objects or not facts.finished:
+                continue
+            if not _finished(objects[name]):
+                await self._say(run, facts, objects[name])
+            ended.append(name)
+        surplus = len(ended) - spec.lifecycle.branch_history
+        for name in ended[: max(0, surplus)]:
+            await self._cluster.delete(BRANCH, run.namespace, name)
+
+    def _ended(self, run: Run, facts: BranchFacts) -> None:
+        phase = facts.phase
+        if not isinstance(phase, Finished):
+            return
+        outcome = phase.outcome.value
+        metrics.BRANCHES.labels(outcome).inc()
+        metrics.BRANCH_SECONDS.labels(outcome).observe(time.time() - facts.record.opened_at)
+        if facts.decision is not None:
+            steps = facts.decision.cost.rollout_steps
+            metrics.ROLLOUT_STEPS.labels(*run.key).inc(steps)
+            for judged in facts.decision.judgements:
+                metrics.ROLLOUTS.labels(judged.verdict.value).inc()
+
+
+def _count_draft(facts: BranchFacts, before: BranchStatus) -> None:
+    draft = facts.draft
+    if draft is None or before.draft is not None or draft.note.endswith("is Heuristic"):
+        return
+    result = "ok" if draft.source is DraftSource.PROXY else "abstained"
+    if draft.note.startswith("proxy"):
+        result = "unavailable"
+    metrics.PROXY_REQUESTS.labels(result).inc()
+
+
+def _status(body: Any) -> BranchStatus:
+    """As it stands; one that somebody has made unreadable counts as none."""
+    try:
+        return BranchStatus.model_validate(body.get("status", {}))
+    except ValidationError:
+        return BranchStatus()
+
+
+def _finished(body: Any) -> bool:
+    return any(
+        one.type == _FINISHED and one.status is ConditionStatus.TRUE
+        for one in _status(body).conditions
+    )

@@ -1,0 +1,95 @@
+"""operator.yaml: what an installation tells its operator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from forkcast_wire.fields import Part
+from forkcast_wire.manifest import Storage
+
+
+class ConfigError(ValueError):
+    """operator.yaml is wrong; the message names the field."""
+
+
+class Service(Part):
+    """Where a service is and how it is spoken to.
+
+    tls: folder with ca.crt, and tls.crt and tls.key for mutual TLS. tokenFile: a ServiceAccount
+    token for it, read anew when it is rotated.
+    """
+
+    target: Annotated[str, Field(min_length=1)]
+    tls: Path | None = None
+    insecure_dev: bool = False
+    token_file: Path | None = None
+
+
+class TrainerDefaults(Part):
+    """What runs get that say nothing themselves.
+
+    monitorTlsSecret: a Secret of the run's namespace with a client certificate; empty: a token for
+    `tokenAudience`. monitorCaConfigMap: a ConfigMap of the run's namespace with ca.crt; empty: the
+    operator's own ca.crt is copied into the run's ConfigMap.
+    """
+
+    image: Annotated[str, Field(min_length=1)]
+    pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    pull_secrets: list[str] = []
+    rollout_priority_class_name: str = ""
+    monitor_tls_secret: str = ""
+    token_audience: str = "forkcast-monitor"
+    monitor_ca_config_map: str = ""
+
+
+class StoreConfig(Part):
+    """An object store of this installation, with the operator's own credentials for it.
+
+    endpoint: as pods and operator see it. runSecretName: the Secret with credentials that is
+    expected in a run's namespace where the run names none.
+    """
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://")]
+    bucket: str
+    region: str = "us-east-1"
+    credentials_dir: Path | None = None
+    ca_file: Path | None = None
+    run_secret_name: str = "forkcast-store"
+    conditional_writes: Literal["Auto", "Required", "Off"] = "Auto"
+
+    def storage(self, prefix: str) -> Storage:
+        """This store, below a prefix, as the operator opens it."""
+        return Storage(
+            endpoint=self.endpoint,
+            bucket=self.bucket,
+            region=self.region,
+            prefix=prefix,
+            credentials_dir=str(self.credentials_dir) if self.credentials_dir else None,
+            ca_file=str(self.ca_file) if self.ca_file else None,
+            conditional_writes=self.conditional_writes,
+        )
+
+
+class OperatorConfig(Part):
+    """The whole file. The first store is that of runs which name none."""
+
+    monitor: Service | None = None
+    proxy: Service | None = None
+    trainer: TrainerDefaults
+    stores: Annotated[list[StoreConfig], Field(max_length=64)] = []
+
+
+def load_config(path: Path) -> OperatorConfig:
+    """Raises ConfigError naming the field that is wrong."""
+    try:
+        return OperatorConfig.model_validate(yaml.safe_load(path.read_text()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "document"
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -1,0 +1,107 @@
+"""A run that is being deleted: its pods go first, then what it holds elsewhere, then the finalizer.
+
+Store and monitor are asked, and not waited for beyond a minute: deleting never hangs on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+
+from forkcast.ports import Store
+from forkcast_operator.kubernetes import metrics
+from forkcast_operator.kubernetes.cluster import BRANCH, JOB, JOBSET, RUN, Cluster
+from forkcast_operator.kubernetes.config import OperatorConfig
+from forkcast_operator.kubernetes.memory import Memory
+from forkcast_operator.kubernetes.monitor_link import MonitorLink
+from forkcast_operator.kubernetes.run import Run, SpecError, store_place
+from forkcast_operator.kubernetes.view import View
+from forkcast_wire.manifest import Storage
+from forkcast_wire.resources import FINALIZER
+from forkcast_wire.store import StoreError
+
+_log = structlog.get_logger()
+_GIVE_UP_SECONDS: Final = 60.0
+_RETRY_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 1.0
+
+
+async def set_finalizers(
+    cluster: Cluster, view: View, run: Run, body: Any, finalizers: list[str]
+) -> None:
+    """Set the run's finalizers, unless it has changed since it was read. Raises ClusterError."""
+    version = body["metadata"]["resourceVersion"]
+    patch = {"metadata": {"finalizers": finalizers, "resourceVersion": version}}
+    written = await cluster.merge(RUN, run.namespace, run.name, patch)
+    if written is not None:
+        view.put("TrainingRun", written)
+
+
+class Ending:
+    """Takes runs apart."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        view: View,
+        config: OperatorConfig,
+        link: MonitorLink | None,
+        *,
+        jobsets: bool,
+        open_store: Callable[[Storage], Store],
+    ) -> None:
+        self._cluster, self._view, self._config, self._link = cluster, view, config, link
+        self._kinds = [JOBSET, JOB, BRANCH] if jobsets else [JOB, BRANCH]
+        self._open_store = open_store
+
+    async def step(self, run: Run, body: Any, memory: Memory) -> float | None:
+        """The next move, over a fresh list of its children; returns when to look again, seconds.
+
+        Raises ClusterError.
+        """
+        if not run.holds_finalizer:
+            return None
+        now = time.monotonic()
+        memory.deleting_since = memory.deleting_since or now
+        if await self._clear(run):
+            return _LOOK_SECONDS
+        late = now - memory.deleting_since > _GIVE_UP_SECONDS
+        if not await self._let_go(run, memory) and not late:
+            return _RETRY_SECONDS
+        if late:
+            _log.warning("run.left_in_store", uid=run.uid)
+        others = [one for one in run.finalizers if one != FINALIZER]
+        await set_finalizers(self._cluster, self._view, run, body, others)
+        return None
+
+    async def _clear(self, run: Run) -> bool:
+        """Delete the run's workloads and branches; True while one of them or a pod is left."""
+        for kind in self._kinds:
+            for child in self._view.of_run(kind[1], run.key):
+                if "deletionTimestamp" not in child["metadata"]:
+                    await self._cluster.delete(kind, run.namespace, child["metadata"]["name"])
+        return any(self._view.of_run(kind, run.key) for kind in ("JobSet", "Job", "Pod", "Branch"))
+
+    async def _let_go(self, run: Run, memory: Memory) -> bool:
+        """Free what the run holds in monitor and store; False where that is to be tried again."""
+        if self._link is not None:
+            await asyncio.to_thread(self._link.forget, run.uid)
+        try:
+            spec = run.parsed()
+            place = store_place(run, spec, self._config)
+            ledger, _ = await asyncio.to_thread(memory.claim, run, spec, place, self._open_store)
+            await asyncio.to_thread(ledger.release)
+            if spec.lifecycle.on_delete == "Delete":
+                count = await asyncio.to_thread(ledger.erase)
+                _log.info("run.erased", objects=count)
+        except SpecError:
+            return True  # it never had records of its own
+        except StoreError as error:
+            metrics.STORE_ERRORS.inc()
+            _log.warning("run.not_released", error=str(error))
+            return False
+        return True

@@ -1,0 +1,188 @@
+"""Events of runs and branches: what happened, in one word and a sentence. Pure, but for `Recorder`.
+
+An event's name is made of what happened, so that saying it again after a restart is the same event.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from forkcast.branch import Finished
+from forkcast.decision import DraftSource, Outcome
+from forkcast.records import Trigger
+from forkcast_operator.branch_records import BranchRecord
+from forkcast_operator.intake import Received
+from forkcast_operator.kubernetes.branch_status import BranchFacts
+from forkcast_operator.kubernetes.cluster import Cluster, ClusterError
+from forkcast_operator.kubernetes.ledger import Settled
+from forkcast_wire.resources import (
+    BranchCondition,
+    BranchStatus,
+    ConditionStatus,
+    RunCondition,
+    RunState,
+    TrainingRunStatus,
+)
+
+_log = structlog.get_logger()
+_WARNINGS = frozenset({RunState.FAILED, RunState.RESTARTING})
+#: Passing states, not worth an event.
+_QUIET = frozenset({RunState.PENDING, RunState.STARTING, RunState.DELETING, RunState.SUSPENDING})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """reason: one word. token: what sets it apart from an earlier one of the same reason."""
+
+    reason: str
+    note: str
+    token: str
+    warning: bool = False
+
+
+def _ready_reason(status: TrainingRunStatus) -> str:
+    return next((c.reason for c in status.conditions if c.type == RunCondition.READY), "")
+
+
+def _stalled(status: TrainingRunStatus) -> tuple[str, str] | None:
+    return next(
+        ((c.reason, c.message) for c in status.conditions if c.type == RunCondition.STALLED), None
+    )
+
+
+def run_events(
+    before: TrainingRunStatus, after: TrainingRunStatus, state: RunState, message: str
+) -> list[Event]:
+    """What the step from one status of a run to the next is worth saying."""
+    found: list[Event] = []
+    trainer = after.trainer.name if after.trainer else ""
+    token = f"{trainer}/{after.observed_generation}/{after.lineage.epoch}"
+    if _ready_reason(before) != state and state not in _QUIET:
+        warning = state in _WARNINGS
+        branch = after.branches.active_name or ""
+        found.append(
+            Event(
+                reason=state.value,
+                note=message or branch or f"trainer {trainer}",
+                token=f"{token}/{branch}/{after.branches.total}",
+                warning=warning,
+            )
+        )
+    stalled = _stalled(after)
+    if stalled is not None and stalled != _stalled(before):
+        found.append(Event(reason=stalled[0], note=stalled[1], token=token, warning=True))
+    failure = after.last_failure
+    if failure is not None and failure != before.last_failure and stalled is None:
+        found.append(
+            Event(
+                reason=failure.reason,
+                note=failure.message,
+                token=f"{token}/{failure.attempts}",
+                warning=True,
+            )
+        )
+    return found
+
+
+def _why(trigger: Trigger) -> str:
+    return f"{trigger.rule.value} at step {trigger.step}, z {trigger.z:.2f}"
+
+
+def opened_event(record: BranchRecord) -> Event:
+    """That a branch was opened; said of its run."""
+    note = f"{record.name}: {_why(record.trigger)}"
+    return Event(reason="BranchTriggered", note=note, token=record.trigger.id)
+
+
+def suppressed_events(settled: Iterable[Settled]) -> list[Event]:
+    """Triggers that opened no branch; said of their run."""
+    return [
+        Event(
+            reason="TriggerSuppressed",
+            note=f"{_why(one.trigger)}: {one.word}",
+            token=one.trigger.id,
+        )
+        for one in settled
+        if one.received is Received.SUPPRESSED
+    ]
+
+
+def branch_events(facts: BranchFacts, before: BranchStatus, after: BranchStatus) -> list[Event]:
+    """What happened to a branch since its status was written last."""
+    found = []
+    name = facts.record.name
+    if facts.draft is not None and before.draft is None:
+        draft = facts.draft
+        note = f"{len(draft.candidates)} candidates, {len(draft.finalists)} finalists"
+        found.append(Event(reason="Drafted", note=f"{note}, by {draft.source.value}", token=name))
+        if draft.source is DraftSource.HEURISTIC and draft.note.startswith("proxy"):
+            found.append(
+                Event(reason="ProxyUnavailable", note=draft.note, token=name, warning=True)
+            )
+    if facts.decision is not None and before.decision is None:
+        decision = facts.decision
+        who = f"{decision.winner}: " if decision.winner else ""
+        what = decision.action.describe() if decision.action else decision.reason
+        found.append(
+            Event(reason="Decided", note=f"{decision.outcome.value}, {who}{what}", token=name)
+        )
+    if _holds(after, BranchCondition.COLLAPSED) and not _holds(before, BranchCondition.COLLAPSED):
+        epoch = facts.record.trigger.epoch + 1
+        found.append(Event(reason="Collapsed", note=f"epoch {epoch} is durable", token=name))
+    if isinstance(facts.phase, Finished) and before.completion_time is None:
+        failed = facts.phase.outcome in (Outcome.FAILED, Outcome.SUPERSEDED)
+        note = f"{facts.phase.outcome.value}: {facts.phase.reason}"
+        found.append(Event(reason="Finished", note=note, token=name, warning=failed))
+    return found
+
+
+def _holds(status: BranchStatus, kind: BranchCondition) -> bool:
+    return any(c.type == kind and c.status is ConditionStatus.TRUE for c in status.conditions)
+
+
+class Recorder:
+    """Writes events; one that cannot be written is logged, and nothing waits for it."""
+
+    def __init__(self, cluster: Cluster, instance: str) -> None:
+        self._cluster, self._instance = cluster, instance
+
+    async def record(self, about: Mapping[str, Any], events: Iterable[Event]) -> None:
+        """Say what happened to an object; about: the object."""
+        for event in events:
+            try:
+                await self._cluster.create(self._body(about, event))
+            except ClusterError as error:
+                _log.warning("event.not_recorded", reason=event.reason, error=str(error))
+
+    def _body(self, about: Mapping[str, Any], event: Event) -> dict[str, Any]:
+        meta = about["metadata"]
+        identity = "/".join((meta["uid"], event.reason, event.token, event.note))
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{meta['name']}.{digest}", "namespace": meta["namespace"]},
+            "involvedObject": {
+                "apiVersion": about["apiVersion"],
+                "kind": about["kind"],
+                "name": meta["name"],
+                "namespace": meta["namespace"],
+                "uid": meta["uid"],
+            },
+            "reason": event.reason,
+            "message": event.note[:1000],
+            "type": "Warning" if event.warning else "Normal",
+            "source": {"component": "forkcast-operator"},
+            "reportingComponent": "forkcast.dev/operator",
+            "reportingInstance": self._instance[:128],
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }

@@ -1,0 +1,56 @@
+"""What the kubelet and Prometheus ask the operator over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from forkcast_operator.kubernetes import metrics
+
+#: A watch that is silent for longer is dead: it is begun anew every 20 s where nothing happens.
+DEAD_SECONDS = 75.0
+
+
+class Health:
+    """``sick`` says what is wrong, "" where nothing is; ``ready`` whether the caches are filled."""
+
+    def __init__(self, sick: Callable[[], str], ready: Callable[[], bool]) -> None:
+        self._sick, self._ready = sick, ready
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """Liveness: fails where only a new start helps."""
+        sick = self._sick()
+        return web.Response(text=sick or "ok", status=503 if sick else 200)
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """Readiness; a standby is ready, too."""
+        ready = self._ready()
+        return web.Response(
+            text="ok" if ready else "caches are not filled", status=200 if ready else 503
+        )
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """Prometheus' text format."""
+        return web.Response(
+            body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+
+async def serve(
+    health: Health, *, health_port: int, metrics_port: int, stack: AsyncExitStack
+) -> None:
+    """Serve until the stack ends; a port of 0 is not served."""
+    probes = web.Application()
+    probes.add_routes([web.get("/healthz", health.healthz), web.get("/readyz", health.readyz)])
+    figures = web.Application()
+    figures.add_routes([web.get("/metrics", health.metrics)])
+    for app, port in ((probes, health_port), (figures, metrics_port)):
+        if not port:
+            continue
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104  the kubelet comes from outside

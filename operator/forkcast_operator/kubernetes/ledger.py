@@ -1,0 +1,211 @@
+"""A run's records in the store: what they show, and one pass over its open branches. Blocking."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from forkcast.branch import Finished, Verifying
+from forkcast.decision import Decision, Draft, Outcome
+from forkcast.loop import reconcile
+from forkcast.ports import Store
+from forkcast.records import StateKind, StateRef, Trigger
+from forkcast_operator.branch_records import Bases, BranchRecord
+from forkcast_operator.intake import Intake, Received
+from forkcast_operator.kubernetes.branch_status import BranchFacts
+from forkcast_operator.kubernetes.rollouts import Act
+from forkcast_operator.kubernetes.run import Run, SpecError
+from forkcast_operator.kubernetes.run_status import StoreFacts
+from forkcast_operator.kubernetes.seen import JobSeen
+from forkcast_operator.kubernetes.world import ClusterWorld
+from forkcast_wire import keys
+from forkcast_wire.documents import Complete, RunInfo, lineage_head, saved_states
+from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.store import AlreadyExists, put_document, read_document
+
+_log = structlog.get_logger()
+#: The list of checkpoints costs a read each; it is looked at no more often than this, seconds.
+_STATES_SECONDS: Final = 20.0
+#: Phases that wait for pods; the others mostly for what they have done themselves.
+_WAITING: Final = (Verifying, Finished)
+_SETTLING_PASSES: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A trigger that was settled in this pass: the branch opened, or why none was."""
+
+    trigger: Trigger
+    received: Received
+    word: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a pass has seen. active: the open branches. acts: what their Jobs want, by branch."""
+
+    facts: StoreFacts
+    active: Sequence[BranchFacts]
+    acts: dict[str, list[Act]] = field(default_factory=dict)
+    settled: Sequence[Settled] = ()
+    ended: Sequence[BranchFacts] = ()
+
+
+class Ledger:
+    """The records of one run. Used by one thread at a time."""
+
+    def __init__(
+        self, run: Run, store: Store, *, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.store = store
+        self._run_uid, self._name, self._now = run.uid, run.name, now
+        self._intake = Intake(run.name, store, hold_main=False)
+        self._finished: dict[str, BranchFacts] = {}
+        self._states: tuple[StateRef, ...] = ()
+        self._states_at = float("-inf")
+        self._complete: Complete | None = None
+        self._info: RunInfo | None = None
+
+    def claim(self, digest: str) -> RunInfo:
+        """Make the place this run's: run.json is its alone. digest: of the manifest, first time.
+
+        Raises SpecError where another run's records stand there.
+        """
+        if self._info is None:
+            info = RunInfo(uid=self._run_uid, name=self._name, manifest_digest=digest)
+            try:
+                put_document(self.store, keys.RUN, info)
+            except AlreadyExists:
+                standing = read_document(self.store, RunInfo, keys.RUN)
+                if standing is None or standing.uid != self._run_uid:
+                    other = standing.name if standing else "another"
+                    raise SpecError(
+                        "PrefixInUse",
+                        f"spec.storage.prefix holds run {other} already; choose another prefix",
+                    ) from None
+                info = standing
+            self._info = info
+        return self._info
+
+    def look(
+        self,
+        spec: TrainingRunSpec,
+        triggers: Sequence[Trigger],
+        jobs: Sequence[JobSeen],
+        monitor: MonitorStub | None,
+        proxy: ProxyStub | None,
+        *,
+        paused: bool = False,
+    ) -> Look:
+        """One pass: settle triggers, take every open branch as far as it goes now.
+
+        paused: the run is suspended; branches stand still. Raises StoreError,
+        MonitorUnavailableError.
+        """
+        settled = [
+            Settled(trigger=one, received=received, word=word)
+            for one, (received, word) in zip(
+                triggers, self._intake.receive(spec, triggers), strict=True
+            )
+        ]
+        active: list[BranchFacts] = []
+        ended: list[BranchFacts] = []
+        acts: dict[str, list[Act]] = {}
+        for record in self._intake.active():
+            if monitor is not None and not paused:
+                world = ClusterWorld(spec, self.store, record, monitor, proxy, jobs)
+                self._advance(world, record)
+                acts[record.name] = world.acts()
+            facts = self.facts_of(record)
+            (ended if facts.finished else active).append(facts)
+        return Look(
+            facts=self._facts(fresh=bool(ended)),
+            active=active,
+            acts=acts,
+            settled=settled,
+            ended=ended,
+        )
+
+    def _advance(self, world: ClusterWorld, record: BranchRecord) -> None:
+        phase = self._intake.phase(record)
+        waited = 0
+        while waited < _SETTLING_PASSES:
+            following = reconcile(world, phase, record.rules)
+            if following != phase:
+                _log.info("branch.phase", branch=record.name, phase=type(following).__name__)
+                phase, waited = following, 0
+            elif isinstance(phase, _WAITING):
+                return
+            else:  # what was done just now may show at once
+                waited += 1
+
+    def facts_of(self, record: BranchRecord) -> BranchFacts:
+        """What the store holds of one branch; of a finished one it is read once."""
+        if record.name in self._finished:
+            return self._finished[record.name]
+        key, store = record.trigger.id, self.store
+        bases = read_document(store, Bases, keys.branch_file(key, "bases"))
+        facts = BranchFacts(
+            record=record,
+            phase=self._intake.phase(record),
+            bases=bases.bases if bases else (),
+            draft=read_document(store, Draft, keys.branch_file(key, "draft")),
+            decision=read_document(store, Decision, keys.branch_file(key, "decision")),
+            rollouts=ClusterWorld.rollouts_of(store, key),
+        )
+        if facts.finished:
+            self._finished[record.name] = facts
+        return facts
+
+    def branches(self) -> list[BranchFacts]:
+        """All branches, as opened."""
+        found = [self.facts_of(record) for record in self._intake.records()]
+        return sorted(found, key=lambda one: (one.record.opened_at, one.record.name))
+
+    def known(self) -> list[BranchFacts]:
+        """The finished branches of the last look, as opened. No request."""
+        found = self._finished.values()
+        return sorted(found, key=lambda one: (one.record.opened_at, one.record.name))
+
+    def _facts(self, *, fresh: bool) -> StoreFacts:
+        if fresh or self._now() - self._states_at >= _STATES_SECONDS:
+            self._states = tuple(saved_states(self.store, StateKind.CHECKPOINT))
+            self._states_at = self._now()
+        if self._complete is None:
+            self._complete = read_document(self.store, Complete, keys.COMPLETE)
+        branches = self.branches()
+        outcomes: dict[str, Outcome | None] = {}
+        steps = 0
+        for one in branches:
+            phase = one.phase
+            outcomes[one.record.name] = phase.outcome if isinstance(phase, Finished) else None
+            if one.finished and one.decision is not None:
+                steps += one.decision.cost.rollout_steps
+        return StoreFacts(
+            lineage=lineage_head(self.store),
+            complete=self._complete,
+            states=self._states,
+            outcomes=outcomes,
+            suppressed=sum(1 for _ in self.store.list(keys.SUPPRESSED_PREFIX)),
+            rollout_steps=steps,
+            attempts=sum(1 for _ in self.store.list(keys.ATTEMPTS_PREFIX)),
+        )
+
+    def release(self) -> None:
+        """The run is going: nothing of its open branches stays pinned."""
+        from forkcast_wire import catalogue
+
+        for record in self._intake.active():
+            catalogue.unpin(self.store, record.trigger.id)
+
+    def erase(self) -> int:
+        """Delete everything below the run's prefix; returns how many objects."""
+        found = [info.key for info in self.store.list("")]
+        for key in found:
+            self.store.delete(key)
+        return len(found)

@@ -1,0 +1,137 @@
+"""The operator's side of the monitor: runs registered, triggers collected, summaries at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import grpc
+import structlog
+
+from forkcast.records import Trigger
+from forkcast_operator.kubernetes.run import Run
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.codec import trigger_from_wire
+from forkcast_wire.forkcast_pb2_grpc import MonitorStub
+from forkcast_wire.manifest import TrainingRunSpec
+
+_log = structlog.get_logger()
+_RPC_SECONDS: Final = 5.0
+_LIST_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = 1.0
+
+
+class MonitorLink:
+    """Thread-safe. ``wake`` is called, from a thread, with the uid of a run that has a trigger."""
+
+    def __init__(self, channel: grpc.Channel, wake: Callable[[str], None]) -> None:
+        self.stub = MonitorStub(channel)
+        self._channel, self._wake = channel, wake
+        self._lock = threading.Lock()
+        self._registered: dict[str, str] = {}
+        self._pending: dict[str, dict[str, Trigger]] = {}
+        self._summaries: dict[str, pb.RunSummary] = {}
+        self._stop = threading.Event()
+        self._heard = 0.0
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("triggers", self._watch), ("summaries", self._list))
+        ]
+
+    def start(self) -> None:
+        """Begin to listen."""
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End the threads and the channel."""
+        self._stop.set()
+        self._channel.close()
+
+    # --------------------------------------------------------------------------------------- runs
+
+    def register(self, run: Run, spec: TrainingRunSpec) -> str:
+        """See that the monitor serves the run, as its manifest says now; returns why it does not,
+        "" where it does.
+        """
+        uncertainty = spec.uncertainty.model_dump_json(by_alias=True, exclude_none=True)
+        request = pb.RegisterRunRequest(
+            run_uid=run.uid,
+            name=run.name,
+            namespace=run.namespace,
+            uncertainty_json=json.dumps(json.loads(uncertainty), sort_keys=True),
+            mode=spec.branching.mode.value,
+            total_steps=spec.training.total_steps,
+        )
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+        with self._lock:
+            if self._registered.get(run.uid) == digest:
+                return ""
+        try:
+            self.stub.RegisterRun(request, timeout=_RPC_SECONDS)
+        except grpc.RpcError as error:
+            return f"{error.code().name}: {error.details()}"
+        with self._lock:
+            self._registered[run.uid] = digest
+        return ""
+
+    def forget(self, uid: str) -> None:
+        """Let the monitor delete what it holds of the run; a monitor that is away keeps it."""
+        with self._lock:
+            self._registered.pop(uid, None)
+            self._pending.pop(uid, None)
+            self._summaries.pop(uid, None)
+        try:
+            self.stub.ForgetRun(pb.ForgetRunRequest(run_uid=uid), timeout=_RPC_SECONDS)
+        except grpc.RpcError as error:
+            _log.warning("monitor.not_forgotten", run_uid=uid, code=error.code().name)
+
+    def summary(self, uid: str) -> pb.RunSummary | None:
+        """The run as the monitor last told of it, None where it has not, or long ago."""
+        with self._lock:
+            fresh = time.monotonic() - self._heard < 6 * _LIST_SECONDS
+            return self._summaries.get(uid) if fresh else None
+
+    def triggers(self, uid: str) -> list[Trigger]:
+        """Those not yet settled, oldest first."""
+        with self._lock:
+            return list(self._pending.get(uid, {}).values())
+
+    def hear(self, trigger: Trigger) -> None:
+        """A trigger has fired, or is told of again."""
+        with self._lock:
+            self._pending.setdefault(trigger.run_uid, {})[trigger.id] = trigger
+        self._wake(trigger.run_uid)
+
+    def settled(self, uid: str, trigger: Trigger) -> None:
+        """A branch, or the record of why there is none, stands in the store."""
+        with self._lock:
+            self._pending.get(uid, {}).pop(trigger.id, None)
+
+    # ------------------------------------------------------------------------------------ threads
+
+    def _watch(self) -> None:
+        """Every trigger of every run, from the first; the store knows which are settled."""
+        while not self._stop.is_set():
+            try:
+                request = pb.WatchTriggersRequest()
+                for event in self.stub.WatchTriggers(request, wait_for_ready=True):
+                    self.hear(trigger_from_wire(event.trigger))
+            except (grpc.RpcError, ValueError):
+                self._stop.wait(_RETRY_SECONDS)
+
+    def _list(self) -> None:
+        while not self._stop.wait(_LIST_SECONDS):
+            try:
+                reply = self.stub.ListRuns(pb.ListRunsRequest(), timeout=_RPC_SECONDS)
+            except (grpc.RpcError, ValueError):
+                continue
+            with self._lock:
+                self._heard = time.monotonic()
+                self._summaries = {one.run_uid: one for one in reply.runs}
+                for uid in [uid for uid in self._registered if uid not in self._summaries]:
+                    del self._registered[uid]  # it has lost its state: it is told again

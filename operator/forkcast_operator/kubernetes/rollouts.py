@@ -1,0 +1,82 @@
+"""Which rollout Jobs shall be: from what is wished and measured, and from the Jobs there are. Pure.
+
+The wishes stand in the store (until.json), as on one machine; this is what the rollout server of a
+folder does with processes. A Job takes its candidate to one rung and waits there a while for more;
+where it has left, a Job for the next rung begins at the base again and skips what is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from forkcast.branch import RolloutSeen
+from forkcast.decision import CONTROL
+from forkcast_operator.kubernetes.seen import JobSeen, Work
+
+#: How long a Job waits at a rung for the next, seconds, where all entrants may run at once.
+PARK_SECONDS: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Let a Job take the candidate to this rung."""
+
+    candidate: str
+    rung: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Delete the Job."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Record that the candidate failed at this rung."""
+
+    candidate: str
+    rung: int
+    failure: str
+
+
+Act: TypeAlias = Start | Stop | GiveUp
+
+
+def park_seconds(entrants: int, limit: int) -> int:
+    """A Job that others wait for leaves at once."""
+    return PARK_SECONDS if entrants <= limit else 0
+
+
+def plan(rollouts: Mapping[str, RolloutSeen], jobs: Sequence[JobSeen], limit: int) -> list[Act]:
+    """What is still to be done, at most ``limit`` Jobs alive. rollouts: by candidate."""
+    acts: list[Act] = []
+    kept: list[JobSeen] = []
+    for job in jobs:
+        wish = rollouts.get(job.candidate)
+        unwanted = wish is None or wish.until is None
+        if unwanted and job.work in (Work.QUEUED, Work.ACTIVE):
+            acts.append(Stop(job.name))
+        else:
+            kept.append(job)
+    alive = sum(job.work.alive for job in kept)
+    for candidate in sorted(rollouts, key=lambda name: (name != CONTROL, name)):
+        until = rollouts[candidate].until
+        if until is None or until in rollouts[candidate].trials:
+            continue
+        mine = [job for job in kept if job.candidate == candidate]
+        if any(job.work.alive for job in mine):
+            continue
+        last = next((job for job in mine if job.rung == until), None)
+        if last is not None and last.work is Work.FAILED:
+            failure = f"{last.reason}: {last.message}".strip(": ") or "its Job failed"
+            acts.append(GiveUp(candidate, until, failure))
+        elif last is not None:  # it left without a measurement: its name has to be free first
+            acts.append(Stop(last.name))
+        elif alive < limit:
+            acts.append(Start(candidate, until))
+            alive += 1
+    return acts

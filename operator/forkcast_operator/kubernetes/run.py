@@ -1,0 +1,188 @@
+"""A TrainingRun object as the operator reads it, and the names of what it makes for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from forkcast_operator.kubernetes.config import OperatorConfig, StoreConfig
+from forkcast_wire.fields import API_VERSION
+from forkcast_wire.manifest import Storage, TrainingRunSpec
+from forkcast_wire.resources import FINALIZER
+
+LABEL_CANDIDATE: Final = "forkcast.dev/candidate"
+LABEL_RUNG: Final = "forkcast.dev/rung"
+LABEL_START: Final = "forkcast.dev/start"
+#: A Job's pods carry its name as a label (63) and a suffix in their host name.
+MOST_NAME: Final = 52
+
+
+class SpecError(ValueError):
+    """A run that the API server took and that cannot be carried out; `reason` is one word."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def child_name(*parts: str) -> str:
+    """The parts joined by dashes; where that is too long it is cut and carries a digest of the
+    whole, so that two long names stay two.
+    """
+    name = "-".join(parts)
+    if len(name) <= MOST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: MOST_NAME - 9].rstrip('-.')}-{digest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One TrainingRun as it stands in the API. uid: metadata.uid, and the run's identity in all
+    records.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    created: str
+    deleting: bool
+    finalizers: tuple[str, ...]
+    spec: Mapping[str, Any]
+    status: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> Run:
+        """From the object as the API server gives it."""
+        meta = body["metadata"]
+        return cls(
+            namespace=meta["namespace"],
+            name=meta["name"],
+            uid=meta["uid"],
+            generation=int(meta.get("generation", 0)),
+            created=meta.get("creationTimestamp", ""),
+            deleting="deletionTimestamp" in meta,
+            finalizers=tuple(meta.get("finalizers", ())),
+            spec=body.get("spec", {}),
+            status=body.get("status", {}),
+        )
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(namespace, name)."""
+        return self.namespace, self.name
+
+    @property
+    def holds_finalizer(self) -> bool:
+        """Whether the operator's finalizer stands on it."""
+        return FINALIZER in self.finalizers
+
+    def owner(self) -> dict[str, Any]:
+        """The owner reference of its children."""
+        return owner_reference("TrainingRun", self.name, self.uid)
+
+    def parsed(self) -> TrainingRunSpec:
+        """The spec. Raises SpecError where it contradicts itself."""
+        try:
+            return TrainingRunSpec.model_validate(self.spec)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(["spec", *map(str, first["loc"])])
+            raise SpecError("InvalidSpec", f"{where}: {first['msg']}") from None
+
+
+def owner_reference(kind: str, name: str, uid: str) -> dict[str, Any]:
+    """A controlling owner reference to one of our own kinds."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorePlace:
+    """Where a run's records stand: as the operator opens it, and as pods do.
+
+    secret: name of the Secret that the pods mount.
+    """
+
+    operator: Storage
+    pods: Storage
+    secret: str
+    access_key_id_key: str
+    secret_access_key_key: str
+
+
+STORE_FOLDER: Final = "/etc/forkcast/store"
+CA_FOLDER: Final = "/etc/forkcast/store-ca"
+
+
+def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> StorePlace:
+    """The store of a run: the one it names, which must be one of the installation's, or the first.
+
+    Raises SpecError.
+    """
+    given = spec.storage
+    known = _known_store(given, config)
+    prefix = given.prefix
+    if given.bucket is None or not prefix:
+        prefix = f"{prefix}{run.namespace}/{run.name}-{run.uid[:8]}/"
+    secret = given.secret_ref
+    pods = given.model_copy(
+        update={
+            "path": None,
+            "endpoint": known.endpoint,
+            "bucket": known.bucket,
+            "region": known.region,
+            "prefix": prefix,
+            "credentials_dir": STORE_FOLDER,
+            "conditional_writes": known.conditional_writes,
+            "ca_file": f"{CA_FOLDER}/ca.crt" if given.ca_ref is not None else None,
+        }
+    )
+    return StorePlace(
+        operator=known.storage(prefix),
+        pods=pods,
+        secret=secret.name if secret else known.run_secret_name,
+        access_key_id_key=secret.access_key_id_key if secret else "accessKeyId",
+        secret_access_key_key=secret.secret_access_key_key if secret else "secretAccessKey",
+    )
+
+
+def _known_store(given: Storage, config: OperatorConfig) -> StoreConfig:
+    if not config.stores:
+        raise SpecError(
+            "StoreUnknown", "this operator has no object store; set `stores` in its configuration"
+        )
+    if given.bucket is None:
+        return config.stores[0]
+    for store in config.stores:
+        if (store.endpoint, store.bucket) == (given.endpoint, given.bucket):
+            return store
+    raise SpecError(
+        "StoreUnknown",
+        f"spec.storage: the operator has no credentials for {given.endpoint} {given.bucket}; add "
+        "it to `stores` in its configuration, or leave endpoint and bucket out",
+    )
+
+
+def manifest_json(run: Run, spec: TrainingRunSpec, place: StorePlace) -> str:
+    """The resolved manifest that pods read: every default filled in, the store as pods see it."""
+    resolved = spec.model_copy(update={"storage": place.pods, "suspend": False})
+    document = {
+        "apiVersion": API_VERSION,
+        "kind": "TrainingRun",
+        "metadata": {"name": run.name, "namespace": run.namespace},
+        "spec": resolved.model_dump(mode="json", by_alias=True, exclude_none=True),
+    }
+    return json.dumps(document, sort_keys=True, indent=1)

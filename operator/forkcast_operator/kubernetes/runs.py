@@ -1,0 +1,370 @@
+"""One look at one TrainingRun: see cluster, store and monitor, do what is missing, say how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from forkcast.ports import Store
+from forkcast_operator.intake import Received
+from forkcast_operator.kubernetes import manifests, metrics
+from forkcast_operator.kubernetes.branches import Branches
+from forkcast_operator.kubernetes.cluster import (
+    BRANCH,
+    JOB,
+    JOBSET,
+    POD,
+    Cluster,
+    ClusterError,
+)
+from forkcast_operator.kubernetes.config import OperatorConfig
+from forkcast_operator.kubernetes.ending import Ending, set_finalizers
+from forkcast_operator.kubernetes.events import Recorder, suppressed_events
+from forkcast_operator.kubernetes.ledger import Ledger, Look
+from forkcast_operator.kubernetes.memory import Memory
+from forkcast_operator.kubernetes.monitor_link import MonitorLink
+from forkcast_operator.kubernetes.run import Run, SpecError, StorePlace, store_place
+from forkcast_operator.kubernetes.run_status import (
+    Failure,
+    RunFacts,
+    former_status,
+    run_state,
+)
+from forkcast_operator.kubernetes.seen import (
+    TrainerSeen,
+    job_seen,
+    last_words,
+    pod_seen,
+    trainer_seen,
+)
+from forkcast_operator.kubernetes.telling import Teller
+from forkcast_operator.kubernetes.trainer_plan import (
+    EndTrainer,
+    FailRun,
+    Leave,
+    StartTrainer,
+    TrainerAct,
+    plan_trainer,
+)
+from forkcast_operator.kubernetes.view import View
+from forkcast_operator.stored import MonitorUnavailableError
+from forkcast_wire.documents import RunInfo
+from forkcast_wire.forkcast_pb2_grpc import ProxyStub
+from forkcast_wire.manifest import Mode, Storage, TrainingRunSpec
+from forkcast_wire.resources import (
+    FINALIZER,
+    LABEL_COMPONENT,
+    LABEL_RUN,
+    ConditionStatus,
+    RunCondition,
+    RunState,
+)
+from forkcast_wire.store import StoreError
+
+_log = structlog.get_logger()
+Key = tuple[str, str]
+#: Between two looks without an event: with a branch open, while training, and otherwise.
+_BRANCH_SECONDS: Final = 2.0
+_RUNNING_SECONDS: Final = 10.0
+_STARTING_SECONDS: Final = 5.0
+_RESYNC_SECONDS: Final = 300.0
+#: Children are listed anew so often, whatever the watches say.
+_RELIST_SECONDS: Final = 60.0
+#: Volumes are mounted within this, or something that they need is missing.
+_MOUNT_SECONDS: Final = 45.0
+
+
+class Runs:
+    """Looks at runs, one at a time each. `look` is the queue's."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        view: View,
+        config: OperatorConfig,
+        link: MonitorLink | None,
+        proxy: ProxyStub | None,
+        recorder: Recorder,
+        *,
+        jobsets: bool,
+        open_store: Callable[[Storage], Store],
+    ) -> None:
+        self._cluster, self._view, self._config = cluster, view, config
+        self._link, self._proxy, self._recorder = link, proxy, recorder
+        self._jobsets, self._open_store = jobsets, open_store
+        self._branches = Branches(cluster, view, config, recorder)
+        self._teller = Teller(cluster, view, recorder)
+        self._ending = Ending(cluster, view, config, link, jobsets=jobsets, open_store=open_store)
+        self._memories: dict[str, Memory] = {}
+        tls = config.monitor.tls if config.monitor else None
+        authority = Path(tls) / "ca.crt" if tls else None
+        self._monitor_ca = authority.read_text() if authority and authority.exists() else ""
+
+    async def look(self, key: Key) -> float | None:
+        """One pass; returns after how many seconds to look again.
+
+        Raises what went wrong, for the queue to come back to it.
+        """
+        body = self._view.get("TrainingRun", key)
+        if body is None:
+            for uid in self._teller.gone(key):
+                self._memories.pop(uid, None)
+            return None
+        structlog.contextvars.bind_contextvars(namespace=key[0], run=key[1])
+        started = time.perf_counter()
+        try:
+            return await self._look(Run.of(body), body)
+        except ClusterError as error:
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "ApiServer").inc()
+            _log.warning("run.retry", error=str(error))
+            raise
+        except Exception as error:
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Internal").inc()
+            _log.exception("run.failed_pass", error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            metrics.RECONCILE_SECONDS.labels("TrainingRun").observe(time.perf_counter() - started)
+
+    async def _look(self, run: Run, body: Any) -> float | None:
+        memory = self._memories.setdefault(run.uid, Memory())
+        await self._relist(run, memory)
+        if run.deleting:
+            return await self._end(run, body, memory)
+        if not run.holds_finalizer:
+            finalizers = [*run.finalizers, FINALIZER]
+            await set_finalizers(self._cluster, self._view, run, body, finalizers)
+        facts, spec, wait = await self._reconcile(run, memory)
+        await self._teller.say(run, body, spec, facts, memory)
+        return wait
+
+    async def _end(self, run: Run, body: Any, memory: Memory) -> float | None:
+        memory.relisted = float("-inf")
+        await self._relist(run, memory)
+        wait = await self._ending.step(run, body, memory)
+        if wait is not None:
+            await self._teller.say(run, body, None, self._facts(run, None), memory)
+        return wait
+
+    # ---------------------------------------------------------------------------------- what is
+
+    async def _relist(self, run: Run, memory: Memory) -> None:
+        """The watches tell what happens; a list, now and then, what they have missed."""
+        if time.monotonic() - memory.relisted < _RELIST_SECONDS:
+            return
+        kinds = [BRANCH, JOB, POD, *([JOBSET] if self._jobsets else [])]
+        labels = f"{LABEL_RUN}={run.name}"
+        for kind in kinds:
+            listed = await self._cluster.list(kind, run.namespace, labels)
+            self._view.settle(kind[1], run.key, listed)
+        memory.relisted = time.monotonic()
+
+    def _trainer(self, run: Run) -> TrainerSeen | None:
+        found = self._view.of_run("Job", run.key) + self._view.of_run("JobSet", run.key)
+        return trainer_seen(found)
+
+    def _trainer_pods(self, run: Run) -> list[Any]:
+        return [
+            pod
+            for pod in self._view.of_run("Pod", run.key)
+            if pod["metadata"]["labels"].get(LABEL_COMPONENT) == "trainer"
+        ]
+
+    def _facts(self, run: Run, spec: TrainingRunSpec | None) -> RunFacts:
+        status = former_status(run)
+        failed = next(
+            (
+                (c.reason, c.message)
+                for c in status.conditions
+                if c.type == RunCondition.FAILED and c.status is ConditionStatus.TRUE
+            ),
+            None,
+        )
+        now = dt.datetime.now(dt.UTC)
+        pods = [
+            pod_seen(pod)
+            for pod in self._trainer_pods(run)
+            if pod.get("status", {}).get("phase") in (None, "Pending", "Running")
+        ]
+        mounting = [pod.created for pod in pods if pod.mounting and pod.created is not None]
+        watched = spec is not None and spec.branching.mode is not Mode.DISABLED
+        return RunFacts(
+            trainer=self._trainer(run),
+            pods=pods,
+            late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
+            summary=self._link.summary(run.uid) if self._link and watched else None,
+            failed=failed,
+            restarts=status.trainer.restarts if status.trainer else 0,
+        )
+
+    # ------------------------------------------------------------------------------ what shall be
+
+    async def _reconcile(
+        self, run: Run, memory: Memory
+    ) -> tuple[RunFacts, TrainingRunSpec | None, float | None]:
+        facts = self._facts(run, None)
+        try:
+            spec = run.parsed()
+            place = store_place(run, spec, self._config)
+        except SpecError as error:
+            failure = Failure(reason=error.reason, message=str(error), stalled=True)
+            return replace(facts, failure=failure), None, _RESYNC_SECONDS
+        facts = replace(self._facts(run, spec), secret=place.secret)
+        try:
+            ledger, info = await asyncio.to_thread(memory.claim, run, spec, place, self._open_store)
+        except SpecError as error:
+            failure = Failure(reason=error.reason, message=str(error), stalled=True)
+            return replace(facts, failure=failure), spec, _RESYNC_SECONDS
+        except StoreError as error:
+            metrics.STORE_ERRORS.inc()
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
+            failure = Failure(reason="StoreUnavailable", message=str(error))
+            return replace(facts, failure=failure), spec, _STARTING_SECONDS
+        unheard = await self._register(run, spec)
+        facts, look = await self._records(run, spec, ledger, facts)
+        epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
+        facts = await self._train(run, spec, place, info, facts, memory, epoch)
+        if look is not None:
+            await self._branches.look(run, spec, place, look, ledger)
+        if unheard and facts.failure is None:
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
+            facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
+        return facts, spec, self._next(run, spec, facts)
+
+    async def _register(self, run: Run, spec: TrainingRunSpec) -> str:
+        if self._link is None or spec.branching.mode is Mode.DISABLED:
+            return ""
+        return await asyncio.to_thread(self._link.register, run, spec)
+
+    async def _records(
+        self, run: Run, spec: TrainingRunSpec, ledger: Ledger, facts: RunFacts
+    ) -> tuple[RunFacts, Look | None]:
+        """A pass over the records; where store or monitor are away, the run stays as it is."""
+        triggers = self._link.triggers(run.uid) if self._link else []
+        jobs = [seen for job in self._view.of_run("Job", run.key) if (seen := job_seen(job))]
+        stub = self._link.stub if self._link else None
+        try:
+            look = await asyncio.to_thread(
+                ledger.look, spec, triggers, jobs, stub, self._proxy, paused=spec.suspend
+            )
+        except StoreError as error:
+            metrics.STORE_ERRORS.inc()
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
+            failure = Failure(reason="StoreUnavailable", message=str(error))
+            return replace(facts, failure=failure), None
+        except MonitorUnavailableError:
+            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
+            failure = Failure(reason="MonitorUnavailable", message="the verdict waits for it")
+            return replace(facts, failure=failure), None
+        for one in look.settled:
+            if one.received is Received.SUPPRESSED and one.word in metrics.SUPPRESSIONS:
+                metrics.SUPPRESSED.labels(one.word).inc()
+            if self._link is not None:
+                self._link.settled(run.uid, one.trigger)
+        about = self._view.get("TrainingRun", run.key)
+        if about is not None:
+            await self._recorder.record(about, suppressed_events(look.settled))
+        return replace(facts, store=look.facts), look
+
+    async def _train(
+        self,
+        run: Run,
+        spec: TrainingRunSpec,
+        place: StorePlace,
+        info: RunInfo,
+        facts: RunFacts,
+        memory: Memory,
+        epoch: int,
+    ) -> RunFacts:
+        """See to the trainer. While the store cannot be read nothing is started or given up."""
+        await self._settings(run, spec, place, info, memory)
+        known = facts.store is not None
+        act: TrainerAct = plan_trainer(
+            facts.trainer,
+            spec.lifecycle,
+            wanted=not spec.suspend and facts.failed is None,
+            complete=facts.store is not None and facts.store.complete is not None,
+            failures=facts.restarts,
+            now=dt.datetime.now(dt.UTC),
+        )
+        match act:
+            case StartTrainer() if known:
+                body = manifests.trainer(
+                    run,
+                    spec,
+                    place,
+                    self._config,
+                    start=act.start,
+                    epoch=epoch,
+                    jobset=self._jobsets,
+                )
+                await self._start(run, body, facts.trainer)
+                if act.failures > facts.restarts:
+                    metrics.RESTARTS.labels(*run.key).inc()
+                facts = replace(facts, trainer=self._trainer(run), restarts=act.failures)
+            case EndTrainer(name=name):
+                kind = JOBSET if facts.trainer and facts.trainer.kind == "JobSet" else JOB
+                await self._cluster.delete(kind, run.namespace, name)
+            case FailRun(reason=reason, message=message):
+                said = last_words(self._trainer_pods(run)) or message
+                facts = replace(facts, failed=(reason, said))
+            case Leave(seconds=seconds) if seconds is not None and facts.trainer is not None:
+                at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
+                said = last_words(self._trainer_pods(run))
+                message = said or facts.trainer.message or facts.trainer.reason
+                failure = Failure(reason="TrainerFailed", message=message, retry_at=at)
+                facts = replace(facts, restarting_at=at, failure=facts.failure or failure)
+        return facts
+
+    async def _settings(
+        self, run: Run, spec: TrainingRunSpec, place: StorePlace, info: RunInfo, memory: Memory
+    ) -> None:
+        """The ConfigMap and, for several pods without JobSet, the Service; written when changed,
+        and now and then again.
+        """
+        bodies = [manifests.config_map(run, spec, place, info, self._monitor_ca)]
+        if spec.parallelism.nodes > 1 and not self._jobsets:
+            bodies.append(manifests.service(run))
+        digest = hashlib.sha256(json.dumps(bodies, sort_keys=True).encode()).hexdigest()
+        if memory.applied == digest:
+            return
+        for body in bodies:
+            await self._cluster.apply(body)
+        memory.applied = digest
+
+    async def _start(self, run: Run, body: Any, before: TrainerSeen | None) -> None:
+        made = await self._cluster.create(body)
+        if made is not None:
+            self._view.put(body["kind"], made)
+            _log.info("trainer.started", workload=body["metadata"]["name"])
+        if before is not None and not before.work.alive and before.name != body["metadata"]["name"]:
+            kind = JOBSET if before.kind == "JobSet" else JOB
+            await self._cluster.delete(kind, run.namespace, before.name)
+
+    def _next(self, run: Run, spec: TrainingRunSpec, facts: RunFacts) -> float:
+        state, _ = run_state(run, spec, facts)
+        if facts.failure is not None:
+            return _STARTING_SECONDS
+        if state is RunState.BRANCHING:
+            return _BRANCH_SECONDS
+        if facts.store is not None and None in facts.store.outcomes.values():
+            return _BRANCH_SECONDS
+        if state is RunState.RUNNING:
+            return _RUNNING_SECONDS
+        if state in (RunState.SUSPENDED, RunState.COMPLETED, RunState.FAILED):
+            return self._ttl(spec, state, run) or _RESYNC_SECONDS
+        return _STARTING_SECONDS
+
+    def _ttl(self, spec: TrainingRunSpec, state: RunState, run: Run) -> float | None:
+        ttl, ended = spec.lifecycle.ttl_seconds_after_finished, former_status(run).completion_time
+        if ttl is None or ended is None or state is RunState.SUSPENDED:
+            return None
+        return max(1.0, ttl - (dt.datetime.now(dt.UTC) - ended).total_seconds())

@@ -1,0 +1,182 @@
+"""What the cluster shows of a run's workloads, read from their objects. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from forkcast_operator.kubernetes.run import LABEL_CANDIDATE, LABEL_RUNG, LABEL_START
+from forkcast_wire.resources import LABEL_BRANCH, LABEL_COMPONENT
+
+Body = Mapping[str, Any]
+
+
+class Work(Enum):
+    """How a workload stands. QUEUED: held back by its queue."""
+
+    QUEUED = "Queued"
+    ACTIVE = "Active"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    GOING = "Going"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, will run, or has not gone yet."""
+        return self in (Work.QUEUED, Work.ACTIVE, Work.GOING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSeen:
+    """A rollout's Job. reason, message: of its failure."""
+
+    name: str
+    branch: str
+    candidate: str
+    rung: int
+    work: Work
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSeen:
+    """The trainer's workload of one start. ended_at: when it succeeded or failed."""
+
+    kind: str
+    name: str
+    start: int
+    work: Work
+    wanted: int
+    reason: str = ""
+    message: str = ""
+    ended_at: dt.datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodSeen:
+    """A pod of the trainer. waiting: why its container does not run, "" where nothing is wrong.
+    mounting: it has a node and no container yet.
+    """
+
+    name: str
+    created: dt.datetime | None
+    mounting: bool
+    ready: bool
+    scheduled: bool
+    waiting: str = ""
+    message: str = ""
+
+
+def condition(body: Body, kind: str) -> Body | None:
+    """The condition of that type, where it is True."""
+    for one in body.get("status", {}).get("conditions", ()):
+        if one.get("type") == kind and one.get("status") == "True":
+            found: Body = one
+            return found
+    return None
+
+
+def instant(text: str | None) -> dt.datetime | None:
+    """An API time."""
+    return dt.datetime.fromisoformat(text) if text else None
+
+
+def _work(body: Body) -> tuple[Work, Body]:
+    if "deletionTimestamp" in body["metadata"]:
+        return Work.GOING, {}
+    if (failed := condition(body, "Failed")) is not None:
+        return Work.FAILED, failed
+    complete = condition(body, "Complete") or condition(body, "Completed")
+    if complete is not None:
+        return Work.SUCCEEDED, complete
+    return (Work.QUEUED if body.get("spec", {}).get("suspend") else Work.ACTIVE), {}
+
+
+def job_seen(body: Body) -> JobSeen | None:
+    """A rollout's Job; None for another's."""
+    marks = body["metadata"].get("labels", {})
+    if marks.get(LABEL_COMPONENT) != "rollout" or LABEL_CANDIDATE not in marks:
+        return None
+    work, why = _work(body)
+    return JobSeen(
+        name=body["metadata"]["name"],
+        branch=marks.get(LABEL_BRANCH, ""),
+        candidate=marks[LABEL_CANDIDATE],
+        rung=int(marks.get(LABEL_RUNG, 0)),
+        work=work,
+        reason=why.get("reason", ""),
+        message=why.get("message", ""),
+    )
+
+
+def trainer_seen(bodies: Iterable[Body]) -> TrainerSeen | None:
+    """The trainer's newest start among Jobs and JobSets; a JobSet's own Jobs are not starts."""
+    found = []
+    for body in bodies:
+        marks = body["metadata"].get("labels", {})
+        if marks.get(LABEL_COMPONENT) != "trainer" or LABEL_START not in marks:
+            continue
+        work, why = _work(body)
+        found.append(
+            TrainerSeen(
+                kind=body["kind"],
+                name=body["metadata"]["name"],
+                start=int(marks[LABEL_START]),
+                work=work,
+                wanted=_wanted(body),
+                reason=why.get("reason", ""),
+                message=why.get("message", ""),
+                ended_at=instant(why.get("lastTransitionTime")),
+            )
+        )
+    return max(found, key=lambda one: (one.start, one.work.alive), default=None)
+
+
+def _wanted(body: Body) -> int:
+    spec = body.get("spec", {})
+    if body["kind"] == "JobSet":
+        spec = spec["replicatedJobs"][0]["template"]["spec"]
+    return int(spec.get("parallelism", 1))
+
+
+def pod_seen(body: Body) -> PodSeen:
+    """A pod of the trainer."""
+    status = body.get("status", {})
+    waiting, message = "", ""
+    for container in status.get("containerStatuses", ()):
+        if held := container.get("state", {}).get("waiting"):
+            waiting, message = held.get("reason", ""), held.get("message", "")
+    scheduled = False
+    for one in status.get("conditions", ()):
+        if one.get("type") == "PodScheduled":
+            scheduled = one.get("status") == "True"
+            if not scheduled and one.get("reason") == "Unschedulable":
+                waiting, message = "Unschedulable", one.get("message", "")
+    mounting = scheduled and waiting in ("", "ContainerCreating", "PodInitializing")
+    running = any("running" in one.get("state", {}) for one in status.get("containerStatuses", ()))
+    return PodSeen(
+        name=body["metadata"]["name"],
+        created=instant(body["metadata"].get("creationTimestamp")),
+        mounting=mounting and not running,
+        ready=condition(body, "Ready") is not None,
+        scheduled=scheduled,
+        waiting="" if waiting in ("ContainerCreating", "PodInitializing") else waiting,
+        message=message,
+    )
+
+
+def last_words(pods: Iterable[Body]) -> str:
+    """What the container of the newest failed pod said last, with its exit code; "" for none."""
+    failed = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
+    failed.sort(key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
+    for pod in reversed(failed):
+        for container in pod["status"].get("containerStatuses", ()):
+            if ended := container.get("state", {}).get("terminated"):
+                lines = [line for line in ended.get("message", "").splitlines() if line.strip()]
+                said = lines[-1][:300] if lines else ended.get("reason", "")
+                return f"exit code {ended.get('exitCode')}: {said}"
+    return ""

@@ -1,0 +1,86 @@
+"""What is to be done with a run's trainer: start it, start it again, end it, or leave it. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from forkcast_operator.kubernetes.seen import TrainerSeen, Work
+from forkcast_wire.manifest import Lifecycle
+
+_MOST_BACKOFF_SECONDS: Final = 3600
+#: Reasons of a Job whose start is of no use to repeat.
+_UNUSABLE: Final = "PodFailurePolicy"
+_OVERDUE: Final = "DeadlineExceeded"
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Nothing is to be done; look again after ``seconds``, None for whenever something changes."""
+
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartTrainer:
+    """Create the workload of this start. failures: starts after a failure, this one counted."""
+
+    start: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndTrainer:
+    """Delete the workload; its pods save and go."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailRun:
+    """The run has failed for good."""
+
+    reason: str
+    message: str
+
+
+TrainerAct: TypeAlias = Leave | StartTrainer | EndTrainer | FailRun
+
+
+def plan_trainer(
+    seen: TrainerSeen | None,
+    rules: Lifecycle,
+    *,
+    wanted: bool,
+    complete: bool,
+    failures: int,
+    now: dt.datetime,
+) -> TrainerAct:
+    """wanted: neither suspended, nor being deleted, nor failed for good. failures: so far."""
+    if not wanted:
+        running = seen is not None and seen.work in (Work.QUEUED, Work.ACTIVE)
+        return EndTrainer(seen.name) if seen is not None and running else Leave()
+    if complete or (seen is not None and seen.work.alive):
+        return Leave()
+    if seen is None:
+        return StartTrainer(failures, failures)
+    if seen.work is Work.SUCCEEDED:  # it was asked to go, by a drained node or by a person
+        return StartTrainer(seen.start + 1, failures)
+    if seen.reason in (_UNUSABLE, _OVERDUE):
+        reason = "Unusable" if seen.reason == _UNUSABLE else _OVERDUE
+        return FailRun(reason, seen.message)
+    if failures >= rules.max_restarts:
+        return FailRun("RestartsExceeded", f"{failures} restarts; last: {seen.message}")
+    wait = _backoff(rules, failures) - _since(seen, now)
+    return Leave(wait) if wait > 0 else StartTrainer(seen.start + 1, failures + 1)
+
+
+def _backoff(rules: Lifecycle, failures: int) -> float:
+    """Seconds before the next start; it doubles with each failure, up to an hour."""
+    doubled = rules.restart_backoff_seconds * 2.0 ** min(failures, 20)
+    return min(doubled, _MOST_BACKOFF_SECONDS)
+
+
+def _since(seen: TrainerSeen, now: dt.datetime) -> float:
+    return (now - seen.ended_at).total_seconds() if seen.ended_at else 0.0

@@ -1,0 +1,69 @@
+"""The objects of the cluster as the watches have told of them, by kind and by run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from forkcast_wire.resources import LABEL_RUN
+
+Body = Mapping[str, Any]
+Key = tuple[str, str]
+
+
+def _version(body: Body) -> int:
+    """Resource versions rise; one that is no number is taken as newest."""
+    try:
+        return int(body["metadata"]["resourceVersion"])
+    except (KeyError, ValueError):
+        return 1 << 63
+
+
+class View:
+    """Newer always replaces older, whoever tells of it: a watch, a list, or our own write."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, dict[Key, Body]] = {}
+
+    def put(self, kind: str, body: Body) -> bool:
+        """Take in an object; False where a newer one is known."""
+        known = self._objects.setdefault(kind, {})
+        key = (body["metadata"]["namespace"], body["metadata"]["name"])
+        before = known.get(key)
+        if before is not None and _version(before) > _version(body):
+            return False
+        known[key] = body
+        return True
+
+    def drop(self, kind: str, key: Key, uid: str | None = None) -> None:
+        """The object is gone (that of the uid, where one of its name came after it)."""
+        known = self._objects.get(kind, {})
+        if key in known and uid in (None, known[key]["metadata"]["uid"]):
+            del known[key]
+
+    def get(self, kind: str, key: Key) -> Body | None:
+        """One object."""
+        return self._objects.get(kind, {}).get(key)
+
+    def all(self, kind: str) -> list[Body]:
+        """All objects of a kind."""
+        return list(self._objects.get(kind, {}).values())
+
+    def of_run(self, kind: str, run: Key) -> list[Body]:
+        """The objects of a kind that belong to a run."""
+        namespace, name = run
+        return [
+            body
+            for (where, _), body in self._objects.get(kind, {}).items()
+            if where == namespace and body["metadata"].get("labels", {}).get(LABEL_RUN) == name
+        ]
+
+    def settle(self, kind: str, run: Key, listed: Iterable[Body]) -> None:
+        """A fresh list of a run's objects: what is not on it is gone, whatever the watch missed."""
+        bodies = list(listed)
+        there = {body["metadata"]["name"] for body in bodies}
+        for body in self.of_run(kind, run):
+            if body["metadata"]["name"] not in there:
+                self.drop(kind, (run[0], body["metadata"]["name"]))
+        for body in bodies:
+            self.put(kind, body)

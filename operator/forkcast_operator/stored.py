@@ -1,0 +1,331 @@
+"""A branch's world as far as it stands in the store: the same on one machine and on a cluster.
+
+Bases, draft, wished rungs, trials, decision, lineage and pins are documents of the store, whoever
+runs the processes. What differs is who runs the rollouts and whether the main run waits; that is
+left to the two worlds made of this one.
+"""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+import structlog
+
+from forkcast import ladder, lineage
+from forkcast.actions import Action
+from forkcast.branch import (
+    AppendLineage,
+    Command,
+    Deciding,
+    DraftCandidates,
+    HoldMain,
+    Phase,
+    PinBases,
+    PinState,
+    Policy,
+    PostCollapse,
+    RecordDecision,
+    Release,
+    RolloutSeen,
+    RunRollout,
+    Seen,
+    StopRollout,
+)
+from forkcast.decision import Decision, Draft
+from forkcast.lineage import LineageEntry
+from forkcast.ports import Store
+from forkcast.records import StateKind, StateRef, Trial
+from forkcast.retention import choose_bases, of_lineage
+from forkcast_operator.branch_records import Bases, BranchRecord, OutcomeRecord
+from forkcast_operator.draft import draft, seed_of
+from forkcast_operator.rules import lattice_of
+from forkcast_wire import catalogue, keys
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.codec import window_from_wire
+from forkcast_wire.documents import (
+    RolloutJob,
+    RolloutUntil,
+    dump,
+    lineage_entries,
+    read_manifest,
+    saved_states,
+)
+from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.store import AlreadyExists, put_document, read_document
+
+_log = structlog.get_logger()
+_RPC_SECONDS = 5.0
+
+
+class MonitorUnavailableError(RuntimeError):
+    """The monitor did not answer; the pass is worth another try."""
+
+
+class StoredWorld:
+    """`World` for one branch of one run, but for what runs."""
+
+    def __init__(
+        self,
+        spec: TrainingRunSpec,
+        store: Store,
+        record: BranchRecord,
+        monitor: MonitorStub,
+        proxy: ProxyStub | None,
+    ) -> None:
+        self.spec, self.store, self.record = spec, store, record
+        self.trigger, self.id = record.trigger, record.trigger.id
+        self._monitor, self._proxy = monitor, proxy
+
+    # ----------------------------------------------------------------------------------- observe
+
+    def observe(self, phase: Phase) -> Seen:
+        """What the store and the monitor show of the branch now.
+
+        Raises MonitorUnavailableError where the verdict needs the main run's course and nobody
+        knows it; past the deadline it is taken without.
+        """
+        bases = read_document(self.store, Bases, self._key("bases"))
+        epoch = self.trigger.epoch + 1
+        expired = self._seconds_left() <= 0
+        losses, over = self._main(expired=expired) if isinstance(phase, Deciding) else ({}, False)
+        return Seen(
+            bases=bases.bases if bases else None,
+            draft=read_document(self.store, Draft, self._key("draft")),
+            rollouts=self._rollouts(),
+            main_losses=losses,
+            main_over_threshold=over,
+            decision=read_document(self.store, Decision, self._key("decision")),
+            lineage=read_document(self.store, LineageEntry, lineage.key(epoch)),
+            durable_epoch=self._durable_epoch(epoch),
+            expired=expired,
+            run_finished=self.store.head(keys.COMPLETE) is not None,
+            released=self.store.head(self._key("outcome")) is not None and not self._occupied(),
+        )
+
+    def _seconds_left(self) -> float:
+        """Until the branch's deadline, by the wall clock: it goes on while no operator runs."""
+        deadline = self.record.opened_at + self.spec.branching.budget.deadline_seconds
+        return deadline - time.time()
+
+    def _held(self) -> bool:
+        """Whether the main run waits for this branch."""
+        return False
+
+    def _occupied(self) -> bool:
+        """Whether anything of this branch still runs or waits: then it is not released."""
+        return self._held()
+
+    def _key(self, name: str) -> str:
+        return keys.branch_file(self.id, name)
+
+    def _rollouts(self) -> dict[str, RolloutSeen]:
+        return self.rollouts_of(self.store, self.id)
+
+    @staticmethod
+    def rollouts_of(store: Store, trigger_id: str) -> dict[str, RolloutSeen]:
+        """The rollouts of a branch: what each shall reach, and what it has published."""
+        found: dict[str, tuple[list[int | None], dict[int, Trial]]] = {}
+        for info in store.list(f"rollouts/{trigger_id}/"):
+            _, _, candidate, *rest = info.key.split("/")
+            until, trials = found.setdefault(candidate, ([], {}))
+            if rest == ["until.json"]:
+                wish = read_document(store, RolloutUntil, info.key)
+                until.append(wish.until if wish else None)
+            elif len(rest) == 1 and rest[0].startswith("trial-"):
+                trial = read_document(store, Trial, info.key)
+                if trial is not None:
+                    trials[trial.rung] = trial
+        return {
+            name: RolloutSeen(until=until[0] if until else None, trials=trials)
+            for name, (until, trials) in found.items()
+        }
+
+    def _durable_epoch(self, epoch: int) -> int:
+        prefix = f"{keys.state_prefix(StateKind.CHECKPOINT)}e{epoch}/"
+        for info in self.store.list(prefix):
+            folder, _, name = info.key.rpartition("/")
+            if name == "manifest.json" and read_manifest(self.store, folder) is not None:
+                return epoch
+        return epoch - 1
+
+    def _main(self, *, expired: bool) -> tuple[dict[int, float], bool]:
+        reply = self._window_reply()
+        if reply is None:
+            if expired:
+                return {}, False
+            raise MonitorUnavailableError(self.id)
+        window = window_from_wire(reply.window)
+        steps, losses = window.columns["step"], window.columns["loss"]
+        return {int(s): float(v) for s, v in zip(steps, losses, strict=True)}, reply.over_threshold
+
+    def _window_reply(self) -> pb.WindowReply | None:
+        request = pb.GetWindowRequest(run_uid=self.trigger.run_uid)
+        try:
+            reply: pb.WindowReply = self._monitor.GetWindow(request, timeout=_RPC_SECONDS)
+        except grpc.RpcError as error:
+            _log.info("world.monitor_unavailable", code=error.code().name)
+            return None
+        return reply
+
+    # ---------------------------------------------------------------------------------------- do
+
+    def do(self, command: Command) -> None:
+        """Carry out one command; every one may come again."""
+        match command:
+            case HoldMain():
+                self._hold()
+            case PinBases():
+                self._pin_bases(command)
+            case DraftCandidates():
+                self._draft(command)
+            case RunRollout():
+                self._run_rollout(command)
+            case StopRollout(candidate=candidate):
+                self._want(candidate, None)
+            case PinState(state=state):
+                catalogue.pin(self.store, self.id, [state.key])
+            case RecordDecision(decision=decision):
+                self._create("decision", decision)
+            case AppendLineage(entry=entry):
+                try:
+                    put_document(self.store, lineage.key(entry.epoch), entry)
+                except AlreadyExists:
+                    _log.warning("world.superseded", epoch=entry.epoch)
+            case PostCollapse(entry=entry):
+                self._post_collapse(entry)
+            case Release():
+                self._release(command)
+
+    def _hold(self) -> None:
+        if not self._held() and (left := self._seconds_left()) > 0:
+            hold = pb.Hold(branch=self.id, deadline_seconds=left)
+            self._post(pb.Directive(id=f"hold/{self.id}", hold=hold))
+
+    def _create(self, name: str, record: object) -> None:
+        try:
+            put_document(self.store, self._key(name), record)
+        except AlreadyExists:
+            _log.info("world.already_recorded", record=name)  # that one holds; it is read next
+
+    def _post(self, directive: pb.Directive) -> None:
+        directive.run_uid = self.trigger.run_uid
+        try:
+            self._monitor.PostDirective(
+                pb.PostDirectiveRequest(directive=directive), timeout=_RPC_SECONDS
+            )
+        except grpc.RpcError as error:
+            _log.info("world.directive_not_posted", id=directive.id, code=error.code().name)
+
+    def _post_collapse(self, entry: LineageEntry) -> None:
+        collapse = pb.Collapse(
+            branch=self.id, epoch=entry.epoch, decision_digest=entry.decision_digest
+        )
+        self._post(pb.Directive(id=f"collapse/{entry.epoch}", collapse=collapse))
+
+    def _pin_bases(self, command: PinBases) -> None:
+        """Pin, look again, record: a state that was being deleted meanwhile is passed over."""
+        oldest = max(0, command.before_step - self.spec.branching.rollback.steps)
+        gone: set[str] = set()
+        while True:
+            chosen = choose_bases(
+                [ref for ref in self._states() if ref.key not in gone],
+                before_step=command.before_step,
+                depths=command.depths,
+                oldest=oldest,
+            )
+            held = catalogue.pin(self.store, self.id, [ref.key for ref in chosen])
+            dead = {
+                ref.key
+                for ref in chosen
+                if ref.key not in held or read_manifest(self.store, ref.key) is None
+            }
+            if not dead:
+                break
+            gone |= dead
+        self._create("bases", Bases(bases=chosen))
+
+    def _states(self) -> tuple[StateRef, ...]:
+        """The main run's saved states that lie on the trigger's lineage."""
+        states = [
+            ref
+            for kind in (StateKind.RING, StateKind.CHECKPOINT)
+            for ref in saved_states(self.store, kind)
+        ]
+        return of_lineage(states, lineage_entries(self.store), self.trigger.epoch)
+
+    def _draft(self, command: DraftCandidates) -> None:
+        entries = lineage_entries(self.store)
+        if self.record.rules.policy is Policy.LADDER:
+            self._create("draft", ladder.draft(command.trigger, command.bases, entries))
+            return
+        reply = self._window_reply()
+        if reply is None:
+            return  # the monitor comes back; the command comes again
+        window = window_from_wire(reply.window)
+        lattice = lattice_of(self.spec, command.trigger, command.bases, entries)
+        seed = seed_of(command.branch, self.trigger.run_uid)
+        self._create("draft", draft(self.spec, lattice, window, self._history(), seed, self._proxy))
+
+    def _history(self) -> list[tuple[Action, float]]:
+        """What earlier branches measured: verified actions and their improvement, nats/token."""
+        found: list[tuple[Action, float]] = []
+        for info in self.store.list("branches/"):
+            if info.key.endswith("/decision.json"):
+                decision = read_document(self.store, Decision, info.key)
+                for judged in decision.judgements if decision else ():
+                    if decision is not None and judged.improvement is not None:
+                        action = decision.draft.candidate(judged.candidate).action
+                        found.append((action, judged.improvement))
+        return found
+
+    def _run_rollout(self, command: RunRollout) -> None:
+        rules = self.record.rules
+        rungs = (*rules.rungs, rules.confirm_steps) if rules.confirm_steps else rules.rungs
+        job = RolloutJob(
+            run_uid=self.trigger.run_uid,
+            trigger_id=self.id,
+            candidate=command.candidate,
+            action=command.action,
+            base=command.base,
+            trigger_step=command.trigger_step,
+            rungs=rungs,
+            publish_from=rules.rungs[-1],
+        )
+        put_document(self.store, keys.rollout_job(self.id, command.candidate), job)
+        self._want(command.candidate, command.until)
+
+    def _want(self, candidate: str, until: int | None) -> None:
+        key = keys.rollout_until(self.id, candidate)
+        wish = RolloutUntil(until=until)
+        if read_document(self.store, RolloutUntil, key) != wish:
+            self.store.put(key, dump(wish))
+
+    def _release(self, command: Release) -> None:
+        decision = read_document(self.store, Decision, self._key("decision"))
+        for name, rollout in self._rollouts().items():
+            if rollout.until is not None:
+                self._want(name, None)
+            for trial in rollout.trials.values():
+                if trial.state is not None:
+                    self._drop_state(trial.state, decision)
+        catalogue.unpin(self.store, self.id)
+        self._post(pb.Directive(id=f"release/{self.id}", resume=pb.Resume(branch=self.id)))
+        self._create(
+            "outcome",
+            OutcomeRecord(branch=command.branch, outcome=command.outcome, reason=command.reason),
+        )
+
+    def _drop_state(self, state: StateRef, decision: Decision | None) -> None:
+        """A loser's end state goes; the adopted one stays, as the lineage names it."""
+        if decision is not None and decision.adopted == state and decision.applied:
+            return
+        catalogue.delete_state(self.store, state)
+
+    # -------------------------------------------------------------------------------------- save
+
+    def save(self, phase: Phase) -> None:
+        """Write phase.json."""
+        record = {"kind": type(phase).__name__, "phase": phase}
+        self.store.put(self._key("phase"), dump(record))

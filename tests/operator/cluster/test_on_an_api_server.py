@@ -1,0 +1,205 @@
+"""Runs on a real API server: from the object to its end, with hands for pods."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from forkcast.records import StateKind
+from forkcast_operator.kubernetes.cluster import BRANCH, CONFIG_MAP, JOB, POD, RUN
+from forkcast_wire import catalogue
+from forkcast_wire.documents import lineage_head
+
+pytestmark = pytest.mark.slow
+BRANCH_NAME = "gpt-e0-t100"
+
+
+def play(stage, scene) -> None:
+    async def main():
+        await stage.connect()
+        try:
+            stage.start_operator()
+            await scene()
+        finally:
+            await stage.cluster.close()
+
+    asyncio.run(main())
+
+
+async def open_branch(stage, **spec):
+    """A run that trains and has a branch open."""
+    await stage.create(**spec)
+    await stage.look()
+    for step in (25, 50, 75, 98, 100):
+        stage.save_state(StateKind.RING, step)
+    stage.link.hear(stage.trigger())
+    await stage.look()
+
+
+async def to_the_end_of_the_branch(stage, **hands):
+    for _ in range(40):
+        await stage.roll_out(**hands)
+        stage.adopt()
+        await stage.look()
+        branch = await stage.cluster.get(BRANCH, stage.namespace, BRANCH_NAME)
+        if branch is not None and conditions(branch).get("Finished") == "True":
+            return branch
+    raise AssertionError("the branch has not ended")
+
+
+def conditions(body):
+    return {one["type"]: one["status"] for one in body.get("status", {}).get("conditions", [])}
+
+
+def test_a_run_from_its_object_to_its_end(stage) -> None:
+    async def scene():
+        await open_branch(stage)
+        jobs = await stage.names(JOB)
+        assert len(jobs) == 3  # of the three entrants two may run at once
+        assert f"{BRANCH_NAME}-control-r10" in jobs
+        assert await stage.condition("Ready") == ("True", "Branching")
+        branch = await to_the_end_of_the_branch(stage)
+        seen = conditions(branch)
+        assert [seen[k] for k in ("Ready", "Drafted", "Verified", "Accepted", "Collapsed")] == [
+            "True"
+        ] * 5
+        assert branch["status"]["decision"]["outcome"] == "Accepted"
+        assert lineage_head(stage.store).epoch == 1
+        assert catalogue.read(stage.store).pins == {}
+        assert "collapse/1" in stage.monitor.directives
+        assert not any(d.startswith("hold") for d in stage.monitor.directives)
+        stage.complete()
+        await stage.finish_job("gpt-trainer-0", "Complete")
+        await stage.look()
+        run = await stage.run()
+        seen = conditions(run)
+        assert [seen[k] for k in ("Ready", "Complete", "Finished")] == ["True"] * 3
+        assert seen["Failed"] == seen["Branching"] == seen["Suspended"] == "False"
+        assert run["status"]["branches"]["accepted"] == 1
+        assert run["status"]["lineage"]["epoch"] == 1
+        assert run["status"]["observedGeneration"] == run["metadata"]["generation"]
+        assert {"BranchTriggered", "Drafted", "Decided", "Collapsed", "Completed"} <= set(
+            await stage.events()
+        )
+        jobs = await stage.cluster.list(JOB, stage.namespace, "")
+        assert all(conditions(job).get("Complete") == "True" for job in jobs)
+
+    play(stage, scene)
+
+
+def test_a_rollout_that_fails_fails_its_candidate_only(stage) -> None:
+    async def scene():
+        await open_branch(
+            stage, branching={"candidates": 16, "topK": 2, "maxConcurrentRollouts": 3}
+        )
+        names = [n for n in await stage.names(JOB) if "-c0" in n]
+        loser = names[0].removeprefix(f"{BRANCH_NAME}-").split("-")[0]
+        branch = await to_the_end_of_the_branch(stage, fail={loser})
+        states = {r["name"]: r["state"] for r in branch["status"]["rollouts"]}
+        assert states[loser] == "Failed"
+        assert branch["status"]["decision"]["outcome"] == "Accepted"
+
+    play(stage, scene)
+
+
+def test_suspended_in_a_branch_nothing_runs_and_resumed_it_goes_on(stage) -> None:
+    async def scene():
+        await open_branch(stage)
+        await stage.set(suspend=True)
+        for _ in range(6):
+            await stage.look()
+            if await stage.names(JOB) == []:
+                break
+        assert await stage.names(JOB) == []
+        await stage.look()
+        assert await stage.condition("Suspended") == ("True", "Suspended")
+        assert await stage.condition("Ready") == ("True", "Suspended")
+        await stage.set(suspend=False)
+        await stage.look()
+        assert "gpt-trainer-0" in await stage.names(JOB)
+        branch = await to_the_end_of_the_branch(stage)
+        assert conditions(branch)["Complete"] == "True"
+
+    play(stage, scene)
+
+
+@pytest.mark.parametrize("keep", ["Retain", "Delete"])
+def test_deleted_in_a_branch_nothing_is_left(stage, keep) -> None:
+    async def scene():
+        await open_branch(stage, lifecycle={"onDelete": keep})
+        assert catalogue.read(stage.store).pins
+        await stage.cluster.delete(RUN, stage.namespace, "gpt")
+        for _ in range(20):
+            await stage.look()
+            if await stage.run() is None:
+                break
+            await asyncio.sleep(0.2)  # the garbage collector's pace
+        assert await stage.run() is None
+        assert await stage.names(JOB) == await stage.names(BRANCH) == await stage.names(POD) == []
+        assert stage.monitor.forgotten == [stage.uid]
+        if keep == "Delete":
+            assert list(stage.store.list("")) == []
+        else:
+            assert catalogue.read(stage.store).pins == {}
+        await stage.look()  # it is gone: nothing to do
+
+    play(stage, scene)
+
+
+def test_a_trainer_that_fails_starts_again_and_in_the_end_the_run_fails(stage) -> None:
+    async def scene():
+        await stage.create(lifecycle={"maxRestarts": 1, "restartBackoffSeconds": 1})
+        await stage.look()
+        await stage.finish_job("gpt-trainer-0", "Failed", "BackoffLimitExceeded")
+        async with asyncio.timeout(30):
+            while "gpt-trainer-1" not in await stage.names(JOB):
+                await asyncio.sleep(0.2)
+                await stage.look()
+        await stage.finish_job("gpt-trainer-1", "Failed", "BackoffLimitExceeded")
+        await stage.look()
+        assert await stage.condition("Failed") == ("True", "RestartsExceeded")
+        assert await stage.condition("Finished") == ("True", "Failed")
+        await stage.look()
+        assert [n for n in await stage.names(JOB) if n > "gpt-trainer-1"] == []
+
+    play(stage, scene)
+
+
+def test_what_the_api_server_takes_and_cannot_be_carried_out_is_said(stage) -> None:
+    async def scene():
+        await stage.create(storage={"endpoint": "https://other", "bucket": "runs"})
+        await stage.look()
+        assert await stage.condition("Stalled") == ("True", "StoreUnknown")
+        assert await stage.condition("Ready") == ("False", "StoreUnknown")
+        assert await stage.names(JOB) == []
+        assert "StoreUnknown" in await stage.events()
+
+    play(stage, scene)
+
+
+def test_two_runs_do_not_share_a_prefix(stage) -> None:
+    async def scene():
+        await stage.create()
+        await stage.look()
+        first = await stage.run()
+        await stage.create("other")
+        await stage.look("other")
+        assert await stage.condition("Stalled", "other") == ("True", "PrefixInUse")
+        assert first["metadata"]["name"] == "gpt"
+
+    play(stage, scene)
+
+
+def test_an_idle_run_costs_no_writes(stage) -> None:
+    async def scene():
+        await stage.create(suspend=True)
+        await stage.look()
+        await stage.look()
+        before = (await stage.run())["metadata"]["resourceVersion"]
+        for _ in range(5):
+            await stage.look()
+        assert (await stage.run())["metadata"]["resourceVersion"] == before
+        assert await stage.names(CONFIG_MAP) != []
+
+    play(stage, scene)

@@ -1,0 +1,206 @@
+"""A run's status from what is seen: the reason of Ready, and what kstatus and kubectl make of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+
+import pytest
+
+from forkcast.decision import Outcome
+from forkcast_operator.kubernetes.events import run_events
+from forkcast_operator.kubernetes.run_status import (
+    Failure,
+    RunFacts,
+    StoreFacts,
+    run_state,
+    run_status,
+    worth_writing,
+)
+from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen, Work
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.documents import Complete
+from forkcast_wire.resources import RunState, TrainingRunStatus
+
+NOW = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
+STORE = StoreFacts()
+DONE = replace(
+    STORE, complete=Complete(epoch=0, step=1000, tokens=9, validation_loss=2.5, seconds=1)
+)
+
+
+def trainer(work=Work.ACTIVE):
+    return TrainerSeen(kind="Job", name="gpt-trainer-0", start=0, work=work, wanted=1)
+
+
+def pod(*, ready=True, waiting="", message=""):
+    return PodSeen(
+        name="p",
+        created=NOW,
+        mounting=False,
+        ready=ready,
+        scheduled=True,
+        waiting=waiting,
+        message=message,
+    )
+
+
+RUNNING = RunFacts(trainer=trainer(), pods=[pod()], store=STORE)
+#: (facts, spec, Ready's reason, Ready, kstatus)
+CASES = {
+    "nothing yet": (RunFacts(store=STORE), {}, RunState.PENDING, "False", "InProgress"),
+    "in a queue": (
+        RunFacts(trainer=trainer(Work.QUEUED), store=STORE),
+        {},
+        RunState.QUEUED,
+        "False",
+        "InProgress",
+    ),
+    "pods start": (
+        RunFacts(trainer=trainer(), pods=[pod(ready=False)], store=STORE),
+        {},
+        RunState.STARTING,
+        "False",
+        "InProgress",
+    ),
+    "runs": (RUNNING, {}, RunState.RUNNING, "True", "Current"),
+    "a branch is open": (
+        replace(RUNNING, store=replace(STORE, outcomes={"b": None})),
+        {},
+        RunState.BRANCHING,
+        "True",
+        "Current",
+    ),
+    "it was closed": (
+        replace(RUNNING, store=replace(STORE, outcomes={"b": Outcome.NO_ACTION})),
+        {},
+        RunState.RUNNING,
+        "True",
+        "Current",
+    ),
+    "saving to be suspended": (
+        RUNNING,
+        {"suspend": True},
+        RunState.SUSPENDING,
+        "False",
+        "InProgress",
+    ),
+    "suspended": (
+        RunFacts(store=STORE),
+        {"suspend": True},
+        RunState.SUSPENDED,
+        "True",
+        "Current",
+    ),
+    "starts again": (
+        replace(RUNNING, trainer=trainer(Work.FAILED), restarting_at=NOW),
+        {},
+        RunState.RESTARTING,
+        "False",
+        "InProgress",
+    ),
+    "complete": (replace(RUNNING, store=DONE), {}, RunState.COMPLETED, "True", "Current"),
+    "complete and suspended": (
+        RunFacts(store=DONE),
+        {"suspend": True},
+        RunState.COMPLETED,
+        "True",
+        "Current",
+    ),
+    "failed for good": (
+        RunFacts(store=STORE, failed=("RestartsExceeded", "m")),
+        {},
+        RunState.FAILED,
+        "False",
+        "InProgress",
+    ),
+    "the store is away, training goes on": (
+        RunFacts(
+            trainer=trainer(), pods=[pod()], failure=Failure(reason="StoreUnavailable", message="m")
+        ),
+        {},
+        RunState.RUNNING,
+        "False",
+        "InProgress",
+    ),
+    "it needs a person": (
+        RunFacts(failure=Failure(reason="PrefixInUse", message="m", stalled=True)),
+        {},
+        RunState.PENDING,
+        "False",
+        "Failed",
+    ),
+}
+
+
+def kstatus(generation, status) -> str:
+    """As sigs.k8s.io/cli-utils/pkg/kstatus computes it for a kind it does not know."""
+    conditions = {one["type"]: one["status"] for one in status["conditions"]}
+    if status["observedGeneration"] != generation or conditions.get("Reconciling") == "True":
+        return "InProgress"
+    if conditions.get("Stalled") == "True":
+        return "Failed"
+    return "Current" if conditions.get("Ready", "True") == "True" else "InProgress"
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_state_and_conditions(make_run, case) -> None:
+    facts, spec, state, ready, expected = case
+    run = make_run(**spec)
+    assert run_state(run, run.parsed(), facts)[0] is state
+    document = run_status(run, run.parsed(), facts, NOW).document()
+    conditions = {one["type"]: one for one in document["conditions"]}
+    assert conditions["Ready"]["status"] == ready
+    assert kstatus(run.generation, document) == expected
+    always = {"Ready", "Suspended", "Branching", "Stable", "CheckpointAvailable", "Complete"}
+    assert always | {"Failed", "Finished"} <= set(conditions)
+    assert all(one["observedGeneration"] == 3 for one in document["conditions"])
+    ended = state in (RunState.COMPLETED, RunState.FAILED)
+    assert (conditions["Finished"]["status"] == "True") is ended
+
+
+def test_a_pod_that_cannot_start_is_named(make_run) -> None:
+    run = make_run()
+    waiting = pod(ready=False, waiting="ImagePullBackOff", message="no such image")
+    facts = RunFacts(trainer=trainer(), pods=[waiting], store=STORE)
+    assert run_state(run, run.parsed(), facts)[1] == "ImagePullBackOff: no such image"
+    late = replace(facts, pods=[pod(ready=False)], late_mounts=True, secret="s3")
+    assert "Secret s3" in run_state(run, run.parsed(), late)[1]
+
+
+def summary(step):
+    return pb.RunSummary(
+        next_step=step, tokens=step * 10, loss=3.0, index=1.0, z=3.0, seconds_since_report=2
+    )
+
+
+def test_figures_alone_are_written_twice_a_minute_and_news_at_once(make_run) -> None:
+    run = make_run()
+    first = run_status(run, run.parsed(), replace(RUNNING, summary=summary(100)), NOW).document()
+    again = replace(run, status=first)
+    later = NOW + dt.timedelta(seconds=10)
+    moved = run_status(
+        again, run.parsed(), replace(RUNNING, summary=summary(110)), later
+    ).document()
+    assert moved["progress"]["step"] == 110
+    assert moved["progress"]["estimatedRemainingSeconds"] > 0
+    assert not worth_writing(first, moved, 10)
+    assert worth_writing(first, moved, 30)
+    calm = pb.RunSummary(next_step=111, index=0.1, z=0.1)
+    news = run_status(again, run.parsed(), replace(RUNNING, summary=calm), later).document()
+    assert worth_writing(first, news, 1)  # Stable has changed
+    assert not worth_writing(first, first, 1000)
+
+
+def test_a_status_that_somebody_broke_is_written_anew(make_run) -> None:
+    run = replace(make_run(), status={"conditions": "nonsense"})
+    assert run_status(run, run.parsed(), RUNNING, NOW).conditions
+
+
+def test_events_are_one_word_and_come_with_a_change(make_run) -> None:
+    run = make_run()
+    before = TrainingRunStatus()
+    after = run_status(run, run.parsed(), RUNNING, NOW)
+    (event,) = run_events(before, after, RunState.RUNNING, "")
+    assert (event.reason, event.warning) == ("Running", False)
+    assert run_events(after, after, RunState.RUNNING, "") == []

@@ -1,0 +1,84 @@
+"""What is done with a trainer, in a table of situations."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from forkcast_operator.kubernetes.seen import TrainerSeen, Work, trainer_seen
+from forkcast_operator.kubernetes.trainer_plan import (
+    EndTrainer,
+    FailRun,
+    Leave,
+    StartTrainer,
+    plan_trainer,
+)
+from forkcast_wire.manifest_pods import Lifecycle
+
+NOW = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
+RULES = Lifecycle.model_validate({"maxRestarts": 3, "restartBackoffSeconds": 30})
+
+
+def seen(work, start=0, reason="", ago=0):
+    ended = NOW - dt.timedelta(seconds=ago)
+    return TrainerSeen(
+        kind="Job",
+        name=f"t-{start}",
+        start=start,
+        work=work,
+        wanted=1,
+        reason=reason,
+        ended_at=ended,
+    )
+
+
+CASES = {
+    "none: start": (None, {}, StartTrainer(0, 0)),
+    "running": (seen(Work.ACTIVE), {}, Leave()),
+    "queued": (seen(Work.QUEUED), {}, Leave()),
+    "complete": (seen(Work.SUCCEEDED), {"complete": True}, Leave()),
+    "complete, its object gone": (None, {"complete": True}, Leave()),
+    "suspended": (seen(Work.ACTIVE), {"wanted": False}, EndTrainer("t-0")),
+    "suspended and going": (seen(Work.GOING), {"wanted": False}, Leave()),
+    "suspended, gone": (None, {"wanted": False}, Leave()),
+    "going: wait for its end": (seen(Work.GOING), {}, Leave()),
+    "asked to go by others: at once": (
+        seen(Work.SUCCEEDED, 2),
+        {"failures": 1},
+        StartTrainer(3, 1),
+    ),
+    "failed just now: wait": (seen(Work.FAILED, ago=10), {}, Leave(20)),
+    "failed a while ago": (seen(Work.FAILED, ago=30), {}, StartTrainer(1, 1)),
+    "the wait doubles": (seen(Work.FAILED, 1, ago=30), {"failures": 1}, Leave(30)),
+    "too often": (seen(Work.FAILED, 3, ago=900), {"failures": 3}, "RestartsExceeded"),
+    "of no use": (seen(Work.FAILED, reason="PodFailurePolicy", ago=900), {}, "Unusable"),
+    "over time": (seen(Work.FAILED, reason="DeadlineExceeded"), {}, "DeadlineExceeded"),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_plan(case) -> None:
+    trainer, given, expected = case
+    facts = {"wanted": True, "complete": False, "failures": 0, **given}
+    act = plan_trainer(trainer, RULES, now=NOW, **facts)
+    if isinstance(expected, str):
+        assert isinstance(act, FailRun)
+        assert act.reason == expected
+    else:
+        assert act == expected
+
+
+def test_the_newest_start_counts_and_a_jobset_s_own_job_does_not() -> None:
+    def body(name, start, kind="Job", **status):
+        labels = {"app.kubernetes.io/component": "trainer"}
+        if start is not None:
+            labels["forkcast.dev/start"] = str(start)
+        meta = {"name": name, "namespace": "n", "labels": labels}
+        return {"kind": kind, "metadata": meta, "spec": {"parallelism": 2}, "status": status}
+
+    failed = {
+        "conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]
+    }
+    found = trainer_seen([body("a", 0, **failed), body("b", 1), body("b-node-0", None)])
+    assert (found.name, found.work, found.wanted) == ("b", Work.ACTIVE, 2)

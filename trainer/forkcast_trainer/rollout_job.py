@@ -1,0 +1,74 @@
+"""`python -m forkcast_trainer.rollout_job`: one rollout, in a process (a pod) of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import structlog
+import torch
+
+from forkcast_trainer.errors import TrainerError
+from forkcast_trainer.rollout import Rollout
+from forkcast_wire import keys
+from forkcast_wire.documents import RolloutJob
+from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.process import configure_logging
+from forkcast_wire.store import StoreError, open_store, read_document
+
+_POLL_SECONDS = 1.0
+_log = structlog.get_logger()
+
+
+def main() -> int:
+    """0: it is no longer wanted, or has waited long enough; 1: try again; 2: the manifest cannot
+    be carried out.
+    """
+    parser = argparse.ArgumentParser(prog="rollout_job", description=__doc__)
+    parser.add_argument("--manifest", type=Path, required=True, help="resolved manifest, JSON")
+    parser.add_argument("--workdir", type=Path, default=Path(), help="a folder of its own")
+    parser.add_argument("--trigger", required=True, help="the trigger's id, e.g. e0-t288")
+    parser.add_argument("--candidate", required=True, help="e.g. c007, or control")
+    parser.add_argument(
+        "--park-seconds", type=float, default=300.0, help="wait so long at a rung for the next"
+    )
+    given = parser.parse_args()
+    configure_logging("rollout")
+    signal.signal(signal.SIGTERM, _leave)
+    spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
+    torch.set_num_threads(spec.training.threads)
+    try:
+        store = open_store(spec.storage, given.workdir)
+        job = read_document(store, RolloutJob, keys.rollout_job(given.trigger, given.candidate))
+        if job is None:
+            _log.warning("rollout.no_job", trigger=given.trigger, candidate=given.candidate)
+            return 0
+        Rollout(
+            job,
+            spec,
+            store,
+            given.workdir,
+            poll_seconds=_POLL_SECONDS,
+            park_seconds=given.park_seconds,
+        ).run()
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  the pod's last words
+        return 2
+    except (StoreError, ValueError) as error:
+        _log.error("rollout.died", error=f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """Nothing of a rollout is worth saving: what it has measured stands in the store."""
+    os._exit(143)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
