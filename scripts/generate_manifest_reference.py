@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from forkcast_wire.manifest import Part, StressorType, TrainingRun, TrainingRunSpec
+from forkcast_wire.fields import Part
+from forkcast_wire.manifest import StressorType, TrainingRun, TrainingRunSpec
 
 PAGE = Path(__file__).parent.parent / "docs" / "manifest.md"
 _HEAD = """\

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from forkcast_wire.manifest import API_VERSION, TrainingRun, TrainingRunSpec
+from forkcast_wire.fields import API_VERSION
+from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
 
 _HEALTHY_RATE = 3e-3
 

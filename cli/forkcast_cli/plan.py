@@ -44,7 +44,7 @@ def plan(manifest: TrainingRun) -> Plan:
     model = plan_model(spec)
     tokens = tokens_per_step(spec)
     branching = spec.branching.mode in (Mode.DRY_RUN, Mode.ENFORCE)
-    processes = spec.parallelism.processes_per_node
+    processes = spec.parallelism.processes
     concurrent = processes + (spec.branching.max_concurrent_rollouts if branching else 0)
     least, most = branch_steps(spec) if branching else (0, 0)
     kept = spec.checkpoint.keep_last + len(spec.checkpoint.pinned)

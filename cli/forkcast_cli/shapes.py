@@ -91,4 +91,4 @@ def tokens_per_step(spec: TrainingRunSpec) -> int:
     """Tokens that one optimizer step sees, all processes."""
     training = spec.training
     sequences = training.micro_batch_size * training.gradient_accumulation_steps
-    return sequences * spec.parallelism.processes_per_node * spec.data.sequence_length
+    return sequences * spec.parallelism.processes * spec.data.sequence_length

@@ -44,7 +44,7 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger) -> BranchRules:
 def lattice_of(spec: TrainingRunSpec, trigger: Trigger, bases: tuple[StateRef, ...]) -> Lattice:
     """The actions a branch may draw: the manifest's choices, over the depths of its bases."""
     choices = spec.branching.actions
-    micro = spec.training.gradient_accumulation_steps * spec.parallelism.processes_per_node
+    micro = spec.training.gradient_accumulation_steps * spec.parallelism.processes
     clipping = tuple(name for name in choices.clipping if name != "ARC" or micro >= _ARC_LEAST)
     return Lattice(
         learning_rate_scales=tuple(choices.learning_rate_scales),

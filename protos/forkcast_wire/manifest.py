@@ -10,59 +10,30 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    WithJsonSchema,
-    model_validator,
+from pydantic import Field, model_validator
+
+from forkcast_wire.fields import (
+    NAME_PATTERN,
+    Decay,
+    Decimal,
+    Fraction,
+    NonNegative,
+    Part,
+    Positive,
+    Seed,
+    Steps,
+    StepsOrZero,
+    Uri,
 )
-from pydantic.alias_generators import to_camel
-
-API_VERSION = "forkcast.dev/v1alpha1"
-DECIMAL_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-
-
-def _decimal(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, str):
-        raise ValueError(f'a decimal is a quoted string; write "{value}"')
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError(f'not a decimal: "{value}"; write one like "0.98" or "3e-4"') from None
-    if number != number or number in (float("inf"), float("-inf")):  # noqa: PLR0124
-        raise ValueError(f'not a finite decimal: "{value}"')
-    return number
-
-
-Decimal = Annotated[
-    float,
-    BeforeValidator(_decimal),
-    PlainSerializer(
-        lambda value: f"{value:.17g}" if value != float(f"{value:g}") else f"{value:g}"
-    ),
-    WithJsonSchema({"type": "string", "pattern": DECIMAL_PATTERN, "maxLength": 32}),
-]
-Positive = Annotated[Decimal, Field(gt=0)]
-NonNegative = Annotated[Decimal, Field(ge=0)]
-Fraction = Annotated[Decimal, Field(ge=0, le=1)]
-Decay = Annotated[Decimal, Field(ge=0, lt=1)]
-Steps = Annotated[int, Field(ge=1, le=100_000_000, strict=True)]
-StepsOrZero = Annotated[int, Field(ge=0, le=100_000_000, strict=True)]
-Seed = Annotated[int, Field(ge=0, le=2**53 - 1, strict=True)]
-Uri = Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class Part(BaseModel):
-    """A part of the manifest: unknown fields are refused, nothing changes after loading."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
-    )
-
+from forkcast_wire.manifest_pods import (
+    CaRef,
+    Images,
+    Lifecycle,
+    PodPatch,
+    Resources,
+    Scheduling,
+    SecretRef,
+)
 
 # -------------------------------------------------------------------------------------------- model
 
@@ -264,9 +235,16 @@ class Training(Part):
 
 
 class Parallelism(Part):
-    """Data parallel processes on this machine (torchrun)."""
+    """Data parallel processes (torchrun): nodes x processes_per_node."""
 
+    nodes: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
+    """Pods of the trainer, one a node. More than one needs a cluster."""
     processes_per_node: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
+
+    @property
+    def processes(self) -> int:
+        """All of them: nodes x processes_per_node."""
+        return self.nodes * self.processes_per_node
 
 
 class Statistics(Part):
@@ -296,6 +274,12 @@ class Storage(Part):
     prefix: Annotated[str, Field(max_length=512, pattern=r"^([A-Za-z0-9._-]+/)*$")] = ""
     region: Annotated[str, Field(max_length=64)] = "us-east-1"
     credentials_dir: Uri | None = None
+    secret_ref: SecretRef | None = None
+    """Kubernetes only: the Secret with the credentials. Absent: the operator's default store's."""
+    ca_file: Uri | None = None
+    """PEM file that an https endpoint's certificate is checked against. Absent: the system's."""
+    ca_ref: CaRef | None = None
+    """Kubernetes only: where `ca_file` comes from."""
     conditional_writes: Literal["Auto", "Required", "Off"] = "Auto"
 
     @model_validator(mode="after")
@@ -433,7 +417,9 @@ class Branching(Part):
     """What happens on a trigger. rungs: steps after it at which the finalists are compared."""
 
     mode: Mode = Mode.ENFORCE
-    executor: Literal["Process"] = "Process"
+    executor: Literal["Auto", "Process", "Pod"] = "Auto"
+    """Who runs rollouts: Process, children of the run on this machine; Pod, Jobs of a cluster.
+    Auto: Pod on a cluster, Process elsewhere."""
     candidates: Annotated[int, Field(ge=1, le=500, strict=True)] = 128
     top_k: Annotated[int, Field(ge=1, le=16, strict=True)] = 6
     rungs: Annotated[list[Steps], Field(min_length=1, max_length=8)] = [10, 25, 50]
@@ -494,6 +480,18 @@ class TrainingRunSpec(Part):
     uncertainty: Uncertainty = Uncertainty()
     branching: Branching = Branching()
     proxy: Proxy = Proxy()
+    suspend: bool = False
+    """Stop the trainer after a checkpoint and every rollout; false goes on from there."""
+    image: Images = Images()
+    """Container images (Kubernetes only)."""
+    resources: Resources = Resources()
+    """What the pods ask for (Kubernetes only)."""
+    scheduling: Scheduling = Scheduling()
+    """Queues and priorities (Kubernetes only)."""
+    pod_patch: PodPatch = PodPatch()
+    """Further fields of the pods (Kubernetes only)."""
+    lifecycle: Lifecycle = Lifecycle()
+    """How long the run and its objects live (Kubernetes only)."""
 
 
 class Metadata(Part):

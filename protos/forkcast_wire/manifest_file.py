@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from forkcast_wire.manifest import NAME_PATTERN, TrainingRun
+from forkcast_wire.fields import NAME_PATTERN
+from forkcast_wire.manifest import TrainingRun
 
 _MOST_BYTES = 1 << 20
 _INNER = re.compile(r"([a-z][A-Za-z.]*): (.*)", re.DOTALL)

@@ -103,7 +103,7 @@ class Engine:
         # a rollout is one process: it takes the micro-batches of all ranks, in their order, so
         # that it sees the batches that the run would see
         alone = place.world == 1
-        self.shards = spec.parallelism.processes_per_node if alone else place.world
+        self.shards = spec.parallelism.processes if alone else place.world
         train, held = prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length

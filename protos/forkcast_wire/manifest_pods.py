@@ -1,0 +1,209 @@
+"""What a manifest says about pods: images, resources, placement, life.
+
+Only a cluster reads these fields; a run on one machine accepts and ignores them, so that the same
+file serves both. It is a whitelist, not a pod template: whatever a pod's security rests on (users,
+capabilities, host paths, commands) is the operator's alone.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from forkcast_wire.fields import ObjectName, Part
+
+QUANTITY_PATTERN = r"^([0-9]+\.?[0-9]*|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]+)?$"
+
+
+def _quantity(value: object) -> object:
+    """A whole number stands for itself, as everywhere in Kubernetes (`nvidia.com/gpu: 8`)."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+_QUANTITY_SCHEMA = {
+    "x-kubernetes-int-or-string": True,
+    "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "pattern": QUANTITY_PATTERN,
+    "maxLength": 24,
+}
+Quantity = Annotated[
+    str,
+    Field(min_length=1, max_length=24, pattern=QUANTITY_PATTERN),
+    BeforeValidator(_quantity),
+    WithJsonSchema(_QUANTITY_SCHEMA),
+]
+QualifiedName = Annotated[str, Field(min_length=1, max_length=316)]
+LabelValue = Annotated[
+    str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
+]
+ImageName = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
+Seconds = Annotated[int, Field(ge=0, le=31_536_000, strict=True)]
+
+
+class NameRef(Part):
+    """The name of an object in the run's namespace."""
+
+    name: ObjectName
+    """Name of the object."""
+
+
+class SecretRef(Part):
+    """A Secret in the run's namespace; its two values are mounted as files, never read by the
+    operator.
+    """
+
+    name: ObjectName
+    """Name of the Secret."""
+    access_key_id_key: Annotated[str, Field(min_length=1, max_length=253)] = "accessKeyId"
+    """Key in the Secret that holds the access key id."""
+    secret_access_key_key: Annotated[str, Field(min_length=1, max_length=253)] = "secretAccessKey"
+    """Key in the Secret that holds the secret access key."""
+
+
+class CaRef(Part):
+    """Certificates (PEM) that the object store's certificate is checked against."""
+
+    kind: Literal["ConfigMap", "Secret"] = "ConfigMap"
+    """What holds the certificates."""
+    name: ObjectName
+    """Name of the ConfigMap or Secret, in the run's namespace."""
+    key: Annotated[str, Field(min_length=1, max_length=253)] = "ca.crt"
+    """Key that holds the PEM text."""
+
+
+class Images(Part):
+    """Container images (Kubernetes only)."""
+
+    trainer: ImageName | None = None
+    """Image of the trainer. Absent: the operator's own default."""
+    rollout: ImageName | None = None
+    """Image of the rollouts. Absent: the trainer's."""
+    pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    """When the kubelet pulls the images."""
+    pull_secrets: Annotated[list[NameRef], Field(max_length=8)] = []
+    """Secrets with registry credentials, in the run's namespace."""
+
+
+class PodResources(Part):
+    """Requests and limits of one pod's container, as quantities of Kubernetes."""
+
+    requests: Annotated[dict[QualifiedName, Quantity], Field(max_length=16)] = {}
+    """What the scheduler sets aside, e.g. {cpu: "8", memory: 64Gi}."""
+    limits: Annotated[dict[QualifiedName, Quantity], Field(max_length=16)] = {}
+    """What the container may use at most, e.g. {nvidia.com/gpu: 8}."""
+
+
+class Resources(Part):
+    """What pods of the run ask for (Kubernetes only). May change only while the run is suspended."""
+
+    per_node: PodResources = PodResources()
+    """Of each trainer pod; there is one a node."""
+    rollout: PodResources | None = None
+    """Of each rollout pod. Absent: as the trainer's, but for one process."""
+    shared_memory: Quantity | None = None
+    """Size of /dev/shm, counted against the memory limit, e.g. 16Gi. Absent: the runtime's 64 MiB."""
+    scratch: Quantity = "10Gi"
+    """Size limit of the scratch volume for token files and states on their way to the store."""
+
+
+class Scheduling(Part):
+    """Queues and priorities (Kubernetes only)."""
+
+    queue_name: ObjectName | None = None
+    """Kueue LocalQueue of the trainer. Absent: no queue."""
+    rollout_queue_name: ObjectName | None = None
+    """Kueue LocalQueue of the rollouts. Absent: the trainer's queue."""
+    priority_class_name: ObjectName | None = None
+    """PriorityClass of the trainer's pods. Absent: the cluster's default."""
+    rollout_priority_class_name: ObjectName | None = None
+    """PriorityClass of the rollouts' pods; give one below the trainer's. Absent: the operator's."""
+
+
+class Toleration(Part):
+    """A taint that the pods put up with; as in a pod's spec."""
+
+    key: Annotated[str, Field(max_length=316)] = ""
+    """Key of the taint; empty with operator Exists: every taint."""
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """Whether the value is compared."""
+    value: LabelValue = ""
+    """Value of the taint, with operator Equal."""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    """Effect of the taint; empty: every effect."""
+    toleration_seconds: Seconds | None = None
+    """With NoExecute: how long the pod stays. Absent: for ever."""
+
+    @model_validator(mode="after")
+    def _as_kubernetes_wants(self) -> Self:
+        if self.operator == "Exists" and self.value:
+            raise ValueError("value: must be empty where operator is Exists; remove it")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("key: is needed where operator is Equal; set it, or use Exists")
+        return self
+
+
+class EnvironmentVariable(Part):
+    """A plain variable of the trainer's and the rollouts' containers; secrets go by reference."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    """Name of the variable. FORKCAST_* and PET_* are the operator's."""
+    value: Annotated[str, Field(max_length=4096)] = ""
+    """Its value."""
+
+    @model_validator(mode="after")
+    def _not_the_operators(self) -> Self:
+        if self.name.startswith(("FORKCAST_", "PET_")):
+            raise ValueError(f"name: {self.name} is set by the operator; choose another")
+        return self
+
+
+class ClaimMount(Part):
+    """A PersistentVolumeClaim of the run's namespace, e.g. one that holds the training text."""
+
+    claim_name: ObjectName
+    """Name of the claim."""
+    mount_path: Annotated[str, Field(min_length=2, max_length=512, pattern=r"^/[^:]*$")]
+    """Where it is mounted in the trainer's and the rollouts' containers."""
+    read_only: bool = True
+    """Whether it is mounted read-only."""
+
+
+class PodPatch(Part):
+    """The fields of the run's pods that a manifest may set (Kubernetes only)."""
+
+    node_selector: Annotated[dict[QualifiedName, LabelValue], Field(max_length=16)] = {}
+    """Labels that a node must have."""
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
+    """Taints that the pods put up with."""
+    service_account_name: ObjectName | None = None
+    """ServiceAccount of the pods; its token is not mounted. Absent: the namespace's default."""
+    runtime_class_name: ObjectName | None = None
+    """RuntimeClass of the pods, e.g. nvidia."""
+    env: Annotated[list[EnvironmentVariable], Field(max_length=32)] = []
+    """Further environment variables."""
+    claims: Annotated[list[ClaimMount], Field(max_length=8)] = []
+    """Claims to mount."""
+    labels: Annotated[dict[QualifiedName, LabelValue], Field(max_length=16)] = {}
+    """Further labels of the pods."""
+    annotations: Annotated[
+        dict[QualifiedName, Annotated[str, Field(max_length=1024)]], Field(max_length=16)
+    ] = {}
+    """Further annotations of the pods."""
+
+
+class Lifecycle(Part):
+    """How long a run and its objects live (Kubernetes only)."""
+
+    active_deadline_seconds: Seconds = 0
+    """The run fails when it has been active for so long, seconds; 0 = no deadline."""
+    max_restarts: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 10
+    """Starts of the trainer after failures before the run is Failed."""
+    restart_backoff_seconds: Annotated[int, Field(ge=1, le=3600, strict=True)] = 30
+    """Wait before the first of them, seconds; doubled with each, at most one hour."""
+    ttl_seconds_after_finished: Seconds | None = None
+    """The TrainingRun object is deleted so long after its end, seconds. Absent: kept."""
+    branch_history: Annotated[int, Field(ge=0, le=1000, strict=True)] = 20
+    """Finished Branch objects that are kept; their records in the store stay in any case."""
+    on_delete: Literal["Retain", "Delete"] = "Retain"
+    """Whether deleting the TrainingRun also deletes what the run has stored."""
