@@ -19,7 +19,7 @@ from forkcast_cli import workdir
 from forkcast_cli.supervisor import Supervisor
 from forkcast_cli.view import RunView, look
 from forkcast_wire.manifest import TrainingRun
-from forkcast_wire.manifest_file import ManifestError
+from forkcast_wire.manifest_file import ManifestError, refuse_cluster_only
 from forkcast_wire.process import configure_logging
 from forkcast_wire.store import StoreError, open_store
 
@@ -33,6 +33,7 @@ def run(manifest: TrainingRun, folder: Path, *, quiet: bool) -> bool:
 
     Raises ManifestError, RunFailedError.
     """
+    refuse_cluster_only(manifest.spec)
     stop = threading.Event()
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:

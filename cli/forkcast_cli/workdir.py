@@ -14,12 +14,10 @@ from typing import Any
 
 from forkcast_wire import keys
 from forkcast_wire.documents import RunInfo, dump, load
-from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.manifest import CHANGEABLE, IMMUTABLE, TrainingRun
 from forkcast_wire.manifest_file import ManifestError
 
 MANIFEST = "manifest.json"
-#: What makes a run the run it is.
-_IMMUTABLE = ("model", "data", "stressors", "optimizer", "parallelism", "storage")
 
 
 @contextmanager
@@ -54,7 +52,9 @@ def prepare(folder: Path, manifest: TrainingRun) -> RunInfo:
     text = json.dumps(document, sort_keys=True, indent=1)
     path = folder / MANIFEST
     if path.exists():
-        _same_run(json.loads(path.read_text()), document)
+        # read through the model, so that a field that is newer than the run has its default
+        before = TrainingRun.model_validate(json.loads(path.read_text()))
+        _same_run(before.document(), document)
     partial = path.with_suffix(".part")
     partial.write_text(text)
     partial.replace(path)
@@ -78,12 +78,20 @@ def _same_run(before: dict[str, Any], after: dict[str, Any]) -> None:
             f"the folder holds run {before['metadata']['name']}",
             "use another --workdir",
         )
-    for field in _IMMUTABLE:
+    for field in IMMUTABLE:
         if before["spec"].get(field) != after["spec"].get(field):
             raise ManifestError(
                 f"spec.{field}", "cannot change within a run", "use another --workdir, or undo it"
             )
-    if after["spec"]["training"]["totalSteps"] < before["spec"]["training"]["totalSteps"]:
+    training = before["spec"]["training"], after["spec"]["training"]
+    for field in training[0]:
+        if field not in CHANGEABLE and training[0][field] != training[1][field]:
+            raise ManifestError(
+                f"spec.training.{field}",
+                "cannot change within a run",
+                "use another --workdir, or undo it",
+            )
+    if training[1]["totalSteps"] < training[0]["totalSteps"]:
         raise ManifestError("spec.training.totalSteps", "may only grow", "raise it")
 
 

@@ -6,7 +6,8 @@ rule over them may cost.
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
@@ -61,8 +62,30 @@ ObjectName = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule across fields as a cluster checks it: a CEL expression over ``self``, and ``oldSelf``
+    where it is about a change. The model's own validators say the same; a test compares them.
+
+    field: what the rule names, relative to the part, e.g. ``.topK``; empty for the part itself.
+    message: the rule and the remedy, after the field's name.
+    """
+
+    field: str
+    expression: str
+    message: str
+
+    @property
+    def is_transition(self) -> bool:
+        """Whether it compares with what stood there before."""
+        return "oldSelf" in self.expression
+
+
 class Part(BaseModel):
     """A part of the manifest: unknown fields are refused, nothing changes after loading."""
+
+    #: Rules across this part's fields.
+    RULES: ClassVar[tuple[Rule, ...]] = ()
 
     model_config = ConfigDict(
         alias_generator=to_camel,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from forkcast_wire.fields import NAME_PATTERN
-from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
 
 _MOST_BYTES = 1 << 20
 _INNER = re.compile(r"([a-z][A-Za-z.]*): (.*)", re.DOTALL)
@@ -63,6 +63,19 @@ def load_manifest(path: Path) -> TrainingRun:
     except ValidationError as error:
         raise _explained(error.errors()[0]) from None
     return _anchored(manifest, path.resolve().parent)
+
+
+def refuse_cluster_only(spec: TrainingRunSpec) -> None:
+    """Raises ManifestError where one machine cannot do what the manifest asks for. The fields that
+    only describe pods are no reason: they are ignored here.
+    """
+    if spec.suspend:
+        raise ManifestError("spec.suspend", "the run is suspended", "set false to run it")
+    if spec.parallelism.nodes > 1:
+        rule = f"{spec.parallelism.nodes} nodes need a cluster"
+        raise ManifestError("spec.parallelism.nodes", rule, "set 1, or use kubectl apply")
+    if spec.branching.executor == "Pod":
+        raise ManifestError("spec.branching.executor", "Pod needs a cluster", "set Auto")
 
 
 def _read(path: Path) -> str:
@@ -183,6 +196,9 @@ def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
         if value and (folder / value).exists():
             owner[name] = str((folder / value).resolve())
     storage = document["spec"]["storage"]
+    for name in ("credentialsDir", "caFile"):
+        if storage.get(name):
+            storage[name] = str((folder / storage[name]).resolve())
     if storage.get("path"):
         storage["path"] = str((folder / storage["path"]).resolve())
         _usable_store(Path(storage["path"]))

@@ -7,11 +7,11 @@ capabilities, host paths, commands) is the operator's alone.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from forkcast_wire.fields import ObjectName, Part
+from forkcast_wire.fields import ObjectName, Part, Rule
 
 QUANTITY_PATTERN = r"^([0-9]+\.?[0-9]*|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]+)?$"
 
@@ -123,6 +123,19 @@ class Scheduling(Part):
 class Toleration(Part):
     """A taint that the pods put up with; as in a pod's spec."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".value",
+            "self.operator == 'Equal' || self.value == ''",
+            "must be empty where operator is Exists; remove it",
+        ),
+        Rule(
+            ".key",
+            "self.operator == 'Exists' || self.key != ''",
+            "is needed where operator is Equal; set it, or use Exists",
+        ),
+    )
+
     key: Annotated[str, Field(max_length=316)] = ""
     """Key of the taint; empty with operator Exists: every taint."""
     operator: Literal["Exists", "Equal"] = "Equal"
@@ -145,6 +158,14 @@ class Toleration(Part):
 
 class EnvironmentVariable(Part):
     """A plain variable of the trainer's and the rollouts' containers; secrets go by reference."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".name",
+            "!self.name.startsWith('FORKCAST_') && !self.name.startsWith('PET_')",
+            "FORKCAST_* and PET_* are set by the operator; choose another",
+        ),
+    )
 
     name: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
     """Name of the variable. FORKCAST_* and PET_* are the operator's."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer
 
@@ -24,6 +24,7 @@ from forkcast_wire.fields import (
     NonNegative,
     ObjectName,
     Part,
+    Rule,
     Steps,
     StepsOrZero,
 )
@@ -366,6 +367,10 @@ class BranchAcceptance(Part):
 
 class BranchSpec(Part):
     """A branch as it was opened. Nothing of it ever changes: later edits of the run do not reach it."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule("", "self == oldSelf", "a branch's spec never changes; edit the TrainingRun"),
+    )
 
     run_ref: RunRef
     """The run it belongs to."""

@@ -111,8 +111,17 @@ class S3Store:
     def _dial(self) -> None:
         url = urlsplit(self._storage.endpoint or "")
         access, secret, session = self._credentials
+        authority = self._storage.ca_file
+        if authority is not None and not os.access(authority, os.R_OK):
+            raise StoreUnavailable(
+                f"spec.storage.caFile: {authority} cannot be read; give a PEM file"
+            )
         self._http = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=5, read=60), retries=False, maxsize=32
+            timeout=urllib3.Timeout(connect=5, read=60),
+            retries=False,
+            maxsize=32,
+            cert_reqs="CERT_REQUIRED",
+            ca_certs=authority,
         )
         try:
             self._minio = Minio(

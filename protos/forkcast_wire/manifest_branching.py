@@ -1,0 +1,239 @@
+"""What a manifest says about the detector, the branches it opens, and who forecasts for them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from forkcast_wire.fields import (
+    Decay,
+    Decimal,
+    Fraction,
+    NonNegative,
+    Part,
+    Positive,
+    Rule,
+    Steps,
+    StepsOrZero,
+)
+
+
+class SignalWeights(Part):
+    """Weights of the signals in the index; they sum to 1."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "",
+            "double(self.volatility) + double(self.entropy) + double(self.disagreement) > 0.999999"
+            " && double(self.volatility) + double(self.entropy) + double(self.disagreement)"
+            " < 1.000001",
+            "weights must sum to 1; change one of them",
+        ),
+    )
+
+    volatility: NonNegative = 0.5
+    """Of loss and gradient norm against their moving baselines."""
+    entropy: NonNegative = 0.3
+    """Of the attention's entropy, per layer."""
+    disagreement: NonNegative = 0.2
+    """Of simple forecasts of the loss."""
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        total = self.volatility + self.entropy + self.disagreement
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"weights sum to {total:g}, not to 1; change one of them")
+        return self
+
+
+class TriggerThresholds(Part):
+    """When the index fires."""
+
+    z: Positive = 2.5
+    """Threshold that must be exceeded at `consecutiveSteps` steps in a row."""
+    consecutive_steps: Annotated[int, Field(ge=1, le=1000, strict=True)] = 3
+    """How many steps in a row."""
+    single_z: Positive = 3.2
+    """Threshold that fires at once."""
+    force_every_steps: StepsOrZero = 0
+    """A trigger every so many steps whatever the index says (0 = off); for tests and evaluations."""
+
+
+class Uncertainty(Part):
+    """The detector. Absent fields keep the shipped uncertainty_config.yaml's values."""
+
+    window: Annotated[int, Field(ge=16, le=65536, strict=True)] | None = None
+    """Accepted values that each signal's spread is taken over."""
+    ema_decay: Decay | None = None
+    """Decay of the moving baselines."""
+    weights: SignalWeights | None = None
+    """Weights of the signals in the index."""
+    trigger: TriggerThresholds | None = None
+    """When the index fires."""
+    warmup_steps: StepsOrZero | None = None
+    """No trigger before so many accepted steps."""
+    cooldown_steps: StepsOrZero | None = None
+    """No trigger for so many steps after a branch."""
+    forecast_horizon_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
+    """Horizon of the disagreement signal's forecasts, steps."""
+
+
+class Mode(StrEnum):
+    """Disabled: no monitor. Observe: index and triggers only. DryRun: branches are opened, verified
+    and recorded, never applied. Enforce: the winner is adopted.
+    """
+
+    DISABLED = "Disabled"
+    OBSERVE = "Observe"
+    DRY_RUN = "DryRun"
+    ENFORCE = "Enforce"
+
+
+class Rollback(Part):
+    """How far back a branch may go."""
+
+    depths: Annotated[list[StepsOrZero], Field(min_length=1, max_length=8)] = [0, 200]
+    """Wanted distances of base states before the departure, steps, newest first; each takes the
+    nearest state at hand at or before it."""
+    steps: Steps = 1000
+    """Nothing older than this, steps."""
+
+
+class ActionChoices(Part):
+    """The lattice a branch draws from."""
+
+    learning_rate_scales: Annotated[
+        list[Annotated[Decimal, Field(gt=0, le=10)]], Field(min_length=1, max_length=16)
+    ] = [0.8, 0.9, 1.0, 1.1]
+    """Factors on the scheduled learning rate."""
+    weight_decay_scales: Annotated[
+        list[Annotated[Decimal, Field(gt=0, le=10)]], Field(min_length=1, max_length=16)
+    ] = [0.5, 1.0, 2.0]
+    """Factors on the weight decay."""
+    clipping: Annotated[
+        list[Literal["Keep", "ZClip", "ARC", "SPAM", "None"]], Field(min_length=1, max_length=5)
+    ] = ["Keep", "ZClip", "ARC", "SPAM", "None"]
+    """Clipping policies to switch to; Keep is the run's own."""
+    momentum_reset: bool = True
+    """Whether zeroing both moments is among the choices."""
+    data_reorder: bool = False
+    """Whether another order of the data is; needs research: true."""
+    skip_batch: bool = False
+    """Whether skipping batches is; needs research: true."""
+
+
+class Acceptance(Part):
+    """When a candidate is accepted."""
+
+    preset: Literal["Default", "Literal"] = "Default"
+    """Default: risk, loss and volatility together. Literal: the bare rule, for comparison."""
+    max_risk_quantile: Fraction = 0.2
+    """The calibrated risk must be below it."""
+    max_volatility_ratio: Positive = 1.05
+    """Candidate's over the control's volatility, at most."""
+    margin: NonNegative = 0.02
+    """Improvement that is needed where the shipped table is silent, nats/token."""
+
+
+class Confirm(Part):
+    """The confirm rung."""
+
+    steps: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 200
+    """Steps after the trigger; 0 = none."""
+    finalists: Annotated[int, Field(ge=1, le=16, strict=True)] = 2
+    """How many finalists go on to it beside the control."""
+
+
+class Budget(Part):
+    """What branches may cost."""
+
+    max_branches: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 50
+    """Branches over the run's life."""
+    max_per_hundred_thousand_steps: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 30
+    """Branches in proportion to the steps taken."""
+    deadline_seconds: Annotated[int, Field(ge=1, le=604_800, strict=True)] = 1800
+    """Of one branch, seconds."""
+
+
+class Branching(Part):
+    """What happens on a trigger."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(".topK", "self.topK <= self.candidates", "must be <= candidates; lower topK"),
+        Rule(
+            ".rungs",  # at most 8 of them
+            "[0, 1, 2, 3, 4, 5, 6].all(i, i + 1 >= size(self.rungs)"
+            " || self.rungs[i] < self.rungs[i + 1])",
+            "must rise; sort them and keep each once",
+        ),
+        Rule(
+            ".confirm.steps",
+            "self.confirm.steps == 0 || self.confirm.steps > self.rungs[size(self.rungs) - 1]",
+            "must exceed the last rung; raise it, or set 0 for none",
+        ),
+        Rule(
+            ".actions",
+            "self.research || !(self.actions.dataReorder || self.actions.skipBatch)",
+            "dataReorder and skipBatch need research: true; set it, or remove them",
+        ),
+    )
+
+    mode: Mode = Mode.ENFORCE
+    """Disabled: no monitor. Observe: index and triggers only. DryRun: branches are opened, verified
+    and recorded, never applied. Enforce: the winner is adopted."""
+    executor: Literal["Auto", "Process", "Pod"] = "Auto"
+    """Who runs rollouts: Process, children of the run on this machine; Pod, Jobs of a cluster.
+    Auto: Pod on a cluster, Process elsewhere."""
+    candidates: Annotated[int, Field(ge=1, le=500, strict=True)] = 128
+    """Actions that a branch drafts."""
+    top_k: Annotated[int, Field(ge=1, le=16, strict=True)] = 6
+    """How many of them are verified by rollouts."""
+    rungs: Annotated[list[Steps], Field(min_length=1, max_length=8)] = [10, 25, 50]
+    """Steps after the trigger at which the finalists are compared, rising."""
+    confirm: Confirm = Confirm()
+    """The confirm rung, after the last of them."""
+    max_concurrent_rollouts: Annotated[int, Field(ge=1, le=64, strict=True)] = 2
+    """Rollouts that run at once."""
+    search: Literal["Lattice", "Random", "Bandit", "Bayesian"] = "Lattice"
+    """Strategy that draws the candidates."""
+    rollback: Rollback = Rollback()
+    """How far back a branch may go."""
+    actions: ActionChoices = ActionChoices()
+    """The lattice a branch draws from."""
+    acceptance: Acceptance = Acceptance()
+    """When a candidate is accepted."""
+    budget: Budget = Budget()
+    """What branches may cost."""
+    research: bool = False
+    """Allow actions that change the data."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.top_k > self.candidates:
+            raise ValueError(
+                f"topK: must be <= candidates ({self.top_k} > {self.candidates}); lower topK"
+            )
+        if sorted(set(self.rungs)) != list(self.rungs):
+            raise ValueError(f"rungs: must rise, got {self.rungs}; sort them and keep each once")
+        if self.confirm.steps and self.confirm.steps <= self.rungs[-1]:
+            raise ValueError(
+                f"confirm.steps: must exceed the last rung ({self.confirm.steps} <= {self.rungs[-1]}); "
+                "raise it, or set 0 for none"
+            )
+        if (self.actions.data_reorder or self.actions.skip_batch) and not self.research:
+            given = "skipBatch" if self.actions.skip_batch else "dataReorder"
+            raise ValueError(f"actions.{given}: needs research: true; set it, or remove {given}")
+        return self
+
+
+class Proxy(Part):
+    """Who forecasts."""
+
+    mode: Literal["Service", "Heuristic"] = "Service"
+    """Service: the proxy. Heuristic: nobody; a fixed portfolio orders the candidates."""
+    horizon_steps: Steps = 2000
+    """How far ahead, at most the steps left."""
+    timeout_seconds: Annotated[Decimal, Field(gt=0, le=600)] = 5.0
+    """Wait for an answer before the heuristic takes over, seconds."""

@@ -1,0 +1,194 @@
+"""What a manifest says about the model, the text it learns from, and what disturbs it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from forkcast_wire.fields import Count, Decimal, Fraction, Part, Rule, Seed, Steps, StepsOrZero, Uri
+
+
+class Dtype(StrEnum):
+    """Auto: bf16 where the device has it, else fp32."""
+
+    AUTO = "Auto"
+    BFLOAT16 = "BFloat16"
+    FLOAT16 = "Float16"
+    FLOAT32 = "Float32"
+
+
+class Device(StrEnum):
+    """Auto: the GPU where there is one, else the CPU."""
+
+    AUTO = "Auto"
+    CPU = "Cpu"
+    CUDA = "Cuda"
+
+
+class ModelSize(Part):
+    """Overrides of the architecture's shape; absent fields keep the architecture's own."""
+
+    layers: Annotated[int, Field(ge=1, le=256, strict=True)] | None = None
+    """Transformer blocks."""
+    heads: Annotated[int, Field(ge=1, le=256, strict=True)] | None = None
+    """Attention heads of each block; the width is a multiple of them."""
+    width: Annotated[int, Field(ge=8, le=65536, strict=True)] | None = None
+    """Width of the residual stream."""
+    dropout: Fraction | None = None
+    """Dropout everywhere in the model."""
+
+
+class Model(Part):
+    """Which model is trained and where its first weights come from."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".source",
+            "(self.init == 'Pretrained') == has(self.source)",
+            "is set exactly when init is Pretrained; set both or neither",
+        ),
+    )
+
+    architecture: Annotated[str, Field(min_length=1, max_length=63)] = "gpt2"
+    """A name of the trainer's model shelf: gpt2-tiny, gpt2, gpt2-medium, gpt2-large."""
+    size: ModelSize = ModelSize()
+    """Overrides of the architecture's shape."""
+    init: Literal["FromScratch", "Pretrained"] = "FromScratch"
+    """Random first weights, or those of `source`."""
+    source: Uri | None = None
+    """With init Pretrained: a folder in Hugging Face layout, or a hub id."""
+    dtype: Dtype = Dtype.AUTO
+    """Arithmetic of the forward and backward pass. Auto: bf16 where the device has it, else fp32."""
+    device: Device = Device.AUTO
+    """Where to train. Auto: the GPU where there is one, else the CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+
+    @model_validator(mode="after")
+    def _source_goes_with_pretrained(self) -> Self:
+        if (self.init == "Pretrained") != (self.source is not None):
+            raise ValueError("source: is set exactly when init is Pretrained; set both or neither")
+        return self
+
+
+class TextFormat(StrEnum):
+    """Auto: by the file's suffix. Dataset: a hub id for the `datasets` library."""
+
+    AUTO = "Auto"
+    TEXT = "Text"
+    PARQUET = "Parquet"
+    DATASET = "Dataset"
+
+
+class TextSource(Part):
+    """Text from a file, a folder, the standard library's own sources, or a data set."""
+
+    uri: Uri
+    """A file or folder, `python-stdlib:` (the standard library's own sources), or a hub id of the
+    `datasets` library. Relative paths are relative to the manifest."""
+    format: TextFormat = TextFormat.AUTO
+    """What stands at the uri. Auto: by the file's suffix. Dataset: a hub id."""
+    config_name: Annotated[str, Field(max_length=256)] | None = None
+    """Configuration of the data set, e.g. wikitext-103-raw-v1."""
+    split: Annotated[str, Field(min_length=1, max_length=64)] = "train"
+    """Split of the data set."""
+    text_column: Annotated[str, Field(min_length=1, max_length=128)] = "text"
+    """Column that holds the text, in Parquet files and data sets."""
+    max_bytes: Count = 0
+    """Stop reading after this much text, bytes; 0 = all of it."""
+
+
+class Validation(Part):
+    """The held-out text and how often it is looked at."""
+
+    source: TextSource | None = None
+    """Its own text. Absent: the last `fraction` of the training tokens is held out."""
+    fraction: Annotated[Decimal, Field(gt=0, lt=1)] = 0.02
+    """Share of the training tokens that is held out where there is no source."""
+    every_steps: Steps = 1000
+    """Steps between validations of `maxBatches` micro-batches."""
+    full_every_steps: Steps = 10_000
+    """Steps between evaluations of the whole held-out text; one more stands at the run's end."""
+    max_batches: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 50
+    """Micro-batches of a validation."""
+
+
+class Data(Part):
+    """The text, how it becomes tokens, and in which order they come."""
+
+    train: TextSource
+    """The training text."""
+    validation: Validation = Validation()
+    """The held-out text."""
+    tokenizer: Uri = "bytes"
+    """`bytes` (256 ids and one end-of-text), a folder with tokenizer files, or a hub id."""
+    sequence_length: Annotated[int, Field(ge=8, le=1_048_576, strict=True)] = 1024
+    """Tokens of a sequence."""
+    shuffle_seed: Seed = 17
+    """Seed of the order of the sequences."""
+
+
+class StressorType(StrEnum):
+    """What a stressor does to the run; see docs/manifest.md."""
+
+    RARE_TOKEN_BURST = "RareTokenBurst"
+    LONG_SEQUENCE = "LongSequence"
+    TEXT_ARTIFACTS = "TextArtifacts"
+    BLOCK_SHUFFLE = "BlockShuffle"
+    AGGRESSIVE_WARMUP = "AggressiveWarmup"
+
+
+#: Probability of a stressor at each step (BlockShuffle: at each interval) where none is given.
+STRESSOR_PROBABILITY = {
+    StressorType.RARE_TOKEN_BURST: 0.02,
+    StressorType.LONG_SEQUENCE: 0.01,
+    StressorType.TEXT_ARTIFACTS: 0.01,
+    StressorType.BLOCK_SHUFFLE: 0.05,
+    StressorType.AGGRESSIVE_WARMUP: 1.0,
+}
+
+
+class Stressor(Part):
+    """One seeded disturbance, active at steps in [fromStep, toStep); for tests and evaluations."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".toStep",
+            "self.toStep == 0 || self.toStep > self.fromStep",
+            "must be > fromStep; set 0 for 'to the end'",
+        ),
+        Rule(
+            ".magnitude",
+            "!has(self.magnitude) || self.type == 'AggressiveWarmup'",
+            "belongs to AggressiveWarmup; remove it",
+        ),
+    )
+
+    type: StressorType
+    """What it does; the table of stressors stands in docs/manifest.md."""
+    probability: Fraction | None = None
+    """At each step (BlockShuffle: each interval of 100 steps). Absent: the type's own."""
+    magnitude: Annotated[Decimal, Field(gt=0, le=1000)] | None = None
+    """AggressiveWarmup only: the factor on the learning rate. Absent: 4."""
+    from_step: StepsOrZero = 0
+    """First step."""
+    to_step: StepsOrZero = 0
+    """Step after the last; 0 = to the end (AggressiveWarmup: to step 500)."""
+    seed: Seed = 1
+    """Seed of its draws."""
+
+    @model_validator(mode="after")
+    def _window_and_magnitude(self) -> Self:
+        if self.to_step and self.to_step <= self.from_step:
+            raise ValueError(
+                f"toStep: must be > fromStep ({self.to_step} <= {self.from_step}); set 0 for 'to the end'"
+            )
+        if self.magnitude is not None and self.type is not StressorType.AGGRESSIVE_WARMUP:
+            raise ValueError(
+                f"magnitude: belongs to AggressiveWarmup, not to {self.type}; remove it"
+            )
+        return self

@@ -1,0 +1,172 @@
+"""What a manifest says about the optimizer, the loop, its processes, and what it stores."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from forkcast_wire.fields import (
+    Decay,
+    Decimal,
+    NonNegative,
+    Part,
+    Positive,
+    Rule,
+    Seed,
+    Steps,
+    StepsOrZero,
+    Uri,
+)
+from forkcast_wire.manifest_pods import CaRef, SecretRef
+
+
+class Clipping(Part):
+    """The run's own clipping policy."""
+
+    policy: Literal["None", "Norm", "ZClip", "ARC", "SPAM"] = "Norm"
+    """A name of the trainer's clipping shelf."""
+    params: Annotated[
+        dict[Annotated[str, Field(min_length=1, max_length=64)], Decimal], Field(max_length=16)
+    ] = {}
+    """Its parameters, as decimals, e.g. {zThreshold: "2.5"}."""
+
+
+class Schedule(Part):
+    """The learning rate's course: linear warm-up, then Cosine or Constant."""
+
+    type: Literal["Cosine", "Constant"] = "Cosine"
+    """Cosine: down to `minLearningRate` at the last step."""
+    warmup_steps: StepsOrZero = 100
+    """Steps of the linear warm-up."""
+    min_learning_rate: NonNegative = 0.0
+    """Where Cosine ends."""
+
+
+class Optimizer(Part):
+    """AdamW (decoupled weight decay, no decay on 1-D tensors)."""
+
+    name: Literal["AdamW"] = "AdamW"
+    """Which optimizer."""
+    learning_rate: Positive = 6e-4
+    """Peak of the schedule."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled weight decay of tensors with two and more dimensions."""
+    betas: Annotated[tuple[Decay, Decay], Field()] = (0.9, 0.95)
+    """Decays of the two moments."""
+    epsilon: Positive = 1e-8
+    """Added to the root of the second moment."""
+    schedule: Schedule = Schedule()
+    """The learning rate's course."""
+    clipping: Clipping = Clipping()
+    """The run's own clipping policy."""
+
+
+class Training(Part):
+    """One step = microBatchSize x gradientAccumulationSteps x processes sequences."""
+
+    total_steps: Steps
+    """Optimizer steps in all; may only grow."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=65536, strict=True)] = 8
+    """Sequences of one forward and backward pass of one process."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65536, strict=True)] = 1
+    """Passes of one optimizer step."""
+    seed: Seed = 42
+    """Seed of the first weights and of dropout."""
+    threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
+    """Intra-op threads of each process on the CPU; results are bit-equal only at one count."""
+
+
+class Parallelism(Part):
+    """Data parallel processes (torchrun): nodes x processesPerNode."""
+
+    nodes: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
+    """Pods of the trainer, one a node. More than one needs a cluster."""
+    processes_per_node: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
+    """Processes of each, one a GPU."""
+
+    @property
+    def processes(self) -> int:
+        """All of them: nodes x processes_per_node."""
+        return self.nodes * self.processes_per_node
+
+
+class Statistics(Part):
+    """How often the costlier statistics are sampled."""
+
+    internals_every_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 10
+    """Steps between samples of attention entropy and logits and of activation statistics."""
+    update_every_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 1
+    """Steps between samples of RMS_t, update ratio and update cosine."""
+
+
+class Storage(Part):
+    """Where checkpoints, lineage and decisions stand: a folder, or with a bucket any S3 API.
+    Neither path nor bucket: the work directory; on a cluster the operator's default store.
+    """
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".bucket",
+            "has(self.bucket) == has(self.endpoint)",
+            "bucket and endpoint go together; set both, or neither for a folder",
+        ),
+        Rule(
+            ".path",
+            "!(has(self.path) && has(self.bucket))",
+            "path is for a folder, bucket for S3; keep one of them",
+        ),
+    )
+
+    path: Uri | None = None
+    """A folder. Absent: the work directory itself."""
+    endpoint: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^https?://")] | None = (
+        None
+    )
+    """URL of the S3 API."""
+    bucket: (
+        Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] | None
+    ) = None
+    """Name of the bucket; it must exist."""
+    prefix: Annotated[str, Field(max_length=512, pattern=r"^([A-Za-z0-9._-]+/)*$")] = ""
+    """What all keys begin with; ends with a slash."""
+    region: Annotated[str, Field(max_length=64)] = "us-east-1"
+    """Region that requests are signed for."""
+    credentials_dir: Uri | None = None
+    """Folder with the files accessKeyId and secretAccessKey. Absent: the AWS_* variables; on a
+    cluster the operator sets it to where `secretRef` is mounted."""
+    secret_ref: SecretRef | None = None
+    """Kubernetes only: the Secret with the credentials. Absent: the operator's default name."""
+    ca_file: Uri | None = None
+    """PEM file that an https endpoint's certificate is checked against. Absent: the system's; on a
+    cluster the operator sets it to where `caRef` is mounted."""
+    ca_ref: CaRef | None = None
+    """Kubernetes only: where `caFile` comes from."""
+    conditional_writes: Literal["Auto", "Required", "Off"] = "Auto"
+    """Whether create-only and compare-and-swap writes are used. Auto: where a probe shows that the
+    server honours them."""
+
+    @model_validator(mode="after")
+    def _folder_or_bucket(self) -> Self:
+        if (self.bucket is None) != (self.endpoint is None):
+            raise ValueError("bucket and endpoint go together; set both, or neither for a folder")
+        if self.path is not None and self.bucket is not None:
+            raise ValueError("path is for a folder, bucket for S3; keep one of them")
+        return self
+
+
+class Checkpoint(Part):
+    """Durable checkpoints, and the ring of recent full states from which branches fork."""
+
+    every_steps: Steps = 1000
+    """Steps between durable checkpoints."""
+    keep_last: Annotated[int, Field(ge=1, le=1000, strict=True)] = 8
+    """How many of them are kept, beside the last good one and a few older ones."""
+    ring_every_steps: Steps = 50
+    """Steps between states of the ring."""
+    ring_keep: Annotated[int, Field(ge=2, le=1000, strict=True)] = 8
+    """How many states the ring holds."""
+    pinned: Annotated[list[Steps], Field(max_length=64)] = []
+    """Steps whose checkpoints are never pruned."""
+    compression_level: Annotated[int, Field(ge=0, le=19, strict=True)] = 1
+    """Level of zstd; 0 stores raw frames."""
