@@ -1,0 +1,247 @@
+"""The definitions as files: up to date, bounded, described, and their rules right without a server."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import celpy
+import pytest
+import yaml
+from pydantic import Field
+
+from forkcast_wire.crd import SchemaError, branch, part_schema, training_run
+from forkcast_wire.fields import Decimal, Part
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.resources import BranchCondition, RunCondition
+
+ROOT = Path(__file__).parents[2]
+CRDS = ROOT / "charts" / "forkcast" / "files" / "crds"
+DEFINITIONS = {"TrainingRun": training_run(), "Branch": branch()}
+
+
+def _root(definition: dict[str, Any]) -> dict[str, Any]:
+    return definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+
+def _walk(schema: dict[str, Any], path: str = ""):
+    """Every schema below, with its path."""
+    yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from _walk(inner, f"{path}.{name}")
+    for part in ("items", "additionalProperties"):
+        if part in schema:
+            yield from _walk(schema[part], f"{path}[]")
+
+
+SCHEMAS = [
+    pytest.param(path, schema, id=f"{kind}{path}")
+    for kind, definition in DEFINITIONS.items()
+    for root in ("spec", "status")
+    for path, schema in _walk(_root(definition)["properties"][root], f".{root}")
+]
+
+
+def test_files_are_what_the_models_say():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "generate_crds.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", DEFINITIONS)
+def test_a_file_fits_into_an_annotation_and_reads_back(kind):
+    name = DEFINITIONS[kind]["metadata"]["name"]
+    text = (CRDS / f"{name}.yaml").read_text()
+    assert len(text.encode()) < 256 << 10
+    assert yaml.safe_load(text) == DEFINITIONS[kind]
+
+
+def test_every_field_is_described_and_bounded():
+    for _path, schema in (p.values for p in SCHEMAS):
+        for name, inner in schema.get("properties", {}).items():
+            assert inner.get("description", "").strip(), f"{_path}.{name}"
+        kind = schema.get("type")
+        if kind == "string" and "enum" not in schema:
+            assert "maxLength" in schema, _path
+        if kind == "integer":
+            assert {"minimum", "maximum"} <= set(schema), _path
+        if kind == "array":
+            assert "maxItems" in schema, _path
+        if "additionalProperties" in schema:
+            assert "maxProperties" in schema, _path
+        assert "x-kubernetes-preserve-unknown-fields" not in schema, _path
+
+
+def test_no_number_is_a_float():
+    assert not [
+        path for path, schema in (p.values for p in SCHEMAS) if schema.get("type") == "number"
+    ]
+
+
+def test_columns_name_what_there_is():
+    for definition in DEFINITIONS.values():
+        fields = {path for path, _ in _walk(_root(definition))}
+        for column in definition["spec"]["versions"][0]["additionalPrinterColumns"]:
+            path = column["jsonPath"]
+            if path == ".metadata.creationTimestamp":
+                continue
+            plain = path.split("[?")[0]
+            rest = path.rpartition(")]")[2] if "[?" in path else ""
+            assert (f"{plain}[]{rest}" if rest else plain) in fields, path
+
+
+def test_conditions_fit_into_the_list():
+    assert len(RunCondition) <= 16
+    assert len(BranchCondition) <= 16
+
+
+def test_a_field_without_words_or_bounds_is_refused():
+    class Wordless(Part):
+        one: bool = True
+
+    class Boundless(Part):
+        one: int
+        """One."""
+
+    class Endless(Part):
+        one: Annotated[list[bool], Field()]
+        """One."""
+
+    class Mixed(Part):
+        one: bool | str
+        """One."""
+
+    for model, said in (
+        (Wordless, "description"),
+        (Boundless, "ge and le"),
+        (Endless, "max_length"),
+        (Mixed, "union"),
+    ):
+        with pytest.raises(SchemaError, match=rf"{model.__name__}\.one: .*{said}"):
+            part_schema(model)
+
+
+def test_a_decimal_keeps_its_range():
+    class One(Part):
+        share: Annotated[Decimal, Field(gt=0, le=1)] = 0.5
+        """A share."""
+
+    schema = part_schema(One)["properties"]["share"]
+    assert schema["default"] == "0.5"
+    assert schema["x-kubernetes-validations"] == [
+        {"rule": "double(self) > 0.0 && double(self) <= 1.0", "message": "must be > 0 and <= 1"}
+    ]
+
+
+# ------------------------------------------------------------- the rules, by another CEL interpreter
+
+
+def _holds(expression: str, value: Any, before: Any = None) -> bool:
+    environment = celpy.Environment()
+    program = environment.program(environment.compile(expression))
+    given = {"self": celpy.json_to_cel(value)}
+    if before is not None:
+        given["oldSelf"] = celpy.json_to_cel(before)
+    return bool(program.evaluate(given))
+
+
+def _good() -> dict[str, Any]:
+    manifest = {"data": {"train": {"uri": "text"}}, "training": {"totalSteps": 10}}
+    return TrainingRunSpec.model_validate(manifest).model_dump(
+        mode="json", by_alias=True, exclude_none=True
+    )
+
+
+def _changed(path: str, value: Any) -> dict[str, Any]:
+    document = copy.deepcopy(_good())
+    *parts, last = path.split(".")
+    place = document
+    for part in parts:
+        place = place.setdefault(part, {})
+    place[last] = value
+    return document
+
+
+def _rules(path: str) -> list[str]:
+    schema = _root(DEFINITIONS["TrainingRun"])["properties"]["spec"]
+    for part in path.split(".") if path else ():
+        schema = schema["properties"][part]
+    return [one["rule"] for one in schema["x-kubernetes-validations"]]
+
+
+def _at(document: dict[str, Any], path: str) -> Any:
+    for part in path.split(".") if path else ():
+        document = document[part]
+    return document
+
+
+WEIGHTS = {"volatility": "0.5", "entropy": "0.3", "disagreement": "0.2"}
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "bad", "good"),
+    [
+        ("branching", "branching.topK", 16, 6),
+        ("branching", "branching.rungs", [10, 10, 50], [10, 20, 30, 40, 50, 60, 70, 80]),
+        ("branching", "branching.confirm.steps", 50, 51),
+        ("branching", "branching.actions.skipBatch", True, False),
+        ("model", "model.source", "somewhere", None),
+        ("storage", "storage.bucket", "bucket", None),
+        (
+            "uncertainty.weights",
+            "uncertainty.weights",
+            {**WEIGHTS, "entropy": "0.30001"},
+            {**WEIGHTS, "entropy": "0.3000001"},
+        ),
+        ("optimizer.learningRate", "optimizer.learningRate", "-1e-3", "3e-4"),
+        ("optimizer.learningRate", "optimizer.learningRate", "0", "1."),
+        ("model.size.dropout", "model.size.dropout", "1.01", ".1"),
+        ("branching.acceptance.maxRiskQuantile", "branching.acceptance.maxRiskQuantile", "2", "1"),
+    ],
+)
+def test_rules_without_a_server(part, field, bad, good):
+    def verdicts(value: Any) -> list[bool]:
+        document = _good() if value is None else _changed(field, value)
+        document["branching"]["candidates"] = 15
+        return [_holds(rule, _at(document, part)) for rule in _rules(part)]
+
+    assert not all(verdicts(bad))
+    assert all(verdicts(good))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("training.totalSteps", 11, True),
+        ("training.totalSteps", 9, False),
+        ("training.threads", 2, True),
+        ("training.seed", 7, False),
+        ("model.architecture", "gpt2-medium", False),
+        ("optimizer.learningRate", "1e-3", False),
+        ("parallelism.nodes", 2, False),
+        ("storage.prefix", "elsewhere/", False),
+        ("data.shuffleSeed", 3, False),
+        ("branching.mode", "Observe", True),
+        ("resources.scratch", "20Gi", False),
+        ("suspend", True, True),
+    ],
+)
+def test_changes_without_a_server(field, value, allowed):
+    after, before = _changed(field, value), _good()
+    rules = _rules("")
+    assert all("oldSelf" in rule for rule in rules)
+    assert all(_holds(rule, after, before) for rule in rules) is allowed
+
+
+def test_resources_change_while_suspended():
+    before = _changed("suspend", value=True)
+    after = copy.deepcopy(before)
+    after["resources"]["scratch"] = "20Gi"
+    assert all(_holds(rule, after, before) for rule in _rules(""))
