@@ -24,6 +24,7 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_manifest_reference.py --check
 	$(BIN)/python scripts/generate_crds.py --check
+	$(BIN)/python scripts/generate_dashboards.py --check
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest

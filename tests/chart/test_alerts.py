@@ -120,7 +120,7 @@ ILL: dict[str, tuple[dict[str, str | None], dict[str, str], str]] = {
     ),
     "ForkcastLossNotFinite": (
         {f"forkcast_train_loss{{{RUN}}}": " ".join(["NaN"] * 401)},
-        {"__name__": "forkcast_train_loss", "namespace": "lab", "run": "one"},
+        {"namespace": "lab", "run": "one"},
         "lab/one has not been a number",
     ),
     "ForkcastUnstable": (
