@@ -120,8 +120,10 @@ RUNS = (
         text="Optimizer steps of rollouts against steps of the run.",
         queries=(
             (
-                f"sum by (namespace, run) (forkcast_operator_rollout_steps_total{_RUN}) / "
-                f"sum by (namespace, run) (forkcast_steps_total{_RUN})",
+                (
+                    f"sum by (namespace, run) (forkcast_operator_rollout_steps_total{_RUN}) / "
+                    f"sum by (namespace, run) (forkcast_steps_total{_RUN})"
+                ),
                 "{{namespace}}/{{run}}",
             ),
         ),

@@ -1,0 +1,369 @@
+"""The chart as Helm renders it: valid, strict, least privilege, restricted pods."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "forkcast"
+GOLDEN = Path(__file__).parent / "golden"
+VERSION = "1.34.1"
+#: Kinds that are not Kubernetes' own; the real definitions judge them on a server.
+FOREIGN = ("forkcast.dev/", "monitoring.coreos.com/", "cert-manager.io/")
+
+BUNDLED = {"objectStore": {"mode": "Bundled"}}
+EXTERNAL = {"objectStore": {"external": {"endpoint": "https://s3.example.org", "bucket": "runs"}}}
+MATRIX: dict[str, dict[str, Any]] = {
+    "bundled": BUNDLED,
+    "bundled_keeps_nothing": {
+        "objectStore": {"mode": "Bundled", "bundled": {"persistence": {"enabled": False}}}
+    },
+    "external": EXTERNAL,
+    "external_with_authority_and_more_stores": {
+        "objectStore": {
+            "external": {
+                "endpoint": "https://s3.example.org",
+                "bucket": "runs",
+                "caConfigMap": "s3-ca",
+                "conditionalWrites": "Off",
+            },
+            "additional": [
+                {"endpoint": "https://other.example.org", "bucket": "more", "secretName": "more"}
+            ],
+        }
+    },
+    "namespaced": {**EXTERNAL, "watchNamespaces": ["lab", "team-b"]},
+    "plain_text": {**EXTERNAL, "tls": {"mode": "Disabled"}},
+    "cert_manager_mutual": {
+        **EXTERNAL,
+        "watchNamespaces": ["lab"],
+        "tls": {"mode": "CertManager", "auth": "Mutual", "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}},
+        "trainer": {"monitorTlsSecret": "forkcast-trainer"},
+    },
+    "existing_mutual": {
+        **EXTERNAL,
+        "tls": {"mode": "Existing", "auth": "Mutual", "existingSecret": "a", "existingClientSecret": "b"},
+    },
+    "no_proxy": {**EXTERNAL, "proxy": {"enabled": False}},
+    "two_operators": {**EXTERNAL, "operator": {"replicas": 2}},
+    "monitored": {
+        **EXTERNAL,
+        "metrics": {
+            "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+            "prometheusRule": {"enabled": True, "disabled": ["ForkcastUnstable"], "ruleLabels": {"team": "ml"}},
+            "dashboards": {"enabled": True, "namespace": "grafana", "annotations": {"folder": "ml"}},
+        },
+    },
+    "pod_monitor": {**EXTERNAL, "metrics": {"podMonitor": {"enabled": True}}},
+    "bare": {
+        **EXTERNAL,
+        "crds": {"enabled": False},
+        "rbac": {"create": False, "aggregate": False},
+        "networkPolicy": {"enabled": False},
+        "monitor": {"serviceAccount": {"create": False, "name": "mine"}, "persistence": {"enabled": False}},
+        "trainer": {"rolloutPriorityClass": {"create": False, "name": "low"}},
+    },
+    "placed": {
+        **BUNDLED,
+        "fullnameOverride": "fc",
+        "commonLabels": {"team": "ml"},
+        "imagePullSecrets": [{"name": "regcred"}],
+        "image": {"repository": "registry.example.org/control", "digest": f"sha256:{'0' * 64}"},
+        "networkPolicy": {"metricsFrom": [{"namespaceSelector": {}}]},
+        "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-x"}}],
+        **{
+            one: {
+                "nodeSelector": {"pool": "cpu"},
+                "tolerations": [{"key": "a", "operator": "Exists"}],
+                "priorityClassName": "high",
+                "podAnnotations": {"a": "b"},
+                "podLabels": {"c": "d"},
+                "extraEnv": [{"name": "E", "value": "F"}],
+                "affinity": {"nodeAffinity": {}},
+                "topologySpreadConstraints": [
+                    {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+                ],
+            }
+            for one in ("operator", "monitor", "proxy")
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def render(helm, tmp_path_factory):
+    """The objects of a case of the matrix, rendered once."""
+    folder = tmp_path_factory.mktemp("values")
+    known: dict[str, list[dict[str, Any]]] = {}
+
+    def rendered(name: str) -> list[dict[str, Any]]:
+        if name not in known:
+            done = _template(helm, folder, MATRIX[name])
+            assert done.returncode == 0, done.stderr
+            known[name] = [one for one in yaml.safe_load_all(done.stdout) if one]
+        return known[name]
+
+    return rendered
+
+
+def _template(helm, folder, values, *more):
+    path = folder / f"{abs(hash(json.dumps(values)))}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return subprocess.run(
+        [helm, "template", "demo", str(CHART), "-n", "forkcast-system", "-f", str(path), *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def _pod_specs(objects):
+    for one in objects:
+        if one["kind"] == "Pod":
+            yield one["metadata"]["name"], one["spec"]
+        elif one["kind"] == "Deployment":
+            yield one["metadata"]["name"], one["spec"]["template"]["spec"]
+
+
+def _find(objects, kind, suffix):
+    return next(
+        one for one in objects if one["kind"] == kind and one["metadata"]["name"].endswith(suffix)
+    )
+
+
+@pytest.mark.parametrize("name", ["bundled", "external", "monitored"])
+def test_lint(helm, tmp_path, name):
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(MATRIX[name]))
+    done = subprocess.run(
+        [helm, "lint", "--strict", str(CHART), "-f", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_every_object_is_valid(render, name):
+    objects = render(name)
+    keys = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
+    assert len(set(keys)) == len(keys)
+    for one in objects:
+        if not one["apiVersion"].startswith(FOREIGN):
+            kubernetes_validate.validate(one, VERSION, strict=True)
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_pods_are_restricted(render, name):
+    for pod, spec in _pod_specs(render(name)):
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"] is True, pod
+        assert security["runAsUser"] > 0
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            inner = container["securityContext"]
+            assert inner["allowPrivilegeEscalation"] is False, container["name"]
+            assert inner["readOnlyRootFilesystem"] is True
+            assert inner["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+            assert container["resources"]["requests"]
+        allowed = {"configMap", "emptyDir", "projected", "secret", "persistentVolumeClaim", "name"}
+        assert {key for volume in spec.get("volumes", []) for key in volume} <= allowed
+
+
+@pytest.mark.parametrize("name", ["external", "namespaced", "cert_manager_mutual"])
+def test_rights_are_the_golden_ones(render, name):
+    """A change of rights is a change of tests/chart/golden/: look at it twice."""
+    rights = [
+        {
+            key: one[key]
+            for key in ("kind", "metadata", "rules", "roleRef", "subjects")
+            if key in one
+        }
+        for one in render(name)
+        if one["apiVersion"].startswith("rbac.authorization.k8s.io/")
+    ]
+    for one in rights:
+        one["metadata"] = {k: v for k, v in one["metadata"].items() if k != "labels"}
+    text = yaml.safe_dump_all(rights, sort_keys=False)
+    path = GOLDEN / f"rbac-{name}.yaml"
+    assert path.exists(), f"no {path.name}; it should be:\n{text}"
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_nobody_may_read_secrets_or_everything(render, name):
+    for one in render(name):
+        for rule in one.get("rules") or [] if "rbac" in one["apiVersion"] else []:
+            assert "secrets" not in rule["resources"]
+            assert "*" not in [*rule["resources"], *rule["verbs"], *rule["apiGroups"]]
+            assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
+            assert not {"pods/exec", "roles", "nodes/proxy"} & set(rule["resources"])
+
+
+def test_a_namespaced_installation_has_no_cluster_wide_rights_on_runs(render):
+    for one in render("namespaced"):
+        if one["kind"] == "ClusterRole" and "-view" not in one["metadata"]["name"]:
+            for rule in one["rules"]:
+                assert rule["resources"] == ["tokenreviews"] or "edit" in one["metadata"]["name"]
+    operator = _find(render("namespaced"), "Deployment", "-operator")
+    arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--namespace=lab" in arguments
+    assert "--namespace=team-b" in arguments
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({**BUNDLED, "monitr": {}}, "monitr"),
+        ({**BUNDLED, "monitor": {"replicas": 2}}, "replicas"),
+        ({"objectStore": {"mode": "bundled"}}, "objectStore.mode"),
+        ({**BUNDLED, "operator": {"replicas": 0}}, "operator.replicas"),
+        ({**BUNDLED, "operator": {"resources": {"limit": {}}}}, "limit"),
+        ({**BUNDLED, "image": {"digest": "sha256:1"}}, "image.digest"),
+        ({**BUNDLED, "tls": {"mode": "Off"}}, "tls.mode"),
+        ({**BUNDLED, "metrics": {"serviceMonitor": {"interval": "often"}}}, "interval"),
+        ({"objectStore": {"external": {"bucket": "b"}}}, "objectStore.external.endpoint: is needed"),
+        ({"objectStore": {"external": {"endpoint": "https://s"}}}, "external.bucket: is needed"),
+        ({**EXTERNAL, "tls": {"auth": "Mutual"}}, "tls.auth: Mutual needs an authority"),
+        ({**EXTERNAL, "tls": {"mode": "Existing"}}, "tls.existingSecret: is needed"),
+        ({**EXTERNAL, "tls": {"mode": "CertManager"}}, "tls.issuerRef.name: is needed"),
+        ({**EXTERNAL, "metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}}, "enable one of them"),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_refused_by_name(helm, tmp_path, values, said):
+    done = _template(helm, tmp_path, values)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def _keys(value, path=""):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield f"{path}.{key}"
+            yield from _keys(inner, f"{path}.{key}")
+
+
+def _schema_keys(schema, definitions, path=""):
+    for one in schema.get("allOf", []):
+        yield from _schema_keys(one, definitions, path)
+    if "$ref" in schema:
+        yield from _schema_keys(definitions[schema["$ref"].rpartition("/")[2]], definitions, path)
+    for key, inner in schema.get("properties", {}).items():
+        yield f"{path}.{key}"
+        yield from _schema_keys(inner, definitions, f"{path}.{key}")
+
+
+def test_values_and_their_schema_name_the_same_keys():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    known = set(_schema_keys(schema, schema["definitions"]))
+    values = set(_keys(yaml.safe_load((CHART / "values.yaml").read_text())))
+    assert values <= known
+    optional = {".global", ".objectStore.external.secretName"}
+    assert {
+        key for key in known - values if not re.search(r"\.(requests|limits)$", key)
+    } <= optional
+
+
+def test_the_operator_is_told_where_everything_is(render):
+    objects = render("external_with_authority_and_more_stores")
+    config = yaml.safe_load(_find(objects, "ConfigMap", "-operator")["data"]["operator.yaml"])
+    assert config["monitor"]["target"] == "demo-forkcast-monitor.forkcast-system.svc:50051"
+    first, second = config["stores"]
+    assert first["caFile"] == "/etc/forkcast/store-ca/0/ca.crt"
+    assert first["conditionalWrites"] == "Off"  # a text, where YAML 1.1 reads a bool
+    assert second["endpoint"] == "https://other.example.org"
+    assert second["credentialsDir"] == "/etc/forkcast/stores/1"
+    pod = dict(_pod_specs(objects))["demo-forkcast-operator"]
+    mounts = {one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
+    assert {
+        "/etc/forkcast/stores/0",
+        "/etc/forkcast/stores/1",
+        "/etc/forkcast/store-ca/0",
+    } <= mounts
+    names = {one["name"] for one in pod["volumes"]}
+    assert {one["name"] for one in pod["containers"][0]["volumeMounts"]} == names
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_mounts_and_volumes_agree(render, name):
+    for pod, spec in _pod_specs(render(name)):
+        volumes = {one["name"] for one in spec.get("volumes", [])}
+        used = {
+            mount["name"]
+            for container in [*spec["containers"], *spec.get("initContainers", [])]
+            for mount in container.get("volumeMounts", [])
+        }
+        assert used == volumes, pod
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_services_reach_pods(render, name):
+    pods = [
+        (one["spec"]["template"]["metadata"]["labels"], one["spec"]["template"]["spec"])
+        for one in render(name)
+        if one["kind"] == "Deployment"
+    ]
+    for service in (one for one in render(name) if one["kind"] == "Service"):
+        selector = service["spec"]["selector"]
+        chosen = [spec for labels, spec in pods if selector.items() <= labels.items()]
+        assert len(chosen) == 1, service["metadata"]["name"]
+        ports = {p["name"] for c in chosen[0]["containers"] for p in c["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+
+
+def test_plain_text_says_so_and_asks_nobody(render):
+    monitor = dict(_pod_specs(render("plain_text")))["demo-forkcast-monitor"]
+    assert "--insecure-dev" in monitor["containers"][0]["args"]
+    assert monitor["automountServiceAccountToken"] is False
+    assert not [o for o in render("plain_text") if o["metadata"]["name"].endswith("-tokens")]
+
+
+def test_alerts_point_at_their_runbooks(render):
+    rule = _find(render("monitored"), "PrometheusRule", "forkcast")
+    alerts = [one for group in rule["spec"]["groups"] for one in group["rules"]]
+    assert "ForkcastUnstable" not in {one["alert"] for one in alerts}
+    for one in alerts:
+        assert one["annotations"]["runbook_url"].endswith(f"/{one['alert']}.md")
+        assert one["labels"]["team"] == "ml"
+        assert one["labels"]["severity"] in ("critical", "warning", "info")
+
+
+def test_dashboards_are_found_by_the_sidecar(render):
+    found = [o for o in render("monitored") if "-dashboard-" in o["metadata"]["name"]]
+    assert len(found) == len(list((CHART / "files" / "dashboards").glob("*.json")))
+    for one in found:
+        assert one["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert one["metadata"]["namespace"] == "grafana"
+        ((name, text),) = one["data"].items()
+        assert name.endswith(".json")
+        assert json.loads(text)["uid"].startswith("forkcast-")
+
+
+def test_definitions_stay_when_they_should(render):
+    kept = [o for o in render("external") if o["kind"] == "CustomResourceDefinition"]
+    assert {o["metadata"]["annotations"]["helm.sh/resource-policy"] for o in kept} == {"keep"}
+    assert not [o for o in render("bare") if o["kind"] == "CustomResourceDefinition"]
+
+
+def test_artifact_hub_reads_the_annotations():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    notes = chart["annotations"]
+    for name in ("crds", "crdsExamples", "images", "changes"):
+        assert yaml.safe_load(notes[f"artifacthub.io/{name}"])
+    assert {one["name"] for one in yaml.safe_load(notes["artifacthub.io/crds"])} == {
+        path.stem for path in (CHART / "files" / "crds").glob("*.yaml")
+    }
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{chart["appVersion"]}"' in pyproject

@@ -1,0 +1,199 @@
+"""The chart on a real API server: installed into a namespace that enforces Pod Security
+`restricted`, tried as its service accounts, upgraded and uninstalled.
+
+Nodes are not needed: that the controllers could create the pods shows that admission took them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "forkcast"
+NAMESPACE = "forkcast-system"
+VALUES = {
+    "objectStore": {"mode": "Bundled", "bundled": {"persistence": {"enabled": False}}},
+    "watchNamespaces": ["lab"],
+    # the session's definitions stand already, and another release would not own them
+    "crds": {"enabled": False},
+    "metrics": {
+        "serviceMonitor": {"enabled": True},
+        "prometheusRule": {"enabled": True},
+        "dashboards": {"enabled": True},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def run_helm(helm, kubectl):
+    def run(*arguments):
+        return subprocess.run(
+            [helm, "-n", NAMESPACE, *arguments],
+            env=kubectl.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def installed(kubectl, run_helm, tmp_path_factory):
+    """The release `demo`; gives what `helm install` said."""
+    path = tmp_path_factory.mktemp("values") / "values.yaml"
+    path.write_text(yaml.safe_dump(VALUES))
+    for name in (NAMESPACE, "lab"):
+        kubectl.ok("create", "namespace", name)
+        kubectl.ok("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    done = run_helm("install", "demo", str(CHART), "-f", str(path))
+    assert done.returncode == 0, done.stderr
+    yield done.stdout
+    done = run_helm("uninstall", "demo", "--wait", "--timeout", "60s")
+    assert done.returncode == 0, done.stderr
+
+
+def test_notes_are_loud_about_the_development_store(installed):
+    assert "DEVELOPMENT STORE" in installed
+    assert "IT KEEPS NOTHING" in installed
+
+
+def test_restricted_pods_are_created(installed, kubectl):
+    """Pod Security refuses at the ReplicaSet, so a pod that is there was taken."""
+    wanted = {"operator", "monitor", "proxy", "store"}
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        pods = kubectl.get("pods", "-n", NAMESPACE)["items"]
+        seen = {one["metadata"]["labels"]["app.kubernetes.io/component"] for one in pods}
+        if seen == wanted:
+            return
+        time.sleep(0.2)
+    events = kubectl.ok("get", "events", "-n", NAMESPACE)
+    pytest.fail(f"pods of {wanted - seen} are missing:\n{events}")
+
+
+OPERATOR = f"system:serviceaccount:{NAMESPACE}:demo-forkcast-operator"
+MONITOR = f"system:serviceaccount:{NAMESPACE}:demo-forkcast-monitor"
+PROXY = f"system:serviceaccount:{NAMESPACE}:demo-forkcast-proxy"
+
+
+@pytest.mark.parametrize(
+    ("account", "verb", "what", "namespace", "allowed"),
+    [
+        (OPERATOR, "list", "trainingruns.forkcast.dev", "lab", True),
+        (OPERATOR, "patch", "trainingruns/status.forkcast.dev", "lab", True),
+        (OPERATOR, "update", "trainingruns/finalizers.forkcast.dev", "lab", True),
+        (OPERATOR, "create", "branches.forkcast.dev", "lab", True),
+        (OPERATOR, "create", "jobs.batch", "lab", True),
+        (OPERATOR, "create", "jobsets.jobset.x-k8s.io", "lab", True),
+        (OPERATOR, "create", "events", "lab", True),
+        (OPERATOR, "create", "leases.coordination.k8s.io", NAMESPACE, True),
+        (OPERATOR, "get", "leases.coordination.k8s.io:demo-forkcast-operator", NAMESPACE, True),
+        (OPERATOR, "get", "leases.coordination.k8s.io:another", NAMESPACE, False),
+        (OPERATOR, "create", "trainingruns.forkcast.dev", "lab", False),
+        (OPERATOR, "list", "trainingruns.forkcast.dev", "default", False),
+        (OPERATOR, "get", "secrets", "lab", False),
+        (OPERATOR, "list", "secrets", NAMESPACE, False),
+        (OPERATOR, "create", "pods", "lab", False),
+        (OPERATOR, "create", "pods/exec", "lab", False),
+        (OPERATOR, "create", "roles.rbac.authorization.k8s.io", "lab", False),
+        (OPERATOR, "create", "serviceaccounts/token", NAMESPACE, False),
+        (OPERATOR, "create", "tokenreviews.authentication.k8s.io", "", False),
+        (MONITOR, "create", "tokenreviews.authentication.k8s.io", "", True),
+        (MONITOR, "get", "trainingruns.forkcast.dev", "lab", False),
+        (MONITOR, "list", "secrets", NAMESPACE, False),
+        (PROXY, "create", "tokenreviews.authentication.k8s.io", "", True),
+        (PROXY, "get", "pods", NAMESPACE, False),
+    ],
+)
+def test_rights_of_the_service_accounts(
+    installed, kubectl, account, verb, what, namespace, allowed
+):
+    """what: resource[/subresource][.group][:name]."""
+    path, _, name = what.partition(":")
+    kind, _, group = path.partition(".")
+    resource, _, subresource = kind.partition("/")
+    asked = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {
+            "user": account,
+            "resourceAttributes": {
+                "verb": verb,
+                "group": group,
+                "resource": resource,
+                "subresource": subresource,
+                "namespace": namespace,
+                "name": name,
+            },
+        },
+    }
+    said = kubectl.ok("create", "-f", "-", "-o", "json", given=json.dumps(asked))
+    assert json.loads(said)["status"]["allowed"] is allowed
+
+
+def test_the_objects_of_prometheus_are_accepted(installed, kubectl):
+    assert kubectl.get("servicemonitor", "-n", NAMESPACE)["items"]
+    (rule,) = kubectl.get("prometheusrule", "-n", NAMESPACE)["items"]
+    assert len(rule["spec"]["groups"]) == 4
+    boards = kubectl.get("configmap", "-n", NAMESPACE, "-l", "grafana_dashboard=1")["items"]
+    assert len(boards) == 3
+
+
+def test_an_upgrade_keeps_keys_and_secrets(installed, kubectl, run_helm):
+    names = ("demo-forkcast-tls", "demo-forkcast-store")
+    before = [kubectl.get("secret", name, "-n", NAMESPACE)["data"] for name in names]
+    done = run_helm("upgrade", "demo", str(CHART), "--reuse-values", "--set", "operator.replicas=2")
+    assert done.returncode == 0, done.stderr
+    after = [kubectl.get("secret", name, "-n", NAMESPACE)["data"] for name in names]
+    assert after == before
+    copied = kubectl.get("secret", "demo-forkcast-store", "-n", "lab")["data"]
+    assert copied == before[1]
+    assert kubectl.get("poddisruptionbudget", "-n", NAMESPACE)["items"]
+
+
+def test_the_certificate_names_the_services(installed, kubectl, tmp_path):
+    import base64
+
+    data = kubectl.get("secret", "demo-forkcast-tls", "-n", NAMESPACE)["data"]
+    for name in ("ca.crt", "tls.crt"):
+        (tmp_path / name).write_bytes(base64.b64decode(data[name]))
+    for part in ("monitor", "proxy"):
+        done = subprocess.run(
+            [
+                *("openssl", "verify", "-CAfile", str(tmp_path / "ca.crt")),
+                *("-verify_hostname", f"demo-forkcast-{part}.{NAMESPACE}.svc"),
+                str(tmp_path / "tls.crt"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_people_are_covered_by_the_built_in_roles(installed, kubectl):
+    kubectl.ok("create", "rolebinding", "e", "--clusterrole=edit", "--user=eve", "-n", "lab")
+    kubectl.ok("create", "rolebinding", "v", "--clusterrole=view", "--user=vic", "-n", "lab")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:  # the controller that aggregates is given its time
+        answers = [
+            kubectl("auth", "can-i", verb, f"{kind}.forkcast.dev", f"--as={user}", "-n", "lab").returncode == 0
+            for user, verb, kind in (
+                ("eve", "create", "trainingruns"),
+                ("vic", "list", "branches"),
+                ("vic", "delete", "trainingruns"),
+                ("eve", "create", "branches"),
+            )
+        ]  # fmt: skip
+        if answers == [True, True, False, False]:
+            return
+        time.sleep(0.5)
+    pytest.fail(str(answers))
