@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from forkcast_wire.manifest_file import ManifestError, load_manifest
+from forkcast_wire.manifest_file import ManifestError, load_manifest, refuse_cluster_only
 
 GOOD = """\
 apiVersion: forkcast.dev/v1alpha1
@@ -153,6 +153,39 @@ def test_paths_become_absolute(folder):
     loaded = load_manifest(path)
     assert loaded.spec.data.train.uri == str(folder / "text.txt")
     assert loaded.spec.storage.path == str(folder / "store")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("suspend: true", "spec.suspend: the run is suspended"),
+        ("parallelism: {nodes: 2}", "spec.parallelism.nodes: 2 nodes need a cluster"),
+        ("branching: {executor: Pod}", "spec.branching.executor: Pod needs a cluster"),
+    ],
+)
+def test_what_only_a_cluster_can_do_is_refused_by_run(folder, lines, said):
+    path = folder / "m.yaml"
+    path.write_text(_spec(lines))
+    loaded = load_manifest(path)  # `plan` may look at it
+    with pytest.raises(ManifestError, match=said):
+        refuse_cluster_only(loaded.spec)
+
+
+def test_what_describes_pods_is_accepted_and_ignored(folder):
+    path = folder / "m.yaml"
+    path.write_text(
+        _spec(
+            "resources: {perNode: {limits: {nvidia.com/gpu: 8}}}\n"
+            "scheduling: {queueName: gpu}\n"
+            "podPatch: {tolerations: [{key: gpu, operator: Exists}]}\n"
+            "image: {trainer: forkcast/trainer}\n"
+            "lifecycle: {maxRestarts: 3}\n"
+            "storage: {secretRef: {name: s3}}"
+        )
+    )
+    spec = load_manifest(path).spec
+    refuse_cluster_only(spec)
+    assert spec.resources.per_node.limits == {"nvidia.com/gpu": "8"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

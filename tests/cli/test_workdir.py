@@ -1,0 +1,66 @@
+"""A folder stays the run's: what may change in its manifest between two starts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forkcast_cli import workdir
+from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.manifest_file import ManifestError
+
+GOOD = {
+    "apiVersion": "forkcast.dev/v1alpha1",
+    "kind": "TrainingRun",
+    "metadata": {"name": "one"},
+    "spec": {"data": {"train": {"uri": "python-stdlib:"}}, "training": {"totalSteps": 10}},
+}
+
+
+def _manifest(**spec):
+    return TrainingRun.model_validate({**GOOD, "spec": {**GOOD["spec"], **spec}})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    workdir.prepare(tmp_path, _manifest())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"training": {"totalSteps": 20}},
+        {"training": {"totalSteps": 10, "threads": 2}},
+        {"branching": {"mode": "Observe"}},
+        {"image": {"trainer": "forkcast/trainer"}},
+    ],
+)
+def test_may_change(folder, spec):
+    uid = workdir.prepare(folder, _manifest()).uid
+    assert workdir.prepare(folder, _manifest(**spec)).uid == uid
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"training": {"totalSteps": 9}}, "spec.training.totalSteps: may only grow"),
+        ({"training": {"totalSteps": 10, "seed": 7}}, "spec.training.seed: cannot change"),
+        ({"model": {"architecture": "gpt2-tiny"}}, "spec.model: cannot change"),
+        ({"parallelism": {"processesPerNode": 2}}, "spec.parallelism: cannot change"),
+    ],
+)
+def test_cannot_change(folder, spec, said):
+    with pytest.raises(ManifestError, match=said):
+        workdir.prepare(folder, _manifest(**spec))
+
+
+def test_a_folder_older_than_a_field_is_resumed(folder):
+    """Regression: a field that came with a newer version made every older run another run."""
+    path = folder / workdir.MANIFEST
+    document = json.loads(path.read_text())
+    del document["spec"]["parallelism"]["nodes"]
+    del document["spec"]["image"]
+    path.write_text(json.dumps(document))
+    workdir.prepare(folder, _manifest())
