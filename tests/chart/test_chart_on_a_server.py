@@ -22,6 +22,8 @@ VALUES = {
     "watchNamespaces": ["lab"],
     # the session's definitions stand already, and another release would not own them
     "crds": {"enabled": False},
+    # there is no node to run the hook; see test_uninstall.py
+    "uninstall": {"enabled": False},
     "metrics": {
         "serviceMonitor": {"enabled": True},
         "prometheusRule": {"enabled": True},

@@ -1,0 +1,169 @@
+"""The hook before `helm uninstall`, with the rights that the chart gives it, on a real API server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from forkcast_operator.uninstall import settled
+from forkcast_wire.resources import FINALIZER, LABEL_RUN
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "forkcast"
+RELEASE, LAB = "fc-uninstall", "uninstall-lab"
+
+
+def _run(name, *, suspended=False):
+    return {
+        "apiVersion": "forkcast.dev/v1alpha1",
+        "kind": "TrainingRun",
+        "metadata": {"name": name, "namespace": LAB, "finalizers": [FINALIZER, "other.dev/one"]},
+        "spec": {
+            "suspend": suspended,
+            "data": {"train": {"uri": "python-stdlib:"}},
+            "training": {"totalSteps": 10},
+        },
+    }
+
+
+def _job(name, labels):
+    container = {"name": "c", "image": "none"}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": LAB, "labels": labels},
+        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}},
+    }
+
+
+@pytest.fixture
+def hook(helm, kubectl, tmp_path):
+    """Runs the hook's program as its service account; the operator's Deployment is there, too."""
+    for name in (RELEASE, LAB):
+        kubectl.ok("create", "namespace", name)
+    shown = subprocess.run(
+        [
+            *(
+                helm,
+                "template",
+                "demo",
+                str(CHART),
+                "-n",
+                RELEASE,
+                "--set",
+                "objectStore.mode=Bundled",
+            ),
+            *(
+                "--set",
+                f"watchNamespaces={{{LAB}}}",
+                "--show-only",
+                "templates/uninstall/hook.yaml",
+            ),
+            *("--show-only", "templates/operator/deployment.yaml"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    objects = [one for one in yaml.safe_load_all(shown.stdout) if one]
+    job = next(one for one in objects if one["kind"] == "Job")
+    rest = [one for one in objects if one["kind"] != "Job"]
+    kubectl.ok(
+        "apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": rest})
+    )
+    account = job["spec"]["template"]["spec"]["serviceAccountName"]
+    (tmp_path / "token").write_text(kubectl.ok("create", "token", account, "-n", RELEASE))
+    cluster = yaml.safe_load(Path(kubectl.environment["KUBECONFIG"]).read_text())["clusters"][0][
+        "cluster"
+    ]
+    authority = cluster.get("certificate-authority-data")
+    text = (
+        base64.b64decode(authority).decode()
+        if authority
+        else Path(cluster["certificate-authority"]).read_text()
+    )
+    (tmp_path / "ca.crt").write_text(text)
+    server = urlsplit(cluster["server"])
+    environment = {
+        **os.environ,
+        "KUBERNETES_SERVICE_HOST": server.hostname,
+        "KUBERNETES_SERVICE_PORT": str(server.port),
+    }
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    command = [
+        *container["command"][1:],
+        *container["args"],
+        "--account",
+        str(tmp_path),
+        "--seconds",
+        "0",
+    ]
+
+    def run():
+        return subprocess.run(
+            [sys.executable, *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    yield run
+    for name in (RELEASE, LAB):
+        kubectl.ok("delete", "namespace", name, "--wait=false")
+
+
+def test_nothing_is_left_that_needs_an_operator(hook, kubectl):
+    for document in (
+        _run("busy"),
+        _run("idle", suspended=True),
+        _job("busy-trainer-0", {LABEL_RUN: "busy"}),
+        _job("somebodys", {}),
+    ):
+        kubectl.ok("apply", "-f", "-", given=json.dumps(document))
+    done = hook()
+    assert done.returncode == 0, done.stderr
+    runs = kubectl.get("trun", "-n", LAB)["items"]
+    assert [one["spec"]["suspend"] for one in runs] == [True, True]
+    assert [one["metadata"]["finalizers"] for one in runs] == [["other.dev/one"]] * 2
+    assert "not_suspended" in done.stderr  # nobody was there to carry it out: said, not waited for
+    scale = kubectl.get("deployment", "demo-forkcast-operator", "-n", RELEASE)
+    assert scale["spec"]["replicas"] == 0
+    kubectl.ok("wait", "job/busy-trainer-0", "-n", LAB, "--for=delete", "--timeout=60s")
+    assert [one["metadata"]["name"] for one in kubectl.get("jobs", "-n", LAB)["items"]] == [
+        "somebodys"
+    ]
+    again = hook()  # a hook that is tried again finds nothing to do
+    assert again.returncode == 0, again.stderr
+    for one in runs:
+        patch = json.dumps({"metadata": {"finalizers": None}})
+        kubectl.ok("patch", "trun", one["metadata"]["name"], "-n", LAB, "--type=merge", "-p", patch)
+
+
+def _with(spec, **conditions):
+    held = [{"type": name, "status": status} for name, status in conditions.items()]
+    return {"spec": spec, "status": {"conditions": held}}
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ({"spec": {}}, False),
+        (_with({"suspend": True}), False),
+        (_with({"suspend": True}, Suspended="False"), False),
+        (_with({"suspend": True}, Suspended="True"), True),
+        (_with({"suspend": False}, Suspended="True"), False),
+        (_with({}, Finished="True"), True),
+    ],
+)
+def test_when_a_run_has_settled(run, expected):
+    assert settled(run) is expected
