@@ -25,6 +25,7 @@ lint: setup
 	$(BIN)/python scripts/generate_manifest_reference.py --check
 	$(BIN)/python scripts/generate_crds.py --check
 	$(BIN)/python scripts/generate_dashboards.py --check
+	$(BIN)/python scripts/generate_values_reference.py --check
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest

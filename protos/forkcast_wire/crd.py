@@ -84,7 +84,7 @@ def _default(info: FieldInfo) -> Any:
         return (
             value.model_dump(mode="json", by_alias=True, exclude_none=True) if value.RULES else {}
         )
-    kind = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+    kind: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
     return TypeAdapter(kind).dump_python(value, mode="json", by_alias=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
@@ -84,17 +83,13 @@ def hook(helm, kubectl, tmp_path):
     cluster = yaml.safe_load(Path(kubectl.environment["KUBECONFIG"]).read_text())["clusters"][0][
         "cluster"
     ]
-    authority = cluster.get("certificate-authority-data")
-    text = (
-        base64.b64decode(authority).decode()
-        if authority
-        else Path(cluster["certificate-authority"]).read_text()
-    )
-    (tmp_path / "ca.crt").write_text(text)
+    kubectl.ok("wait", "configmap/kube-root-ca.crt", "-n", RELEASE, "--for=create", "--timeout=60s")
+    published = kubectl.get("configmap", "kube-root-ca.crt", "-n", RELEASE)["data"]
+    (tmp_path / "ca.crt").write_text(published["ca.crt"])
     server = urlsplit(cluster["server"])
     environment = {
         **os.environ,
-        "KUBERNETES_SERVICE_HOST": server.hostname,
+        "KUBERNETES_SERVICE_HOST": "localhost",  # what its certificate names
         "KUBERNETES_SERVICE_PORT": str(server.port),
     }
     container = job["spec"]["template"]["spec"]["containers"][0]
