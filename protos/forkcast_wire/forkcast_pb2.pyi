@@ -6,6 +6,90 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RegisterRunRequest(_message.Message):
+    __slots__ = ("run_uid", "name", "namespace", "uncertainty_json", "mode", "total_steps")
+    RUN_UID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    UNCERTAINTY_JSON_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    run_uid: str
+    name: str
+    namespace: str
+    uncertainty_json: str
+    mode: str
+    total_steps: int
+    def __init__(self, run_uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., uncertainty_json: _Optional[str] = ..., mode: _Optional[str] = ..., total_steps: _Optional[int] = ...) -> None: ...
+
+class RegisterRunResponse(_message.Message):
+    __slots__ = ("created",)
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    created: bool
+    def __init__(self, created: bool = ...) -> None: ...
+
+class ForgetRunRequest(_message.Message):
+    __slots__ = ("run_uid",)
+    RUN_UID_FIELD_NUMBER: _ClassVar[int]
+    run_uid: str
+    def __init__(self, run_uid: _Optional[str] = ...) -> None: ...
+
+class ForgetRunResponse(_message.Message):
+    __slots__ = ("existed",)
+    EXISTED_FIELD_NUMBER: _ClassVar[int]
+    existed: bool
+    def __init__(self, existed: bool = ...) -> None: ...
+
+class ListRunsRequest(_message.Message):
+    __slots__ = ("run_uids",)
+    RUN_UIDS_FIELD_NUMBER: _ClassVar[int]
+    run_uids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run_uids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListRunsResponse(_message.Message):
+    __slots__ = ("runs",)
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[RunSummary]
+    def __init__(self, runs: _Optional[_Iterable[_Union[RunSummary, _Mapping]]] = ...) -> None: ...
+
+class RunSummary(_message.Message):
+    __slots__ = ("run_uid", "name", "namespace", "mode", "epoch", "attempt", "next_step", "total_steps", "tokens", "loss", "grad_norm", "index", "z", "triggers", "last_trigger_step", "streams", "seconds_since_report")
+    RUN_UID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    Z_FIELD_NUMBER: _ClassVar[int]
+    TRIGGERS_FIELD_NUMBER: _ClassVar[int]
+    LAST_TRIGGER_STEP_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_SINCE_REPORT_FIELD_NUMBER: _ClassVar[int]
+    run_uid: str
+    name: str
+    namespace: str
+    mode: str
+    epoch: int
+    attempt: int
+    next_step: int
+    total_steps: int
+    tokens: int
+    loss: float
+    grad_norm: float
+    index: float
+    z: float
+    triggers: int
+    last_trigger_step: int
+    streams: int
+    seconds_since_report: float
+    def __init__(self, run_uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., mode: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., next_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., tokens: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., index: _Optional[float] = ..., z: _Optional[float] = ..., triggers: _Optional[int] = ..., last_trigger_step: _Optional[int] = ..., streams: _Optional[int] = ..., seconds_since_report: _Optional[float] = ...) -> None: ...
+
 class Hello(_message.Message):
     __slots__ = ("run_uid", "epoch", "attempt", "rank", "start_step", "total_steps", "base_step")
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
@@ -190,12 +274,21 @@ class Trigger(_message.Message):
     def __init__(self, run_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., onset_step: _Optional[int] = ..., rule: _Optional[str] = ..., z: _Optional[float] = ..., index: _Optional[float] = ..., components: _Optional[_Mapping[str, float]] = ..., thresholds: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class WatchTriggersRequest(_message.Message):
-    __slots__ = ("run_uid", "after")
+    __slots__ = ("run_uid", "after", "after_by_run")
+    class AfterByRunEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    AFTER_BY_RUN_FIELD_NUMBER: _ClassVar[int]
     run_uid: str
     after: int
-    def __init__(self, run_uid: _Optional[str] = ..., after: _Optional[int] = ...) -> None: ...
+    after_by_run: _containers.ScalarMap[str, int]
+    def __init__(self, run_uid: _Optional[str] = ..., after: _Optional[int] = ..., after_by_run: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class TriggerEvent(_message.Message):
     __slots__ = ("seq", "trigger")

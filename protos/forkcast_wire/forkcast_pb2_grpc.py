@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class MonitorStub(object):
-    """Statistics in, directives and triggers out.
+    """Statistics in, directives and triggers out. One process serves one run (`forkcast run`) or, with
+    RegisterRun, any number of them.
     """
 
     def __init__(self, channel):
@@ -35,6 +36,21 @@ class MonitorStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.RegisterRun = channel.unary_unary(
+                '/forkcast.v1.Monitor/RegisterRun',
+                request_serializer=forkcast__wire_dot_forkcast__pb2.RegisterRunRequest.SerializeToString,
+                response_deserializer=forkcast__wire_dot_forkcast__pb2.RegisterRunResponse.FromString,
+                _registered_method=True)
+        self.ForgetRun = channel.unary_unary(
+                '/forkcast.v1.Monitor/ForgetRun',
+                request_serializer=forkcast__wire_dot_forkcast__pb2.ForgetRunRequest.SerializeToString,
+                response_deserializer=forkcast__wire_dot_forkcast__pb2.ForgetRunResponse.FromString,
+                _registered_method=True)
+        self.ListRuns = channel.unary_unary(
+                '/forkcast.v1.Monitor/ListRuns',
+                request_serializer=forkcast__wire_dot_forkcast__pb2.ListRunsRequest.SerializeToString,
+                response_deserializer=forkcast__wire_dot_forkcast__pb2.ListRunsResponse.FromString,
+                _registered_method=True)
         self.Report = channel.stream_stream(
                 '/forkcast.v1.Monitor/Report',
                 request_serializer=forkcast__wire_dot_forkcast__pb2.StatsBatch.SerializeToString,
@@ -58,11 +74,37 @@ class MonitorStub(object):
 
 
 class MonitorServicer(object):
-    """Statistics in, directives and triggers out.
+    """Statistics in, directives and triggers out. One process serves one run (`forkcast run`) or, with
+    RegisterRun, any number of them.
     """
 
+    def RegisterRun(self, request, context):
+        """From here on this run is served; a restart knows it. Idempotent by `run_uid`: the same request
+        changes nothing, another `uncertainty_json`, `mode` or `total_steps` replaces what was given
+        before (the history is then judged anew; triggers that fired stay), another name or namespace
+        is ALREADY_EXISTS. INVALID_ARGUMENT names the wrong field.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetRun(self, request, context):
+        """Delete a run's state and its metric series. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRuns(self, request, context):
+        """Every registered run, or the named ones, as it stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Report(self, request_iterator, context):
-        """The trainer's stream. The first batch of every stream carries `hello`.
+        """The trainer's stream. The first batch of every stream carries `hello`. FAILED_PRECONDITION:
+        not registered yet, try again later. RESOURCE_EXHAUSTED: too many streams or too large a batch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +135,21 @@ class MonitorServicer(object):
 
 def add_MonitorServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'RegisterRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterRun,
+                    request_deserializer=forkcast__wire_dot_forkcast__pb2.RegisterRunRequest.FromString,
+                    response_serializer=forkcast__wire_dot_forkcast__pb2.RegisterRunResponse.SerializeToString,
+            ),
+            'ForgetRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetRun,
+                    request_deserializer=forkcast__wire_dot_forkcast__pb2.ForgetRunRequest.FromString,
+                    response_serializer=forkcast__wire_dot_forkcast__pb2.ForgetRunResponse.SerializeToString,
+            ),
+            'ListRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRuns,
+                    request_deserializer=forkcast__wire_dot_forkcast__pb2.ListRunsRequest.FromString,
+                    response_serializer=forkcast__wire_dot_forkcast__pb2.ListRunsResponse.SerializeToString,
+            ),
             'Report': grpc.stream_stream_rpc_method_handler(
                     servicer.Report,
                     request_deserializer=forkcast__wire_dot_forkcast__pb2.StatsBatch.FromString,
@@ -122,8 +179,90 @@ def add_MonitorServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Monitor(object):
-    """Statistics in, directives and triggers out.
+    """Statistics in, directives and triggers out. One process serves one run (`forkcast run`) or, with
+    RegisterRun, any number of them.
     """
+
+    @staticmethod
+    def RegisterRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkcast.v1.Monitor/RegisterRun',
+            forkcast__wire_dot_forkcast__pb2.RegisterRunRequest.SerializeToString,
+            forkcast__wire_dot_forkcast__pb2.RegisterRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkcast.v1.Monitor/ForgetRun',
+            forkcast__wire_dot_forkcast__pb2.ForgetRunRequest.SerializeToString,
+            forkcast__wire_dot_forkcast__pb2.ForgetRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkcast.v1.Monitor/ListRuns',
+            forkcast__wire_dot_forkcast__pb2.ListRunsRequest.SerializeToString,
+            forkcast__wire_dot_forkcast__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Report(request_iterator,
