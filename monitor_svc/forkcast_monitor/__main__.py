@@ -1,63 +1,92 @@
-"""`python -m forkcast_monitor`: serve one run until SIGTERM."""
+"""`python -m forkcast_monitor`: serve one run, or with --state any number, until SIGTERM."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import grpc
-import structlog
-from prometheus_client import start_http_server
 
 from forkcast_monitor import metrics
 from forkcast_monitor.config import configure
 from forkcast_monitor.history import History
+from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import WatchedRun
+from forkcast_monitor.runs import Runs
 from forkcast_monitor.server import Monitor
-from forkcast_wire import channel
+from forkcast_monitor.streams import Limits
+from forkcast_wire import serving
 from forkcast_wire.documents import RunInfo, load
 from forkcast_wire.forkcast_pb2_grpc import add_MonitorServicer_to_server
 from forkcast_wire.manifest import TrainingRun
-from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
+from forkcast_wire.process import configure_logging, die_with_parent
 
-_THREADS = 64
+#: Of one batch.
+RECEIVE_BYTES = 256 << 10
 
 
 def main() -> int:
-    """0 after SIGTERM; the history is closed into Parquet."""
+    """0 after SIGTERM; the histories are closed into Parquet. 2: the arguments are wrong."""
     parser = argparse.ArgumentParser(prog="forkcast_monitor", description=__doc__)
-    parser.add_argument("--manifest", type=Path, required=True, help="resolved manifest, JSON")
-    parser.add_argument("--run", type=Path, default=Path("run.json"), help="the run's identity")
-    parser.add_argument("--state-dir", type=Path, default=Path("monitor"))
-    parser.add_argument("--statistics-dir", type=Path, default=Path("statistics"))
-    parser.add_argument("--listen", required=True, help="gRPC address, e.g. unix:PATH")
-    parser.add_argument("--metrics-port", type=int, default=0, help="Prometheus port; 0 = off")
-    parser.add_argument("--tls", type=Path, help="folder of ca.crt, tls.crt, tls.key")
-    parser.add_argument("--insecure-dev", action="store_true", help="plain text on a TCP port")
-    parser.add_argument("--reflection", action="store_true", help="gRPC reflection")
+    one, many = parser.add_argument_group("one run"), parser.add_argument_group("many runs")
+    one.add_argument("--manifest", type=Path, help="resolved manifest, JSON")
+    one.add_argument("--run", type=Path, default=Path("run.json"), help="the run's identity")
+    one.add_argument("--state-dir", type=Path, default=Path("monitor"))
+    one.add_argument("--statistics-dir", type=Path, default=Path("statistics"))
+    many.add_argument("--state", type=Path, help="folder of all runs; they are registered by RPC")
+    parser.add_argument(
+        "--streams-per-peer", type=int, default=Limits().per_peer, help="of one address over TCP"
+    )
+    serving.add_arguments(parser, "forkcast-monitor")
     given = parser.parse_args()
+    if (given.manifest is None) == (given.state is None):
+        parser.error("give --manifest for one run, or --state for many")
     configure_logging("monitor")
     die_with_parent()
-    stop = stop_event_on_sigterm()
+    try:
+        asyncio.run(_serve(given))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _serve(given: argparse.Namespace) -> None:
+    runs = Runs(given.state)
+    if given.manifest is not None:
+        runs.host(*_only(given))
+    monitor = Monitor(runs, Limits(per_peer=given.streams_per_peer))
+    service = serving.Service(
+        name="forkcast.v1.Monitor",
+        add=lambda server: add_MonitorServicer_to_server(monitor, server),
+        registry=metrics.REGISTRY,
+        refused=lambda reason: metrics.REFUSED.labels(reason).inc(),
+        receive_bytes=RECEIVE_BYTES,
+        drain=monitor.drain,
+    )
+    try:
+        await serving.serve_until_sigterm(serving.from_arguments(given), service)
+    finally:
+        await runs.close()
+
+
+def _only(given: argparse.Namespace) -> tuple[Registration, WatchedRun]:
+    """The run of a manifest. Raises ValueError, OSError."""
     manifest = TrainingRun.model_validate(json.loads(given.manifest.read_text()))
     info = load(RunInfo, given.run.read_bytes())
+    spec = manifest.spec
+    registration = Registration(
+        run_uid=info.uid,
+        name=info.name,
+        namespace=manifest.metadata.namespace or "",
+        uncertainty=spec.uncertainty.model_dump_json(by_alias=True, exclude_none=True),
+        mode=spec.branching.mode.value,
+        total_steps=spec.training.total_steps,
+    )
     history = History(given.statistics_dir)
-    run = WatchedRun(configure(manifest.spec.uncertainty), info.uid, given.state_dir, history)
-    server = grpc.server(ThreadPoolExecutor(_THREADS), options=channel.SERVER_OPTIONS)
-    add_MonitorServicer_to_server(Monitor(run, info.name), server)
-    channel.add_health(server, ["forkcast.v1.Monitor"], reflect=given.reflection)
-    channel.listen(server, given.listen, tls=given.tls, insecure_dev=given.insecure_dev)
-    server.start()
-    if given.metrics_port:
-        start_http_server(given.metrics_port, registry=metrics.REGISTRY)
-    structlog.get_logger().info("monitor.serving", listen=given.listen)
-    stop.wait()
-    server.stop(grace=1).wait()
-    run.close()
-    return 0
+    config = configure(spec.uncertainty)
+    return registration, WatchedRun(config, info.uid, given.state_dir, history)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,15 @@ class History:
         self.rotate()
         self._file.close()
 
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        self._file.close()
+
+    @property
+    def rows_to_chunk(self) -> int:
+        """Rows until the tail becomes a chunk."""
+        return _CHUNK_ROWS - len(self._tail)
+
     def _note(self, row: Mapping[str, Any]) -> None:
         key = (row["epoch"], row["attempt"])
         self.last_steps[key] = max(row["step"], self.last_steps.get(key, -1))

@@ -1,18 +1,143 @@
-"""The monitor's Prometheus metrics, all in one table; labels come from closed sets and the run."""
+"""The monitor's Prometheus metrics, all in one table. Labels are the run and closed sets; a run
+beyond the cap has no series of its own.
+"""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from forkcast.records import Index, StepStats, Trigger, TriggerRule
+
 REGISTRY = CollectorRegistry()
-_RUN = ["run"]
-INDEX = Gauge("forkcast_uncertainty_index", "Uncertainty Index", _RUN, registry=REGISTRY)
-ZSCORE = Gauge("forkcast_uncertainty_zscore", "Index over its spread", _RUN, registry=REGISTRY)
-LOSS = Gauge("forkcast_train_loss", "Training loss, nats/token", _RUN, registry=REGISTRY)
-GRAD_NORM = Gauge("forkcast_grad_norm", "Gradient norm before clipping", _RUN, registry=REGISTRY)
-STEPS = Counter("forkcast_steps", "Accepted steps", _RUN, registry=REGISTRY)
-DUPLICATES = Counter("forkcast_stats_duplicates", "Records known", _RUN, registry=REGISTRY)
-DROPPED = Counter("forkcast_stats_dropped", "Steps the ring dropped", _RUN, registry=REGISTRY)
-TRIGGERS = Counter("forkcast_triggers", "Triggers by rule", [*_RUN, "rule"], registry=REGISTRY)
-EPOCH = Gauge("forkcast_lineage_epoch", "Lineage epoch", _RUN, registry=REGISTRY)
-LAG = Gauge("forkcast_stream_lag_steps", "Steps that wait for a late one", _RUN, registry=REGISTRY)
+#: Runs with series of their own; those beyond count together under OVERFLOW.
+MOST_RUNS = 1000
+OVERFLOW = "_overflow"
+_RUN = ["namespace", "run"]
+
+
+def _gauge(name: str, text: str) -> Gauge:
+    return Gauge(f"forkcast_{name}", text, _RUN, registry=REGISTRY)
+
+
+def _counter(name: str, text: str, *more: str) -> Counter:
+    return Counter(f"forkcast_{name}", text, [*_RUN, *more], registry=REGISTRY)
+
+
+INDEX = _gauge("uncertainty_index", "Uncertainty Index")
+ZSCORE = _gauge("uncertainty_zscore", "Index over its spread")
+LOSS = _gauge("train_loss", "Training loss, nats/token")
+GRAD_NORM = _gauge("grad_norm", "Gradient norm before clipping")
+EPOCH = _gauge("lineage_epoch", "Lineage epoch")
+LAG = _gauge("stream_lag_steps", "Steps that wait for a late one")
+STREAMS = _gauge("report_streams", "Open streams of the run's trainer")
+STEPS = _counter("steps", "Accepted steps")
+DUPLICATES = _counter("stats_duplicates", "Records that were known already")
+DROPPED = _counter("stats_dropped", "Steps that the trainer's ring dropped")
+FAILED = _counter("streams_failed", "Report streams that the monitor ended", "code")
+TRIGGERS = _counter("triggers", "Triggers by rule", "rule")
+
+RUNS = Gauge("forkcast_monitor_runs", "Registered runs", registry=REGISTRY)
+REFUSED = Counter(
+    "forkcast_monitor_requests_refused",
+    "Calls refused before they were served",
+    ["reason"],
+    registry=REGISTRY,
+)
+_GAUGES = (INDEX, ZSCORE, LOSS, GRAD_NORM, EPOCH, LAG, STREAMS)
+_COUNTERS = (STEPS, DUPLICATES, DROPPED)
+#: What a Report stream may be ended with, see FAILED.
+CODES = (
+    "FAILED_PRECONDITION",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "INTERNAL",
+)
+
+
+class RunSeries:
+    """The series of one run. Without ``own`` its counts go to the overflow series, and its gauges
+    nowhere: those of different runs have no common value.
+    """
+
+    def __init__(self, namespace: str, run: str, *, own: bool) -> None:
+        self.labels = (namespace, run) if own else (OVERFLOW, OVERFLOW)
+        self._own = own
+        self._steps, self._duplicates, self._dropped = (m.labels(*self.labels) for m in _COUNTERS)
+        if own:
+            self._gauges = {gauge: gauge.labels(*self.labels) for gauge in _GAUGES}
+
+    def accepted(self, folded: int, duplicates: int) -> None:
+        """Records of one batch."""
+        if folded:
+            self._steps.inc(folded)
+        if duplicates:
+            self._duplicates.inc(duplicates)
+
+    def stands(self, last: StepStats | None, index: Index | None, lag: int) -> None:
+        """Where the run stands after a batch."""
+        if not self._own:
+            return
+        if last is not None:
+            self._gauges[LOSS].set(last.loss)
+            self._gauges[GRAD_NORM].set(last.grad_norm)
+            self._gauges[EPOCH].set(last.epoch)
+        if index is not None:
+            self._gauges[INDEX].set(index.index)
+            self._gauges[ZSCORE].set(index.z)
+        self._gauges[LAG].set(lag)
+
+    def streams(self, count: int) -> None:
+        """Open Report streams."""
+        if self._own:
+            self._gauges[STREAMS].set(count)
+
+    def dropped(self, steps: int) -> None:
+        """Steps that the trainer's ring had to drop."""
+        self._dropped.inc(steps)
+
+    def triggered(self, trigger: Trigger) -> None:
+        """A trigger fired."""
+        TRIGGERS.labels(*self.labels, trigger.rule.value).inc()
+
+    def failed(self, code: str) -> None:
+        """The monitor ended a stream; code: of CODES."""
+        FAILED.labels(*self.labels, code).inc()
+
+
+class SeriesTable:
+    """Gives each run its series, at most ``most`` of them, and takes them back. Two runs of one
+    name (the second may come before the first is forgotten) share theirs.
+    """
+
+    def __init__(self, most: int = MOST_RUNS) -> None:
+        self._most = most
+        self._users: dict[tuple[str, str], set[str]] = {}
+
+    def open(self, uid: str, namespace: str, run: str) -> RunSeries:
+        """The series of a run."""
+        users = self._users.get((namespace, run))
+        if users is None and len(self._users) >= self._most:
+            return RunSeries(namespace, run, own=False)
+        self._users.setdefault((namespace, run), set()).add(uid)
+        return RunSeries(namespace, run, own=True)
+
+    def close(self, uid: str, series: RunSeries) -> None:
+        """Remove a forgotten run's series."""
+        users = self._users.get(series.labels, set())
+        users.discard(uid)
+        if users or self._users.pop(series.labels, None) is None:
+            return  # another run's too, or the overflow's
+        for metric in (*_GAUGES, *_COUNTERS):
+            metric.remove(*series.labels)
+        for rule in TriggerRule:
+            _remove(TRIGGERS, *series.labels, rule.value)
+        for code in CODES:
+            _remove(FAILED, *series.labels, code)
+
+
+def _remove(metric: Counter, *labels: str) -> None:
+    """Drop a series that may never have been made; older clients raise KeyError for one."""
+    metric.labels(*labels)
+    metric.remove(*labels)

@@ -48,7 +48,6 @@ class WatchedRun:
         self.config, self.run_uid, self._dir = config, run_uid, state_dir
         self.history = history
         self.lock = threading.RLock()
-        self.new_trigger = threading.Condition(self.lock)
         (state_dir / "triggers").mkdir(parents=True, exist_ok=True)
         self.triggers = [
             load(Trigger, path.read_bytes())
@@ -263,6 +262,34 @@ class WatchedRun:
             self.history.close()
             self._waiting_file.close()
 
+    def abandon(self) -> None:
+        """Close the files as they are: the run is about to be deleted."""
+        with self.lock:
+            self.history.abandon()
+            self._waiting_file.close()
+
+    def syncs_within(self, records: int) -> bool:
+        """Whether taking so many records may wait for the disk, and not only hand lines to the
+        operating system.
+        """
+        with self.lock:
+            to_snapshot = SNAPSHOT_STEPS - self.next_step % SNAPSHOT_STEPS
+            return bool(
+                records >= min(to_snapshot, self.history.rows_to_chunk)
+                or self._waiting
+                or self._lost
+            )
+
+    @property
+    def waiting(self) -> int:
+        """Records that wait for a late one."""
+        return len(self._waiting)
+
+    def last(self) -> StepStats | None:
+        """The last judged record."""
+        with self.lock:
+            return self._recent[-1][0] if self._recent else None
+
     def _record(self, trigger: Trigger) -> None:
         """Make a trigger durable, once: the same one from a replay is the same file."""
         if trigger.id in self._known_triggers:
@@ -275,7 +302,6 @@ class WatchedRun:
         crash.reach("after-trigger")
         self.triggers.append(trigger)
         self._known_triggers.add(trigger.id)
-        self.new_trigger.notify_all()
         _log.info("monitor.trigger", id=trigger.id, rule=trigger.rule.value, z=trigger.z)
 
     # ------------------------------------------------------------------------------------- views

@@ -1,198 +1,358 @@
-"""The Monitor service: no arithmetic, only streams."""
+"""The Monitor service: no arithmetic, only streams.
+
+One event loop serves all streams. A batch is folded in slices, between which every other stream has
+its turn; what waits for the disk waits in a thread, with only its own run held. So what one run
+sends, however much or wrong, costs the others at most a slice a turn.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
-from collections.abc import Iterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import grpc
+import grpc.aio
 import structlog
 
 from forkcast_monitor import metrics
 from forkcast_monitor.attempts import StaleAttemptError
+from forkcast_monitor.directives import deliverable, leave, overtaken
+from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import Accepted, WatchedRun
+from forkcast_monitor.runs import ConflictError, Hosted, Runs, UnknownRunError, visible
+from forkcast_monitor.streams import Limits, Quota, Refused, Stream
+from forkcast_monitor.views import summary, window_reply
 from forkcast_wire import forkcast_pb2 as pb
-from forkcast_wire.codec import stats_from_wire, trigger_to_wire, window_to_wire
+from forkcast_wire.access import CALLER
+from forkcast_wire.codec import stats_from_wire, trigger_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
 
 _log = structlog.get_logger()
-_CREDIT = 16
-#: Acks that wait for a slow reader; then its batches wait too.
-_OUTBOX_ACKS = 256
-_WAKE_SECONDS = 0.5
-
-
-class Refused(Exception):
-    """Ends a stream with a status of its own."""
-
-    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.reason = code, reason
-
-
-#: What a stream's answering side waits for: an ack, the end, or the reason of a refusal.
-_Outbox = queue.Queue[pb.Ack | Refused | None]
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Code = grpc.StatusCode
+#: Records folded before another stream has its turn: a few milliseconds.
+_SLICE = 32
 
 
 class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyped
-    """Serves one run."""
+    """Serves the runs."""
 
-    def __init__(self, run: WatchedRun, name: str) -> None:
-        self._run, self._name = run, name
-        self._streams: set[_Outbox] = set()
-        self._directives: dict[str, pb.Directive] = {}
-        self._lock = threading.Lock()
+    def __init__(self, runs: Runs, limits: Limits | None = None) -> None:
+        self._runs = runs
+        self._quota = Quota(limits or Limits())
+        self._draining = False
 
-    def Report(  # noqa: N802
-        self, request_iterator: Iterator[pb.StatsBatch], context: grpc.ServicerContext
-    ) -> Iterator[pb.Ack]:
-        """Statistics in, acknowledgements and directives out; an ack may come unasked."""
-        outbox: _Outbox = queue.Queue(_OUTBOX_ACKS)
-        reader = threading.Thread(target=self._read, args=(request_iterator, outbox), daemon=True)
-        with self._lock:
-            self._streams.add(outbox)
-        reader.start()
+    # ----------------------------------------------------------------------------- the operator's
+
+    async def RegisterRun(  # noqa: N802
+        self, request: pb.RegisterRunRequest, context: _Context
+    ) -> pb.RegisterRunResponse:
+        """Serve a run from now on."""
+        await self._operators_only(context)
+        await self._registers(context)
+        registration = Registration(
+            run_uid=request.run_uid,
+            name=request.name,
+            namespace=request.namespace,
+            uncertainty=request.uncertainty_json,
+            mode=request.mode,
+            total_steps=request.total_steps,
+        )
         try:
-            while True:
-                try:
-                    ack = outbox.get(timeout=_WAKE_SECONDS)
-                except queue.Empty:
-                    if not context.is_active():
-                        return
-                    continue
-                if ack is None:
-                    return
-                if isinstance(ack, Refused):
-                    context.abort(ack.code, ack.reason)
-                else:
-                    yield ack
-        finally:
-            with self._lock:
-                self._streams.discard(outbox)
-
-    def _read(self, batches: Iterator[pb.StatsBatch], outbox: _Outbox) -> None:
-        """Everything of a batch is durable before its ack goes out."""
-        end: Refused | None = None
-        try:
-            greeted = False
-            for batch in batches:
-                ack = pb.Ack(seq=batch.seq, credit=_CREDIT)
-                if batch.HasField("hello"):
-                    ack.resume_from = self._hello(batch.hello)
-                    greeted = True
-                    with self._lock:
-                        ack.directives.extend(self._directives.values())
-                if not greeted:
-                    end = Refused(grpc.StatusCode.FAILED_PRECONDITION, "the first batch says hello")
-                    return
-                for gap in batch.gaps:
-                    metrics.DROPPED.labels(self._name).inc(gap.last_step - gap.first_step + 1)
-                    self._run.lost(gap.first_step, gap.last_step)
-                for message in batch.stats:
-                    self._accept(message)
-                outbox.put(ack)
-        except grpc.RpcError:
-            pass  # the stream ended; what was accepted stays
-        except Refused as refused:
-            end = refused
+            created = await self._runs.register(registration)
+        except ConflictError as error:
+            await _abort(context, _Code.ALREADY_EXISTS, str(error))
+        except ValueError as error:
+            await _abort(context, _Code.INVALID_ARGUMENT, str(error))
         except OSError as error:
-            end = Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"history not written: {error}")
-        except Exception as error:  # noqa: BLE001  the stream ends with the reason, the rest goes on
-            _log.error("monitor.stream_failed", error=f"{type(error).__name__}: {error}")
-            end = Refused(grpc.StatusCode.INTERNAL, type(error).__name__)
-        finally:
-            outbox.put(end)
+            await _abort(context, _Code.RESOURCE_EXHAUSTED, f"not registered: {error}")
+        return pb.RegisterRunResponse(created=created)
 
-    def _hello(self, hello: pb.Hello) -> int:
-        if hello.run_uid != self._run.run_uid:
-            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "another run's statistics")
-        try:
-            resume_from = self._run.hello(
-                hello.epoch, hello.start_step, hello.base_step, hello.total_steps, hello.attempt
-            )
-        except StaleAttemptError as error:
-            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
-        with self._lock:  # what was meant for an earlier epoch is over
-            for key in [k for k, d in self._directives.items() if _epoch(d) <= hello.epoch]:
-                if self._directives[key].HasField("collapse"):
-                    del self._directives[key]
-        metrics.EPOCH.labels(self._name).set(hello.epoch)
-        return resume_from
+    async def ForgetRun(  # noqa: N802
+        self, request: pb.ForgetRunRequest, context: _Context
+    ) -> pb.ForgetRunResponse:
+        """Delete a run."""
+        await self._operators_only(context)
+        await self._registers(context)
+        return pb.ForgetRunResponse(existed=await self._runs.forget(request.run_uid))
 
-    def _accept(self, message: pb.StepStats) -> None:
-        stats = stats_from_wire(message)
-        before, next_step = len(self._run.triggers), self._run.next_step
-        if self._run.accept(stats) is Accepted.DUPLICATE:
-            metrics.DUPLICATES.labels(self._name).inc()
-            return
-        folded = self._run.next_step - next_step
-        metrics.STEPS.labels(self._name).inc(max(folded, 0))
-        metrics.LOSS.labels(self._name).set(stats.loss)
-        metrics.GRAD_NORM.labels(self._name).set(stats.grad_norm)
-        metrics.LAG.labels(self._name).set(max(0, stats.step + 1 - self._run.next_step))
-        last = self._run.detector.last
-        if last is not None:
-            metrics.INDEX.labels(self._name).set(last.index)
-            metrics.ZSCORE.labels(self._name).set(last.z)
-        for trigger in self._run.triggers[before:]:
-            metrics.TRIGGERS.labels(self._name, trigger.rule.value).inc()
+    async def ListRuns(  # noqa: N802
+        self, request: pb.ListRunsRequest, _context: _Context
+    ) -> pb.ListRunsResponse:
+        """The runs of the caller's namespace, or all for an operator, as they stand."""
+        wanted, found = set(request.run_uids), []
+        for hosted in visible(self._runs.all, _may_see):
+            if wanted and hosted.registration.run_uid not in wanted:
+                continue
+            try:
+                async with self._runs.use(hosted) as run:
+                    found.append(summary(hosted, run))
+            except UnknownRunError:
+                continue  # forgotten meanwhile
+        return pb.ListRunsResponse(runs=found)
 
-    def WatchTriggers(  # noqa: N802
-        self, request: pb.WatchTriggersRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.TriggerEvent]:
-        """Triggers with a sequence number above ``after``, then new ones."""
-        self._same_run(request.run_uid, context)
-        sent = request.after
-        while context.is_active():
-            with self._run.new_trigger:
-                if len(self._run.triggers) <= sent:
-                    self._run.new_trigger.wait(_WAKE_SECONDS)
-                fresh = self._run.triggers[sent:]
-            for trigger in fresh:
-                sent += 1
-                yield pb.TriggerEvent(seq=sent, trigger=trigger_to_wire(trigger))
-
-    def GetWindow(  # noqa: N802
-        self, request: pb.GetWindowRequest, context: grpc.ServicerContext
-    ) -> pb.WindowReply:
-        """The last accepted steps and the index at the last one."""
-        self._same_run(request.run_uid, context)
-        with self._run.lock:
-            window, last = self._run.window(request.steps), self._run.detector.last
-            return pb.WindowReply(
-                window=window_to_wire(window),
-                index=last.index if last else 0.0,
-                z=last.z if last else 0.0,
-                ready=bool(last and last.ready),
-                components=dict(last.components) if last else {},
-                over_threshold=self._run.detector.over_threshold,
-            )
-
-    def PostDirective(  # noqa: N802
-        self, request: pb.PostDirectiveRequest, context: grpc.ServicerContext
+    async def PostDirective(  # noqa: N802
+        self, request: pb.PostDirectiveRequest, context: _Context
     ) -> pb.PostDirectiveResponse:
         """Deliver a directive now, and again to whoever says hello until it is superseded."""
+        await self._operators_only(context)
         directive = request.directive
-        self._same_run(directive.run_uid, context)
+        hosted = await self._known(directive.run_uid, context)
         if not directive.id:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a directive needs an id")
-        with self._lock:
-            for over in ("resume", "collapse"):  # both end the hold of their branch
-                if directive.HasField(over):
-                    self._directives.pop(f"hold/{getattr(directive, over).branch}", None)
-            self._directives[directive.id] = directive
-            for outbox in self._streams:
-                with contextlib.suppress(queue.Full):  # a stuck stream gets it with its next hello
-                    outbox.put_nowait(pb.Ack(credit=_CREDIT, directives=[directive]))
+            await _abort(context, _Code.INVALID_ARGUMENT, "id: a directive needs one")
+        mode = hosted.registration.mode
+        if not deliverable(directive, mode):
+            what = directive.WhichOneof("what")
+            await _abort(context, _Code.FAILED_PRECONDITION, f"mode {mode}: no {what} is delivered")
+        if not leave(hosted.directives, directive):
+            await _abort(context, _Code.RESOURCE_EXHAUSTED, "too many directives wait")
+        for stream in hosted.streams:
+            stream.tell(directive)
         return pb.PostDirectiveResponse()
 
-    def _same_run(self, run_uid: str, context: grpc.ServicerContext) -> None:
-        """An empty uid means the one run that is served here."""
-        if run_uid and run_uid != self._run.run_uid:
-            context.abort(grpc.StatusCode.NOT_FOUND, "no such run here")
+    # -------------------------------------------------------------------------------- the trainers'
+
+    async def Report(  # noqa: N802
+        self, _batches: AsyncIterator[pb.StatsBatch], context: _Context
+    ) -> None:
+        """Statistics in, acknowledgements and directives out; an ack may come unasked."""
+        hosted: list[Hosted] = []
+        try:
+            with self._quota.stream(_peer(context), report=True):
+                await self._report(context, hosted)
+        except Refused as refused:
+            for one in hosted:
+                one.series.failed(refused.code.name)
+            await _abort(context, refused.code, refused.reason)
+
+    async def _report(self, context: _Context, reporting: list[Hosted]) -> None:
+        stream = Stream(context, self._quota)
+        batch = await self._first(context)
+        hosted = self._reported(batch.hello.run_uid)
+        reporting.append(hosted)
+        with _one_of(hosted, stream, self._quota.limits.per_run):
+            while batch is not grpc.aio.EOF:
+                try:
+                    ack = await self._take(hosted, batch)
+                except Exception as error:  # noqa: BLE001  this stream ends, the rest goes on
+                    raise _refusal(error, hosted) from None
+                await stream.send(ack)
+                if self._draining:
+                    raise Refused(_Code.UNAVAILABLE, "the monitor is going away")
+                batch = await context.read()
+
+    async def _first(self, context: _Context) -> pb.StatsBatch:
+        """The batch that says hello. Raises Refused."""
+        seconds = self._quota.limits.hello_seconds
+        try:
+            batch = await asyncio.wait_for(context.read(), seconds)
+        except TimeoutError:
+            raise Refused(_Code.DEADLINE_EXCEEDED, f"no hello in {seconds:g} s") from None
+        if batch is grpc.aio.EOF or not batch.HasField("hello"):
+            raise Refused(_Code.FAILED_PRECONDITION, "the first batch says hello")
+        return batch
+
+    def _reported(self, run_uid: str) -> Hosted:
+        """The run that a stream reports for. Raises Refused."""
+        sole = self._runs.sole
+        if sole is not None:
+            if run_uid != sole.registration.run_uid:
+                raise Refused(_Code.PERMISSION_DENIED, "another run's statistics")
+            return sole
+        try:
+            hosted = self._runs.find(run_uid)
+        except UnknownRunError:
+            raise Refused(_Code.FAILED_PRECONDITION, "not registered yet") from None
+        if not _may_see(hosted.registration.namespace):
+            metrics.REFUSED.labels("foreign_namespace").inc()
+            raise Refused(_Code.PERMISSION_DENIED, "a run of another namespace")
+        return hosted
+
+    async def _take(self, hosted: Hosted, batch: pb.StatsBatch) -> pb.Ack:
+        """Everything of a batch is durable before its ack goes out."""
+        ack = pb.Ack(seq=batch.seq)
+        async with self._runs.use(hosted) as run:
+            before = len(run.triggers)
+            if batch.HasField("hello"):
+                if batch.hello.run_uid != hosted.registration.run_uid:
+                    raise Refused(_Code.PERMISSION_DENIED, "another run's statistics")
+                ack.resume_from = await self._hello(hosted, run, batch.hello)
+                ack.directives.extend(hosted.directives.values())
+            try:
+                for gap in batch.gaps:
+                    hosted.series.dropped(max(0, gap.last_step - gap.first_step + 1))
+                    await self._runs.blocking(run.lost, gap.first_step, gap.last_step)
+                await self._fold(hosted, run, batch)
+            finally:  # what was folded before a failure has happened
+                self._runs.told(hosted, before, run)
+        return ack
+
+    async def _hello(self, hosted: Hosted, run: WatchedRun, hello: pb.Hello) -> int:
+        resume_from = await self._runs.blocking(
+            run.hello,
+            hello.epoch,
+            hello.start_step,
+            hello.base_step,
+            hello.total_steps,
+            hello.attempt,
+        )
+        overtaken(hosted.directives, hello.epoch)
+        return resume_from
+
+    async def _fold(self, hosted: Hosted, run: WatchedRun, batch: pb.StatsBatch) -> None:
+        """The records of a batch, slice by slice."""
+        next_step, duplicates = run.next_step, 0
+        try:
+            for start in range(0, len(batch.stats), _SLICE):
+                if start:
+                    await asyncio.sleep(0)
+                part = batch.stats[start : start + _SLICE]
+                if run.syncs_within(len(part)):
+                    duplicates += await self._runs.blocking(_accept, run, part)
+                else:
+                    duplicates += _accept(run, part)
+        finally:
+            if batch.stats:
+                hosted.reported = time.monotonic()
+            hosted.series.accepted(max(0, run.next_step - next_step), duplicates)
+            hosted.series.stands(run.last(), run.detector.last, run.waiting)
+
+    # ------------------------------------------------------------------------------------- readers'
+
+    async def WatchTriggers(  # noqa: N802
+        self, request: pb.WatchTriggersRequest, context: _Context
+    ) -> None:
+        """Triggers with a sequence number above ``after``, then new ones; of one run or of all."""
+        everything = not request.run_uid and self._runs.sole is None
+        if everything:
+            await self._operators_only(context)
+            after = dict(request.after_by_run)
+        else:
+            hosted = await self._known(request.run_uid, context)
+            after = {hosted.registration.run_uid: request.after}
+        try:
+            with self._quota.stream(_peer(context), report=False):
+                while not self._draining:
+                    ring = self._runs.fired.listen()
+                    for one in self._runs.all if everything else [hosted]:
+                        try:
+                            await self._send_triggers(one, after, context)
+                        except UnknownRunError:
+                            if not everything:
+                                raise
+                    await asyncio.shield(ring)
+        except UnknownRunError as error:
+            await _abort(context, _Code.NOT_FOUND, str(error))
+        except Refused as refused:
+            await _abort(context, refused.code, refused.reason)
+        await _abort(context, _Code.UNAVAILABLE, "the monitor is going away")
+
+    async def _send_triggers(
+        self, hosted: Hosted, after: dict[str, int], context: _Context
+    ) -> None:
+        """Raises UnknownRunError. Waits for no run that is busy: the list only grows."""
+        run, uid = hosted.opened, hosted.registration.run_uid
+        if run is None or hosted.gone:
+            async with self._runs.use(hosted) as run:
+                pass
+        for trigger in run.triggers[after.get(uid, 0) :]:
+            after[uid] = after.get(uid, 0) + 1
+            event = pb.TriggerEvent(seq=after[uid], trigger=trigger_to_wire(trigger))
+            await context.write(event)
+
+    async def GetWindow(  # noqa: N802
+        self, request: pb.GetWindowRequest, context: _Context
+    ) -> pb.WindowReply:
+        """The last accepted steps and the index at the last one."""
+        hosted = await self._known(request.run_uid, context)
+        try:
+            async with self._runs.use(hosted) as run:
+                return await self._runs.blocking(window_reply, run, request.steps)
+        except UnknownRunError as error:
+            await _abort(context, _Code.NOT_FOUND, str(error))
+
+    # ---------------------------------------------------------------------------------- who and what
+
+    async def drain(self) -> None:
+        """End the streams: each after the batch it is in, the watching ones now."""
+        self._draining = True
+        self._runs.fired.ring()
+
+    async def _operators_only(self, context: _Context) -> None:
+        caller = CALLER.get()
+        if caller is not None and not caller.operator and self._runs.sole is None:
+            metrics.REFUSED.labels("operator_only").inc()
+            await _abort(context, _Code.PERMISSION_DENIED, "for operators only, see --operator")
+
+    async def _registers(self, context: _Context) -> None:
+        if self._runs.sole is not None:
+            await _abort(
+                context, _Code.FAILED_PRECONDITION, "this monitor serves the run of its --manifest"
+            )
+
+    async def _known(self, run_uid: str, context: _Context) -> Hosted:
+        """The run asked for; an empty uid means the only one."""
+        sole = self._runs.sole
+        try:
+            hosted = sole if sole is not None and not run_uid else self._runs.find(run_uid)
+        except UnknownRunError as error:
+            await _abort(context, _Code.NOT_FOUND, str(error))
+        if sole is None and not _may_see(hosted.registration.namespace):
+            metrics.REFUSED.labels("foreign_namespace").inc()
+            await _abort(context, _Code.PERMISSION_DENIED, "a run of another namespace")
+        return hosted
 
 
-def _epoch(directive: pb.Directive) -> int:
-    return int(directive.collapse.epoch) if directive.HasField("collapse") else 0
+async def _abort(context: _Context, code: grpc.StatusCode, message: str) -> NoReturn:
+    await context.abort(code, message)
+    raise AssertionError  # abort has raised
+
+
+def _refusal(error: Exception, hosted: Hosted) -> Refused:
+    """What a stream ends with after an error in one of its batches."""
+    match error:
+        case Refused():
+            return error
+        case UnknownRunError() | StaleAttemptError():
+            return Refused(_Code.FAILED_PRECONDITION, str(error))
+        case ValueError():
+            return Refused(_Code.INVALID_ARGUMENT, str(error))
+        case OSError():
+            return Refused(_Code.RESOURCE_EXHAUSTED, f"history not written: {error}")
+    _log.error("monitor.stream_failed", run=hosted.registration.name, exc_info=error)
+    return Refused(_Code.INTERNAL, type(error).__name__)
+
+
+def _may_see(namespace: str) -> bool:
+    caller = CALLER.get()
+    return caller is None or caller.may_see(namespace)
+
+
+def _peer(context: _Context) -> str:
+    """Whose streams are counted; an operator's are not."""
+    caller = CALLER.get()
+    return "" if caller is not None and caller.operator else context.peer()
+
+
+@contextmanager
+def _one_of(hosted: Hosted, stream: Stream, most: int) -> Iterator[None]:
+    """A stream among those of its run. Raises Refused where there are too many."""
+    if len(hosted.streams) >= most:
+        raise Refused(_Code.RESOURCE_EXHAUSTED, f"{most} streams of this run are open")
+    hosted.streams.add(stream)
+    hosted.series.streams(len(hosted.streams))
+    try:
+        yield
+    finally:
+        hosted.streams.discard(stream)
+        hosted.series.streams(len(hosted.streams))
+        stream.close()
+
+
+def _accept(run: WatchedRun, messages: list[pb.StepStats]) -> int:
+    """Take records; how many were known. Raises OSError."""
+    accept: Callable[..., Accepted] = run.accept
+    return sum(accept(stats_from_wire(one)) is Accepted.DUPLICATE for one in messages)

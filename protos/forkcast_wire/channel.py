@@ -7,15 +7,19 @@ folder only the owner can enter, or behind an explicit flag.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ssl
 from pathlib import Path
 from typing import Literal, overload
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+import structlog
 
+from forkcast_wire.client_security import ClientSecurity, InsecureRefusedError
+
+__all__ = ["CLIENT_OPTIONS", "SERVER_OPTIONS", "InsecureRefusedError", "listen", "open_channel"]
+
+_log = structlog.get_logger()
 _MESSAGE_BYTES = 4 << 20
 CLIENT_OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 30_000),
@@ -38,26 +42,20 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     # Otherwise a second server binds the same port and takes every other connection.
     ("grpc.so_reuseport", 0),
 ]
+#: Over TCP a connection ends after an hour, so that its caller is authenticated anew.
+TCP_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+]
 
 
-class InsecureRefusedError(ValueError):
-    """A plain-text address that is not a Unix socket, without the explicit flag."""
-
-
-def _check(target: str, tls: Path | None, *, insecure: bool) -> None:
-    if tls is None and not insecure and not target.startswith("unix:"):
-        raise InsecureRefusedError(
-            f"{target}: plain text is refused; give a folder with ca.crt, tls.crt and tls.key, or "
-            "--insecure-dev"
-        )
-
-
-def _client_credentials(tls: Path) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(
-        (tls / "ca.crt").read_bytes(),
-        (tls / "tls.key").read_bytes(),
-        (tls / "tls.crt").read_bytes(),
-    )
+def server_options(target: str, receive_bytes: int = _MESSAGE_BYTES) -> list[tuple[str, int]]:
+    """The options of a server at ``target`` whose requests are at most ``receive_bytes`` long."""
+    options = dict(SERVER_OPTIONS)
+    options["grpc.max_receive_message_length"] = receive_bytes
+    if not target.startswith("unix:"):
+        options.update(TCP_OPTIONS)
+    return list(options.items())
 
 
 @overload
@@ -67,59 +65,122 @@ def open_channel(
     aio: Literal[False] = False,
     tls: Path | None = None,
     insecure_dev: bool = False,
+    security: ClientSecurity | None = None,
 ) -> grpc.Channel: ...
 
 
 @overload
 def open_channel(
-    target: str, *, aio: Literal[True], tls: Path | None = None, insecure_dev: bool = False
+    target: str,
+    *,
+    aio: Literal[True],
+    tls: Path | None = None,
+    insecure_dev: bool = False,
+    security: ClientSecurity | None = None,
 ) -> grpc.aio.Channel: ...
 
 
 def open_channel(
-    target: str, *, aio: bool = False, tls: Path | None = None, insecure_dev: bool = False
+    target: str,
+    *,
+    aio: bool = False,
+    tls: Path | None = None,
+    insecure_dev: bool = False,
+    security: ClientSecurity | None = None,
 ) -> grpc.Channel | grpc.aio.Channel:
     """A channel to ``target``, for asyncio where ``aio``. ``tls``: folder of ca.crt, tls.crt and
-    tls.key (mutual TLS).
+    tls.key (mutual TLS). Where neither it nor ``security`` is given, the environment says how
+    (see ClientSecurity); a Unix socket needs nothing.
 
-    Raises InsecureRefusedError.
+    The certificates are those of now: after a rotation a new channel reads the new ones. A token
+    is read anew for every call. Raises InsecureRefusedError.
     """
-    _check(target, tls, insecure=insecure_dev)
+    if security is None:
+        security = _security(target, tls, insecure_dev=insecure_dev)
+    credentials = security.credentials(target)
     library = grpc.aio if aio else grpc
-    if tls is None:
+    if credentials is None:
         return library.insecure_channel(target, options=CLIENT_OPTIONS)
-    return library.secure_channel(target, _client_credentials(tls), options=CLIENT_OPTIONS)
+    return library.secure_channel(target, credentials, options=CLIENT_OPTIONS)
+
+
+def _security(target: str, tls: Path | None, *, insecure_dev: bool) -> ClientSecurity:
+    if tls is not None:
+        return ClientSecurity.from_folder(tls)
+    if insecure_dev or target.startswith("unix:"):
+        return ClientSecurity(insecure_dev=insecure_dev)
+    return ClientSecurity.from_environment()
+
+
+class ServerCertificates:
+    """tls.key, tls.crt and ca.crt of a folder, read again before every handshake, so that a rotated
+    secret counts from the next connection on. Files that do not belong together are not taken: the
+    last good ones stay.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._content = self._read()
+        self._check()
+        self.first = self._configuration()
+
+    def _read(self) -> tuple[bytes, bytes, bytes]:
+        names = ("tls.key", "tls.crt", "ca.crt")
+        key, certificate, authority = ((self._folder / name).read_bytes() for name in names)
+        return key, certificate, authority
+
+    def _check(self) -> None:
+        """Raises OSError (ssl.SSLError is one) where key and certificate are no pair."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self._folder / "tls.crt", self._folder / "tls.key")
+        context.load_verify_locations(self._folder / "ca.crt")
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        key, certificate, authority = self._content
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
+
+    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
+        """The new configuration, None where nothing has changed."""
+        try:
+            content = self._read()
+            if content == self._content:
+                return None
+            self._check()
+            if self._read() != content:
+                return None  # amid a rotation; the next handshake sees its end
+        except OSError as error:
+            _log.warning("channel.certificates_not_usable", reason=str(error))
+            return None
+        self._content = content
+        return self._configuration()
 
 
 def listen(
-    server: grpc.Server, target: str, *, tls: Path | None = None, insecure_dev: bool = False
+    server: grpc.Server | grpc.aio.Server,
+    target: str,
+    *,
+    tls: Path | None = None,
+    insecure_dev: bool = False,
+    client_certificates: bool = True,
 ) -> int:
     """Bind the server; returns the port (1 for a Unix socket). A stale socket file is replaced.
+    Without ``client_certificates`` the clients prove who they are in another way.
 
-    Raises InsecureRefusedError; RuntimeError where the address is taken.
+    Raises InsecureRefusedError; OSError where the certificates are not usable; RuntimeError where
+    the address is taken.
     """
-    _check(target, tls, insecure=insecure_dev)
-    if target.startswith("unix:"):
+    unix = target.startswith("unix:")
+    if tls is None and not insecure_dev and not unix:
+        raise InsecureRefusedError(
+            f"{target}: plain text is refused; give a folder with ca.crt, tls.crt and tls.key, or "
+            "--insecure-dev"
+        )
+    if unix:
         Path(target.removeprefix("unix:")).unlink(missing_ok=True)
     if tls is None:
         return int(server.add_insecure_port(target))
-    credentials = grpc.ssl_server_credentials(
-        [((tls / "tls.key").read_bytes(), (tls / "tls.crt").read_bytes())],
-        root_certificates=(tls / "ca.crt").read_bytes(),
-        require_client_auth=True,
+    certificates = ServerCertificates(tls)
+    credentials = grpc.dynamic_ssl_server_credentials(
+        certificates.first, certificates, require_client_authentication=client_certificates
     )
     return int(server.add_secure_port(target, credentials))
-
-
-def add_health(
-    server: grpc.Server, services: Iterable[str], *, reflect: bool = False
-) -> health.HealthServicer:
-    """Health v1 for the named services (and for ''), reflection where asked for."""
-    servicer = health.HealthServicer()
-    names = ["", *services]
-    for name in names:
-        servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    if reflect:
-        reflection.enable_server_reflection([*names[1:], reflection.SERVICE_NAME], server)
-    return servicer

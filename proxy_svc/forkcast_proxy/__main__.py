@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import grpc
 import structlog
 
+from forkcast_proxy import metrics
 from forkcast_proxy.server import SHIPPED, Proxy
-from forkcast_wire import channel
+from forkcast_wire import serving
 from forkcast_wire.forkcast_pb2_grpc import add_ProxyServicer_to_server
-from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
+from forkcast_wire.process import configure_logging, die_with_parent
+
+#: Of one request: a window of 65,536 steps fits no more than one of the shipped size needs to.
+RECEIVE_BYTES = 4 << 20
 
 
 def main() -> int:
-    """0 after SIGTERM."""
+    """0 after SIGTERM. 2: the arguments are wrong."""
     parser = argparse.ArgumentParser(prog="forkcast_proxy", description=__doc__)
-    parser.add_argument("--listen", required=True, help="gRPC address, e.g. unix:PATH")
     parser.add_argument("--model", type=Path, default=SHIPPED, help="folder of a fitted model")
-    parser.add_argument("--tls", type=Path, help="folder of ca.crt, tls.crt, tls.key")
-    parser.add_argument("--insecure-dev", action="store_true", help="plain text on a TCP port")
+    serving.add_arguments(parser, "forkcast-proxy")
     given = parser.parse_args()
     configure_logging("proxy")
     die_with_parent()
-    stop = stop_event_on_sigterm()
-    server = grpc.server(ThreadPoolExecutor(4), options=channel.SERVER_OPTIONS)
-    proxy = Proxy(given.model)
-    add_ProxyServicer_to_server(proxy, server)
-    channel.add_health(server, ["forkcast.v1.Proxy"])
-    channel.listen(server, given.listen, tls=given.tls, insecure_dev=given.insecure_dev)
-    server.start()
-    structlog.get_logger().info("proxy.serving", listen=given.listen, note=proxy.note)
-    stop.wait()
-    server.stop(grace=1).wait()
+    try:
+        asyncio.run(_serve(given))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+async def _serve(given: argparse.Namespace) -> None:
+    proxy = Proxy(given.model)
+    service = serving.Service(
+        name="forkcast.v1.Proxy",
+        add=lambda server: add_ProxyServicer_to_server(proxy, server),
+        registry=metrics.REGISTRY,
+        refused=lambda reason: metrics.REFUSED.labels(reason).inc(),
+        receive_bytes=RECEIVE_BYTES,
+        drain=proxy.drain,
+    )
+    structlog.get_logger().info("proxy.model", note=proxy.note)
+    await serving.serve_until_sigterm(serving.from_arguments(given), service)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,232 @@
+"""The runs of one monitor process, each on its own: lock, streams, directives, series."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from forkcast_monitor import metrics
+from forkcast_monitor.history import History
+from forkcast_monitor.registration import Registration, RunFolders
+from forkcast_monitor.run import WatchedRun
+from forkcast_monitor.streams import Stream
+from forkcast_wire import forkcast_pb2 as pb
+
+_log = structlog.get_logger()
+_T = TypeVar("_T")
+#: What blocks (the disk) happens in these threads; one run's wait is not the others'.
+_DISK_THREADS = 4
+MOST_RUNS = 10_000
+
+
+class UnknownRunError(LookupError):
+    """No such run is registered here."""
+
+
+class UnusableRunError(UnknownRunError):
+    """The run's state on disk cannot be read."""
+
+
+class ConflictError(ValueError):
+    """The run is registered under another name."""
+
+
+class Bell:
+    """Wakes whoever has listened since the last ring. `listen` before looking: then nothing that
+    happens in between is missed.
+    """
+
+    def __init__(self) -> None:
+        self._ring: asyncio.Future[None] | None = None
+
+    def listen(self) -> asyncio.Future[None]:
+        """Done at the next ring. Several may wait for the same one: shield it."""
+        if self._ring is None:
+            self._ring = asyncio.get_running_loop().create_future()
+        return self._ring
+
+    def ring(self) -> None:
+        """Wake them."""
+        ring, self._ring = self._ring, None
+        if ring is not None:
+            ring.set_result(None)
+
+
+@dataclass(eq=False)
+class Hosted:
+    """One run and all that is held for it. ``opened`` is made when it is first needed, and held
+    by one task at a time (`Runs.use`).
+    """
+
+    registration: Registration
+    make: Callable[[Registration], WatchedRun]
+    series: metrics.RunSeries
+    opened: WatchedRun | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    streams: set[Stream] = field(default_factory=set)
+    directives: dict[str, pb.Directive] = field(default_factory=dict)
+    gone: bool = False
+    reported: float | None = None
+
+
+class Runs:
+    """All runs by uid. With a folder any number, which a restart knows; without, the one given."""
+
+    def __init__(self, folder: Path | None, series: metrics.SeriesTable | None = None) -> None:
+        self._folders = None if folder is None else RunFolders(folder)
+        self._series = series or metrics.SeriesTable()
+        self._hosted: dict[str, Hosted] = {}
+        self._pool = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk")
+        self._registering = asyncio.Lock()
+        self.fired = Bell()
+        if self._folders is not None:
+            for one in self._folders.all():
+                self._host(one, self._make)
+        self._count()
+
+    @property
+    def sole(self) -> Hosted | None:
+        """The one run of a process that serves one; None where runs are registered."""
+        return None if self._folders is not None else next(iter(self._hosted.values()))
+
+    @property
+    def all(self) -> list[Hosted]:
+        """All runs, in no particular order."""
+        return list(self._hosted.values())
+
+    def find(self, run_uid: str) -> Hosted:
+        """Raises UnknownRunError."""
+        try:
+            return self._hosted[run_uid]
+        except KeyError:
+            raise UnknownRunError("no such run is registered here") from None
+
+    def host(self, registration: Registration, run: WatchedRun) -> None:
+        """Serve a run that somebody else keeps on disk."""
+        self._host(registration, lambda _: run)
+        self._count()
+
+    async def register(self, registration: Registration) -> bool:
+        """Serve a run from now on; whether it is new. Raises ValueError where a field is wrong or
+        there are too many runs, ConflictError, OSError.
+        """
+        assert self._folders is not None
+        registration.check()
+        async with self._registering:
+            hosted = self._hosted.get(registration.run_uid)
+            if hosted is None:
+                if len(self._hosted) >= MOST_RUNS:
+                    raise ValueError(f"run_uid: {MOST_RUNS} runs are registered; forget some")
+                await self.blocking(self._folders.save, registration)
+                self._host(registration, self._make)
+                self._count()
+                self.fired.ring()
+                return True
+            if hosted.registration != registration:
+                await self._replace(hosted, registration)
+            return False
+
+    async def _replace(self, hosted: Hosted, new: Registration) -> None:
+        """Take another registration. Where the rules differ, the next use judges the history anew
+        by them.
+        """
+        assert self._folders is not None
+        old = hosted.registration
+        if (old.name, old.namespace) != (new.name, new.namespace):
+            raise ConflictError("run_uid: registered with another name or namespace")
+        async with hosted.lock:
+            await self.blocking(self._folders.save, new)
+            hosted.registration = new
+            if hosted.opened is not None and new.config() != old.config():
+                await self.blocking(hosted.opened.close)
+                hosted.opened = None
+
+    async def forget(self, run_uid: str) -> bool:
+        """Delete a run; whether there was one. Its streams end at their next batch."""
+        assert self._folders is not None
+        async with self._registering:
+            hosted = self._hosted.get(run_uid)
+            if hosted is None:
+                return False
+            async with hosted.lock:
+                hosted.gone = True
+                if hosted.opened is not None:
+                    await self.blocking(hosted.opened.abandon)
+                await self.blocking(self._folders.delete, run_uid)
+                del self._hosted[run_uid]
+            self._series.close(run_uid, hosted.series)
+            self._count()
+            return True
+
+    @asynccontextmanager
+    async def use(self, hosted: Hosted) -> AsyncIterator[WatchedRun]:
+        """The run, for one task at a time. Raises UnknownRunError where it has been forgotten, or
+        cannot be opened.
+        """
+        async with hosted.lock:
+            if hosted.gone:
+                raise UnknownRunError("the run has been forgotten")
+            if hosted.opened is None:
+                try:
+                    hosted.opened = await self.blocking(hosted.make, hosted.registration)
+                except Exception as error:
+                    _log.exception("monitor.run_not_opened", run=hosted.registration.name)
+                    reason = f"its state cannot be read: {type(error).__name__}"
+                    raise UnusableRunError(reason) from error
+            yield hosted.opened
+
+    async def blocking(self, call: Callable[..., _T], *given: object) -> _T:
+        """``call`` in a thread, for what waits for the disk."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *given)
+
+    async def close(self) -> None:
+        """Close every run into Parquet, with a snapshot at its end."""
+        for hosted in self.all:
+            async with hosted.lock:
+                hosted.gone = True
+                if hosted.opened is not None:
+                    await self.blocking(hosted.opened.close)
+        self._pool.shutdown()
+
+    def told(self, hosted: Hosted, before: int, run: WatchedRun) -> None:
+        """Say that triggers beyond ``before`` have fired."""
+        fresh = run.triggers[before:]
+        for trigger in fresh:
+            hosted.series.triggered(trigger)
+        if fresh:
+            self.fired.ring()
+
+    def _host(self, registration: Registration, make: Callable[[Registration], WatchedRun]) -> None:
+        uid = registration.run_uid
+        series = self._series.open(uid, registration.namespace, registration.name)
+        self._hosted[uid] = Hosted(registration, make, series)
+
+    def _make(self, registration: Registration) -> WatchedRun:
+        assert self._folders is not None
+        folder = self._folders.path(registration.run_uid)
+        history = History(folder / "statistics")
+        run = WatchedRun(registration.config(), registration.run_uid, folder / "monitor", history)
+        run.total_steps = registration.total_steps
+        return run
+
+    def _count(self) -> None:
+        metrics.RUNS.set(len(self._hosted))
+
+
+def seconds_since(hosted: Hosted) -> float | None:
+    """Since a record was accepted last."""
+    return None if hosted.reported is None else time.monotonic() - hosted.reported
+
+
+def visible(runs: Iterable[Hosted], may_see: Callable[[str], bool]) -> list[Hosted]:
+    """Those whose namespace a caller may see, in the order of their names."""
+    seen = [one for one in runs if may_see(one.registration.namespace)]
+    return sorted(seen, key=lambda one: (one.registration.namespace, one.registration.name))

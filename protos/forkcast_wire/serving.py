@@ -1,0 +1,192 @@
+"""How the monitor and the proxy serve: arguments, listeners, health, metrics, and the way out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+
+from forkcast_wire import channel
+from forkcast_wire.access import Admission, ByCertificate, ByToken, Guard
+from forkcast_wire.token_review import ApiReviewer
+
+_log = structlog.get_logger()
+_GRACE_SECONDS = 1.0
+#: Calls of all peers at once, streams included; more are RESOURCE_EXHAUSTED.
+_MOST_CALLS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """The arguments that both services have; `add_arguments` describes them."""
+
+    listen: str
+    tls: Path | None
+    auth: Literal["mtls", "token"]
+    operators: frozenset[str]
+    audience: str
+    review: tuple[str, Path, Path] | None
+    insecure_dev: bool
+    health_port: int
+    metrics_port: int
+    reflection: bool
+
+    def admission(self) -> Admission | None:
+        """None where the callers are not asked: a Unix socket, or development. Raises ValueError."""
+        if self.tls is None:
+            return None
+        if self.auth == "mtls":
+            return ByCertificate(self.operators)
+        if self.review is None:
+            return ByToken(ApiReviewer.in_cluster(self.audience), self.operators)
+        url, ca, token = self.review
+        reviewer = ApiReviewer(url=url, ca=ca, token=token, audience=self.audience)
+        return ByToken(reviewer, self.operators)
+
+
+def add_arguments(parser: argparse.ArgumentParser, audience: str) -> None:
+    """What `from_arguments` reads."""
+    add = parser.add_argument
+    add("--listen", required=True, help="gRPC address: unix:PATH or HOST:PORT")
+    add("--tls", type=Path, help="folder of ca.crt, tls.crt, tls.key; read again when they change")
+    add(
+        "--auth",
+        choices=["mtls", "token"],
+        default="mtls",
+        help="with --tls: clients show a certificate of ca.crt, or a service account's token",
+    )
+    add(
+        "--operator",
+        action="append",
+        default=[],
+        metavar="NAMESPACE/ACCOUNT",
+        help="who may do everything; also a certificate's common name; may be given again",
+    )
+    add("--audience", default=audience, help="of the tokens")
+    add("--review-url", help="API server for TokenReview; default: the pod's own cluster")
+    add("--review-ca", type=Path, help="its authority")
+    add("--review-token", type=Path, help="file of the token to ask with")
+    add("--insecure-dev", action="store_true", help="plain text and no questions on a TCP port")
+    add("--health-port", type=int, default=0, help="health v1 alone, in plain text; 0 = off")
+    add("--metrics-port", type=int, default=0, help="Prometheus port; 0 = off")
+    add("--reflection", action="store_true", help="gRPC reflection")
+
+
+def from_arguments(given: argparse.Namespace) -> Serving:
+    """Raises ValueError where the arguments contradict each other."""
+    review = (given.review_url, given.review_ca, given.review_token)
+    if any(review) and not all(review):
+        raise ValueError("--review-url, --review-ca and --review-token go together")
+    if given.review_url and not given.review_url.startswith("https://"):
+        raise ValueError(f"--review-url {given.review_url}: tokens go over https only")
+    if given.auth == "token" and given.tls is None:
+        raise ValueError("--auth token: needs --tls, tokens never go in plain text")
+    return Serving(
+        listen=given.listen,
+        tls=given.tls,
+        auth=given.auth,
+        operators=frozenset(given.operator),
+        audience=given.audience,
+        review=review if all(review) else None,
+        insecure_dev=given.insecure_dev,
+        health_port=given.health_port,
+        metrics_port=given.metrics_port,
+        reflection=given.reflection,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """What is served. name: of the gRPC service. add: puts its servicer into a server. refused: is
+    told the reason of every refused caller. receive_bytes: of the largest request. drain: ends the
+    open streams.
+    """
+
+    name: str
+    add: Callable[[grpc.aio.Server], None]
+    registry: CollectorRegistry
+    refused: Callable[[str], None]
+    receive_bytes: int
+    drain: Callable[[], Awaitable[None]]
+
+
+class Running(AbstractAsyncContextManager["Running"]):
+    """The service from `async with` to its end. port: of the gRPC server, health_port: of the
+    plain health server; metrics_port.
+    """
+
+    def __init__(self, serving: Serving, service: Service) -> None:
+        self._serving, self._service = serving, service
+        admission = serving.admission()
+        self._server = grpc.aio.server(
+            interceptors=[] if admission is None else [Guard(admission, service.refused)],
+            options=channel.server_options(serving.listen, service.receive_bytes),
+            maximum_concurrent_rpcs=_MOST_CALLS,
+        )
+        self._plain = grpc.aio.server(options=channel.server_options("", 4096))
+        self._health = health.aio.HealthServicer()
+        self.port = self.health_port = self.metrics_port = 0
+
+    async def __aenter__(self) -> Self:
+        """Raises InsecureRefusedError, OSError, RuntimeError as `channel.listen` does."""
+        given, name = self._serving, self._service.name
+        self._service.add(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if given.reflection:
+            names = [name, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, self._server)
+        self.port = channel.listen(
+            self._server,
+            given.listen,
+            tls=given.tls,
+            insecure_dev=given.insecure_dev,
+            client_certificates=given.auth == "mtls",
+        )
+        if given.health_port:  # a kubelet's probe speaks no TLS
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._plain)
+            self.health_port = self._plain.add_insecure_port(f"[::]:{given.health_port}")
+            await self._plain.start()
+        if given.metrics_port:
+            http, _ = start_http_server(given.metrics_port, registry=self._service.registry)
+            self.metrics_port = http.server_port
+        await self._server.start()
+        for one in ("", name):
+            await self._health.set(one, health_pb2.HealthCheckResponse.SERVING)
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        """Not serving, the streams ended, no new calls, and what still runs gets a second."""
+        await self._health.enter_graceful_shutdown()
+        await self._service.drain()
+        await self._server.stop(_GRACE_SECONDS)
+        await self._plain.stop(None)
+
+
+async def serve_until_sigterm(serving: Serving, service: Service) -> None:
+    """Serve; SIGTERM and SIGINT drain. A second one does not hurry it."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Running(serving, service) as running:
+        _log.info(
+            "service.serving",
+            service=service.name,
+            listen=serving.listen,
+            port=running.port,
+            health_port=running.health_port,
+            metrics_port=running.metrics_port,
+        )
+        await stop.wait()
+        _log.info("service.draining", service=service.name)
