@@ -127,7 +127,7 @@ def _chunks(folder: Path, first_steps: Mapping[int, int] | None) -> list[Path]:
         if (match := _CHUNK.fullmatch(path.name))
     ]
     named.sort()
-    if first_steps is None:
+    if first_steps is None or not named:
         return [path for _, path in named]
     wanted = []
     for (key, path), following in zip(named, [*named[1:], None], strict=True):
