@@ -90,6 +90,14 @@ def newest_snapshot(folder):
     return {name: document[name] for name in ("step", "detector")}
 
 
+#: What a trainer tries again after.
+_PASSING = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+)
+
+
 class Process:
     """`python -m forkcast_monitor`; stopped by SIGTERM, or killed."""
 
@@ -156,11 +164,8 @@ class Talker:
             try:
                 return await self._once(end)
             except grpc.aio.AioRpcError as error:
-                assert error.code() in (
-                    grpc.StatusCode.UNAVAILABLE,
-                    grpc.StatusCode.CANCELLED,
-                    grpc.StatusCode.FAILED_PRECONDITION,
-                ), error
+                if error.code() not in _PASSING:
+                    raise
                 self.breaks += 1
                 await asyncio.sleep(0.02)
 

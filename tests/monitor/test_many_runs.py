@@ -33,8 +33,12 @@ def test_fifty_runs_are_judged_as_if_each_were_alone(
                 reply = await stub.RegisterRun(registration(one), wait_for_ready=True)
                 assert reply.created
             talkers = [Talker(channel, one, rows[one], seed=n) for n, one in enumerate(rows)]
-            await asyncio.gather(*(one.talk(until=STEPS // 2 + n) for n, one in zip(
-                range(-20, RUNS - 20), talkers, strict=True)))
+            await asyncio.gather(
+                *(
+                    one.talk(until=STEPS // 2 + n)
+                    for n, one in zip(range(-20, RUNS - 20), talkers, strict=True)
+                )
+            )
 
     async def the_rest():
         async with connect() as (channel, stub):
@@ -59,8 +63,8 @@ def test_fifty_runs_are_judged_as_if_each_were_alone(
     assert monitor.stop() == 0
     assert [one.next_step for one in listed.runs] == [STEPS] * RUNS
     fired = 0
-    for one in rows:
-        expected, state = alone(tmp_path_factory.mktemp("alone"), one, rows[one])
+    for one, its in rows.items():
+        expected, state = alone(tmp_path_factory.mktemp("alone"), one, its)
         names = [f"e{event.trigger.epoch}-t{event.trigger.step}" for event in triggers[one]]
         assert names == expected
         assert [event.seq for event in triggers[one]] == list(range(1, len(expected) + 1))
@@ -70,7 +74,9 @@ def test_fifty_runs_are_judged_as_if_each_were_alone(
     assert fired >= RUNS // 2
 
 
-def test_a_run_is_registered_before_it_reports_and_forgotten_after(start_monitor, connect, tmp_path):
+def test_a_run_is_registered_before_it_reports_and_forgotten_after(
+    start_monitor, connect, tmp_path
+):
     monitor = start_monitor()
     rows = statistics("a", 60)
 
@@ -96,9 +102,7 @@ def test_a_run_is_registered_before_it_reports_and_forgotten_after(start_monitor
             assert not (await stub.ForgetRun(pb.ForgetRunRequest(run_uid="a"))).existed
             for asked in (
                 stub.GetWindow(pb.GetWindowRequest(run_uid="a")),
-                stub.PostDirective(
-                    pb.PostDirectiveRequest(directive={"run_uid": "a", "id": "x"})
-                ),
+                stub.PostDirective(pb.PostDirectiveRequest(directive={"run_uid": "a", "id": "x"})),
             ):
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await asked
@@ -133,38 +137,36 @@ def test_a_stream_that_is_open_when_its_run_is_forgotten_ends(start_monitor, con
     asyncio.run(talk())
 
 
-@pytest.mark.parametrize(
-    ("change", "code", "field"),
-    [
-        ({"run_uid": ""}, "INVALID_ARGUMENT", "run_uid"),
-        ({"run_uid": "../../etc"}, "INVALID_ARGUMENT", "run_uid"),
-        ({"run_uid": "a" * 65}, "INVALID_ARGUMENT", "run_uid"),
-        ({"name": "A"}, "INVALID_ARGUMENT", "name"),
-        ({"namespace": "a/b"}, "INVALID_ARGUMENT", "namespace"),
-        ({"mode": "Disabled"}, "INVALID_ARGUMENT", "mode"),
-        ({"uncertainty_json": "{"}, "INVALID_ARGUMENT", "uncertainty_json"),
-        ({"uncertainty_json": '{"window": 0}'}, "INVALID_ARGUMENT", "uncertainty_json.window"),
-        ({"uncertainty_json": '{"windw": 64}'}, "INVALID_ARGUMENT", "uncertainty_json.windw"),
-        ({"uncertainty_json": " " * 17000}, "INVALID_ARGUMENT", "uncertainty_json"),
-        ({"name": "other"}, "ALREADY_EXISTS", "run_uid"),
-        ({"namespace": "other"}, "ALREADY_EXISTS", "run_uid"),
-    ],
-)
-def test_a_wrong_registration_names_its_field_and_changes_nothing(
-    start_monitor, connect, change, code, field
-):
+WRONG = [
+    ({"run_uid": ""}, "INVALID_ARGUMENT", "run_uid"),
+    ({"run_uid": "../../etc"}, "INVALID_ARGUMENT", "run_uid"),
+    ({"run_uid": "a" * 65}, "INVALID_ARGUMENT", "run_uid"),
+    ({"name": "A"}, "INVALID_ARGUMENT", "name"),
+    ({"namespace": "a/b"}, "INVALID_ARGUMENT", "namespace"),
+    ({"mode": "Disabled"}, "INVALID_ARGUMENT", "mode"),
+    ({"uncertainty_json": "{"}, "INVALID_ARGUMENT", "uncertainty_json"),
+    ({"uncertainty_json": '{"window": 0}'}, "INVALID_ARGUMENT", "uncertainty_json.window"),
+    ({"uncertainty_json": '{"windw": 64}'}, "INVALID_ARGUMENT", "uncertainty_json.windw"),
+    ({"uncertainty_json": " " * 17000}, "INVALID_ARGUMENT", "uncertainty_json"),
+    ({"name": "other"}, "ALREADY_EXISTS", "run_uid"),
+    ({"namespace": "other"}, "ALREADY_EXISTS", "run_uid"),
+]
+
+
+def test_a_wrong_registration_names_its_field_and_changes_nothing(start_monitor, connect):
     start_monitor()
 
     async def talk():
         async with connect() as (_, stub):
             await stub.RegisterRun(registration("good"), wait_for_ready=True)
-            wrong = registration("good")
-            for name, value in change.items():
-                setattr(wrong, name, value)
-            with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await stub.RegisterRun(wrong)
-            assert refused.value.code().name == code
-            assert refused.value.details().startswith(field)
+            for change, code, field in WRONG:
+                wrong = registration("good")
+                for name, value in change.items():
+                    setattr(wrong, name, value)
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await stub.RegisterRun(wrong)
+                assert refused.value.code().name == code
+                assert refused.value.details().startswith(field)
             listed = (await stub.ListRuns(pb.ListRunsRequest())).runs
             assert [(one.run_uid, one.namespace) for one in listed] == [("good", "team")]
 

@@ -16,10 +16,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from forkcast_wire import channel
+from forkcast_wire.client_security import CA, CERTIFICATE, INSECURE, KEY, TOKEN, ClientSecurity
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -31,9 +31,17 @@ def server() -> Iterator[grpc.Server]:
     made.stop(None)
 
 
-def check(made: grpc.Channel, service: str = "") -> int:
-    stub = health_pb2_grpc.HealthStub(made)
-    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status
+def add_health(server: grpc.Server) -> None:
+    """Something to ask."""
+    servicer = health.HealthServicer()
+    servicer.set("", _SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+
+
+def check(made: grpc.Channel) -> int:
+    return (
+        health_pb2_grpc.HealthStub(made).Check(health_pb2.HealthCheckRequest(), timeout=10).status
+    )
 
 
 def certificates(folder: Path) -> Path:
@@ -78,7 +86,7 @@ def test_plain_text_needs_a_unix_socket_or_the_flag(server: grpc.Server, tmp_pat
         channel.open_channel("127.0.0.1:1", aio=True)
     with pytest.raises(channel.InsecureRefusedError):
         channel.listen(server, "127.0.0.1:0")
-    channel.add_health(server, ["forkcast.v1.Monitor"])
+    add_health(server)
     target = f"unix:{tmp_path}/s.sock"
     channel.listen(server, target)
     port = channel.listen(server, "127.0.0.1:0", insecure_dev=True)
@@ -88,11 +96,11 @@ def test_plain_text_needs_a_unix_socket_or_the_flag(server: grpc.Server, tmp_pat
         channel.open_channel(f"127.0.0.1:{port}", insecure_dev=True),
     ):
         with made:
-            assert check(made) == check(made, "forkcast.v1.Monitor") == _SERVING
+            assert check(made) == _SERVING
 
 
 def test_asyncio_channel(server: grpc.Server, tmp_path: Path) -> None:
-    channel.add_health(server, [])
+    add_health(server)
     target = f"unix:{tmp_path}/s.sock"
     channel.listen(server, target)
     server.start()
@@ -108,7 +116,7 @@ def test_asyncio_channel(server: grpc.Server, tmp_path: Path) -> None:
 def test_a_stale_socket_file_is_replaced(server: grpc.Server, tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     path.write_bytes(b"")
-    channel.add_health(server, [])
+    add_health(server)
     channel.listen(server, f"unix:{path}")
     server.start()
     with channel.open_channel(f"unix:{path}") as made:
@@ -124,7 +132,7 @@ def test_a_taken_port_is_refused(server: grpc.Server) -> None:
 
 def test_mutual_tls(server: grpc.Server, tmp_path: Path) -> None:
     ours, strangers = certificates(tmp_path / "ours"), certificates(tmp_path / "strangers")
-    channel.add_health(server, [])
+    add_health(server)
     port = channel.listen(server, "127.0.0.1:0", tls=ours)
     server.start()
     target = f"127.0.0.1:{port}"
@@ -142,24 +150,69 @@ def test_mutual_tls(server: grpc.Server, tmp_path: Path) -> None:
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-@pytest.mark.parametrize("reflect", [False, True])
-def test_reflection_only_behind_the_flag(
-    server: grpc.Server, tmp_path: Path, *, reflect: bool
+def test_a_rotated_certificate_counts_from_the_next_connection_on(
+    server: grpc.Server, tmp_path: Path
 ) -> None:
-    channel.add_health(server, ["forkcast.v1.Proxy"], reflect=reflect)
-    target = f"unix:{tmp_path}/s.sock"
-    channel.listen(server, target)
+    served = certificates(tmp_path / "served")
+    add_health(server)
+    target = f"127.0.0.1:{channel.listen(server, '127.0.0.1:0', tls=served)}"
     server.start()
-    with channel.open_channel(target) as made:
-        stub = reflection_pb2_grpc.ServerReflectionStub(made)
-        asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        if not reflect:
-            with pytest.raises(grpc.RpcError) as refused:
-                next(stub.ServerReflectionInfo(asked, timeout=10))
-            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-            return
-        names = next(stub.ServerReflectionInfo(asked, timeout=10)).list_services_response.service
-        assert "forkcast.v1.Proxy" in {name.name for name in names}
+    with channel.open_channel(target, tls=served) as made:
+        assert check(made) == _SERVING
+        before = ClientSecurity.from_folder(served).fingerprint()
+        key = (served / "tls.key").read_bytes()
+        rotated = certificates(tmp_path / "rotated")
+        (served / "tls.key").write_bytes((rotated / "tls.key").read_bytes())
+        # half a rotation: key and certificate are no pair, so the old ones still count
+        (tmp_path / "old").mkdir()
+        for name in ("ca.crt", "tls.crt"):
+            (tmp_path / "old" / name).write_bytes((served / name).read_bytes())
+        (tmp_path / "old" / "tls.key").write_bytes(key)
+        with channel.open_channel(target, tls=tmp_path / "old") as again:
+            assert check(again) == _SERVING
+        for name in ("ca.crt", "tls.crt"):
+            (served / name).write_bytes((rotated / name).read_bytes())
+        with channel.open_channel(target, tls=rotated) as again:
+            assert check(again) == _SERVING
+        old = channel.open_channel(target, tls=tmp_path / "old")
+        with old, pytest.raises(grpc.RpcError):
+            check(old)
+        assert check(made) == _SERVING  # an open connection goes on
+        assert ClientSecurity.from_folder(served).fingerprint() != before
+
+
+def test_the_environment_says_how_a_client_connects(server: grpc.Server, tmp_path: Path) -> None:
+    ours = certificates(tmp_path / "ours")
+    add_health(server)
+    target = f"127.0.0.1:{channel.listen(server, '127.0.0.1:0', tls=ours)}"
+    server.start()
+    files = {CA: "ca.crt", CERTIFICATE: "tls.crt", KEY: "tls.key"}
+    environment = {name: str(ours / file) for name, file in files.items()}
+    security = ClientSecurity.from_environment(environment)
+    with channel.open_channel(target, security=security) as made:
+        assert check(made) == _SERVING
+    assert ClientSecurity.from_environment({INSECURE: "1"}).credentials(target) is None
+    assert ClientSecurity.from_environment({}).credentials("unix:x") is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, CA),
+        ({TOKEN: "token"}, "token"),
+        ({CERTIFICATE: "c", KEY: "k"}, CA),
+        ({CA: "ca.crt", CERTIFICATE: "c"}, KEY),
+        ({CA: "missing"}, "No such file"),
+        ({INSECURE: "1", TOKEN: "token"}, "trusted server only"),
+    ],
+)
+def test_settings_that_would_not_be_safe_are_refused(
+    environment: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.crt").write_text("x")
+    given = {n: v if n == INSECURE else str(tmp_path / v) for n, v in environment.items()}
+    with pytest.raises(channel.InsecureRefusedError, match=says):
+        channel.open_channel("127.0.0.1:1", security=ClientSecurity.from_environment(given))
 
 
 @pytest.mark.parametrize(("size", "allowed"), [((4 << 20) - 4096, True), (5 << 20, False)])

@@ -26,6 +26,8 @@ from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 _log = structlog.get_logger()
 RING_STEPS = 8192
 _BATCH = 256
+#: Of one batch; the monitor takes no message above 256 KiB.
+_BATCH_BYTES = 192 << 10
 _MOST_GAPS = 256
 _RETRY_SECONDS = (0.2, 2.0)
 
@@ -65,6 +67,14 @@ class _Stream:
     seq: int = 0
     over: bool = False
     in_flight: deque[tuple[int, int, list[tuple[int, int]]]] = field(default_factory=deque)
+    #: Records of the next batch; the first batch shows how large they are.
+    most: int = 32
+    largest: int = 1
+
+    def weigh(self, messages: list[pb.StepStats]) -> None:
+        """Keep the next batch within _BATCH_BYTES, judged by the largest record so far."""
+        self.largest = max([self.largest, *(one.ByteSize() + 4 for one in messages)])
+        self.most = max(1, min(_BATCH, _BATCH_BYTES // self.largest))
 
 
 class Reporter:
@@ -151,6 +161,8 @@ class Reporter:
                     renewed = self._talk(MonitorStub(channel))
             except grpc.RpcError as error:
                 _log.info("report.disconnected", code=str(error.code()))
+            except ValueError as error:  # certificates may be mounted late; the training goes on
+                _log.warning("report.not_connected", reason=str(error))
             if not renewed:  # an epoch's change is no failure
                 low, high = _RETRY_SECONDS
                 self._closed.wait(low + (high - low) * self._jitter.random() ** 2)
@@ -215,9 +227,11 @@ class Reporter:
                 stream.seq += 1
                 stream.in_flight.append((stream.seq, stream.next_serial, gaps))
                 seq = stream.seq
+            messages = [stats_to_wire(one) for one in fresh]  # not under the lock: it takes a while
+            stream.weigh(messages)
             yield pb.StatsBatch(
                 seq=seq,
-                stats=[stats_to_wire(one) for one in fresh],
+                stats=messages,
                 gaps=[pb.Gap(first_step=a, last_step=b) for a, b in gaps],
             )
 
@@ -242,7 +256,7 @@ class Reporter:
         """
         stream.next_serial = max(stream.next_serial, self._first_serial)
         start = stream.next_serial - self._first_serial
-        end = min(start + _BATCH, len(self._ring))
+        end = min(start + stream.most, len(self._ring))
         found = []
         for index in range(start, end):
             if self._ring[index].epoch > stream.hello.epoch:

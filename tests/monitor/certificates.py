@@ -1,0 +1,50 @@
+"""An authority and what it signs, as mounted secrets have it."""
+
+import datetime as dt
+import ipaddress
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+class Authority:
+    def __init__(self):
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+        self.pem = self._sign("authority", self._key.public_key(), ca=True)
+
+    def _sign(self, name, public, *, ca, uri=None):
+        now = dt.datetime.now(dt.UTC)
+        names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+        if uri is not None:
+            names.append(x509.UniformResourceIdentifier(uri))
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(self._name)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(hours=1))
+            .not_valid_after(now + dt.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        )
+        signed = builder.sign(self._key, hashes.SHA256())
+        return signed.public_bytes(serialization.Encoding.PEM)
+
+    def issue(self, folder, name="service", uri=None):
+        """A folder of ca.crt, tls.crt and tls.key."""
+        folder.mkdir()
+        key = ec.generate_private_key(ec.SECP256R1())
+        (folder / "ca.crt").write_bytes(self.pem)
+        (folder / "tls.crt").write_bytes(self._sign(name, key.public_key(), ca=False, uri=uri))
+        (folder / "tls.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return folder
