@@ -1,0 +1,258 @@
+"""What one run or peer sends, however much or wrong, is not the others' business.
+
+Server and clients share a loop here, so that a turn of it can be counted.
+"""
+
+import asyncio
+import contextlib
+import math
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+
+from forkcast_monitor import server as monitor_server
+from forkcast_monitor.__main__ import RECEIVE_BYTES
+from forkcast_monitor.runs import Runs
+from forkcast_monitor.server import Monitor
+from forkcast_monitor.streams import Limits, Quota, peer_address
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.channel import open_channel
+from forkcast_wire.codec import stats_to_wire
+from forkcast_wire.forkcast_pb2_grpc import MonitorStub, add_MonitorServicer_to_server
+from forkcast_wire.serving import Running, Service, Serving
+
+from .conftest import Talker, answer, registration, statistics
+
+
+def serving(listen, **more):
+    given = {
+        "listen": listen,
+        "tls": None,
+        "auth": "mtls",
+        "operators": frozenset(),
+        "audience": "",
+        "review": None,
+        "insecure_dev": True,
+        "health_port": 0,
+        "metrics_port": 0,
+        "reflection": False,
+        **more,
+    }
+    return Serving(**given)
+
+
+@contextlib.asynccontextmanager
+async def served(folder, listen=None, **limits):
+    """A monitor in this loop: (its runs, a function that opens a stub)."""
+    runs = Runs(folder / "state")
+    monitor = Monitor(runs, Limits(**limits))
+    service = Service(
+        name="forkcast.v1.Monitor",
+        add=lambda server: add_MonitorServicer_to_server(monitor, server),
+        registry=CollectorRegistry(),
+        refused=lambda _: None,
+        receive_bytes=RECEIVE_BYTES,
+        drain=monitor.drain,
+    )
+    channels = []
+    async with Running(serving(listen or f"unix:{folder}/m.sock"), service) as running:
+        target = f"127.0.0.1:{running.port}" if listen else f"unix:{folder}/m.sock"
+
+        def connect():
+            channels.append(open_channel(target, aio=True, insecure_dev=True))
+            return channels[-1]
+
+        yield runs, connect
+        for one in channels:
+            await one.close()
+    await runs.close()
+
+
+async def hello(stub, uid):
+    call = stub.Report()
+    await call.write(pb.StatsBatch(hello=pb.Hello(run_uid=uid)))
+    await answer(call)
+    return call
+
+
+async def refusal(call):
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await answer(call)
+    return refused.value.code().name
+
+
+def test_a_flood_takes_turns_with_the_other_runs(tmp_path, monkeypatch):
+    rows = [stats_to_wire(one) for one in statistics("flood", 9000)]
+    folded = []
+
+    async def play():
+        async with served(tmp_path) as (runs, connect):
+            quiet, loud = MonitorStub(connect()), MonitorStub(connect())
+            for uid in ("flood", "quiet"):
+                await quiet.RegisterRun(registration(uid))
+            flood, calm = await hello(loud, "flood"), await hello(quiet, "quiet")
+            original = monitor_server._accept
+
+            def watched(run, part):
+                if run.run_uid == "flood":
+                    folded.append(len(part))
+                return original(run, part)
+
+            monkeypatch.setattr(monitor_server, "_accept", watched)
+
+            async def pour():
+                for seq, start in enumerate(range(0, len(rows), 300), 1):
+                    batch = pb.StatsBatch(seq=seq, stats=rows[start : start + 300])
+                    await flood.write(batch)  # heeding no credit
+
+            pouring = asyncio.create_task(pour())
+            between = []
+            for one in statistics("quiet", 60):
+                before = sum(folded)
+                await calm.write(pb.StatsBatch(seq=one.step + 1, stats=[stats_to_wire(one)]))
+                await answer(calm)
+                between.append(sum(folded) - before)
+            assert runs.find("quiet").opened.next_step == 60
+            assert runs.find("flood").opened.next_step < len(rows)  # it was still pouring
+            pouring.cancel()
+            flood.cancel()
+            return between
+
+    between = asyncio.run(play())
+    # between a quiet batch and its ack the flood has a few short turns, not its whole queue, nor a
+    # whole batch of 300; three of 60 may meet a flush to the disk, which holds no other run
+    assert sorted(between)[-4] <= 8 * 32, between
+
+
+def test_a_batch_too_large_ends_its_stream_only(tmp_path):
+    row = stats_to_wire(statistics("a", 1)[0])
+    row.attention_entropy.extend([0.5] * (RECEIVE_BYTES // 8))
+
+    async def play():
+        async with served(tmp_path) as (runs, connect):
+            stub, other = MonitorStub(connect()), connect()
+            for uid in ("a", "b"):
+                await stub.RegisterRun(registration(uid))
+            calm, call = await hello(MonitorStub(other), "b"), await hello(stub, "a")
+            await call.write(pb.StatsBatch(seq=1, stats=[row]))
+            assert await refusal(call) == "RESOURCE_EXHAUSTED"
+            await calm.write(pb.StatsBatch(seq=1, stats=[stats_to_wire(statistics("b", 1)[0])]))
+            assert (await answer(calm)).seq == 1
+            calm.cancel()
+            await Talker(other, "a", statistics("a", 5)).talk()  # and the run itself goes on
+            assert runs.find("a").opened.next_step == 5
+
+    asyncio.run(play())
+
+
+def test_streams_are_bounded_by_run_and_by_peer(tmp_path):
+    async def play():
+        async with served(tmp_path, "127.0.0.1:0", per_peer=6, per_run=3) as (_, connect):
+            stub = MonitorStub(connect())
+            for n in range(4):
+                await stub.RegisterRun(registration(f"r{n}"))
+            calls = [await hello(stub, "r0") for _ in range(3)]
+            fourth = stub.Report()
+            await fourth.write(pb.StatsBatch(hello=pb.Hello(run_uid="r0")))
+            assert await refusal(fourth) == "RESOURCE_EXHAUSTED"
+            calls += [await hello(stub, f"r{n}") for n in (1, 2, 3)]
+            # another connection of the same address is the same peer
+            watch = MonitorStub(connect()).WatchTriggers(pb.WatchTriggersRequest(run_uid="r0"))
+            assert await refusal(watch) == "RESOURCE_EXHAUSTED"
+            calls.pop().cancel()
+            for _ in range(100):  # its place is free as soon as the server has heard
+                try:
+                    calls.append(await hello(stub, "r1"))
+                    break
+                except grpc.aio.AioRpcError:
+                    await asyncio.sleep(0.01)
+            else:
+                raise AssertionError("the place was never free")
+            for call in calls:
+                call.cancel()
+
+    asyncio.run(play())
+
+
+def test_a_stream_that_never_says_hello_ends(tmp_path):
+    async def play():
+        async with served(tmp_path, hello_seconds=0.05) as (_, connect):
+            assert await refusal(MonitorStub(connect()).Report()) == "DEADLINE_EXCEEDED"
+            call = MonitorStub(connect()).Report()
+            await call.write(pb.StatsBatch(seq=1))
+            assert await refusal(call) == "FAILED_PRECONDITION"
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e308, 5e-324, -0.0])
+def test_strange_numbers_of_one_run_leave_another_alone(tmp_path, value):
+    rows = {"odd": statistics("odd", 80), "even": statistics("even", 80)}
+
+    async def play(folder, uids):
+        async with served(folder) as (runs, connect):
+            channel = connect()
+            for uid in uids:
+                await MonitorStub(channel).RegisterRun(registration(uid))
+            talkers = [Talker(channel, uid, rows[uid]) for uid in uids]
+            await asyncio.gather(*(one.talk() for one in talkers))
+            return runs.find("even").opened.detector.state()
+
+    for row in rows["odd"][40:]:
+        object.__setattr__(row, "loss", value)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "both").mkdir()
+    lonely = asyncio.run(play(tmp_path / "one", ["even"]))
+    assert asyncio.run(play(tmp_path / "both", ["odd", "even"])) == lonely
+
+
+def test_a_run_whose_files_are_broken_is_the_only_one_that_fails(tmp_path):
+    async def play():
+        async with served(tmp_path) as (_, connect):
+            channel = connect()
+            for uid in ("a", "b"):
+                await MonitorStub(channel).RegisterRun(registration(uid))
+                await Talker(channel, uid, statistics(uid, 5)).talk()
+        (tmp_path / "state" / "runs" / "a" / "monitor" / "attempts.json").write_text("{")
+        (tmp_path / "state" / "runs" / "c").mkdir()
+        (tmp_path / "state" / "runs" / "c" / "registration.json").write_text("{")
+        async with served(tmp_path) as (_, connect):
+            stub = MonitorStub(connect())
+            listed = (await stub.ListRuns(pb.ListRunsRequest())).runs
+            assert [(one.run_uid, one.next_step) for one in listed] == [("b", 5)]
+            call = stub.Report()
+            await call.write(pb.StatsBatch(hello=pb.Hello(run_uid="a")))
+            assert await refusal(call) == "FAILED_PRECONDITION"
+            await stub.ForgetRun(pb.ForgetRunRequest(run_uid="a"))
+            assert (await stub.RegisterRun(registration("a"))).created
+            call = await hello(stub, "a")
+            call.cancel()
+
+    asyncio.run(play())
+
+
+def test_credit_falls_as_streams_are_opened():
+    quota = Quota(Limits())
+    with contextlib.ExitStack() as stack:
+        seen = []
+        for n in range(200):
+            stack.enter_context(quota.stream(f"ipv4:10.0.0.{n}:1", report=True))
+            seen.append(quota.credit())
+    assert seen[0] == seen[3] == 16
+    assert seen[-1] == 1
+    assert seen == sorted(seen, reverse=True)
+    assert quota.credit() == 16
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:10.1.2.3:4567", "10.1.2.3"),
+        ("ipv6:%5Bfe80::1%5D:4567", "%5Bfe80::1%5D"),
+        ("unix:", ""),
+        ("unix:/a/b.sock", ""),
+    ],
+)
+def test_a_peer_is_its_address(peer, address):
+    assert peer_address(peer) == address
