@@ -13,7 +13,7 @@ import structlog
 
 from forkcast.records import Index, StepStats
 from forkcast_wire import crash
-from forkcast_wire.statistics import TAIL, read_history, read_tail, write_chunk
+from forkcast_wire.statistics import TAIL, last_steps, read_tail, write_chunk
 
 _log = structlog.get_logger()
 _CHUNK_ROWS = 1024
@@ -71,12 +71,13 @@ class History:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._tail = read_tail(folder)
-        self.last_steps: dict[tuple[int, int], int] = {}
-        for row in [*read_history(folder), *self._tail]:
+        tail = read_tail(folder)
+        self._rows = len(tail)
+        self.last_steps = last_steps(folder)
+        for row in tail:
             self._note(row)
         self._file = LineFile(folder / TAIL)
-        self._file.replace(self._tail)  # drops a line that a crash cut short
+        self._file.replace(tail)  # drops a line that a crash cut short
 
     def append(self, stats: StepStats, index: Index | None) -> None:
         """Add one row; without an index it was recorded but not judged. Raises OSError, and then
@@ -89,9 +90,9 @@ class History:
         crash.reach("before-append")
         self._file.append(row)
         crash.reach("after-append")
-        self._tail.append(row)
+        self._rows += 1
         self._note(row)
-        if len(self._tail) >= _CHUNK_ROWS:
+        if self._rows >= _CHUNK_ROWS:
             try:
                 self.rotate()
             except OSError as error:  # the row is safe in the tail; the next append tries again
@@ -99,16 +100,16 @@ class History:
 
     def rotate(self) -> None:
         """Close the tail into a Parquet chunk for each (epoch, attempt) in it."""
-        if not self._tail:
+        if not self._rows:
             return
         groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        for row in self._tail:
+        for row in read_tail(self.folder):  # kept in memory they would be 2 MB a run
             groups.setdefault((row["epoch"], row["attempt"]), []).append(row)
         for rows in groups.values():
             write_chunk(rows, self.folder)
         crash.reach("after-chunk")
         self._file.replace([])
-        self._tail = []
+        self._rows = 0
 
     def close(self) -> None:
         """Write the last chunk."""
@@ -122,7 +123,7 @@ class History:
     @property
     def rows_to_chunk(self) -> int:
         """Rows until the tail becomes a chunk."""
-        return _CHUNK_ROWS - len(self._tail)
+        return _CHUNK_ROWS - self._rows
 
     def _note(self, row: Mapping[str, Any]) -> None:
         key = (row["epoch"], row["attempt"])

@@ -137,6 +137,20 @@ def _chunks(folder: Path, first_steps: Mapping[int, int] | None) -> list[Path]:
     return wanted
 
 
+def last_steps(folder: Path) -> dict[tuple[int, int], int]:
+    """By (epoch, attempt), the last step in the chunks; only their footers are read."""
+    column, last = SCHEMA.get_field_index("step"), dict[tuple[int, int], int]()
+    for path in _chunks(folder, None):
+        match = _CHUNK.fullmatch(path.name)
+        assert match is not None
+        key = (int(match[1]), int(match[2]))
+        footer = pq.read_metadata(path)
+        for group in range(footer.num_row_groups):
+            step = footer.row_group(group).column(column).statistics.max
+            last[key] = max(step, last.get(key, -1))
+    return last
+
+
 def row_to_stats(row: dict[str, Any]) -> StepStats:
     """The StepStats of a history row."""
     values: dict[str, Any] = {field.name: row.get(field.name) for field in fields(StepStats)}
