@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
@@ -23,7 +23,7 @@ from forkcast_monitor.directives import deliverable, leave, overtaken
 from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import Accepted, WatchedRun
 from forkcast_monitor.runs import ConflictError, Hosted, Runs, UnknownRunError, visible
-from forkcast_monitor.streams import Limits, Quota, Refused, Stream
+from forkcast_monitor.streams import Limits, Quota, Refused, Stream, Turns
 from forkcast_monitor.views import summary, window_reply
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.access import CALLER
@@ -31,10 +31,10 @@ from forkcast_wire.codec import stats_from_wire, trigger_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
 
 _log = structlog.get_logger()
-_Context = grpc.aio.ServicerContext[Any, Any]
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Code = grpc.StatusCode
 #: Records folded before another stream has its turn: a few milliseconds.
-_SLICE = 32
+_SLICE = 16
 
 
 class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyped
@@ -43,6 +43,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
     def __init__(self, runs: Runs, limits: Limits | None = None) -> None:
         self._runs = runs
         self._quota = Quota(limits or Limits())
+        self._turns = Turns()
         self._draining = False
 
     # ----------------------------------------------------------------------------- the operator's
@@ -147,10 +148,12 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
     async def _first(self, context: _Context) -> pb.StatsBatch:
         """The batch that says hello. Raises Refused."""
         seconds = self._quota.limits.hello_seconds
-        try:
-            batch = await asyncio.wait_for(context.read(), seconds)
-        except TimeoutError:
-            raise Refused(_Code.DEADLINE_EXCEEDED, f"no hello in {seconds:g} s") from None
+        reading = asyncio.ensure_future(context.read())
+        done, _ = await asyncio.wait({reading}, timeout=seconds)
+        if not done:  # cancelling the read would cancel the call, before it has its status
+            reading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            raise Refused(_Code.DEADLINE_EXCEEDED, f"no hello in {seconds:g} s")
+        batch: pb.StatsBatch = reading.result()
         if batch is grpc.aio.EOF or not batch.HasField("hello"):
             raise Refused(_Code.FAILED_PRECONDITION, "the first batch says hello")
         return batch
@@ -207,13 +210,14 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
         next_step, duplicates = run.next_step, 0
         try:
             for start in range(0, len(batch.stats), _SLICE):
-                if start:
-                    await asyncio.sleep(0)
+                await self._turns.wait()
                 part = batch.stats[start : start + _SLICE]
                 if run.syncs_within(len(part)):
                     duplicates += await self._runs.blocking(_accept, run, part)
                 else:
+                    began = time.perf_counter()
                     duplicates += _accept(run, part)
+                    self._turns.spent(time.perf_counter() - began)
         finally:
             if batch.stats:
                 hosted.reported = time.monotonic()

@@ -20,6 +20,7 @@ _log = structlog.get_logger()
 #: what a trainer gathers during the round trip comes as one batch, and costs one message.
 _MOST_CREDIT = 16
 _CREDITS = 64
+_TURN_SECONDS = 0.002
 
 
 class Refused(Exception):
@@ -71,6 +72,28 @@ class Quota:
     def credit(self) -> int:
         """Of each Report stream now."""
         return max(1, min(_MOST_CREDIT, _CREDITS // max(1, self.reports)))
+
+
+class Turns:
+    """Shares the loop's time: after some milliseconds of folding, everything else that the loop has
+    to do comes first, and those who wait go on in the order in which they came. Otherwise one turn
+    of the loop would be a slice of every stream, and a new stream waits several turns.
+    """
+
+    def __init__(self) -> None:
+        self._order = asyncio.Lock()
+        self._spent = 0.0
+
+    async def wait(self) -> None:
+        """Before a slice."""
+        async with self._order:
+            if self._spent >= _TURN_SECONDS:
+                await asyncio.sleep(0)
+                self._spent = 0.0
+
+    def spent(self, seconds: float) -> None:
+        """After a slice."""
+        self._spent += seconds
 
 
 def peer_address(peer: str) -> str:
