@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -23,8 +25,9 @@ class DetectorConfig:
     horizon: int
 
 
-def shipped() -> dict[str, Any]:
-    """The values of uncertainty_config.yaml."""
+@cache
+def shipped() -> Mapping[str, Any]:
+    """The values of uncertainty_config.yaml; read once, it takes as long as a run's whole opening."""
     text = files("forkcast_monitor").joinpath("uncertainty_config.yaml").read_text()
     loaded: dict[str, Any] = yaml.safe_load(text)
     return loaded
