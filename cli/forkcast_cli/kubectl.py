@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -22,6 +22,7 @@ from forkcast_cli.cluster_view import BranchObject, RunObject, branch_table, pag
 from forkcast_cli.cluster_view import explanation as explain_branch
 from forkcast_wire.resources import LABEL_RUN
 
+_Object = TypeVar("_Object", RunObject, BranchObject)
 _FAILED, _BAD_INPUT = 1, 2
 _SECONDS = 60
 app = typer.Typer(
@@ -95,7 +96,7 @@ class Kubectl:
         return sorted(read, key=lambda one: (one.spec.trigger.epoch, one.spec.trigger.step))
 
     @staticmethod
-    def _read(kind: type[Any], document: Any) -> Any:
+    def _read(kind: type[_Object], document: Any) -> _Object:
         try:
             return kind.of(document)
         except ValidationError as error:

@@ -14,7 +14,7 @@ from forkcast.records import Trial
 from forkcast.relapse import WATCHED_STEPS, Aftermath, aftermaths
 from forkcast_cli.view import BranchView, RunView, look
 from forkcast_wire.manifest_file import ManifestError
-from forkcast_wire.statistics import last_steps
+from forkcast_wire.statistics import newest_steps
 
 INDEX = "runs.parquet"
 SCHEMA = pa.schema(
@@ -73,7 +73,7 @@ def rows_of(folder: Path, view: RunView) -> list[dict[str, Any]]:
     }
     triggers = [one.trigger for one in view.branches]
     triggers += [one.trigger for one in view.suppressed]
-    after = aftermaths(view.lineage, triggers, last_steps(folder / "statistics"))
+    after = aftermaths(view.lineage, triggers, newest_steps(folder / "statistics"))
     adopted = {
         (entry.epoch - 1, entry.trigger_step): what
         for entry, what in zip(view.lineage, after, strict=True)

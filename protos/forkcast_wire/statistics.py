@@ -114,18 +114,6 @@ def read_history(
     return [rows[key] for key in sorted(rows)]
 
 
-def last_steps(folder: Path) -> dict[int, int]:
-    """The newest step on record, by epoch."""
-    last: dict[int, int] = {}
-    for path in _chunks(folder, None):
-        table = pq.read_table(path, columns=["epoch", "step"])
-        for epoch, step in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            last[epoch] = max(step, last.get(epoch, step))
-    for row in read_tail(folder):
-        last[row["epoch"]] = max(row["step"], last.get(row["epoch"], row["step"]))
-    return last
-
-
 _CHUNK = re.compile(r"e(\d+)-a(\d+)-(\d+)\.parquet")
 
 
@@ -161,6 +149,16 @@ def last_steps(folder: Path) -> dict[tuple[int, int], int]:
             step = footer.row_group(group).column(column).statistics.max
             last[key] = max(step, last.get(key, -1))
     return last
+
+
+def newest_steps(folder: Path) -> dict[int, int]:
+    """By epoch, the newest step on record, chunks and tail."""
+    newest: dict[int, int] = {}
+    for (epoch, _), step in last_steps(folder).items():
+        newest[epoch] = max(step, newest.get(epoch, step))
+    for row in read_tail(folder):
+        newest[row["epoch"]] = max(row["step"], newest.get(row["epoch"], row["step"]))
+    return newest
 
 
 def row_to_stats(row: dict[str, Any]) -> StepStats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkcast_wire.statistics import last_steps, read_history, write_chunk
+from forkcast_wire.statistics import newest_steps, read_history, write_chunk
 
 
 def row(epoch: int, step: int) -> dict:
@@ -14,11 +14,11 @@ def row(epoch: int, step: int) -> dict:
 @pytest.mark.parametrize("first_steps", [None, {0: 0, 1: 0}])
 def test_before_the_first_chunk_there_is_nothing(tmp_path, first_steps) -> None:
     assert read_history(tmp_path, first_steps) == []
-    assert last_steps(tmp_path) == {}
+    assert newest_steps(tmp_path) == {}
 
 
 def test_the_newest_step_of_each_epoch(tmp_path) -> None:
     write_chunk([row(0, step) for step in range(5)], tmp_path)
     write_chunk([row(1, step) for step in (3, 4)], tmp_path)
     (tmp_path / "tail.jsonl").write_text('{"epoch": 1, "step": 7}\n')
-    assert last_steps(tmp_path) == {0: 4, 1: 7}
+    assert newest_steps(tmp_path) == {0: 4, 1: 7}

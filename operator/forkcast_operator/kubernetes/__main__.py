@@ -147,7 +147,11 @@ class Operator:
         loop = asyncio.get_running_loop()
         link = proxy = None
         if (channel := channel_of(self._config.monitor)) is not None:
-            link = MonitorLink(channel, lambda uid: loop.call_soon_threadsafe(self._wake_uid, uid))
+
+            def wake(uid: str) -> None:
+                loop.call_soon_threadsafe(self._wake_uid, uid)
+
+            link = MonitorLink(channel, wake)
             link.start()
             stack.callback(link.close)
         if (channel := channel_of(self._config.proxy)) is not None:

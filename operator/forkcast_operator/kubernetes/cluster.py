@@ -323,5 +323,6 @@ def _message(error: ApiException) -> str:
     return text[:500]
 
 
-def _plain(answer: Any) -> Any:
-    return answer.to_dict()
+def _plain(answer: Any) -> Body:
+    plain: Body = answer.to_dict()
+    return plain

@@ -30,7 +30,7 @@ _CALL_SECONDS: Final = 3.0
 _log = structlog.get_logger()
 
 
-class LeaseLock(BaseLock):  # type: ignore[misc]  # the client is untyped
+class LeaseLock(BaseLock):
     """A lease over our own connection, whose requests have a time limit."""
 
     def __init__(self, name: str, namespace: str, identity: str, cluster: Cluster) -> None:
@@ -41,7 +41,7 @@ class LeaseLock(BaseLock):  # type: ignore[misc]  # the client is untyped
 
     async def get(
         self, name: str, namespace: str
-    ) -> tuple[bool, LeaderElectionRecord | ApiException | None]:
+    ) -> tuple[bool, LeaderElectionRecord] | tuple[bool, Exception] | tuple[bool, None]:
         """The record, or (False, why not); the election creates the lease on a clean 404."""
         try:
             async with asyncio.timeout(_CALL_SECONDS):
@@ -115,7 +115,7 @@ def _spec(record: LeaderElectionRecord, before: Body | None) -> Body:
     same = former.get("holderIdentity") == record.holder_identity
     return {
         "holderIdentity": record.holder_identity,
-        "leaseDurationSeconds": int(float(record.lease_duration)),
+        "leaseDurationSeconds": int(float(record.lease_duration or _DURATION_SECONDS)),
         "acquireTime": former.get("acquireTime", now) if same else now,
         "renewTime": now,
         "leaseTransitions": int(former.get("leaseTransitions") or 0) + (not same),

@@ -96,7 +96,7 @@ def trainer(
     """
     name = trainer_name(run, start)
     first = f"{name}-{_REPLICATED}-0-0.{name}" if jobset else f"{name}-0.{service_name(run)}"
-    job = {
+    job: Document = {
         "completionMode": "Indexed",
         "completions": spec.parallelism.nodes,
         "parallelism": spec.parallelism.nodes,

@@ -94,7 +94,7 @@ def registry(
     """The handlers: every event of every kind goes into the view, and its run is looked at."""
     made = kopf.OperatorRegistry()
 
-    @kopf.on.login(registry=made)  # type: ignore[arg-type]
+    @kopf.on.login(registry=made)
     async def login(**_: Any) -> kopf.AiohttpSession:
         return kopf.AiohttpSession(server=config.host, aiohttp_session=session(config, pulse))
 
@@ -106,7 +106,7 @@ def registry(
 def _listen(made: kopf.OperatorRegistry, kind: Kind, view: View, wake: Wake, pulse: Pulse) -> None:
     group, version, plural = PLURALS[kind]
 
-    @kopf.on.event(group, version, plural, registry=made, id=plural)  # type: ignore[arg-type]
+    @kopf.on.event(group, version, plural, registry=made, id=plural)
     async def seen(event: Any, **_: Any) -> None:
         body = event["object"]
         pulse.beat(plural, watching=False)
