@@ -333,7 +333,7 @@ def _branches(store: StoreFacts) -> BranchesStatus:
         failed=ended.count(Outcome.FAILED) + ended.count(Outcome.SUPERSEDED),
         suppressed=store.suppressed,
         active_name=active[-1] if active else None,
-        last_name=next(reversed(store.outcomes), None),
+        last_name=next(reversed(list(store.outcomes)), None),
         rollout_steps=store.rollout_steps,
     )
 
