@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from .values_matrix import MATRIX
 
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT / "charts" / "forkcast" / "files" / "crds"
@@ -117,3 +120,44 @@ def promtool() -> str:
     if program is None:
         pytest.skip("promtool is not installed; it comes with the package prometheus")
     return program
+
+
+@pytest.fixture(scope="session")
+def render(helm, tmp_path_factory):
+    """The objects of a case of the matrix, rendered once."""
+    folder = tmp_path_factory.mktemp("values")
+    known: dict[str, list[dict[str, Any]]] = {}
+
+    def rendered(name: str) -> list[dict[str, Any]]:
+        if name not in known:
+            done = template(helm, folder, MATRIX[name])
+            assert done.returncode == 0, done.stderr
+            known[name] = [one for one in yaml.safe_load_all(done.stdout) if one]
+        return known[name]
+
+    return rendered
+
+
+def template(
+    helm: str, folder: Path, values: dict[str, Any], *more: str
+) -> subprocess.CompletedProcess[str]:
+    """What `helm template` says of the chart with these values."""
+    path = folder / f"{abs(hash(json.dumps(values)))}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return subprocess.run(
+        [
+            helm,
+            "template",
+            "demo",
+            str(ROOT / "charts" / "forkcast"),
+            "-n",
+            "forkcast-system",
+            "-f",
+            str(path),
+            *more,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
