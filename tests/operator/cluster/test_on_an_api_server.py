@@ -130,12 +130,10 @@ def test_deleted_in_a_branch_nothing_is_left(stage, keep) -> None:
         await open_branch(stage, lifecycle={"onDelete": keep})
         assert catalogue.read(stage.store).pins
         await stage.cluster.delete(RUN, stage.namespace, "gpt")
-        for _ in range(20):
-            await stage.look()
-            if await stage.run() is None:
-                break
-            await asyncio.sleep(0.2)  # the garbage collector's pace
-        assert await stage.run() is None
+        async with asyncio.timeout(60):
+            while await stage.run() is not None:
+                await stage.look()
+                await asyncio.sleep(0.2)  # the garbage collector's pace
         assert await stage.names(JOB) == await stage.names(BRANCH) == await stage.names(POD) == []
         assert stage.monitor.forgotten == [stage.uid]
         if keep == "Delete":
