@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test faults lint setup clean
+.PHONY: demo test e2e faults lint setup clean
 
 setup: $(VENV)/.ready
 
@@ -32,8 +32,13 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
-# every kill point, one run each: about an hour on two cores
+# images, chart and a run on a real cluster, where a command that starts one is at hand
+e2e: setup
+	scripts/e2e.sh
+
+# every kill point, one run each: more than an hour on two cores
 faults: setup
+	FORKCAST_CRASH_STRIDE=1 $(BIN)/pytest tests/operator/cluster/test_crash_points.py
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "" tests/loop/test_kill_points.py
 
 clean:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole loop on a real cluster: images, chart, a run, a branch in pods, the end. About ten minutes.
-# CLUSTER names the command that starts a cluster; without one there is nothing to do.
+# CLUSTER names the command that starts a cluster; without one there is nothing to do. The cluster is
+# one of its own and goes at the end; KEEP=1 leaves it. SKIP_IMAGES=1 takes the images of a former run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CLUSTER=${CLUSTER:-../shared/cluster/cluster}
@@ -25,6 +26,11 @@ if [[ ! -x $CLUSTER ]]; then
 fi
 
 say "cluster"
+if [[ -z ${CLUSTER_DIR:-} ]]; then
+  CLUSTER_DIR=$(mktemp -d)
+  export CLUSTER_DIR
+fi
+[[ -n ${KEEP:-} ]] || trap '"$CLUSTER" down --wipe >/dev/null' EXIT
 "$CLUSTER" up
 eval "$("$CLUSTER" env)"
 

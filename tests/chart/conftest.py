@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +16,6 @@ import yaml
 from .values_matrix import MATRIX
 
 ROOT = Path(__file__).parents[2]
-CRDS = ROOT / "charts" / "forkcast" / "files" / "crds"
-_CLUSTER = ROOT.parent / "shared" / "cluster" / "cluster"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -62,45 +51,9 @@ class Kubectl:
 
 
 @pytest.fixture(scope="session")
-def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
+def kubectl(api_server: dict[str, str]) -> Kubectl:
     """An API server with etcd and controllers, the definitions installed."""
-    if not _CLUSTER.exists():
-        pytest.skip("no command that starts a cluster stands beside the checkout")
-    if os.geteuid() != 0:
-        pytest.skip("starting a cluster needs root")
-    environment = {
-        **os.environ,
-        "CLUSTER_DIR": str(tmp_path_factory.mktemp("cluster")),
-        "CLUSTER_API_PORT": str(free_port()),
-        "CLUSTER_ETCD_PORT": str(free_port()),
-    }
-
-    def cluster(*arguments: str) -> str:
-        done = subprocess.run(
-            [str(_CLUSTER), *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    try:
-        cluster("up", "--api-only", "--monitoring")
-        lines = [line.removeprefix("export ") for line in cluster("env").splitlines()]
-        shell = "; ".join(f"export {line}" for line in lines)
-        shown = subprocess.run(
-            ["bash", "-c", f"{shell}; env -0"], capture_output=True, check=True, env=environment
-        )
-        pairs = (one.partition("=") for one in shown.stdout.decode().split("\0") if one)
-        kubectl = Kubectl({name: value for name, _, value in pairs})
-        kubectl.ok("apply", "-f", str(CRDS))
-        kubectl.ok("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-        yield kubectl
-    finally:
-        cluster("down", "--wipe")
+    return Kubectl(api_server)
 
 
 @pytest.fixture(scope="session")

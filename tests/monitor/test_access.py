@@ -3,8 +3,6 @@
 import asyncio
 import base64
 import json
-import os
-import shutil
 import ssl
 import subprocess
 import threading
@@ -360,14 +358,17 @@ def test_what_would_not_be_safe_does_not_start(tmp_path, arguments, says):
 
 
 @pytest.fixture
-def kubectl():
-    """Where KUBECONFIG leads to a cluster."""
-    if not os.environ.get("KUBECONFIG") or shutil.which("kubectl") is None:
-        pytest.skip("no cluster: KUBECONFIG and kubectl are needed")
+def kubectl(api_server):
+    """kubectl against a real API server."""
 
     def run(*arguments, given=None):
         done = subprocess.run(
-            ["kubectl", *arguments], input=given, capture_output=True, text=True, check=False
+            ["kubectl", *arguments],
+            input=given,
+            env=api_server,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -375,7 +376,7 @@ def kubectl():
     return run
 
 
-def api_server(kubectl, folder):
+def address(kubectl, folder):
     """Its address and the authority of its certificate, for the monitor, which trusts no other."""
     config = json.loads(kubectl("config", "view", "--raw", "--minify", "-o", "json"))
     cluster, file = config["clusters"][0]["cluster"], folder / "api.crt"
@@ -429,7 +430,7 @@ def test_tokens_of_a_real_cluster(kubectl, tmp_path):
     def meant(namespace, name):
         return token(namespace, name, f"--audience={AUDIENCE}")
 
-    url, authority = api_server(kubectl, tmp_path)
+    url, authority = address(kubectl, tmp_path)
     (tmp_path / "own").write_text(token("forkcast-system", "monitor"))
     secured = Secured(
         tmp_path,

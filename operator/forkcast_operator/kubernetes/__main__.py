@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from typing import Final
 import grpc
 import kopf
 import structlog
+from kopf._core.engines.peering import Identity
 from kubernetes.aio.client import Configuration
 
 from forkcast.ports import Store
@@ -122,10 +123,12 @@ class Operator:
             leading = asyncio.create_task(lead(lock, lambda: self._work(runs)), name="lease")
             watching = asyncio.create_task(self._watch(kinds, pulse), name="watches")
             done, _ = await asyncio.wait({leading, watching}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if not task.cancelled() and (error := task.exception()) is not None:
+                    _log.error("operator.ended", task=task.get_name(), exc_info=error)
             for task in (leading, watching):
                 task.cancel()
-            with suppress(asyncio.CancelledError):
-                await leading
+            await asyncio.wait({leading, watching})
             await lock.release()
             return 0 if watching in done and watching.exception() is None else 1
 
@@ -182,6 +185,7 @@ class Operator:
             namespaces=self._given.namespace,
             clusterwide=not self._given.namespace,
             standalone=True,
+            identity=Identity(self._identity),  # else it asks for the user's name: a pod has none
         )
 
     async def _work(self, runs: Runs) -> None:

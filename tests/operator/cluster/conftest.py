@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 import subprocess
 import time
 from concurrent import futures
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -106,68 +103,6 @@ def record() -> BranchRecord:
 
 
 # ------------------------------------------------------------------------------- a real API server
-
-_CLUSTER = Path(__file__).parents[4] / "shared" / "cluster" / "cluster"
-_CRDS = Path(__file__).parents[3] / "charts" / "forkcast" / "files" / "crds"
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture(scope="session")
-def api_server(tmp_path_factory):
-    """The environment of an API server with etcd and controllers, the definitions installed."""
-    if not _CLUSTER.exists():
-        pytest.skip("no command that starts a cluster stands beside the checkout")
-    if os.geteuid() != 0:
-        pytest.skip("starting a cluster needs root")
-    folder = tmp_path_factory.mktemp("cluster")
-    environment = {
-        **os.environ,
-        "CLUSTER_DIR": str(folder),
-        "CLUSTER_API_PORT": str(_free_port()),
-        "CLUSTER_ETCD_PORT": str(_free_port()),
-    }
-
-    def cluster(*arguments):
-        done = subprocess.run(
-            [str(_CLUSTER), *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    try:
-        kubeconfig = cluster("up", "--api-only").split()[-1]
-        lines = [line.removeprefix("export ") for line in cluster("env").splitlines()]
-        paths = [line.partition("=")[2].strip("'\"") for line in lines if line.startswith("PATH=")]
-        environment |= {"KUBECONFIG": kubeconfig}
-        if paths:
-            environment["PATH"] = os.path.expandvars(paths[0])
-        for arguments in (
-            ["apply", "-f", str(_CRDS)],
-            ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"],
-        ):
-            subprocess.run(
-                ["kubectl", *arguments], env=environment, check=True, capture_output=True
-            )
-        # established is not yet served: for a moment lists are answered with 429
-        for kind in ("trainingruns", "branches"):
-            end = time.monotonic() + 60
-            while subprocess.run(
-                ["kubectl", "get", kind], env=environment, capture_output=True, check=False
-            ).returncode:
-                assert time.monotonic() < end
-                time.sleep(0.1)
-        yield environment
-    finally:
-        cluster("down", "--wipe")
 
 
 class SmallMonitor(MonitorServicer):

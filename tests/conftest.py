@@ -1,0 +1,82 @@
+"""A real API server, for the tests that need one; started once, and not at all where none asks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[1]
+_CLUSTER = _ROOT.parent / "shared" / "cluster" / "cluster"
+_CRDS = _ROOT / "charts" / "forkcast" / "files" / "crds"
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment (KUBECONFIG, PATH) of an API server with etcd and controllers; nothing runs
+    its pods. Our definitions are installed, and those of Prometheus' operator.
+    """
+    if not _CLUSTER.exists():
+        pytest.skip("no command that starts a cluster stands beside the checkout")
+    if os.geteuid() != 0:
+        pytest.skip("starting a cluster needs root")
+    environment = {
+        **os.environ,
+        "CLUSTER_DIR": str(tmp_path_factory.mktemp("cluster")),
+        "CLUSTER_API_PORT": str(_free_port()),
+        "CLUSTER_ETCD_PORT": str(_free_port()),
+    }
+
+    def cluster(*arguments: str) -> str:
+        done = subprocess.run(
+            [str(_CLUSTER), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    try:
+        cluster("up", "--api-only", "--monitoring")
+        lines = [line.removeprefix("export ") for line in cluster("env").splitlines()]
+        shell = "; ".join(f"export {line}" for line in lines)
+        shown = subprocess.run(
+            ["bash", "-c", f"{shell}; env -0"], capture_output=True, check=True, env=environment
+        )
+        pairs = (one.partition("=") for one in shown.stdout.decode().split("\0") if one)
+        found = {name: value for name, _, value in pairs}
+        _define(found)
+        yield found
+    finally:
+        cluster("down", "--wipe")
+
+
+def _define(environment: dict[str, str]) -> None:
+    """Install our definitions, and wait until they are served."""
+
+    def kubectl(*arguments: str) -> int:
+        command = ["kubectl", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+    assert kubectl("apply", "-f", str(_CRDS)) == 0
+    assert kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s") == 0
+    # established is not yet served: for a moment lists are answered with 429
+    for kind in ("trainingruns", "branches"):
+        end = time.monotonic() + 60
+        while kubectl("get", kind):
+            assert time.monotonic() < end
+            time.sleep(0.1)

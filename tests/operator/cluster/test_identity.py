@@ -1,0 +1,36 @@
+"""Who an operator says it is."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+import socket
+
+from kubernetes.aio.client import Configuration
+
+from forkcast_operator.kubernetes import watch
+from forkcast_operator.kubernetes.__main__ import Operator
+from forkcast_operator.kubernetes.cluster import RUN
+
+
+def test_a_user_without_a_name_is_no_hindrance(config, monkeypatch) -> None:
+    """A pod's user has a number and no entry anywhere."""
+
+    def nobody() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    silent = socket.create_server(("127.0.0.1", 0))  # an API server that is slow to answer
+    access = Configuration(host=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    operator = Operator(argparse.Namespace(namespace=["ml"]), config, access)
+
+    async def scene():
+        watching = asyncio.create_task(operator._watch([RUN], watch.Pulse([RUN])))
+        done, _ = await asyncio.wait({watching}, timeout=1)
+        assert not done, done.pop().exception()
+        watching.cancel()
+        await asyncio.wait({watching})
+
+    with silent:
+        asyncio.run(scene())
