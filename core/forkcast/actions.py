@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import product
 
 KEEP = "Keep"
-#: A rate cut below this is a class of its own: the shipped lattice cuts by a fifth at most.
-_DEEP_CUT = 0.75
 #: Clipping policies an action may switch to; Keep is the run's own.
 CLIPPING_CHOICES = (KEEP, "ZClip", "ARC", "SPAM", "None")
 
@@ -76,8 +74,6 @@ class Action:
             return "data"
         if self.momentum_reset:
             return "momentum"
-        if self.learning_rate_scale < _DEEP_CUT:
-            return "deep-cut"
         if self.learning_rate_scale < 1.0:
             return "lower-rate"
         if self.learning_rate_scale > 1.0:
