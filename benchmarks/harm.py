@@ -1,6 +1,6 @@
 """First do no harm: what the loop does to a run that needs no help.
 
-    python benchmarks/harm.py [--jobs N] [--json FILE] [--workdir DIR]
+    python benchmarks/harm.py [--jobs N] [--arms A,B] [--json FILE] [--workdir DIR]
 
 The quickstart's model and data without stressors, in four arms: plain training (mode Disabled), the
 loop as shipped, the loop with a branch forced every 200 steps, and the same under the preset
@@ -32,6 +32,7 @@ from rich.table import Table
 
 _QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 _PLAIN_SEEDS, _SEEDS = (1, 2, 3, 4, 5), (1, 2, 3)
+_ARMS = ("enforce", "forced-default", "forced-literal")
 _LEAST_TOLERANCE = 0.02
 
 
@@ -142,10 +143,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; each keeps 2 cores busy")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--workdir", type=Path, help="keep the runs here")
+    parser.add_argument("--arms", default=",".join(_ARMS), help="beside plain; default: all")
     given = parser.parse_args()
     folder = given.workdir or Path(tempfile.mkdtemp(prefix="harm-"))
     wanted = [("plain", seed) for seed in _PLAIN_SEEDS]
-    wanted += [(a, s) for a in ("enforce", "forced-default", "forced-literal") for s in _SEEDS]
+    wanted += [(a, s) for a in given.arms.split(",") for s in _SEEDS]
     with ThreadPoolExecutor(given.jobs) as pool:
         runs = list(pool.map(lambda one: run(*one, folder), wanted))
     verdict = judge(runs)

@@ -55,7 +55,9 @@ _QUIET = {"update_every_steps": 10_000, "internals_every_steps": 10_000}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command line asked for; horizons rise, the last is the longest."""
+    """What the command line asked for; horizons rise, the last is the longest. rate_scales: None
+    for the lattice's own; with them no action resets the momentum. healthy: only healthy runs.
+    """
 
     horizons: tuple[int, ...]
     forks: int
@@ -63,6 +65,8 @@ class Plan:
     seed: int
     workdir: Path
     deadline: float
+    rate_scales: tuple[float, ...] | None = None
+    healthy: bool = False
 
 
 # ------------------------------------------------------------------------------- following a lineage
@@ -248,9 +252,9 @@ def _level(losses: dict[int, float], onset: int) -> float:
 
 
 def draw_actions(
-    rng: np.random.Generator, run: MainRun, fork: tuple[int, int], spec: TrainingRunSpec, count: int
+    rng: np.random.Generator, run: MainRun, fork: tuple[int, int], spec: TrainingRunSpec, plan: Plan
 ) -> list[tuple[Action, int]]:
-    """(action, base step) of ``count`` distinct lattice actions at the bases at hand."""
+    """(action, base step) of the plan's number of distinct lattice actions at the bases at hand."""
     step, onset = fork
     bases = set()
     for depth in _DEPTHS:
@@ -260,8 +264,10 @@ def draw_actions(
     if spec.training.gradient_accumulation_steps >= 3:
         clipping = ("Keep", "ZClip", "ARC", "SPAM", "None")
     lattice = Lattice(clipping=clipping, rewind_steps=tuple(sorted(step - base for base in bases)))
+    if plan.rate_scales is not None:
+        lattice = replace(lattice, learning_rate_scales=plan.rate_scales, momentum_reset=(False,))
     choices = list(lattice.actions())
-    drawn = rng.choice(len(choices), size=min(count, len(choices)), replace=False)
+    drawn = rng.choice(len(choices), size=min(plan.actions, len(choices)), replace=False)
     return [(choices[int(i)], step - choices[int(i)].rewind_steps) for i in drawn]
 
 
@@ -273,6 +279,8 @@ def collect_run(task: tuple[int, Plan]) -> list[Record]:
     torch.set_num_threads(1)
     rng = np.random.default_rng([plan.seed, index])
     regime, spec = draw_run(rng, index)
+    if plan.healthy and regime != "healthy":
+        return []
     uid, total = f"{plan.seed}-{index}", spec.training.total_steps
     latest = total - plan.horizons[-1]
     drawn = sorted(int(s) for s in rng.integers(_FIRST_FORK, latest, size=plan.forks))
@@ -294,7 +302,7 @@ def collect_run(task: tuple[int, Plan]) -> list[Record]:
         control = {h: run.measured.get(step + h, (math.nan, math.nan)) for h in plan.horizons}
         found = outcomes(run, run.course, control, (step, onset), healthy=healthy)
         records += [Record(fork=fork, action=Action(), outcome=one) for one in found]
-        for action, base in draw_actions(rng, run, (step, onset), spec, plan.actions):
+        for action, base in draw_actions(rng, run, (step, onset), spec, plan):
             if time.monotonic() > plan.deadline:
                 return records
             course, measured = rollout(engine, run.saved[base], action, step, plan)
@@ -315,6 +323,8 @@ def main() -> int:
     parser.add_argument("--forks", type=int, default=2, help="forks of a run")
     parser.add_argument("--actions", type=int, default=8, help="actions tried at a fork")
     parser.add_argument("--minutes", type=float, default=8.0, help="stop after so long")
+    parser.add_argument("--rate-scales", help="instead of the lattice's, e.g. 0.25,0.5; no resets")
+    parser.add_argument("--healthy", action="store_true", help="healthy runs only")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workdir", type=Path, default=Path("collect"), help="of the token file")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
@@ -327,6 +337,10 @@ def main() -> int:
         seed=given.seed,
         workdir=given.workdir,
         deadline=started + 60 * given.minutes,
+        rate_scales=(
+            tuple(map(float, given.rate_scales.split(","))) if given.rate_scales else None
+        ),
+        healthy=given.healthy,
     )
     _, spec = draw_run(np.random.default_rng(0), 0)
     prepare(spec.data, plan.workdir / "tokens", progress=True)  # once, before the workers fork

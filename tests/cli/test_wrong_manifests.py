@@ -1,9 +1,9 @@
 """Every wrong manifest ends in one line that names field, rule and remedy, and exit code 2."""
 
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -233,10 +233,16 @@ def test_unreadable_manifest(folder):
         load_manifest(path)
 
 
+def _cpu_of_children():
+    """CPU seconds: other work on the machine must not fail the test."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize("name", ["gone.yaml", "hollow", "m.yaml"])
 def test_the_command_says_it_in_one_line_and_in_time(folder, name):
     (folder / "m.yaml").write_text(_spec("branching: {topK: 8, candidates: 4}"))
-    began = time.monotonic()
+    before = _cpu_of_children()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "forkcast_cli", "run", str(folder / name)],
         capture_output=True,
@@ -244,12 +250,11 @@ def test_the_command_says_it_in_one_line_and_in_time(folder, name):
         check=False,
         timeout=60,
     )
-    seconds = time.monotonic() - began
     said = [one for one in done.stderr.splitlines() if not one.startswith("import time:")]
     assert done.returncode == 2, done.stderr
     assert len(said) == 1
     assert said[0].startswith("error: ")
     assert "| torch\n" not in done.stderr
     assert "Traceback" not in done.stderr
-    assert seconds < 10  # a shared machine; alone it takes well under 1.5 s
+    assert _cpu_of_children() - before < 6  # alone it takes well under 1.5 s of wall time
     assert not (folder / "runs").exists()
