@@ -18,7 +18,7 @@ from kubernetes.aio.client import Configuration
 from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.cluster import BRANCH, JOB, JOBSET, POD, RUN, Kind
 from forkcast_operator.kubernetes.view import View
-from forkcast_wire.resources import FINALIZER, LABEL_RUN
+from forkcast_wire.resources import LABEL_RUN
 
 #: The server ends a watch after this; it is begun again where it left.
 _SERVER_SECONDS: Final = 15
@@ -80,7 +80,8 @@ def settings() -> kopf.OperatorSettings:
     given.networking.error_backoffs = (0.5, 1, 2, 4, 8)
     given.scanning.disabled = True
     given.posting.enabled = False
-    given.persistence.finalizer = FINALIZER
+    # kopf takes its own finalizer away where no handler of it asks for one: it must not be ours
+    given.persistence.finalizer = f"{_PREFIX}/kopf"
     given.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=_PREFIX)
     given.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=_PREFIX)
     for kind in (JOB, POD, JOBSET):

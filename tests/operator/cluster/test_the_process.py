@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from forkcast_wire.resources import FINALIZER
+
 pytestmark = pytest.mark.slow
 #: A watch whose connection is dead is to be noticed within this, seconds.
 _NOTICED_SECONDS = 30
@@ -194,6 +196,22 @@ def _wait(holds, seconds) -> None:
     while not holds():
         assert time.monotonic() < end, "it has not come about"
         time.sleep(0.1)
+
+
+def test_a_run_keeps_its_finalizer_and_is_left_alone(server, operators) -> None:
+    """The library that keeps the watches has finalizers, too, and takes away what it thinks its."""
+    operators("one")
+    server.create_run("a")
+    server.stalled("a", 60)
+    versions = set()
+    for _ in range(20):
+        meta = json.loads(server.kubectl("get", "trun/a", "-n", server.namespace, "-o", "json"))[
+            "metadata"
+        ]
+        assert FINALIZER in meta.get("finalizers", [])
+        versions.add(meta["resourceVersion"])
+    assert len(versions) <= 2, "it is written again and again"
+    server.kubectl("delete", "trun/a", "-n", server.namespace, "--timeout=60s")
 
 
 def test_a_watch_that_is_silently_dead_is_noticed_in_time(server, operators) -> None:
