@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole loop on a real cluster: images, chart, a run, a branch in pods, the end. About ten minutes.
+# The whole loop on a real cluster: images, chart, a run, a branch in pods, the end. Ten to twenty minutes.
 # CLUSTER names the command that starts a cluster; without one there is nothing to do. The cluster is
 # one of its own and goes at the end; KEEP=1 leaves it. SKIP_IMAGES=1 takes the images of a former run.
 set -euo pipefail
@@ -65,6 +65,7 @@ say "chart"
   --set objectStore.external.bucket="$BUCKET" \
   --set monitor.persistence.enabled=false ${HELM_ARGS:-} || fail "the chart is not up"
 kubectl -n "$SYSTEM" get pods
+"$HELM" test forkcast --namespace "$SYSTEM" | grep -A4 "^TEST SUITE" || fail "the services do not answer"
 
 say "run"
 kubectl -n "$RUNS" apply -f examples/kubernetes/cpu-smoke.yaml
