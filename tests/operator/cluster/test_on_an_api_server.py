@@ -142,7 +142,8 @@ def test_deleted_in_a_branch_nothing_is_left(stage, keep) -> None:
                 try:
                     await stage.look()
                 except ClusterError as error:  # the garbage collector wrote between; look again
-                    assert error.status == 409
+                    if error.status != 409:
+                        raise
                 await asyncio.sleep(0.2)  # the garbage collector's pace
         assert await stage.names(JOB) == await stage.names(BRANCH) == await stage.names(POD) == []
         assert stage.monitor.forgotten == [stage.uid]
