@@ -146,7 +146,7 @@ def test_deleted_in_a_branch_nothing_is_left(stage, keep) -> None:
                         raise
                 await asyncio.sleep(0.2)  # the garbage collector's pace
         assert await stage.names(JOB) == await stage.names(BRANCH) == await stage.names(POD) == []
-        assert stage.monitor.forgotten == [stage.uid]
+        assert set(stage.monitor.forgotten) == {stage.uid}  # again where the pass came again
         if keep == "Delete":
             assert list(stage.store.list("")) == []
         else:
