@@ -47,8 +47,8 @@ class Preset(StrEnum):
 
 #: What stands for the risk where no calibrated quantile does.
 _EVENT_RULE = {
-    Preset.DEFAULT: "no instability event that the control did not have at the same step",
-    Preset.LITERAL: "no instability event in the rollout",
+    Preset.DEFAULT: "no more unstable steps than the control",
+    Preset.LITERAL: "no unstable step in the rollout",
 }
 
 
@@ -309,19 +309,17 @@ def _risk_refusal(
     final: Trial, control: Trial, risk: float | None, rules: AcceptanceRules
 ) -> str | None:
     """Why the risk gate refuses; None where it lets pass. Without a calibrated quantile the
-    rollout itself must have been free of instability events after the trigger. One that the control
-    had at the same lineage step, so on the same batch, is the data's and not the action's; the
-    literal preset counts it all the same.
+    rollout itself must show, since the trigger, no more flagged steps than the control: on small
+    batches both have some by chance (docs/decisions/020). The literal preset allows none.
     """
     if risk is not None:
         return None if risk < rules.max_risk else f"risk {risk:.2f} >= {rules.max_risk:.2f}"
-    shared = set() if rules.preset is Preset.LITERAL else set(control.spike_steps)
-    after = final.step - final.rung
-    own = [step for step in final.spike_steps if step >= after and step not in shared]
-    if not own:
-        return None
-    alone = ", where the control had none" if rules.preset is Preset.DEFAULT else ""
-    return f"instability event at step {own[0]}{alone}"
+    ours, theirs = (
+        sum(step >= final.step - final.rung for step in one.spike_steps) for one in (final, control)
+    )
+    if rules.preset is Preset.LITERAL:
+        theirs = 0
+    return f"{ours} unstable steps, at most {theirs} allowed" if ours > theirs else None
 
 
 def _ratio(final: Trial, control: Trial, decay: float) -> float | None:
@@ -382,7 +380,7 @@ def _against_diverged(
     evidence: Evidence,
     rules: AcceptanceRules,
 ) -> Judgement:
-    """Where the control itself diverged, whoever is confirmed, finite and free of events passes;
+    """Where the control itself diverged, whoever is confirmed, finite and no less stable passes;
     its improvement is how far it stands below the last finite loss of the control.
     """
     if final.rung < evidence.rung:

@@ -23,9 +23,11 @@ from forkcast_wire.manifest import TrainingRunSpec
 RISK_UNAVAILABLE = "risk: unavailable"
 
 
-def seed_of(branch: str, run_uid: str) -> int:
-    """The search's seed: 48 bits of the branch's identity."""
-    return int.from_bytes(hashlib.sha256(f"{run_uid}/{branch}".encode()).digest()[:6])
+def seed_of(branch: str, seed: int) -> int:
+    """The search's seed: 48 bits of the branch's name and the run's seed, so that a run that is
+    repeated draws the same candidates.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{branch}".encode()).digest()[:6])
 
 
 def draw(

@@ -265,7 +265,7 @@ class StoredWorld:
             return  # the monitor comes back; the command comes again
         window = window_from_wire(reply.window)
         lattice = lattice_of(self.spec, command.trigger, command.bases, entries)
-        seed = seed_of(command.branch, self.trigger.run_uid)
+        seed = seed_of(command.branch, self.spec.training.seed)
         self._create("draft", draft(self.spec, lattice, window, self._history(), seed, self._proxy))
 
     def _history(self) -> list[tuple[Action, float]]:

@@ -1,11 +1,14 @@
 """Enumerated crash points: every call to the outside has a name, and a test can die exactly there.
 
-Without the two environment variables this costs one comparison a call. With
+Without the environment variables this costs one comparison a call. With
 ``FORKCAST_CRASH_LOG=FILE`` each point that is reached is appended to FILE as
 ``<component> <point> <occurrence>``. With ``FORKCAST_CRASH=<component>/<point>/<occurrence>:FILE``
 the process kills itself with SIGKILL when it reaches that point, once: FILE is created first, and
 where it exists already nothing happens, so that the restarted process gets past. Several of them are
 separated by semicolons; a process counts occurrences from its own start.
+
+``FORKCAST_PACE=<component>/<point>:SECONDS`` makes every arrival there take that much longer: a tiny
+model takes all its steps while a killed process is being started again, a real one does not.
 
 A fault suite runs a scenario once with the log, and then once for each point of the log.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +32,8 @@ _MARKERS = {
     for point, _, marker in [one.rpartition(":")]
     if point
 }
-ENABLED = bool(_LOG or _MARKERS)
+_PACED, _, _SECONDS = os.environ.get("FORKCAST_PACE", "").rpartition(":")
+ENABLED = bool(_LOG or _MARKERS or _PACED)
 _reached: Counter[str] = Counter()
 _lock = threading.Lock()
 
@@ -38,6 +43,8 @@ def reach(point: str) -> None:
     if not ENABLED:
         return
     component = os.environ.get("FORKCAST_COMPONENT", "unknown")
+    if f"{component}/{point}" == _PACED:
+        time.sleep(float(_SECONDS))
     with _lock:
         _reached[point] += 1
         occurrence = _reached[point]

@@ -106,7 +106,7 @@ def decided(t, epoch, base, *, accept):
                 margin=0.02,
                 volatility_ratio=0.9,
                 risk=None,
-                risk_rule="no instability event in the rollout",
+                risk_rule="no unstable step in the rollout",
                 reason="measured",
             )
             for one, verdict, gain in zip(candidates, verdicts, gains, strict=True)

@@ -111,6 +111,16 @@ CASES = {
         Outcome.ACCEPTED,
         Verdict.ACCEPTED,
     ),
+    "without a forecast, no more unstable steps than the control, wherever they are": (
+        evidence(CLIP, [trial("c000", 50, 2.5, spikes=(120, 121))], control(spikes=(123, 99, 140))),
+        Outcome.ACCEPTED,
+        Verdict.ACCEPTED,
+    ),
+    "without a forecast, more unstable steps than the control": (
+        evidence(CLIP, [trial("c000", 50, 2.5, spikes=(120, 121))], control(spikes=(122, 99))),
+        Outcome.NO_ACTION,
+        Verdict.RISK,
+    ),
     "without a forecast an event in the rollout refuses": (
         evidence(CLIP, [trial("c000", 50, 2.5, spikes=(120,))], control()),
         Outcome.NO_ACTION,

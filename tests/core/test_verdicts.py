@@ -156,7 +156,7 @@ CASES = [
     Case("a control without any volatility has no ratio", evidence(CLIP, OK_CLIP, at(BOTH, CONTROL, sd=0.0)), Verdict.VOLATILE),
     Case("a calibrated risk at the limit is refused", evidence(CLIP, OK_CLIP, CONTROLS, risk=0.2), Verdict.RISK),
     Case("a calibrated risk below it passes in spite of a spike", evidence(CLIP, at((RUNG,), mean=2.9, **SPIKES), CONTROLS, risk=0.1), Verdict.ACCEPTED, Outcome.ACCEPTED),
-    Case("without a risk an instability event is refused", evidence(CLIP, at((RUNG,), mean=2.9, **SPIKES), CONTROLS), Verdict.RISK),
+    Case("without a risk, unstable beside a calm control is refused", evidence(CLIP, at((RUNG,), mean=2.9, **SPIKES), CONTROLS), Verdict.RISK),
     Case("literal has the same risk gate", evidence(CLIP, at((RUNG,), raw=2.9, **SPIKES), CONTROLS), Verdict.RISK, preset=Preset.LITERAL),
     Case("a diverged candidate is out", evidence(CLIP, at((RUNG,), status=TrialStatus.DIVERGED, mean=None), CONTROLS), Verdict.DIVERGED),
     Case("a failed candidate is its own failure", evidence(CLIP, at((RUNG,), status=TrialStatus.FAILED, mean=None), CONTROLS), Verdict.FAILED),
@@ -176,11 +176,11 @@ CASES = [
     Case("main and control agree at the trigger", evidence(CLIP, at((RUNG,)), CONTROLS, over=True), Verdict.NO_BETTER),
     Case("a control that spiked has not escaped", evidence(CLIP, at((RUNG,)), at(BOTH, CONTROL, **SPIKES), over=True, main=5.0), Verdict.NO_BETTER),
     Case("every rollout spikes at one batch: the data", evidence(CLIP, at((RUNG,), **SPIKES), at((RUNG,), CONTROL, **SPIKES)), Verdict.NO_BETTER, Outcome.DATA_CAUSED),
-    Case("an event that the control had at the same step is the data's", evidence(CLIP, at((RUNG,), mean=2.9, **SPIKES), at((RUNG,), CONTROL, **SPIKES)), Verdict.ACCEPTED, Outcome.ACCEPTED),
-    Case("one event of its own beside a shared one is refused", evidence(CLIP, at((RUNG,), mean=2.9, spikes=(T + 7, T + 9)), at((RUNG,), CONTROL, **SPIKES)), Verdict.RISK, Outcome.DATA_CAUSED),
-    Case("an event before the trigger is history", evidence(CLIP, at((RUNG,), mean=2.9, spikes=(T - 3,)), CONTROLS), Verdict.ACCEPTED, Outcome.ACCEPTED),
-    Case("literal refuses the shared event too", evidence(CLIP, at((RUNG,), raw=2.9, **SPIKES), at((RUNG,), CONTROL, **SPIKES)), Verdict.RISK, Outcome.DATA_CAUSED, Preset.LITERAL),
-    Case("different batches are no shared cause", evidence(CLIP, at((RUNG,), **SPIKES), at((RUNG,), CONTROL, spikes=(T + 8,))), Verdict.RISK),
+    Case("as many unstable steps as the control", evidence(CLIP, at((RUNG,), mean=2.9, **SPIKES), at((RUNG,), CONTROL, spikes=(T + 3,))), Verdict.ACCEPTED, Outcome.ACCEPTED),
+    Case("more unstable steps than the control are refused", evidence(CLIP, at((RUNG,), mean=2.9, spikes=(T + 7, T + 9)), at((RUNG,), CONTROL, **SPIKES)), Verdict.RISK, Outcome.DATA_CAUSED),
+    Case("an unstable step before the trigger is history", evidence(CLIP, at((RUNG,), mean=2.9, spikes=(T - 3,)), CONTROLS), Verdict.ACCEPTED, Outcome.ACCEPTED),
+    Case("literal allows none", evidence(CLIP, at((RUNG,), raw=2.9, **SPIKES), at((RUNG,), CONTROL, **SPIKES)), Verdict.RISK, Outcome.DATA_CAUSED, Preset.LITERAL),
+    Case("different batches are no shared cause", evidence(CLIP, at((RUNG,), **SPIKES), at((RUNG,), CONTROL, spikes=(T + 8,))), Verdict.NO_BETTER),
 ]  # fmt: skip
 
 

@@ -22,7 +22,10 @@ from forkcast_wire.documents import dump, load
 #: alone, and must neither end nor let go of the states from before the trigger until they are back.
 STEPS, BRANCH = 400, "e0-t60"
 _SECONDS = 400
-#: The search is seeded by the run's identity; of this one the bare rule accepts a candidate.
+#: Steps of this model are faster than any real one's: all of them fit into a process's start, and a
+#: ring state is still being written when the next is due.
+_PACE = "trainer/step:0.015"
+#: Fixed, so that states and decisions compare to the bit.
 _UID = "5407"
 MANIFEST = {
     "apiVersion": "forkcast.dev/v1alpha1",
@@ -72,7 +75,9 @@ def start(tmp_path, **environment):
         (folder / "run.json").write_bytes(dump(identity))
     command = [sys.executable, "-m", "forkcast_cli", "run", "m.yaml", "--workdir", "w", "--quiet"]
     return subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "FORKCAST_PACE": _PACE, **environment},
     )
 
 

@@ -25,6 +25,7 @@ from transformers import GPT2LMHeadModel  # noqa: F401
 
 from forkcast.ports import Store
 from forkcast.records import Trial, TrialStatus
+from forkcast_trainer import checkpoint
 from forkcast_trainer.rollout import Rollout, slots_of
 from forkcast_wire import crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
@@ -125,6 +126,7 @@ class RolloutServer:
                         self.unfitting[name] += 1
                     elif code not in (0, -signal.SIGTERM):
                         self.deaths[name] += 1
+                        checkpoint.sweep(self.workdir / "scratch")
                         _log.warning("rollout.child_died", candidate=name[1], status=status)
             if block and not self.children:
                 return
