@@ -318,8 +318,8 @@ def _risk_refusal(
         sum(step >= final.step - final.rung for step in one.spike_steps) for one in (final, control)
     )
     if rules.preset is Preset.LITERAL:
-        theirs = 0
-    return f"{ours} unstable steps, at most {theirs} allowed" if ours > theirs else None
+        return f"unstable steps: {ours}" if ours else None
+    return f"unstable steps: {ours}, the control's {theirs}" if ours > theirs else None
 
 
 def _ratio(final: Trial, control: Trial, decay: float) -> float | None:
