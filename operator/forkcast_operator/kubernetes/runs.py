@@ -68,7 +68,7 @@ from forkcast_wire.resources import (
     RunCondition,
     RunState,
 )
-from forkcast_wire.store import StoreError
+from forkcast_wire.store import StoreError, StoreUnavailable
 
 _log = structlog.get_logger()
 Key = tuple[str, str]
@@ -226,10 +226,9 @@ class Runs:
         except StoreError as error:
             metrics.STORE_ERRORS.inc()
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
-            failure = Failure(reason="StoreUnavailable", message=str(error))
-            return replace(facts, failure=failure), spec, _STARTING_SECONDS
+            return replace(facts, failure=_unavailable(place, error)), spec, _STARTING_SECONDS
         unheard = await self._register(run, spec)
-        facts, look = await self._records(run, spec, ledger, facts)
+        facts, look = await self._records(run, spec, place, ledger, facts)
         epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
         facts = await self._train(run, spec, place, info, facts, memory, epoch)
         if look is not None:
@@ -245,7 +244,12 @@ class Runs:
         return await asyncio.to_thread(self._link.register, run, spec)
 
     async def _records(
-        self, run: Run, spec: TrainingRunSpec, ledger: Ledger, facts: RunFacts
+        self,
+        run: Run,
+        spec: TrainingRunSpec,
+        place: StorePlace,
+        ledger: Ledger,
+        facts: RunFacts,
     ) -> tuple[RunFacts, Look | None]:
         """A pass over the records; where store or monitor are away, the run stays as it is."""
         triggers = self._link.triggers(run.uid) if self._link else []
@@ -258,8 +262,7 @@ class Runs:
         except StoreError as error:
             metrics.STORE_ERRORS.inc()
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
-            failure = Failure(reason="StoreUnavailable", message=str(error))
-            return replace(facts, failure=failure), None
+            return replace(facts, failure=_unavailable(place, error)), None
         except MonitorUnavailableError:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
             failure = Failure(reason="MonitorUnavailable", message="the verdict waits for it")
@@ -368,3 +371,10 @@ class Runs:
         if ttl is None or ended is None or state is RunState.SUSPENDED:
             return None
         return max(1.0, ttl - (dt.datetime.now(dt.UTC) - ended).total_seconds())
+
+
+def _unavailable(place: StorePlace, error: StoreError) -> Failure:
+    """In the same words for as long as the cause is the same: each change is an event."""
+    why = error.why if isinstance(error, StoreUnavailable) else str(error)
+    where = f"{place.operator.endpoint} {place.operator.bucket}"
+    return Failure(reason="StoreUnavailable", message=f"{where}: {why}")
