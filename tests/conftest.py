@@ -1,10 +1,12 @@
-"""A real API server, for the tests that need one; started once, and not at all where none asks."""
+"""A real API server, for the tests that need one, started once and not at all where none asks; Helm."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +65,16 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
         yield found
     finally:
         cluster("down", "--wipe")
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    """The `helm` program that the dev extra brings."""
+    beside = Path(sys.executable).parent / "helm"
+    program = str(beside) if beside.exists() else shutil.which("helm")
+    if program is None:
+        pytest.skip("helm is not installed; it is in the dev extra")
+    return program
 
 
 def _define(environment: dict[str, str]) -> None:

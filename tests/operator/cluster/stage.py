@@ -262,11 +262,12 @@ class Stage:
         )
         put_document(self.store, keys.rollout_trial(*where, rung), trial)
 
-    async def finish_job(self, name, kind, reason="") -> None:
+    async def finish_job(self, name, kind, reason="", namespace=None) -> None:
         """What the Job controller would say of its pods. kind: Complete or Failed."""
         before = {"Complete": "SuccessCriteriaMet", "Failed": "FailureTarget"}[kind]
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        job = await self.cluster.get(JOB, self.namespace, name)
+        namespace = namespace or self.namespace
+        job = await self.cluster.get(JOB, namespace, name)
         started = job.get("status", {}).get("startTime", now)
         conditions = [
             {
@@ -292,7 +293,7 @@ class Stage:
             status |= {"failed": 1}
         if job["spec"].get("completionMode") != "Indexed":
             status.pop("completedIndexes", None)
-        await self.cluster.merge(JOB, self.namespace, name, {"status": status}, status=True)
+        await self.cluster.merge(JOB, namespace, name, {"status": status}, status=True)
 
     def adopt(self) -> bool:
         """What the trainer does where the lineage has a newer epoch: adopt and save."""
