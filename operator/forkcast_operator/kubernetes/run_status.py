@@ -100,7 +100,7 @@ def run_state(run: Run, spec: TrainingRunSpec | None, facts: RunFacts) -> tuple[
         return RunState.COMPLETED, done.message
     if spec is not None and spec.suspend:
         return (RunState.SUSPENDING, "saving") if alive else (RunState.SUSPENDED, "spec.suspend")
-    if facts.failure is not None and facts.failure.stalled:
+    if facts.failure is not None and facts.failure.stalled and not alive:
         return RunState.PENDING, facts.failure.message
     if facts.restarting_at is not None:
         return RunState.RESTARTING, f"again at {facts.restarting_at:%H:%M:%S} UTC"
