@@ -79,7 +79,6 @@ ANSWERED: dict[str, tuple[str, Any, str, list[str]]] = {
     "resource_name": ("spec.resources.perNode", {"limits": {"gpu": 1}}, "TrainerRefused", ["resources.limits[gpu]"]),
     "device_in_halves": ("spec.resources.perNode", {"limits": {"nvidia.com/gpu": "500m"}}, "TrainerRefused", ["nvidia.com/gpu"]),
     "shared_memory_twice": ("spec", {**GOOD["spec"], "resources": {"sharedMemory": "1Gi"}, "podPatch": {"claims": [{"claimName": "a", "mountPath": "/dev/shm"}]}}, "TrainerRefused", ["mountPath"]),
-    "secret_key": ("spec.storage.secretRef", {"name": "a", "accessKeyIdKey": "a/b"}, "TrainerRefused", ["secret.items[0].key"]),
     "unknown_account": ("spec.podPatch.serviceAccountName", "nobody", "NoPods", ["kubectl describe job"]),
     "unknown_priority": ("spec.scheduling.priorityClassName", "none", "NoPods", ["kubectl describe job"]),
     "unknown_runtime": ("spec.podPatch.runtimeClassName", "none", "NoPods", ["kubectl describe job"]),

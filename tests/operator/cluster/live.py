@@ -84,14 +84,14 @@ class Live:
         await self.until(self.trainers)
 
     async def branch(self, **spec) -> None:
-        """A run with a branch open and its first rollouts under way."""
+        """A run with a branch open, and as many rollouts under way as may be: two."""
         await self.train(**spec)
         for step in (25, 50, 75, 98, 100):
             self.stage.save_state(StateKind.RING, step)
         self.monitor.fire(self.stage.trigger())
 
         async def rolling():
-            return any("-r10" in name for name in await self.stage.names(JOB))
+            return sum("-r10" in name for name in await self.stage.names(JOB)) == 2
 
         await self.until(rolling)
 

@@ -38,7 +38,8 @@ def test_after_the_operator_is_back_the_namespace_ends(live, store) -> None:
         live.start_operator("b", lease_namespace=home)
         limit = 30 if store == "there" else 100  # a store that is away is asked for a minute
         kubectl("wait", "trun/gpt", "-n", namespace, "--for=delete", f"--timeout={limit}s")
-        # the rest is up to the namespace's controller, which looks again after 15 s and more
+        # its controller would look again when pods have had their grace, or sees a change
+        kubectl("annotate", "namespace", namespace, "test=look")
         kubectl("wait", f"namespace/{namespace}", "--for=delete", "--timeout=150s")
         assert live.stage.uid in live.monitor.forgotten
         if store == "there":

@@ -27,8 +27,8 @@ _TOLERATIONS = [
 class Kubelet:
     """What a kubelet tells of one node and its pods."""
 
-    def __init__(self, server) -> None:
-        self._kubectl, self.node = server.kubectl, f"{server.namespace}-node"
+    def __init__(self, server, name) -> None:
+        self._kubectl, self.node = server.kubectl, f"{server.namespace}-{name}"
         self._namespace = server.namespace
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.node}}
         room = {"cpu": "8", "memory": "32Gi", "pods": "10", "ephemeral-storage": "99Gi"}
@@ -86,13 +86,17 @@ def _now() -> str:
 
 
 @pytest.fixture
-def kubelet(server):
-    made = Kubelet(server)
+def kubelets(server):
+    """The trainer's, and a neighbour's: where no node answers at all, Kubernetes evicts nothing."""
+    made = [Kubelet(server, "one"), Kubelet(server, "two")]
     yield made
-    server.kubectl("delete", "node", made.node)
+    for one in made:
+        server.kubectl("delete", "node", one.node)
 
 
-def test_a_lost_trainer_is_said_and_has_no_double(live, kubelet) -> None:
+def test_a_lost_trainer_is_said_and_has_no_double(live, kubelets) -> None:
+    kubelet, neighbour = kubelets
+
     async def pods():
         labels = f"{LABEL_COMPONENT}=trainer"
         return await live.stage.cluster.list(POD, live.server.namespace, labels)
@@ -101,10 +105,12 @@ def test_a_lost_trainer_is_said_and_has_no_double(live, kubelet) -> None:
         return (await live.ready()).get("status") == "True"
 
     async def said():
+        neighbour.beat()
         ready = await live.ready()
         return ready["status"] == "False" and f"node {kubelet.node} does not" in ready["message"]
 
     async def evicted():
+        neighbour.beat()
         return all("deletionTimestamp" in pod["metadata"] for pod in await pods())
 
     async def scene():
@@ -117,6 +123,7 @@ def test_a_lost_trainer_is_said_and_has_no_double(live, kubelet) -> None:
         await live.until(evicted)
         end = time.monotonic() + 12  # two of the operator's looks and more
         while time.monotonic() < end:
+            neighbour.beat()
             assert [one["metadata"]["uid"] for one in await pods()] == [pod["metadata"]["uid"]]
             assert await live.trainers() == ["gpt-trainer-0"]
             await asyncio.sleep(0.5)
