@@ -39,6 +39,7 @@ e2e: setup
 # every kill point, one run each: more than an hour on two cores
 faults: setup
 	FORKCAST_CRASH_STRIDE=1 $(BIN)/pytest tests/operator/cluster/test_crash_points.py
+	$(BIN)/pytest -m faults tests/operator/cluster
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "" tests/loop/test_kill_points.py
 
 clean:

@@ -1,12 +1,15 @@
-"""A real API server, for the tests that need one; started once, and not at all where none asks."""
+"""A real API server, for the tests that need one, started once and not at all where none asks; Helm."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,10 +25,10 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+@contextmanager
+def started_api_server(folder: Path, *options: str) -> Iterator[dict[str, str]]:
     """The environment (KUBECONFIG, PATH) of an API server with etcd and controllers; nothing runs
-    its pods. Our definitions are installed, and those of Prometheus' operator.
+    its pods. options: of `cluster up`. Skips the test where none can be started.
     """
     if not _CLUSTER.exists():
         pytest.skip("no command that starts a cluster stands beside the checkout")
@@ -33,7 +36,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
         pytest.skip("starting a cluster needs root")
     environment = {
         **os.environ,
-        "CLUSTER_DIR": str(tmp_path_factory.mktemp("cluster")),
+        "CLUSTER_DIR": str(folder),
         "CLUSTER_API_PORT": str(_free_port()),
         "CLUSTER_ETCD_PORT": str(_free_port()),
     }
@@ -51,18 +54,35 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
         return done.stdout
 
     try:
-        cluster("up", "--api-only", "--monitoring")
+        cluster("up", *options)
         lines = [line.removeprefix("export ") for line in cluster("env").splitlines()]
         shell = "; ".join(f"export {line}" for line in lines)
         shown = subprocess.run(
             ["bash", "-c", f"{shell}; env -0"], capture_output=True, check=True, env=environment
         )
         pairs = (one.partition("=") for one in shown.stdout.decode().split("\0") if one)
-        found = {name: value for name, _, value in pairs}
-        _define(found)
-        yield found
+        yield {name: value for name, _, value in pairs}
     finally:
         cluster("down", "--wipe")
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An API server with our definitions, and those of Prometheus' operator."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with started_api_server(folder, "--api-only", "--monitoring") as environment:
+        _define(environment)
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    """The `helm` program that the dev extra brings."""
+    beside = Path(sys.executable).parent / "helm"
+    program = str(beside) if beside.exists() else shutil.which("helm")
+    if program is None:
+        pytest.skip("helm is not installed; it is in the dev extra")
+    return program
 
 
 def _define(environment: dict[str, str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,16 +53,6 @@ class Kubectl:
 def kubectl(api_server: dict[str, str]) -> Kubectl:
     """An API server with etcd and controllers, the definitions installed."""
     return Kubectl(api_server)
-
-
-@pytest.fixture(scope="session")
-def helm() -> str:
-    """The `helm` program that the dev extra brings."""
-    beside = Path(sys.executable).parent / "helm"
-    program = str(beside) if beside.exists() else shutil.which("helm")
-    if program is None:
-        pytest.skip("helm is not installed; it is in the dev extra")
-    return program
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,9 @@
-"""The definitions on a real API server: what it refuses, what it fills in, what it keeps.
-
-Each wrong manifest is also given to the model, which must refuse it as well: one format, two
-readers.
+"""The definitions on a real API server: what it fills in, what it keeps. What it refuses:
+tests/operator/cluster/test_wrong_manifests.py.
 """
 
 from __future__ import annotations
 
-import copy
 import datetime as dt
 import json
 from pathlib import Path
@@ -14,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
 
 from forkcast.records import TriggerRule
 from forkcast_wire import resources
@@ -29,93 +25,10 @@ from forkcast_wire.resources import (
     TrainingRunStatus,
     set_condition,
 )
+from tests.wrong_runs import GOOD, changed
 
 ROOT = Path(__file__).parents[2]
 NOW = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
-GOOD: dict[str, Any] = {
-    "apiVersion": "forkcast.dev/v1alpha1",
-    "kind": "TrainingRun",
-    "metadata": {"name": "one"},
-    "spec": {"data": {"train": {"uri": "python-stdlib:"}}, "training": {"totalSteps": 10}},
-}
-_WEIGHTS = {"volatility": "0.9", "entropy": "0.3", "disagreement": "0.2"}
-#: name: (path from the root, value, what the refusal must name)
-WRONG: dict[str, tuple[str, Any, list[str]]] = {
-    "top_k_over_candidates": ("spec.branching", {"topK": 8, "candidates": 4}, ["spec.branching.topK", "lower topK"]),
-    "top_k_over_16": ("spec.branching.topK", 17, ["spec.branching.topK", "16"]),
-    "candidates_over_500": ("spec.branching.candidates", 501, ["spec.branching.candidates", "500"]),
-    "falling_rungs": ("spec.branching.rungs", [25, 10], ["spec.branching.rungs", "rise"]),
-    "equal_rungs": ("spec.branching.rungs", [10, 10, 25], ["spec.branching.rungs", "rise"]),
-    "no_rungs": ("spec.branching.rungs", [], ["spec.branching.rungs"]),
-    "nine_rungs": ("spec.branching.rungs", list(range(1, 10)), ["spec.branching.rungs", "8"]),
-    "confirm_inside_rungs": ("spec.branching.confirm", {"steps": 40}, ["confirm.steps", "exceed"]),
-    "research_only": ("spec.branching.actions", {"skipBatch": True}, ["spec.branching.actions", "research"]),
-    "negative_scale": ("spec.branching.actions", {"learningRateScales": ["-1"]}, ["learningRateScales[0]", "> 0"]),
-    "risk_over_one": ("spec.branching.acceptance", {"maxRiskQuantile": "1.2"}, ["maxRiskQuantile", "<= 1"]),
-    "bad_mode": ("spec.branching.mode", "Enforced", ["spec.branching.mode", "Enforce"]),
-    "weights_sum": ("spec.uncertainty", {"weights": _WEIGHTS}, ["spec.uncertainty.weights", "sum to 1"]),
-    "decay_of_one": ("spec.uncertainty.emaDecay", "1.0", ["spec.uncertainty.emaDecay", "< 1"]),
-    "zero_z": ("spec.uncertainty", {"trigger": {"z": "0"}}, ["spec.uncertainty.trigger.z", "> 0"]),
-    "unquoted_decimal": ("spec.optimizer.learningRate", 0.001, ["spec.optimizer.learningRate", "string"]),
-    "not_a_decimal": ("spec.optimizer.learningRate", "fast", ["spec.optimizer.learningRate"]),
-    "endless_decimal": ("spec.optimizer.learningRate", "1e999", ["spec.optimizer.learningRate"]),
-    "zero_rate": ("spec.optimizer.learningRate", "0", ["spec.optimizer.learningRate", "> 0"]),
-    "three_betas": ("spec.optimizer.betas", ["0.9", "0.9", "0.9"], ["spec.optimizer.betas", "2"]),
-    "beta_of_one": ("spec.optimizer.betas", ["0.9", "1"], ["spec.optimizer.betas[1]", "< 1"]),
-    "bad_clipping": ("spec.optimizer.clipping", {"policy": "Hard"}, ["spec.optimizer.clipping.policy"]),
-    "missing_steps": ("spec.training", {"seed": 1}, ["spec.training.totalSteps", "Required"]),
-    "zero_steps": ("spec.training.totalSteps", 0, ["spec.training.totalSteps", "1"]),
-    "steps_as_text": ("spec.training.totalSteps", "10", ["spec.training.totalSteps", "integer"]),
-    "too_many_steps": ("spec.training.totalSteps", 100_000_001, ["spec.training.totalSteps"]),
-    "missing_data": ("spec.data", None, ["spec.data", "Required"]),
-    "missing_uri": ("spec.data.train", {"format": "Text"}, ["spec.data.train.uri", "Required"]),
-    "pretrained_from_nowhere": ("spec.model", {"init": "Pretrained"}, ["spec.model.source", "both"]),
-    "source_without_pretrained": ("spec.model", {"source": "gpt2"}, ["spec.model.source", "both"]),
-    "stressor_backwards": ("spec.stressors", [{"type": "LongSequence", "fromStep": 9, "toStep": 3}], ["spec.stressors[0].toStep", "fromStep"]),
-    "stressor_magnitude": ("spec.stressors", [{"type": "LongSequence", "magnitude": "3"}], ["spec.stressors[0].magnitude"]),
-    "seventeen_stressors": ("spec.stressors", [{"type": "LongSequence"}] * 17, ["spec.stressors", "16"]),
-    "bucket_without_endpoint": ("spec.storage", {"bucket": "some"}, ["spec.storage.bucket", "endpoint"]),
-    "folder_and_bucket": ("spec.storage", {"path": "a", "bucket": "some", "endpoint": "https://s3"}, ["spec.storage.path"]),
-    "endpoint_not_a_url": ("spec.storage", {"bucket": "some", "endpoint": "s3:9000"}, ["spec.storage.endpoint"]),
-    "prefix_without_slash": ("spec.storage", {"prefix": "runs"}, ["spec.storage.prefix"]),
-    "secret_with_a_slash": ("spec.storage", {"secretRef": {"name": "a/b"}}, ["spec.storage.secretRef.name"]),
-    "no_nodes": ("spec.parallelism.nodes", 0, ["spec.parallelism.nodes"]),
-    "quantity": ("spec.resources", {"perNode": {"limits": {"cpu": "many"}}}, ["spec.resources.perNode.limits.cpu"]),
-    "tolerate_nothing": ("spec.podPatch", {"tolerations": [{"effect": "NoSchedule"}]}, ["spec.podPatch.tolerations[0].key"]),
-    "our_variable": ("spec.podPatch", {"env": [{"name": "FORKCAST_X"}]}, ["spec.podPatch.env[0].name"]),
-    "mount_below_nothing": ("spec.podPatch", {"claims": [{"claimName": "a", "mountPath": "a"}]}, ["mountPath"]),
-    "negative_ttl": ("spec.lifecycle.ttlSecondsAfterFinished", -1, ["ttlSecondsAfterFinished"]),
-    "long_name": ("metadata.name", "a" * 41, ["metadata.name", "40"]),
-    "dotted_name": ("metadata.name", "a.b", ["metadata.name"]),
-    "unknown_field": ("spec.branching.topk", 4, ["spec.branching.topk", "unknown field"]),
-    "unknown_part": ("spec.branchin", {}, ["spec.branchin", "unknown field"]),
-    "host_path": ("spec.podPatch", {"hostNetwork": True}, ["hostNetwork", "unknown field"]),
-}  # fmt: skip
-
-
-def _with(path: str, value: Any, document: dict[str, Any] = GOOD) -> dict[str, Any]:
-    made = copy.deepcopy(document)
-    *parts, last = path.split(".")
-    place = made
-    for part in parts:
-        place = place.setdefault(part, {})
-    if value is None:
-        del place[last]
-    else:
-        place[last] = value
-    return made
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_manifest_is_refused_by_name(kubectl, name: str):
-    path, value, said = WRONG[name]
-    manifest = _with(path, value)
-    with pytest.raises(ValidationError):
-        TrainingRun.model_validate(manifest)
-    done = kubectl.apply(manifest, "--dry-run=server")
-    assert done.returncode != 0, done.stdout
-    for word in said:
-        assert word in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -159,17 +72,17 @@ def run(kubectl):
     ],
 )
 def test_what_makes_a_run_cannot_change(kubectl, run: str, path: str, value: Any, said: str):
-    done = kubectl.apply(_with(path, value))
+    done = kubectl.apply(changed(path, value))
     assert done.returncode != 0
     assert said in done.stderr
 
 
 def test_what_may_change_changes(kubectl, run: str):
-    longer = _with("spec.training.totalSteps", 20)
-    observed = _with("spec.branching.mode", "Observe", longer)
-    suspended = _with("spec.suspend", True, observed)  # noqa: FBT003
-    roomier = _with("spec.resources.scratch", "20Gi", suspended)
-    resumed = _with("spec.suspend", False, roomier)  # noqa: FBT003
+    longer = changed("spec.training.totalSteps", 20)
+    observed = changed("spec.branching.mode", "Observe", longer)
+    suspended = changed("spec.suspend", True, observed)  # noqa: FBT003
+    roomier = changed("spec.resources.scratch", "20Gi", suspended)
+    resumed = changed("spec.suspend", False, roomier)  # noqa: FBT003
     for manifest in (longer, observed, suspended, roomier, resumed):
         done = kubectl.apply(manifest)
         assert done.returncode == 0, done.stderr
@@ -280,9 +193,9 @@ def test_a_branch_is_kept_whole_and_never_changes(kubectl):
     assert kubectl.apply(made).returncode == 0
     stored = kubectl.get("fkb", "one-e0-t4")["spec"]
     assert stored == made["spec"]
-    changed = kubectl.apply(_with("spec.topK", 3, made))
-    assert changed.returncode != 0
-    assert "never changes" in changed.stderr
+    refused = kubectl.apply(changed("spec.topK", 3, made))
+    assert refused.returncode != 0
+    assert "never changes" in refused.stderr
     status = BranchStatus(
         observed_generation=1,
         conditions=_conditions(BranchCondition, {"Ready", "Finished", "Accepted"}),

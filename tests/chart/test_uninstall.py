@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from forkcast_operator.uninstall import settled
 from forkcast_wire.resources import FINALIZER, LABEL_RUN
+from tests.uninstall_hook import start_hook
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "forkcast"
@@ -78,39 +76,13 @@ def hook(helm, kubectl, tmp_path):
     kubectl.ok(
         "apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": rest})
     )
-    account = job["spec"]["template"]["spec"]["serviceAccountName"]
-    (tmp_path / "token").write_text(kubectl.ok("create", "token", account, "-n", RELEASE))
-    cluster = yaml.safe_load(Path(kubectl.environment["KUBECONFIG"]).read_text())["clusters"][0][
-        "cluster"
-    ]
-    kubectl.ok("wait", "configmap/kube-root-ca.crt", "-n", RELEASE, "--for=create", "--timeout=60s")
-    published = kubectl.get("configmap", "kube-root-ca.crt", "-n", RELEASE)["data"]
-    (tmp_path / "ca.crt").write_text(published["ca.crt"])
-    server = urlsplit(cluster["server"])
-    environment = {
-        **os.environ,
-        "KUBERNETES_SERVICE_HOST": "localhost",  # what its certificate names
-        "KUBERNETES_SERVICE_PORT": str(server.port),
-    }
-    container = job["spec"]["template"]["spec"]["containers"][0]
-    command = [
-        *container["command"][1:],
-        *container["args"],
-        "--account",
-        str(tmp_path),
-        "--seconds",
-        "0",
-    ]
 
     def run():
-        return subprocess.run(
-            [sys.executable, *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
+        process = start_hook(
+            kubectl.ok, kubectl.environment["KUBECONFIG"], job, tmp_path, "--seconds", "0"
         )
+        _, said = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, "", said)
 
     yield run
     for name in (RELEASE, LAB):

@@ -14,12 +14,14 @@ from forkcast.decision import DraftSource
 from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes import manifests, metrics
 from forkcast_operator.kubernetes.branch_status import BranchFacts, branch_status
-from forkcast_operator.kubernetes.cluster import BRANCH, JOB, Cluster
+from forkcast_operator.kubernetes.cluster import BRANCH, JOB, Cluster, ClusterError
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.events import Recorder, branch_events, opened_event
+from forkcast_operator.kubernetes.failures import refused
 from forkcast_operator.kubernetes.ledger import Ledger, Look
 from forkcast_operator.kubernetes.rollouts import Act, Start, Stop, park_seconds
 from forkcast_operator.kubernetes.run import Run, StorePlace
+from forkcast_operator.kubernetes.run_status import Failure
 from forkcast_operator.kubernetes.seen import JobSeen, job_seen
 from forkcast_operator.kubernetes.view import View
 from forkcast_wire.manifest import TrainingRunSpec
@@ -45,16 +47,23 @@ class Branches:
         place: StorePlace,
         look: Look,
         ledger: Ledger,
-    ) -> None:
-        """Bring objects and Jobs of a run's branches to what the records say."""
+    ) -> Failure | None:
+        """Bring objects and Jobs of a run's branches to what the records say. Returns why a rollout
+        was refused; its branch waits for the others, until its deadline.
+        """
         started = time.perf_counter()
+        failure: Failure | None = None
         for facts in (*look.active, *look.ended):
             shown = await self._object(run, facts.record, spec)
             if spec.suspend:
                 await self._stop_all(run, facts.record)
             else:
                 acts = look.acts.get(facts.record.name, [])
-                await self._act(run, spec, place, facts, shown, acts)
+                try:
+                    await self._act(run, spec, place, facts, shown, acts)
+                except ClusterError as error:
+                    if (failure := refused("Rollout", error)) is None:
+                        raise
             await self._say(run, facts, shown)
         for facts in look.ended:
             self._ended(run, facts)
@@ -64,6 +73,7 @@ class Branches:
         if look.active:
             seconds = time.perf_counter() - started
             metrics.RECONCILE_SECONDS.labels("Branch").observe(seconds)
+        return failure
 
     async def _object(self, run: Run, record: BranchRecord, spec: TrainingRunSpec) -> Any:
         known = self._view.get("Branch", (run.namespace, record.name))

@@ -52,7 +52,7 @@ class ClusterError(RuntimeError):
 
     def __init__(self, what: str, status: int, message: str) -> None:
         super().__init__(f"{what}: {status or 'no answer'}: {message}")
-        self.status = status
+        self.status, self.message = status, message
 
 
 class UnansweredError(ClusterError):

@@ -84,7 +84,9 @@ class RunFacts:
 
 
 def run_state(run: Run, spec: TrainingRunSpec | None, facts: RunFacts) -> tuple[RunState, str]:
-    """What the run does, and a sentence about it."""
+    """What the run does, and a sentence about it. While the store cannot be read, what it said last
+    holds: a run is complete, or a branch open.
+    """
     trainer, store = facts.trainer, facts.store
     alive = trainer is not None and trainer.work.alive
     if run.deleting:
@@ -94,9 +96,11 @@ def run_state(run: Run, spec: TrainingRunSpec | None, facts: RunFacts) -> tuple[
     if store is not None and store.complete is not None:
         loss = store.complete.validation_loss
         return RunState.COMPLETED, f"validation loss {loss:.4f} nats/token"
+    if store is None and (done := _stood(run, RunCondition.COMPLETE)) is not None:
+        return RunState.COMPLETED, done.message
     if spec is not None and spec.suspend:
         return (RunState.SUSPENDING, "saving") if alive else (RunState.SUSPENDED, "spec.suspend")
-    if facts.failure is not None and facts.failure.stalled:
+    if facts.failure is not None and facts.failure.stalled and not alive:
         return RunState.PENDING, facts.failure.message
     if facts.restarting_at is not None:
         return RunState.RESTARTING, f"again at {facts.restarting_at:%H:%M:%S} UTC"
@@ -104,7 +108,11 @@ def run_state(run: Run, spec: TrainingRunSpec | None, facts: RunFacts) -> tuple[
         return RunState.PENDING, "the trainer is being created"
     if trainer.work is Work.QUEUED:
         return RunState.QUEUED, "waits for its queue"
-    if store is not None and any(outcome is None for outcome in store.outcomes.values()):
+    if store is None:
+        branching = _stood(run, RunCondition.BRANCHING) is not None
+    else:
+        branching = None in store.outcomes.values()
+    if branching:
         return RunState.BRANCHING, "a branch is open"
     ready = sum(pod.ready for pod in facts.pods)
     if ready < trainer.wanted:
@@ -130,6 +138,18 @@ def former_status(run: Run) -> TrainingRunStatus:
         return TrainingRunStatus.model_validate(run.status)
     except ValidationError:
         return TrainingRunStatus()
+
+
+def _stood(run: Run, kind: RunCondition) -> Condition | None:
+    """The condition of the last status, where it was True."""
+    return next(
+        (
+            one
+            for one in former_status(run).conditions
+            if one.type == kind and one.status is ConditionStatus.TRUE
+        ),
+        None,
+    )
 
 
 def run_status(
@@ -344,11 +364,13 @@ def _trainer(facts: RunFacts, failures: int, before: TrainingRunStatus) -> Train
         if before.trainer is None:
             return None
         return before.trainer.model_copy(update={"ready_pods": 0, "restarts": failures})
-    attempts = facts.store.attempts if facts.store else 0
+    attempt = before.trainer.attempt if before.trainer else 0
+    if facts.store is not None:
+        attempt = max(0, facts.store.attempts - 1)
     return TrainerStatus(
         kind="JobSet" if seen.kind == "JobSet" else "Job",
         name=seen.name,
-        attempt=max(0, attempts - 1),
+        attempt=attempt,
         restarts=failures,
         pods=seen.wanted,
         ready_pods=sum(pod.ready for pod in facts.pods),

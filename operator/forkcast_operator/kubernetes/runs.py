@@ -29,6 +29,7 @@ from forkcast_operator.kubernetes.cluster import (
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.ending import Ending, set_finalizers
 from forkcast_operator.kubernetes.events import Recorder, suppressed_events
+from forkcast_operator.kubernetes.failures import refused, store_unavailable, trainer_trouble
 from forkcast_operator.kubernetes.ledger import Ledger, Look
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.monitor_link import MonitorLink
@@ -77,6 +78,7 @@ _BRANCH_SECONDS: Final = 2.0
 _RUNNING_SECONDS: Final = 10.0
 _STARTING_SECONDS: Final = 5.0
 _RESYNC_SECONDS: Final = 300.0
+_REFUSED_SECONDS: Final = 60.0
 #: Children are listed anew so often, whatever the watches say.
 _RELIST_SECONDS: Final = 60.0
 #: Volumes are mounted within this, or something that they need is missing.
@@ -189,18 +191,20 @@ class Runs:
             None,
         )
         now = dt.datetime.now(dt.UTC)
+        trainer, all_pods = self._trainer(run), self._trainer_pods(run)
         pods = [
             pod_seen(pod)
-            for pod in self._trainer_pods(run)
+            for pod in all_pods
             if pod.get("status", {}).get("phase") in (None, "Pending", "Running")
         ]
         mounting = [pod.created for pod in pods if pod.mounting and pod.created is not None]
         watched = spec is not None and spec.branching.mode is not Mode.DISABLED
         return RunFacts(
-            trainer=self._trainer(run),
+            trainer=trainer,
             pods=pods,
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
             summary=self._link.summary(run.uid) if self._link and watched else None,
+            failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
             failed=failed,
             restarts=status.trainer.restarts if status.trainer else 0,
         )
@@ -226,14 +230,19 @@ class Runs:
         except StoreError as error:
             metrics.STORE_ERRORS.inc()
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
-            failure = Failure(reason="StoreUnavailable", message=str(error))
-            return replace(facts, failure=failure), spec, _STARTING_SECONDS
+            return replace(facts, failure=store_unavailable(place, error)), spec, _STARTING_SECONDS
         unheard = await self._register(run, spec)
-        facts, look = await self._records(run, spec, ledger, facts)
+        facts, look = await self._records(run, spec, place, ledger, facts)
         epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
-        facts = await self._train(run, spec, place, info, facts, memory, epoch)
+        try:
+            facts = await self._train(run, spec, place, info, facts, memory, epoch)
+        except ClusterError as error:
+            if (failure := refused("Trainer", error)) is None:
+                raise
+            facts = replace(facts, failure=failure)
         if look is not None:
-            await self._branches.look(run, spec, place, look, ledger)
+            failure = await self._branches.look(run, spec, place, look, ledger)
+            facts = replace(facts, failure=facts.failure or failure)
         if unheard and facts.failure is None:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
             facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
@@ -245,7 +254,12 @@ class Runs:
         return await asyncio.to_thread(self._link.register, run, spec)
 
     async def _records(
-        self, run: Run, spec: TrainingRunSpec, ledger: Ledger, facts: RunFacts
+        self,
+        run: Run,
+        spec: TrainingRunSpec,
+        place: StorePlace,
+        ledger: Ledger,
+        facts: RunFacts,
     ) -> tuple[RunFacts, Look | None]:
         """A pass over the records; where store or monitor are away, the run stays as it is."""
         triggers = self._link.triggers(run.uid) if self._link else []
@@ -258,8 +272,7 @@ class Runs:
         except StoreError as error:
             metrics.STORE_ERRORS.inc()
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
-            failure = Failure(reason="StoreUnavailable", message=str(error))
-            return replace(facts, failure=failure), None
+            return replace(facts, failure=store_unavailable(place, error)), None
         except MonitorUnavailableError:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
             failure = Failure(reason="MonitorUnavailable", message="the verdict waits for it")
@@ -352,7 +365,8 @@ class Runs:
     def _next(self, run: Run, spec: TrainingRunSpec, facts: RunFacts) -> float:
         state, _ = run_state(run, spec, facts)
         if facts.failure is not None:
-            return _STARTING_SECONDS
+            idle = facts.failure.stalled and state is RunState.PENDING
+            return _REFUSED_SECONDS if idle else _STARTING_SECONDS
         if state is RunState.BRANCHING:
             return _BRANCH_SECONDS
         if facts.store is not None and None in facts.store.outcomes.values():

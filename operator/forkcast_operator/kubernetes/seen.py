@@ -53,13 +53,15 @@ class TrainerSeen:
     wanted: int
     reason: str = ""
     message: str = ""
+    created: dt.datetime | None = None
     ended_at: dt.datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSeen:
     """A pod of the trainer. waiting: why its container does not run, "" where nothing is wrong.
-    mounting: it has a node and no container yet.
+    mounting: it has a node and no container yet. lost: the node does not answer, and what runs
+    there is not known.
     """
 
     name: str
@@ -69,6 +71,8 @@ class PodSeen:
     scheduled: bool
     waiting: str = ""
     message: str = ""
+    node: str = ""
+    lost: bool = False
 
 
 def condition(body: Body, kind: str) -> Body | None:
@@ -130,6 +134,7 @@ def trainer_seen(bodies: Iterable[Body]) -> TrainerSeen | None:
                 wanted=_wanted(body),
                 reason=why.get("reason", ""),
                 message=why.get("message", ""),
+                created=instant(body["metadata"].get("creationTimestamp")),
                 ended_at=instant(why.get("lastTransitionTime")),
             )
         )
@@ -166,7 +171,18 @@ def pod_seen(body: Body) -> PodSeen:
         scheduled=scheduled,
         waiting="" if waiting in ("ContainerCreating", "PodInitializing") else waiting,
         message=message,
+        node=body.get("spec", {}).get("nodeName", ""),
+        lost=_lost(body),
     )
+
+
+def _lost(body: Body) -> bool:
+    """A kubelet calls a pod whose containers are ready Ready, too. Where the two differ, the node's
+    controller has taken Ready away, and it does that when it no longer hears from the node.
+    """
+    if body.get("status", {}).get("phase") != "Running" or condition(body, "Ready"):
+        return False
+    return condition(body, "ContainersReady") is not None
 
 
 def last_words(pods: Iterable[Body]) -> str:

@@ -34,7 +34,11 @@ class BadKey(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The store does not answer."""
+    """The store does not answer. why: the same for every object; by default the message."""
+
+    def __init__(self, message: str, *, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why or message
 
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")

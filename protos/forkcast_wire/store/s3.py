@@ -167,14 +167,13 @@ class S3Store:
         except S3Error as error:
             if error.code in _MISSING:
                 raise KeyMissing(key) from None
-            raise _refusal(
-                error.response.status, f"{key}: {error.code}: {error.message}"
-            ) from error
+            raise _refusal(error.response.status, key, f"{error.code}: {error.message}") from error
         except (InvalidResponseError, ServerError) as error:
             status = error.status_code if isinstance(error, ServerError) else error._code
-            raise _refusal(status, f"{key}: HTTP {status}") from error
+            raise _refusal(status, key, f"HTTP {status}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _TransientError(f"{key}: {type(error).__name__}: {error}") from error
+            why = f"{type(error).__name__}: {error}"
+            raise _TransientError(f"{key}: {why}", why=why) from error
         except (MinioException, ValueError) as error:
             raise StoreUnavailable(f"{key}: {type(error).__name__}: {error}") from error
 
@@ -299,7 +298,7 @@ class S3Store:
         if response.status in (400, 501):
             raise _UnsupportedError(f"{key}: HTTP {response.status} to a conditional write")
         if response.status >= 300:
-            raise _refusal(response.status, f"{key}: HTTP {response.status}")
+            raise _refusal(response.status, key, f"HTTP {response.status}")
         return str(response.headers.get("ETag", "")).strip('"')
 
     def _standing(self, key: str, data: bytes) -> str | None:
@@ -372,10 +371,10 @@ def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def _refusal(status: int, message: str) -> StoreUnavailable:
+def _refusal(status: int, key: str, why: str) -> StoreUnavailable:
     if status >= 500 or status in (408, 409, 429):
-        return _TransientError(message)
-    return StoreUnavailable(message)
+        return _TransientError(f"{key}: {why}", why=why)
+    return StoreUnavailable(f"{key}: {why}", why=why)
 
 
 def _credentials(storage: Storage) -> tuple[str, str, str | None]:

@@ -4,56 +4,23 @@ from __future__ import annotations
 
 import secrets
 import subprocess
-import time
 from concurrent import futures
 
 import grpc
-import numpy as np
 import pytest
 
 from forkcast.branch import BranchRules
-from forkcast.decision import CONTROL
-from forkcast.records import (
-    WINDOW_COLUMNS,
-    StateKind,
-    StateRef,
-    Trial,
-    TrialStatus,
-    Trigger,
-    TriggerRule,
-    Window,
-)
+from forkcast.records import Trigger, TriggerRule
 from forkcast_operator.branch_records import BranchRecord
-from forkcast_operator.kubernetes.cluster import (
-    BRANCH,
-    EVENT,
-    JOB,
-    POD,
-    RUN,
-    Cluster,
-    configuration,
-)
 from forkcast_operator.kubernetes.config import OperatorConfig
-from forkcast_operator.kubernetes.events import Recorder
-from forkcast_operator.kubernetes.monitor_link import MonitorLink
 from forkcast_operator.kubernetes.run import Run
-from forkcast_operator.kubernetes.runs import Runs
-from forkcast_operator.kubernetes.seen import job_seen
-from forkcast_operator.kubernetes.view import View
-from forkcast_wire import crash, keys
-from forkcast_wire import forkcast_pb2 as pb
-from forkcast_wire.channel import listen, open_channel
-from forkcast_wire.codec import window_to_wire
-from forkcast_wire.documents import (
-    Complete,
-    RolloutJob,
-    RolloutUntil,
-    StateManifest,
-    dump,
-    lineage_head,
-)
-from forkcast_wire.forkcast_pb2_grpc import MonitorServicer, add_MonitorServicer_to_server
-from forkcast_wire.store import FolderStore, put_document, read_document
+from forkcast_wire.channel import listen
+from forkcast_wire.forkcast_pb2_grpc import add_MonitorServicer_to_server
+from tests.versitygw import Versitygw
+
+from .live import Live
+from .processes import Operators, Server
+from .stage import SmallMonitor, Stage
 
 UID = "075a10ff-1f5a-48a3-9968-60e178b53fc8"
 
@@ -102,264 +69,35 @@ def record() -> BranchRecord:
     )
 
 
-# ------------------------------------------------------------------------------- a real API server
-
-
-class SmallMonitor(MonitorServicer):
-    """Answers as a monitor with a calm run behind it."""
-
-    def __init__(self) -> None:
-        self.directives: list[str] = []
-        self.runs: dict[str, str] = {}
-        self.forgotten: list[str] = []
-
-    def RegisterRun(self, request, context):
-        created = request.run_uid not in self.runs
-        self.runs[request.run_uid] = request.mode
-        return pb.RegisterRunResponse(created=created)
-
-    def ForgetRun(self, request, context):
-        self.forgotten.append(request.run_uid)
-        return pb.ForgetRunResponse(existed=self.runs.pop(request.run_uid, None) is not None)
-
-    def GetWindow(self, request, context):
-        columns = {name: np.arange(300.0) for name in WINDOW_COLUMNS}
-        window = Window(run_uid=request.run_uid, epoch=0, total_steps=1000, columns=columns)
-        return pb.WindowReply(window=window_to_wire(window))
-
-    def PostDirective(self, request, context):
-        self.directives.append(request.directive.id)
-        return pb.PostDirectiveResponse()
-
-
-class Stage:
-    """A run on a real API server, with hands that do what pods would do."""
-
-    def __init__(self, folder, namespace, monitor, target) -> None:
-        self.folder, self.namespace, self.monitor, self._target = folder, namespace, monitor, target
-        self.store = FolderStore(folder / "store")
-        self.uid = ""
-        self.cluster = self.runs = self.link = self._channel = None
-        self.view = View()
-
-    # ------------------------------------------------------------------------------- the operator
-
-    async def connect(self, name="kinds.json"):
-        self.cluster = await Cluster.connect(await configuration(), self.folder / name)
-
-    def start_operator(self, *, jobsets=False, config=None) -> None:
-        """A new process of it: nothing is remembered."""
-        if self._channel is not None:
-            self._channel.close()
-        self.view = View()
-        self._channel = open_channel(self._target)
-        self.link = MonitorLink(self._channel, lambda _: None)
-        store = crash.CrashingStore(self.store)
-        self.runs = Runs(
-            self.cluster,
-            self.view,
-            config or CONFIG,
-            self.link,
-            None,
-            Recorder(self.cluster, "test"),
-            jobsets=jobsets,
-            open_store=lambda _: store,
-        )
-
-    async def see(self, name="gpt") -> None:
-        """What the watches would tell by now."""
-        for kind in (RUN, BRANCH, JOB, POD):
-            listed = await self.cluster.list(kind, self.namespace, "")
-            for body in listed:
-                body.setdefault("apiVersion", kind[0])
-            known = [
-                b for b in self.view.all(kind[1]) if b["metadata"]["namespace"] == self.namespace
-            ]
-            names = {b["metadata"]["name"] for b in listed}
-            for body in known:
-                if body["metadata"]["name"] not in names:
-                    self.view.drop(kind[1], (self.namespace, body["metadata"]["name"]))
-            for body in listed:
-                self.view.put(kind[1], body)
-
-    async def look(self, name="gpt"):
-        await self.see()
-        return await self.runs.look((self.namespace, name))
-
-    # -------------------------------------------------------------------------------------- users
-
-    async def create(self, name="gpt", **spec):
-        given = {
-            "data": {"train": {"uri": "python-stdlib:"}},
-            "training": {"totalSteps": 1000},
-            "branching": {"candidates": 16, "topK": 2, "rungs": [10, 25], "confirm": {"steps": 40}},
-            **spec,
-        }
-        body = {
-            "apiVersion": RUN[0],
-            "kind": RUN[1],
-            "metadata": {"name": name, "namespace": self.namespace},
-            "spec": given,
-        }
-        made = await self.cluster.create(body)
-        self.uid = made["metadata"]["uid"]
-        return made
-
-    async def set(self, name="gpt", **spec):
-        return await self.cluster.merge(RUN, self.namespace, name, {"spec": spec})
-
-    async def run(self, name="gpt"):
-        return await self.cluster.get(RUN, self.namespace, name)
-
-    async def condition(self, kind, name="gpt"):
-        body = await self.run(name)
-        found = [c for c in body.get("status", {}).get("conditions", []) if c["type"] == kind]
-        return (found[0]["status"], found[0]["reason"]) if found else None
-
-    async def names(self, kind):
-        return sorted(
-            b["metadata"]["name"] for b in await self.cluster.list(kind, self.namespace, "")
-        )
-
-    async def events(self):
-        found = await self.cluster.list(EVENT, self.namespace, "")
-        return [e["reason"] for e in found if e["source"].get("component") == "forkcast-operator"]
-
-    # --------------------------------------------------------------------------------------- pods
-
-    def trigger(self, step=100) -> Trigger:
-        return Trigger(
-            run_uid=self.uid,
-            epoch=0,
-            step=step,
-            onset_step=step - 2,
-            rule=TriggerRule.SINGLE,
-            z=4.0,
-            index=1.0,
-            components={"volatility": 4.0},
-            thresholds={"z": 2.5},
-        )
-
-    def save_state(self, kind, step, epoch=0) -> StateRef:
-        return self._saved(self._state(kind, keys.state(kind, epoch, 0, step), step, epoch))
-
-    def _state(self, kind, key, step, epoch=0) -> StateRef:
-        return StateRef(
-            key=key, kind=kind, epoch=epoch, attempt=0, step=step, digest="0" * 64, size_bytes=1
-        )
-
-    def _saved(self, ref) -> StateRef:
-        self.store.put(keys.ptz(ref.key, ref.step), b"x")
-        manifest = StateManifest(
-            format_version=1, run_uid=self.uid, state=ref, lossless=True, loss=3.0, versions={}
-        )
-        self.store.put(keys.state_manifest(ref.key), dump(manifest))
-        return ref
-
-    async def roll_out(self, *, fail=()) -> None:
-        """What rollout pods do: measure what is wished, where there is a Job for it."""
-        for body in await self.cluster.list(JOB, self.namespace, ""):
-            job = job_seen(body)
-            if job is None or not job.work.alive:
-                continue
-            where = (job.branch.removeprefix("gpt-"), job.candidate)
-            wish = read_document(self.store, RolloutUntil, keys.rollout_until(*where))
-            given = read_document(self.store, RolloutJob, keys.rollout_job(*where))
-            if wish is None or wish.until is None or given is None:
-                continue
-            if job.candidate in fail:
-                await self.finish_job(job.name, "Failed", "BackoffLimitExceeded")
-                continue
-            if self.store.head(keys.rollout_trial(*where, wish.until)) is None:
-                self._measure(given, where, wish.until)
-            command = body["spec"]["template"]["spec"]["containers"][0]["command"]
-            if "--park-seconds=0" in command:
-                await self.finish_job(job.name, "Complete")
-
-    def _measure(self, job, where, rung) -> None:
-        step = job.trigger_step + rung
-        end = self._state(StateKind.ROLLOUT, keys.rollout_state(*where, rung), step)
-        losses = tuple(3.0 + 0.1 * (-1) ** s for s in range(job.base.step, step))
-        loss = 3.0 if job.candidate == CONTROL else 2.8
-        trial = Trial(
-            candidate=job.candidate,
-            rung=rung,
-            step=step,
-            status=TrialStatus.OK,
-            validation_loss=loss,
-            mean_weights_loss=loss,
-            losses_from=job.base.step,
-            losses=losses,
-            spike_steps=(),
-            steps_run=len(losses),
-            seconds=1.0,
-            state=self._saved(end),
-        )
-        put_document(self.store, keys.rollout_trial(*where, rung), trial)
-
-    async def finish_job(self, name, kind, reason="") -> None:
-        """What the Job controller would say of its pods. kind: Complete or Failed."""
-        before = {"Complete": "SuccessCriteriaMet", "Failed": "FailureTarget"}[kind]
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        job = await self.cluster.get(JOB, self.namespace, name)
-        started = job.get("status", {}).get("startTime", now)
-        conditions = [
-            {
-                "type": one,
-                "status": "True",
-                "reason": reason or "x",
-                "message": "m",
-                "lastTransitionTime": now,
-                "lastProbeTime": now,
-            }
-            for one in (before, kind)
-        ]
-        status = {
-            "conditions": conditions,
-            "startTime": started,
-            "active": 0,
-            "ready": 0,
-            "terminating": 0,
-        }
-        if kind == "Complete":
-            status |= {"completionTime": now, "succeeded": 1, "completedIndexes": "0"}
-        else:
-            status |= {"failed": 1}
-        if job["spec"].get("completionMode") != "Indexed":
-            status.pop("completedIndexes", None)
-        await self.cluster.merge(JOB, self.namespace, name, {"status": status}, status=True)
-
-    def adopt(self) -> bool:
-        """What the trainer does where the lineage has a newer epoch: adopt and save."""
-        head = lineage_head(self.store)
-        done = self.store.head(keys.state_manifest(keys.state(StateKind.CHECKPOINT, 1, 0, 140)))
-        if head is not None and done is None:
-            self.save_state(StateKind.CHECKPOINT, 140, epoch=1)
-        return head is not None
-
-    def complete(self) -> None:
-        done = Complete(epoch=0, step=1000, tokens=9, validation_loss=2.5, seconds=1.0)
-        put_document(self.store, keys.COMPLETE, done)
-
-
-CONFIG = OperatorConfig.model_validate(
-    {
-        "monitor": {"target": "monitor.system.svc:50051", "insecureDev": True},
-        "trainer": {"image": "forkcast/trainer:1"},
-        "stores": [{"endpoint": "https://s3.example", "bucket": "runs"}],
-    }
-)
+@pytest.fixture
+def server(api_server):
+    return Server(api_server)
 
 
 @pytest.fixture
-def stages(api_server, tmp_path, monkeypatch):
+def operators(server, tmp_path):
+    """Starts operators; they end with the test."""
+    made = Operators(server, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def monitor(tmp_path):
+    """A small monitor, and where it is reached."""
+    service, running = SmallMonitor(), grpc.server(futures.ThreadPoolExecutor(4))
+    add_MonitorServicer_to_server(service, running)
+    target = f"unix:{tmp_path}/m.sock"
+    listen(running, target)
+    running.start()
+    yield service, target
+    running.stop(None)
+
+
+@pytest.fixture
+def stages(api_server, tmp_path, monkeypatch, monitor):
     """Makes stages, each with a namespace of its own that enforces restricted pods."""
     monkeypatch.setenv("KUBECONFIG", api_server["KUBECONFIG"])
-    service, server = SmallMonitor(), grpc.server(futures.ThreadPoolExecutor(4))
-    add_MonitorServicer_to_server(service, server)
-    target = f"unix:{tmp_path}/m.sock"
-    listen(server, target)
-    server.start()
 
     def make(name):
         namespace = f"t{name}"
@@ -371,12 +109,27 @@ def stages(api_server, tmp_path, monkeypatch):
             subprocess.run(command, env=api_server, check=True, capture_output=True)
         folder = tmp_path / name
         folder.mkdir()
-        return Stage(folder, namespace, service, target)
+        return Stage(folder, namespace, *monitor)
 
-    yield make
-    server.stop(None)
+    return make
 
 
 @pytest.fixture
 def stage(stages):
     return stages(secrets.token_hex(4))
+
+
+@pytest.fixture
+def gateway(tmp_path_factory):
+    """A real S3 server of the test's own."""
+    made = Versitygw(tmp_path_factory.mktemp("s3"))
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def live(server, operators, monitor, gateway, tmp_path, monkeypatch):
+    """A run with everything real but its pods."""
+    monkeypatch.setenv("KUBECONFIG", server.environment["KUBECONFIG"])
+    return Live(server, operators, monitor, gateway, tmp_path)

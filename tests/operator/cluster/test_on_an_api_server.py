@@ -187,6 +187,19 @@ def test_what_the_api_server_takes_and_cannot_be_carried_out_is_said(stage) -> N
     play(stage, scene)
 
 
+def test_rollouts_that_the_api_server_refuses_are_said_and_the_run_goes_on(stage) -> None:
+    async def scene():
+        wrong = {"requests": {"cpu": 2}, "limits": {"cpu": 1}}
+        await open_branch(stage, resources={"rollout": wrong})
+        assert await stage.names(JOB) == ["gpt-trainer-0"]
+        assert await stage.condition("Stalled") == ("True", "RolloutRefused")
+        assert await stage.condition("Branching") == ("True", "Branching")
+        assert "RolloutRefused" in await stage.events()
+        assert BRANCH_NAME in await stage.names(BRANCH)
+
+    play(stage, scene)
+
+
 def test_two_runs_do_not_share_a_prefix(stage) -> None:
     async def scene():
         await stage.create()

@@ -204,3 +204,24 @@ def test_events_are_one_word_and_come_with_a_change(make_run) -> None:
     (event,) = run_events(before, after, RunState.RUNNING, "")
     assert (event.reason, event.warning) == ("Running", False)
     assert run_events(after, after, RunState.RUNNING, "") == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "state"),
+    [
+        (replace(RUNNING, store=DONE), RunState.COMPLETED),
+        (replace(RUNNING, store=replace(STORE, outcomes={"b": None})), RunState.BRANCHING),
+    ],
+)
+def test_what_the_store_said_last_holds_while_it_is_away(make_run, seen, state) -> None:
+    seen = replace(seen, store=replace(seen.store, attempts=3))
+    run = make_run()
+    before = run_status(run, run.parsed(), seen, NOW)
+    run = replace(run, status=before.document())
+    away = Failure(reason="StoreUnavailable", message="no answer")
+    after = run_status(run, run.parsed(), replace(seen, store=None, failure=away), NOW)
+    held = {c.type: (c.status, c.reason) for c in before.conditions if c.type != "Ready"}
+    assert {c.type: (c.status, c.reason) for c in after.conditions if c.type != "Ready"} == held
+    (ready,) = [c for c in after.conditions if c.type == "Ready"]
+    assert (ready.status, ready.reason, ready.message) == ("False", state, "no answer")
+    assert (after.trainer, after.completion_time) == (before.trainer, before.completion_time)
