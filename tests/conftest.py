@@ -71,7 +71,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
     """An API server with our definitions, and those of Prometheus' operator."""
     folder = tmp_path_factory.mktemp("cluster")
     with started_api_server(folder, "--api-only", "--monitoring") as environment:
-        _define(environment)
+        define(environment)
         yield environment
 
 
@@ -85,7 +85,7 @@ def helm() -> str:
     return program
 
 
-def _define(environment: dict[str, str]) -> None:
+def define(environment: dict[str, str]) -> None:
     """Install our definitions, and wait until they are served."""
 
     def kubectl(*arguments: str) -> int:

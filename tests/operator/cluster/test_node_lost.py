@@ -52,8 +52,12 @@ class Kubelet:
         self._kubectl("create", "--raw", path, "-f", "-", given=json.dumps(bound))
         self._report(pod, "Running", {"running": {"startedAt": _now()}})
 
-    def kill(self, pod) -> None:
-        """The grace period of a deleted pod has passed."""
+    def stop(self) -> None:
+        """Nothing is told any more."""
+
+    def come_back(self, pod) -> None:
+        """Tell of the node again, and end the pod that was deleted meanwhile."""
+        self.beat()
         ended = {"exitCode": 137, "reason": "Error", "startedAt": _now(), "finishedAt": _now()}
         self._report(pod, "Failed", {"terminated": ended})
         name = pod["metadata"]["name"]
@@ -95,7 +99,11 @@ def kubelets(server):
 
 
 def test_a_lost_trainer_is_said_and_has_no_double(live, kubelets) -> None:
-    kubelet, neighbour = kubelets
+    live.play(lambda: lose_the_node(live, *kubelets))
+
+
+async def lose_the_node(live, kubelet, neighbour) -> None:
+    """A run whose trainer's node falls silent and comes back, from its beginning to its end."""
 
     async def pods():
         labels = f"{LABEL_COMPONENT}=trainer"
@@ -113,35 +121,32 @@ def test_a_lost_trainer_is_said_and_has_no_double(live, kubelets) -> None:
         neighbour.beat()
         return all("deletionTimestamp" in pod["metadata"] for pod in await pods())
 
-    async def scene():
-        live.start_operator()
-        await live.train(podPatch={"tolerations": _TOLERATIONS})
-        (pod,) = await live.until(pods)
-        kubelet.run(pod)
-        await live.until(running)
-        await live.until(said, 90)  # the node's controller waits for 20 s
-        await live.until(evicted)
-        end = time.monotonic() + 12  # two of the operator's looks and more
-        while time.monotonic() < end:
-            neighbour.beat()
-            assert [one["metadata"]["uid"] for one in await pods()] == [pod["metadata"]["uid"]]
-            assert await live.trainers() == ["gpt-trainer-0"]
-            await asyncio.sleep(0.5)
-
-        kubelet.beat()
-        kubelet.kill(pod)
-
-        async def replaced():
-            now = await pods()
-            return [one for one in now if one["metadata"]["uid"] != pod["metadata"]["uid"]]
-
-        (second,) = await live.until(replaced)
-        kubelet.run(second)
-        await live.until(running)
-        told = await live.stage.cluster.list(EVENT, live.server.namespace, "")
-        assert [e["type"] for e in told if e["reason"] == "NodeLost"] == ["Warning"]
-        run = await live.end()
-        assert run["status"]["trainer"]["restarts"] == 0
+    live.start_operator()
+    await live.train(podPatch={"tolerations": _TOLERATIONS})
+    (pod,) = await live.until(pods)
+    kubelet.run(pod)
+    await live.until(running)
+    kubelet.stop()
+    await live.until(said, 90)  # the node's controller waits for 20 s
+    await live.until(evicted)
+    end = time.monotonic() + 12  # two of the operator's looks and more
+    while time.monotonic() < end:
+        neighbour.beat()
+        assert [one["metadata"]["uid"] for one in await pods()] == [pod["metadata"]["uid"]]
         assert await live.trainers() == ["gpt-trainer-0"]
+        await asyncio.sleep(0.5)
 
-    live.play(scene)
+    kubelet.come_back(pod)
+
+    async def replaced():
+        now = await pods()
+        return [one for one in now if one["metadata"]["uid"] != pod["metadata"]["uid"]]
+
+    (second,) = await live.until(replaced, 120)
+    kubelet.run(second)
+    await live.until(running)
+    told = await live.stage.cluster.list(EVENT, live.server.namespace, "")
+    assert [e["type"] for e in told if e["reason"] == "NodeLost"] == ["Warning"]
+    run = await live.end()
+    assert run["status"]["trainer"]["restarts"] == 0
+    assert len(await live.trainers()) == 1  # the next start, where the pod left with 0
