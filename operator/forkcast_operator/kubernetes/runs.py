@@ -237,12 +237,12 @@ class Runs:
         try:
             facts = await self._train(run, spec, place, info, facts, memory, epoch)
         except ClusterError as error:
-            if (failure := refused("Trainer", error)) is None:
+            if (refusal := refused("Trainer", error)) is None:
                 raise
-            facts = replace(facts, failure=failure)
+            facts = replace(facts, failure=refusal)
         if look is not None:
-            failure = await self._branches.look(run, spec, place, look, ledger)
-            facts = replace(facts, failure=facts.failure or failure)
+            refusal = await self._branches.look(run, spec, place, look, ledger)
+            facts = replace(facts, failure=facts.failure or refusal)
         if unheard and facts.failure is None:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
             facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
