@@ -1,0 +1,305 @@
+"""The phases of the operator's benchmark: start, idle, active, takeover; and what they cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import kubernetes.aio.client as kube
+import served
+from api_server import ApiServer, Calls, started
+from figures import Row
+from kubernetes.aio.config import load_kube_config
+from operator_hands import Hands, Pace, Trainer
+from operator_process import (
+    Figures,
+    ObjectStore,
+    Operator,
+    histogram_quantile,
+    until,
+    write_configuration,
+)
+
+from forkcast_operator.kubernetes.config import OperatorConfig, load_config
+from forkcast_operator.kubernetes.run import Run, store_place
+from forkcast_wire.channel import open_channel
+from forkcast_wire.forkcast_pb2_grpc import MonitorStub
+from forkcast_wire.store import open_store
+
+_NAMESPACE = "load"
+_WAIT_SECONDS = 600.0
+_SAMPLE_SECONDS = 1.0
+_STUBS = 3
+_IDLE = Pace(steps_per_second=0.5)
+_ACTIVE = Pace(steps_per_second=10.0, ring_every=50, save_every=500)
+#: A trigger so often; the active trainers' pace makes that every 20 seconds.
+_FORCE_EVERY = 200
+_WRITES = {"create", "update", "patch", "delete"}
+_SECONDS_OF_A_WRITE = 30.0
+
+
+@dataclass
+class Phase:
+    """What was measured between two moments."""
+
+    name: str
+    runs: int
+    before: Figures
+    cpu_before: float
+    after: Figures = field(default_factory=lambda: Figures(0.0))
+    cpu_seconds: float = 0.0
+    resident_mb: list[float] = field(default_factory=list)
+    calls: Calls = field(default_factory=Calls)
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasted."""
+        return self.after.at - self.before.at
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. seconds: of a phase."""
+
+    idle: int = 200
+    active: int = 20
+    seconds: float = 120.0
+
+
+def _spec(name: str, *, active: bool) -> dict[str, object]:
+    """A run's manifest. Statistics trigger nothing: only the manifest does, where it is active."""
+    trigger = {"z": "1000", "singleZ": "1000", "forceEverySteps": _FORCE_EVERY if active else 0}
+    return {
+        "apiVersion": "forkcast.dev/v1alpha1",
+        "kind": "TrainingRun",
+        "metadata": {"name": name, "namespace": _NAMESPACE},
+        "spec": {
+            "data": {"train": {"uri": "python-stdlib:"}},
+            "training": {"totalSteps": 1_000_000},
+            "uncertainty": {"trigger": trigger, "warmupSteps": 20, "cooldownSteps": 0},
+            "branching": {
+                "maxConcurrentRollouts": 7,
+                "budget": {"maxBranches": 10_000, "maxPerHundredThousandSteps": 100_000},
+            },
+        },
+    }
+
+
+class Load:
+    """A cluster with everything on it but the operator."""
+
+    def __init__(self, server: ApiServer, folder: Path, hands: Hands, config: OperatorConfig) -> None:
+        self.server, self.folder, self.hands, self._config = server, folder, hands, config
+        self.kubeconfig = folder / "operator.kubeconfig"
+        self.user = server.access_as(_NAMESPACE, "operator", self.kubeconfig)
+
+    async def create(self, count: int, *, active: bool) -> None:
+        """That many runs, each with a trainer that waits for its pod."""
+        word = "active" if active else "idle"
+        bodies = [_spec(f"{word}-{number:03d}", active=active) for number in range(count)]
+        listed = {"apiVersion": "v1", "kind": "List", "items": bodies}
+        await asyncio.to_thread(
+            self.server.kubectl, "create", "-f", "-", given=json.dumps(listed)
+        )
+        shown = await asyncio.to_thread(
+            self.server.kubectl, "get", "trun", "-n", _NAMESPACE, "-o", "json"
+        )
+        for body in json.loads(shown)["items"]:
+            run = Run.of(body)
+            if run.name in self.hands.trainers:
+                continue
+            store = None
+            if active:
+                place = store_place(run, run.parsed(), self._config)
+                store = await asyncio.to_thread(open_store, place.operator, self.folder)
+            self.hands.trainers[run.name] = Trainer(
+                run.uid, store, _ACTIVE if active else _IDLE, run.parsed().training.total_steps
+            )
+
+    def operator(self, name: str) -> Operator:
+        """Start an operator."""
+        return Operator(name, self.folder, _NAMESPACE, self.kubeconfig)
+
+    async def phase(self, name: str, operator: Operator, seconds: float) -> Phase:
+        """Watch the operator for so long."""
+        made = Phase(name, len(self.hands.trainers), operator.scrape(), operator.cpu_seconds)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            await asyncio.sleep(_SAMPLE_SECONDS)
+            made.resident_mb.append(operator.resident_mb)
+        made.cpu_seconds = operator.cpu_seconds - made.cpu_before
+        made.after = await asyncio.to_thread(operator.scrape)
+        made.calls = await asyncio.to_thread(
+            self.server.calls, self.user, made.before.at, made.after.at
+        )
+        return made
+
+
+@contextmanager
+def _services(folder: Path) -> Iterator[tuple[served.Served, served.Served]]:
+    """The real monitor and the real proxy."""
+    monitor = served.Served(folder / "m", ["-m", "forkcast_monitor", "--state", "state", "--insecure-dev"])
+    try:
+        proxy = served.Served(folder / "p", ["-m", "forkcast_proxy", "--insecure-dev"])
+        try:
+            yield monitor, proxy
+        finally:
+            proxy.close()
+    finally:
+        monitor.close()
+
+
+@asynccontextmanager
+async def _loaded(server: ApiServer, folder: Path) -> AsyncIterator[Load]:
+    server.kubectl("create", "namespace", _NAMESPACE)
+    store = ObjectStore(server, folder / "s3")
+    try:
+        with _services(folder) as (monitor, proxy):
+            write_configuration(folder, store, monitor.target, proxy.target)
+            await load_kube_config(config_file=server.environment["KUBECONFIG"])
+            channel = open_channel(monitor.target, aio=True)
+            async with kube.ApiClient() as client, channel:
+                hands = Hands(kube.CoreV1Api(client), _NAMESPACE, MonitorStub(channel))
+                config = load_config(folder / "operator.yaml")
+                load = await asyncio.to_thread(Load, server, folder, hands, config)
+                kubelet = asyncio.create_task(hands.kubelet())
+                try:
+                    yield load
+                finally:
+                    kubelet.cancel()
+                    await asyncio.wait({kubelet})
+    finally:
+        store.close()
+
+
+async def _until(holds, what: str) -> float:  # noqa: ANN001
+    return await asyncio.to_thread(until, holds, _WAIT_SECONDS, what)
+
+
+async def _play(load: Load, size: Size) -> list[Row]:
+    hands = load.hands
+    await load.create(size.idle, active=False)
+    first = load.operator("first")
+    standby: Operator | None = None
+    try:
+        begun = time.monotonic()
+        ready = await _until(first.ready, "the operator")
+        empty = first.resident_mb
+        await _until(lambda: first.runs() == size.idle, f"all {size.idle} runs seen")
+        seen = time.monotonic() - begun
+        await _until(lambda: hands.running == size.idle, f"all {size.idle} trainers started")
+        everything = time.monotonic() - begun
+        await _until(lambda: _state(first, "Running") == size.idle, "all runs Running")
+        idle = await load.phase("idle", first, size.seconds)
+        await load.create(size.active, active=True)
+        await _until(lambda: _opened(first) >= size.active, f"{size.active} branches")
+        active = await load.phase("active", first, size.seconds)
+        standby = load.operator("standby")
+        await _until(standby.ready, "the standby")
+        first.kill()
+        dead = time.monotonic()
+        await _until(lambda: standby.scrape().sum("forkcast_operator_leader") == 1, "a new leader")
+        taken = time.monotonic() - dead
+        await _until(lambda: standby.runs() == size.idle + size.active, "all runs seen again")
+        again = time.monotonic() - dead
+    finally:
+        for one in (first, standby):
+            if one is not None:
+                one.kill()
+    if hands.failed:
+        raise RuntimeError(f"the hands failed: {hands.failed[0]}")
+    _complain(first)
+    count = size.idle
+    return [
+        _row("start", "caches filled", ready, "s"),
+        _row("start", f"all {count} new runs seen", seen, "s"),
+        _row("start", f"all {count} trainers' Jobs made and their pods running", everything, "s"),
+        *_rows(idle, empty),
+        *_rows(active, empty),
+        _row("active", "branches ended", _ended(active), "", f"{hands.rungs} rungs measured"),
+        _row("takeover", "after SIGKILL a standby leads", taken, "s", "goal 20 s"),
+        _row("takeover", f"and has seen all {size.idle + size.active} runs", again, "s"),
+    ]
+
+
+def _complain(operator: Operator) -> None:
+    said = operator.log.read_text()
+    if "Traceback" in said:
+        print(said[said.index("Traceback") :][:2000], file=sys.stderr)
+
+
+def _state(operator: Operator, state: str) -> int:
+    return int(operator.scrape().sum("forkcast_operator_runs", state=state))
+
+
+def _opened(operator: Operator) -> float:
+    """Branches that are open or have ended."""
+    figures = operator.scrape()
+    active = figures.sum("forkcast_operator_branches_active")
+    return active + figures.sum("forkcast_operator_branches_total")
+
+
+def _ended(phase: Phase) -> float:
+    name = "forkcast_operator_branches_total"
+    return phase.after.sum(name) - phase.before.sum(name)
+
+
+def _row(section: str, name: str, value: float, unit: str, note: str = "") -> Row:
+    return Row(section=section, name=name, value=value, unit=unit, note=note)
+
+
+def _rows(phase: Phase, empty_mb: float) -> list[Row]:
+    """Latency, memory, CPU and calls of one phase."""
+    name, rows = "forkcast_operator_reconcile_seconds", []
+    for kind in ("TrainingRun", "Branch"):
+        before, after = phase.before.buckets(name, kind=kind), phase.after.buckets(name, kind=kind)
+        passes = after.get(float("inf"), 0.0) - before.get(float("inf"), 0.0)
+        if not passes:
+            continue
+        for q in (0.5, 0.99):
+            value = histogram_quantile(before, after, q)
+            note = f"{passes:,.0f} passes" + ("; goal 1 s" if q > 0.5 else "")
+            rows.append(_row(phase.name, f"reconcile {kind}, p{q * 100:.0f}", value, "s", note))
+    errors = "forkcast_operator_reconcile_errors_total"
+    failed = phase.after.sum(errors) - phase.before.sum(errors)
+    rows.append(_row(phase.name, "passes that failed", failed, ""))
+    most = max(phase.resident_mb)
+    each = (most - empty_mb) / phase.runs * 1000
+    note = f"{empty_mb:.0f} MB without runs, {each:.0f} kB a run; goal 250 MB at 1,000 runs"
+    rows.append(_row(phase.name, "memory, RSS", most, "MB", note))
+    rows.append(_row(phase.name, "CPU", phase.cpu_seconds / phase.seconds, "cores"))
+    return [*rows, *_call_rows(phase)]
+
+
+def _call_rows(phase: Phase) -> list[Row]:
+    total = sum(phase.calls.values())
+    rows = [_row(phase.name, "API calls", total / phase.seconds, "calls/s")]
+    for (verb, resource), count in phase.calls.most_common():
+        rows.append(_row(phase.name, f"  {verb} {resource}", count / phase.seconds, "calls/s"))
+    writes = sum(
+        count
+        for (verb, resource), count in phase.calls.items()
+        if verb in _WRITES and resource != "leases"
+    )
+    each = writes / phase.runs / phase.seconds * _SECONDS_OF_A_WRITE
+    goal = "goal 1 when idle; the lease apart"
+    rows.append(_row(phase.name, "writes per run and 30 s", each, "", goal))
+    return rows
+
+
+def measure(size: Size) -> list[Row]:
+    """All phases, on a cluster of its own. Raises NoClusterError, RuntimeError, TimeoutError."""
+
+    async def whole(server: ApiServer, folder: Path) -> list[Row]:
+        async with _loaded(server, folder) as load:
+            return await _play(load, size)
+
+    with served.folder() as folder, started(folder / "cluster") as server:
+        return asyncio.run(whole(server, folder))
