@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -174,7 +174,7 @@ class Hands:
 
     core: kube.CoreV1Api
     namespace: str
-    stub: MonitorStub
+    stubs: Sequence[MonitorStub]
     trainers: dict[str, Trainer] = field(default_factory=dict)
     rungs: int = 0
     running: int = 0
@@ -216,7 +216,8 @@ class Hands:
             self._begin(name, self._roll_out(name, self.trainers[run], where, park))
         elif run not in self._tasks:
             self.running += 1
-            self._begin(run, self.trainers[run].run(self.stub))
+            stub = self.stubs[self.running % len(self.stubs)]
+            self._begin(run, self.trainers[run].run(stub))
 
     def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)

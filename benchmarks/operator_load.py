@@ -6,9 +6,8 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from operator_process import (
     ObjectStore,
     Operator,
     histogram_quantile,
-    until,
     write_configuration,
 )
 
@@ -35,8 +33,9 @@ from forkcast_wire.store import open_store
 
 _NAMESPACE = "load"
 _WAIT_SECONDS = 600.0
-_SAMPLE_SECONDS = 1.0
-_STUBS = 3
+_SAMPLE_SECONDS, _LOOK_SECONDS = 1.0, 0.2
+#: To the monitor: a server takes only so many calls over one connection.
+_CHANNELS = 20
 _IDLE = Pace(steps_per_second=0.5)
 _ACTIVE = Pace(steps_per_second=10.0, ring_every=50, save_every=500)
 #: A trigger so often; the active trainers' pace makes that every 20 seconds.
@@ -134,6 +133,7 @@ class Load:
         while time.monotonic() < end:
             await asyncio.sleep(_SAMPLE_SECONDS)
             made.resident_mb.append(operator.resident_mb)
+        print(f"{name}: measured for {seconds:.0f} s", file=sys.stderr, flush=True)
         made.cpu_seconds = operator.cpu_seconds - made.cpu_before
         made.after = await asyncio.to_thread(operator.scrape)
         made.calls = await asyncio.to_thread(
@@ -164,9 +164,10 @@ async def _loaded(server: ApiServer, folder: Path) -> AsyncIterator[Load]:
         with _services(folder) as (monitor, proxy):
             write_configuration(folder, store, monitor.target, proxy.target)
             await load_kube_config(config_file=server.environment["KUBECONFIG"])
-            channel = open_channel(monitor.target, aio=True)
-            async with kube.ApiClient() as client, channel:
-                hands = Hands(kube.CoreV1Api(client), _NAMESPACE, MonitorStub(channel))
+            channels = [open_channel(monitor.target, aio=True) for _ in range(_CHANNELS)]
+            async with kube.ApiClient() as client:
+                stubs = [MonitorStub(one) for one in channels]
+                hands = Hands(kube.CoreV1Api(client), _NAMESPACE, stubs)
                 config = load_config(folder / "operator.yaml")
                 load = await asyncio.to_thread(Load, server, folder, hands, config)
                 kubelet = asyncio.create_task(hands.kubelet())
@@ -175,12 +176,22 @@ async def _loaded(server: ApiServer, folder: Path) -> AsyncIterator[Load]:
                 finally:
                     kubelet.cancel()
                     await asyncio.wait({kubelet})
+                    for one in channels:
+                        await one.close()
     finally:
         store.close()
 
 
-async def _until(holds, what: str) -> float:  # noqa: ANN001
-    return await asyncio.to_thread(until, holds, _WAIT_SECONDS, what)
+async def _until(holds: Callable[[], bool], what: str) -> float:
+    """How long it took, seconds. Raises TimeoutError."""
+    began = time.monotonic()
+    while not await asyncio.to_thread(holds):
+        if time.monotonic() - began > _WAIT_SECONDS:
+            raise TimeoutError(f"{what}: not within {_WAIT_SECONDS:.0f} s")
+        await asyncio.sleep(_LOOK_SECONDS)
+    took = time.monotonic() - began
+    print(f"{what}: {took:.1f} s", file=sys.stderr, flush=True)
+    return took
 
 
 async def _play(load: Load, size: Size) -> list[Row]:

@@ -1,4 +1,4 @@
-"""A real API server, for the tests that need one; started once, and not at all where none asks."""
+"""Real clusters, for the tests that need one; none is started where nobody asks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 _ROOT = Path(__file__).parents[1]
-_CLUSTER = _ROOT.parent / "shared" / "cluster" / "cluster"
+_CLUSTER = Path(
+    os.environ.get("CLUSTER") or _ROOT.parent / "shared" / "cluster" / "cluster"
+)
 _CRDS = _ROOT / "charts" / "forkcast" / "files" / "crds"
 
 
@@ -22,18 +25,18 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment (KUBECONFIG, PATH) of an API server with etcd and controllers; nothing runs
-    its pods. Our definitions are installed, and those of Prometheus' operator.
+StartCluster = Callable[..., AbstractContextManager[dict[str, str]]]
+
+
+@contextmanager
+def _cluster(folder: Path, *options: str, nodes: int = 0) -> Iterator[dict[str, str]]:
+    """A cluster of its own, our definitions installed; gives its environment (KUBECONFIG, PATH).
+
+    options: of the command. nodes: simulated ones; with the scheduler, which `--api-only` lacks.
     """
-    if not _CLUSTER.exists():
-        pytest.skip("no command that starts a cluster stands beside the checkout")
-    if os.geteuid() != 0:
-        pytest.skip("starting a cluster needs root")
     environment = {
         **os.environ,
-        "CLUSTER_DIR": str(tmp_path_factory.mktemp("cluster")),
+        "CLUSTER_DIR": str(folder),
         "CLUSTER_API_PORT": str(_free_port()),
         "CLUSTER_ETCD_PORT": str(_free_port()),
     }
@@ -51,7 +54,10 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
         return done.stdout
 
     try:
-        cluster("up", "--api-only", "--monitoring")
+        cluster("up", *options)
+        if nodes:
+            cluster("start", "scheduler")  # harmless where it runs
+            cluster("fake-nodes", str(nodes))
         lines = [line.removeprefix("export ") for line in cluster("env").splitlines()]
         shell = "; ".join(f"export {line}" for line in lines)
         shown = subprocess.run(
@@ -63,6 +69,28 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
         yield found
     finally:
         cluster("down", "--wipe")
+
+
+@pytest.fixture(scope="session")
+def start_cluster() -> StartCluster:
+    """Starts a cluster of its own, see `_cluster`; skipped where none can be started."""
+    if not os.access(_CLUSTER, os.X_OK):
+        pytest.skip("no command that starts a cluster is at hand")
+    if os.geteuid() != 0:
+        pytest.skip("starting a cluster needs root")
+    return _cluster
+
+
+@pytest.fixture(scope="session")
+def api_server(
+    start_cluster: StartCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The environment (KUBECONFIG, PATH) of an API server with etcd and controllers; nothing runs
+    its pods. Our definitions are installed, and those of Prometheus' operator.
+    """
+    folder = tmp_path_factory.mktemp("cluster")
+    with start_cluster(folder, "--api-only", "--monitoring") as environment:
+        yield environment
 
 
 def _define(environment: dict[str, str]) -> None:
