@@ -82,9 +82,7 @@ class ApiServer:
             *("create", "clusterrolebinding", account, "--clusterrole=cluster-admin"),
             f"--serviceaccount={namespace}:{account}",
         )
-        token = self.kubectl(
-            "create", "token", account, "-n", namespace, "--duration=24h"
-        ).strip()
+        token = self.kubectl("create", "token", account, "-n", namespace, "--duration=24h").strip()
         config = json.loads(self.kubectl("config", "view", "--raw", "-o", "json"))
         config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
         file.write_text(json.dumps(config))

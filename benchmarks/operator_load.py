@@ -94,7 +94,9 @@ def _spec(name: str, *, active: bool) -> dict[str, object]:
 class Load:
     """A cluster with everything on it but the operator."""
 
-    def __init__(self, server: ApiServer, folder: Path, hands: Hands, config: OperatorConfig) -> None:
+    def __init__(
+        self, server: ApiServer, folder: Path, hands: Hands, config: OperatorConfig
+    ) -> None:
         self.server, self.folder, self.hands, self._config = server, folder, hands, config
         self.kubeconfig = folder / "operator.kubeconfig"
         self.user = server.access_as(_NAMESPACE, "operator", self.kubeconfig)
@@ -104,9 +106,7 @@ class Load:
         word = "active" if active else "idle"
         bodies = [_spec(f"{word}-{number:03d}", active=active) for number in range(count)]
         listed = {"apiVersion": "v1", "kind": "List", "items": bodies}
-        await asyncio.to_thread(
-            self.server.kubectl, "create", "-f", "-", given=json.dumps(listed)
-        )
+        await asyncio.to_thread(self.server.kubectl, "create", "-f", "-", given=json.dumps(listed))
         shown = await asyncio.to_thread(
             self.server.kubectl, "get", "trun", "-n", _NAMESPACE, "-o", "json"
         )
@@ -145,7 +145,9 @@ class Load:
 @contextmanager
 def _services(folder: Path) -> Iterator[tuple[served.Served, served.Served]]:
     """The real monitor and the real proxy."""
-    monitor = served.Served(folder / "m", ["-m", "forkcast_monitor", "--state", "state", "--insecure-dev"])
+    monitor = served.Served(
+        folder / "m", ["-m", "forkcast_monitor", "--state", "state", "--insecure-dev"]
+    )
     try:
         proxy = served.Served(folder / "p", ["-m", "forkcast_proxy", "--insecure-dev"])
         try:
@@ -194,50 +196,54 @@ async def _until(holds: Callable[[], bool], what: str) -> float:
     return took
 
 
-async def _play(load: Load, size: Size) -> list[Row]:
-    hands = load.hands
-    await load.create(size.idle, active=False)
-    first = load.operator("first")
-    standby: Operator | None = None
+async def _play(load: Load, size: Size, rows: list[Row]) -> None:
+    """All phases; what was measured before one fails stays in ``rows``."""
+    operators = [load.operator("first")]
     try:
-        begun = time.monotonic()
-        ready = await _until(first.ready, "the operator")
-        empty = first.resident_mb
-        await _until(lambda: first.runs() == size.idle, f"all {size.idle} runs seen")
-        seen = time.monotonic() - begun
-        await _until(lambda: hands.running == size.idle, f"all {size.idle} trainers started")
-        everything = time.monotonic() - begun
-        await _until(lambda: _state(first, "Running") == size.idle, "all runs Running")
-        idle = await load.phase("idle", first, size.seconds)
-        await load.create(size.active, active=True)
-        await _until(lambda: _opened(first) >= size.active, f"{size.active} branches")
-        active = await load.phase("active", first, size.seconds)
-        standby = load.operator("standby")
-        await _until(standby.ready, "the standby")
-        first.kill()
-        dead = time.monotonic()
-        await _until(lambda: standby.scrape().sum("forkcast_operator_leader") == 1, "a new leader")
-        taken = time.monotonic() - dead
-        await _until(lambda: standby.runs() == size.idle + size.active, "all runs seen again")
-        again = time.monotonic() - dead
+        await _phases(load, size, rows, operators)
     finally:
-        for one in (first, standby):
-            if one is not None:
-                one.kill()
-    if hands.failed:
-        raise RuntimeError(f"the hands failed: {hands.failed[0]}")
-    _complain(first)
-    count = size.idle
-    return [
+        for one in operators:
+            one.kill()
+            _complain(one)
+    if load.hands.failed:
+        raise RuntimeError(f"the hands failed: {load.hands.failed[0]}")
+
+
+async def _phases(load: Load, size: Size, rows: list[Row], operators: list[Operator]) -> None:
+    hands, (first,), count = load.hands, operators, size.idle
+    ready = await _until(first.ready, "caches filled")
+    empty = first.resident_mb
+    await load.create(count, active=False)
+    begun = time.monotonic()
+    await _until(lambda: first.runs() == count, f"all {count} runs seen")
+    seen = time.monotonic() - begun
+    await _until(lambda: hands.running == count, f"all {count} trainers started")
+    everything = time.monotonic() - begun
+    await _until(lambda: _state(first, "Running") == count, "all runs Running")
+    rows += [
         _row("start", "caches filled", ready, "s"),
-        _row("start", f"all {count} new runs seen", seen, "s"),
-        _row("start", f"all {count} trainers' Jobs made and their pods running", everything, "s"),
-        *_rows(idle, empty),
-        *_rows(active, empty),
-        _row("active", "branches ended", _ended(active), "", f"{hands.rungs} rungs measured"),
-        _row("takeover", "after SIGKILL a standby leads", taken, "s", "goal 20 s"),
-        _row("takeover", f"and has seen all {size.idle + size.active} runs", again, "s"),
+        _row("start", f"all {count} new runs seen", seen, "s", "from the last one's creation"),
+        _row("start", f"all {count} trainers made, their pods running", everything, "s"),
     ]
+    rows += _rows(await load.phase("idle", first, size.seconds), empty)
+    await load.create(size.active, active=True)
+    await _until(lambda: _opened(first) >= size.active, f"{size.active} branches")
+    measured = hands.rungs
+    active = await load.phase("active", first, size.seconds)
+    rows += _rows(active, empty)
+    note = f"{hands.rungs - measured} rungs measured"
+    rows.append(_row("active", "branches ended", _ended(active), "", note))
+    standby = load.operator("standby")
+    operators.append(standby)
+    await _until(standby.ready, "a standby is ready")
+    first.kill()
+    dead, every = time.monotonic(), count + size.active
+    await _until(lambda: standby.scrape().sum("forkcast_operator_leader") == 1, "it leads")
+    rows.append(
+        _row("takeover", "after SIGKILL a standby leads", time.monotonic() - dead, "s", "goal 20 s")
+    )
+    await _until(lambda: standby.runs() == every, f"it has seen all {every} runs")
+    rows.append(_row("takeover", f"and has seen all {every} runs", time.monotonic() - dead, "s"))
 
 
 def _complain(operator: Operator) -> None:
@@ -286,6 +292,12 @@ def _rows(phase: Phase, empty_mb: float) -> list[Row]:
     note = f"{empty_mb:.0f} MB without runs, {each:.0f} kB a run; goal 250 MB at 1,000 runs"
     rows.append(_row(phase.name, "memory, RSS", most, "MB", note))
     rows.append(_row(phase.name, "CPU", phase.cpu_seconds / phase.seconds, "cores"))
+    passes = phase.after.sum(f"{name}_count", kind="TrainingRun") - phase.before.sum(
+        f"{name}_count", kind="TrainingRun"
+    )
+    if passes:
+        each = phase.cpu_seconds / passes * 1e3
+        rows.append(_row(phase.name, "CPU of a pass", each, "ms", "with watches and lists"))
     return [*rows, *_call_rows(phase)]
 
 
@@ -305,12 +317,14 @@ def _call_rows(phase: Phase) -> list[Row]:
     return rows
 
 
-def measure(size: Size) -> list[Row]:
-    """All phases, on a cluster of its own. Raises NoClusterError, RuntimeError, TimeoutError."""
+def measure(size: Size, rows: list[Row]) -> None:
+    """All phases, on a cluster of its own. Raises NoClusterError, RuntimeError, TimeoutError; what
+    was measured before stays in ``rows``.
+    """
 
-    async def whole(server: ApiServer, folder: Path) -> list[Row]:
+    async def whole(server: ApiServer, folder: Path) -> None:
         async with _loaded(server, folder) as load:
-            return await _play(load, size)
+            await _play(load, size, rows)
 
     with served.folder() as folder, started(folder / "cluster") as server:
-        return asyncio.run(whole(server, folder))
+        asyncio.run(whole(server, folder))

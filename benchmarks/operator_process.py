@@ -160,9 +160,7 @@ class ObjectStore:
         environment = {**os.environ, "ROOT_ACCESS_KEY": access, "ROOT_SECRET_KEY": secret}
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        client = Minio(
-            f"127.0.0.1:{self.port}", access_key=access, secret_key=secret, secure=False
-        )
+        client = Minio(f"127.0.0.1:{self.port}", access_key=access, secret_key=secret, secure=False)
 
         def made() -> bool:
             with suppress(MinioException, HTTPError, OSError):

@@ -29,7 +29,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are ended
     machine.pin_threads()
     import structlog
-    from api_server import NoClusterError
+    from figures import Row
     from loop import WIDTH, table
     from operator_load import Size, measure
     from rich.console import Console
@@ -38,13 +38,13 @@ def main() -> int:
     console, began, load = Console(), time.monotonic(), machine.load_average()
     if not console.is_terminal:
         console.width = WIDTH
+    rows, failed = list[Row](), ""
     try:
-        rows = measure(Size(idle=given.idle, active=given.active, seconds=given.seconds))
-    except NoClusterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (OSError, RuntimeError) as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        measure(Size(idle=given.idle, active=given.active, seconds=given.seconds), rows)
+    except (OSError, RuntimeError) as error:  # NoClusterError, too
+        failed = str(error)
+        print(f"error: {failed}", file=sys.stderr)
+    if not rows:
         return 1
     loads = {"start": load, "end": machine.load_average()}
     seconds, facts = time.monotonic() - began, machine.described()
@@ -58,7 +58,8 @@ def main() -> int:
             "active": given.active,
             "phase_seconds": given.seconds,
             "seconds": seconds,
+            "failed": failed,
             "rows": [asdict(row) for row in rows],
         }
         given.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
+    return int(bool(failed))
