@@ -187,11 +187,17 @@ class Hands:
             while True:
                 with suppress(kube.ApiException):
                     for pod in await self._pending():
-                        await self._start(pod)
+                        if pod.metadata.labels[LABEL_RUN] in self.trainers:
+                            await self._start(pod)
                 await asyncio.sleep(_KUBELET_SECONDS)
         finally:
             for task in self._tasks.values():
                 task.cancel()
+
+    def check(self) -> None:
+        """Raises RuntimeError where something has failed."""
+        if self.failed:
+            raise RuntimeError(f"the hands failed: {self.failed[0]}")
 
     async def _pending(self) -> list[Any]:
         listed = await self.core.list_namespaced_pod(
@@ -222,9 +228,10 @@ class Hands:
     def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)
         self._tasks[name] = task
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self.ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """A task is over; what it failed with is kept."""
         self._tasks.pop(task.get_name(), None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failed.append(f"{task.get_name()}: {type(error).__name__}: {error}")

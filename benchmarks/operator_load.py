@@ -172,7 +172,8 @@ async def _loaded(server: ApiServer, folder: Path) -> AsyncIterator[Load]:
                 hands = Hands(kube.CoreV1Api(client), _NAMESPACE, stubs)
                 config = load_config(folder / "operator.yaml")
                 load = await asyncio.to_thread(Load, server, folder, hands, config)
-                kubelet = asyncio.create_task(hands.kubelet())
+                kubelet = asyncio.create_task(hands.kubelet(), name="kubelet")
+                kubelet.add_done_callback(hands.ended)
                 try:
                     yield load
                 finally:
@@ -184,10 +185,11 @@ async def _loaded(server: ApiServer, folder: Path) -> AsyncIterator[Load]:
         store.close()
 
 
-async def _until(holds: Callable[[], bool], what: str) -> float:
-    """How long it took, seconds. Raises TimeoutError."""
+async def _until(hands: Hands, holds: Callable[[], bool], what: str) -> float:
+    """How long it took, seconds. Raises TimeoutError; RuntimeError where the hands fail meanwhile."""
     began = time.monotonic()
     while not await asyncio.to_thread(holds):
+        hands.check()
         if time.monotonic() - began > _WAIT_SECONDS:
             raise TimeoutError(f"{what}: not within {_WAIT_SECONDS:.0f} s")
         await asyncio.sleep(_LOOK_SECONDS)
@@ -205,21 +207,20 @@ async def _play(load: Load, size: Size, rows: list[Row]) -> None:
         for one in operators:
             one.kill()
             _complain(one)
-    if load.hands.failed:
-        raise RuntimeError(f"the hands failed: {load.hands.failed[0]}")
+    load.hands.check()
 
 
 async def _phases(load: Load, size: Size, rows: list[Row], operators: list[Operator]) -> None:
     hands, (first,), count = load.hands, operators, size.idle
-    ready = await _until(first.ready, "caches filled")
+    ready = await _until(hands, first.ready, "caches filled")
     empty = first.resident_mb
     await load.create(count, active=False)
     begun = time.monotonic()
-    await _until(lambda: first.runs() == count, f"all {count} runs seen")
+    await _until(hands, lambda: first.runs() == count, f"all {count} runs seen")
     seen = time.monotonic() - begun
-    await _until(lambda: hands.running == count, f"all {count} trainers started")
+    await _until(hands, lambda: hands.running == count, f"all {count} trainers started")
     everything = time.monotonic() - begun
-    await _until(lambda: _state(first, "Running") == count, "all runs Running")
+    await _until(hands, lambda: _state(first, "Running") == count, "all runs Running")
     rows += [
         _row("start", "caches filled", ready, "s"),
         _row("start", f"all {count} new runs seen", seen, "s", "from the last one's creation"),
@@ -227,7 +228,7 @@ async def _phases(load: Load, size: Size, rows: list[Row], operators: list[Opera
     ]
     rows += _rows(await load.phase("idle", first, size.seconds), empty)
     await load.create(size.active, active=True)
-    await _until(lambda: _opened(first) >= size.active, f"{size.active} branches")
+    await _until(hands, lambda: _opened(first) >= size.active, f"{size.active} branches")
     measured = hands.rungs
     active = await load.phase("active", first, size.seconds)
     rows += _rows(active, empty)
@@ -235,14 +236,14 @@ async def _phases(load: Load, size: Size, rows: list[Row], operators: list[Opera
     rows.append(_row("active", "branches ended", _ended(active), "", note))
     standby = load.operator("standby")
     operators.append(standby)
-    await _until(standby.ready, "a standby is ready")
+    await _until(hands, standby.ready, "a standby is ready")
     first.kill()
     dead, every = time.monotonic(), count + size.active
-    await _until(lambda: standby.scrape().sum("forkcast_operator_leader") == 1, "it leads")
+    await _until(hands, lambda: standby.scrape().sum("forkcast_operator_leader") == 1, "it leads")
     rows.append(
         _row("takeover", "after SIGKILL a standby leads", time.monotonic() - dead, "s", "goal 20 s")
     )
-    await _until(lambda: standby.runs() == every, f"it has seen all {every} runs")
+    await _until(hands, lambda: standby.runs() == every, f"it has seen all {every} runs")
     rows.append(_row("takeover", f"and has seen all {every} runs", time.monotonic() - dead, "s"))
 
 

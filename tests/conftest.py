@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parents[1]
-_CLUSTER = Path(
-    os.environ.get("CLUSTER") or _ROOT.parent / "shared" / "cluster" / "cluster"
-)
+_CLUSTER = Path(os.environ.get("CLUSTER") or _ROOT.parent / "shared" / "cluster" / "cluster")
 _CRDS = _ROOT / "charts" / "forkcast" / "files" / "crds"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -108,15 +109,11 @@ class Processes:
 class Installation:
     """Operator, monitor and proxy, each with its metrics; targets: their addresses by job."""
 
-    def __init__(
-        self, processes: Processes, kubectl: Any, endpoint: str, namespace: str
-    ) -> None:
+    def __init__(self, processes: Processes, kubectl: Any, endpoint: str, namespace: str) -> None:
         self.processes, self._kubectl, self._endpoint = processes, kubectl, endpoint
         self.namespace = namespace
-        self.targets = {
-            job: f"127.0.0.1:{free_port()}" for job in ("operator", "monitor", "proxy")
-        }
-        self._monitor, self._proxy = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        self.targets = {job: f"127.0.0.1:{free_port()}" for job in ("operator", "monitor", "proxy")}
+        self._monitor, self._proxy = (f"unix:{processes.folder}/{name}.sock" for name in ("m", "p"))
         self._trainers: list[Trainer] = []
 
     def start(self) -> None:
@@ -126,8 +123,8 @@ class Installation:
             (folder / "keys" / name).write_text("x")
         store = {"endpoint": self._endpoint, "bucket": BUCKET, "credentialsDir": f"{folder}/keys"}
         config = {
-            "monitor": {"target": self._monitor, "insecureDev": True},
-            "proxy": {"target": self._proxy, "insecureDev": True},
+            "monitor": {"target": self._monitor},
+            "proxy": {"target": self._proxy},
             "trainer": {"image": "t:1"},
             "stores": [store],
         }
@@ -152,7 +149,7 @@ class Installation:
         listen = {"monitor": self._monitor, "proxy": self._proxy}[job]
         self.processes.start(
             job,
-            *(sys.executable, "-m", module, *more, "--listen", listen, "--insecure-dev"),
+            *(sys.executable, "-m", module, *more, "--listen", listen),
             *("--metrics-port", self._port(job)),
         )
 
@@ -230,7 +227,7 @@ class Trainer:
         self._store.put(keys.state_manifest(key), dump(manifest))
 
     def _report(self) -> None:
-        step = 0
+        step, noise = 0, random.Random(0)
         while not self._closed.wait(0.02):
             self._reporter.report(
                 StepStats(
@@ -239,8 +236,8 @@ class Trainer:
                     attempt=0,
                     rank=0,
                     step=step,
-                    loss=3.0 + 0.01 * (step % 7),
-                    grad_norm=1.0 + 0.01 * (step % 5),
+                    loss=3.0 + 0.02 * noise.gauss(0, 1),
+                    grad_norm=1.0 + 0.02 * noise.gauss(0, 1),
                     grad_norm_clipped=1.0,
                     learning_rate=1e-3,
                     tokens=(step + 1) * 256,
