@@ -5,6 +5,7 @@ Only etcd, the API server and the controllers: nodes, where they are needed, are
 
 from __future__ import annotations
 
+import calendar
 import json
 import os
 import shutil
@@ -119,8 +120,6 @@ def _seconds(text: str) -> float:
     """Unix seconds of an RFC 3339 time with microseconds, UTC."""
     whole, _, fraction = text.rstrip("Z").partition(".")
     parsed = time.strptime(whole, "%Y-%m-%dT%H:%M:%S")
-    import calendar
-
     return calendar.timegm(parsed) + float(f"0.{fraction or 0}")
 
 
