@@ -34,7 +34,7 @@ SECTIONS = {
 }
 
 #: Of the table where it goes to a file or a pipe.
-_WIDTH = 150
+WIDTH = 150
 
 
 def measured(section: str, scale: float) -> list[Row]:
@@ -84,7 +84,7 @@ def main() -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     console, started, rows = Console(), time.monotonic(), []
     if not console.is_terminal:
-        console.width = _WIDTH
+        console.width = WIDTH
     loads, failed = {"start": machine.load_average()}, dict[str, str]()
     for section in chosen:
         before = time.monotonic()

@@ -1,4 +1,4 @@
-"""A real API server, for the tests that need one, started once and not at all where none asks; Helm."""
+"""Real clusters, for the tests that need one; none is started where nobody asks. Helm."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 _ROOT = Path(__file__).parents[1]
-_CLUSTER = _ROOT.parent / "shared" / "cluster" / "cluster"
+_CLUSTER = Path(os.environ.get("CLUSTER") or _ROOT.parent / "shared" / "cluster" / "cluster")
 _CRDS = _ROOT / "charts" / "forkcast" / "files" / "crds"
 
 
@@ -25,15 +25,18 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+StartCluster = Callable[..., AbstractContextManager[dict[str, str]]]
+
+
 @contextmanager
-def started_api_server(folder: Path, *options: str) -> Iterator[dict[str, str]]:
-    """The environment (KUBECONFIG, PATH) of an API server with etcd and controllers; nothing runs
-    its pods. options: of `cluster up`. Skips the test where none can be started.
+def _cluster(
+    folder: Path, *options: str, nodes: int = 0, defined: bool = True
+) -> Iterator[dict[str, str]]:
+    """A cluster of its own; gives its environment (KUBECONFIG, PATH).
+
+    options: of the command. nodes: simulated ones; with the scheduler, which `--api-only` lacks.
+    defined: whether our definitions are installed.
     """
-    if not _CLUSTER.exists():
-        pytest.skip("no command that starts a cluster stands beside the checkout")
-    if os.geteuid() != 0:
-        pytest.skip("starting a cluster needs root")
     environment = {
         **os.environ,
         "CLUSTER_DIR": str(folder),
@@ -55,23 +58,42 @@ def started_api_server(folder: Path, *options: str) -> Iterator[dict[str, str]]:
 
     try:
         cluster("up", *options)
+        if nodes:
+            cluster("start", "scheduler")  # harmless where it runs
+            cluster("fake-nodes", str(nodes))
         lines = [line.removeprefix("export ") for line in cluster("env").splitlines()]
         shell = "; ".join(f"export {line}" for line in lines)
         shown = subprocess.run(
             ["bash", "-c", f"{shell}; env -0"], capture_output=True, check=True, env=environment
         )
         pairs = (one.partition("=") for one in shown.stdout.decode().split("\0") if one)
-        yield {name: value for name, _, value in pairs}
+        found = {name: value for name, _, value in pairs}
+        if defined:
+            _define(found)
+        yield found
     finally:
         cluster("down", "--wipe")
 
 
 @pytest.fixture(scope="session")
-def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An API server with our definitions, and those of Prometheus' operator."""
+def start_cluster() -> StartCluster:
+    """Starts a cluster of its own, see `_cluster`; skipped where none can be started."""
+    if not os.access(_CLUSTER, os.X_OK):
+        pytest.skip("no command that starts a cluster is at hand")
+    if os.geteuid() != 0:
+        pytest.skip("starting a cluster needs root")
+    return _cluster
+
+
+@pytest.fixture(scope="session")
+def api_server(
+    start_cluster: StartCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The environment (KUBECONFIG, PATH) of an API server with etcd and controllers; nothing runs
+    its pods. Our definitions are installed, and those of Prometheus' operator.
+    """
     folder = tmp_path_factory.mktemp("cluster")
-    with started_api_server(folder, "--api-only", "--monitoring") as environment:
-        define(environment)
+    with start_cluster(folder, "--api-only", "--monitoring") as environment:
         yield environment
 
 
@@ -85,7 +107,7 @@ def helm() -> str:
     return program
 
 
-def define(environment: dict[str, str]) -> None:
+def _define(environment: dict[str, str]) -> None:
     """Install our definitions, and wait until they are served."""
 
     def kubectl(*arguments: str) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from forkcast.records import Index, StepStats, Trigger, TriggerRule
+from forkcast_wire.access import REASONS
 
 REGISTRY = CollectorRegistry()
 #: Runs with series of their own; those beyond count together under OVERFLOW.
@@ -43,6 +44,8 @@ REFUSED = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+for _reason in REASONS:  # from the start: a counter that appears with its first count has not risen
+    REFUSED.labels(_reason)
 _GAUGES = (INDEX, ZSCORE, LOSS, GRAD_NORM, EPOCH, LAG, STREAMS)
 _COUNTERS = (STEPS, DUPLICATES, DROPPED)
 #: What a Report stream may be ended with, see FAILED.
@@ -67,6 +70,10 @@ class RunSeries:
         self._steps, self._duplicates, self._dropped = (m.labels(*self.labels) for m in _COUNTERS)
         if own:
             self._gauges = {gauge: gauge.labels(*self.labels) for gauge in _GAUGES}
+        for rule in TriggerRule:
+            TRIGGERS.labels(*self.labels, rule.value)
+        for code in CODES:
+            FAILED.labels(*self.labels, code)
 
     def accepted(self, folded: int, duplicates: int) -> None:
         """Records of one batch."""
@@ -132,12 +139,6 @@ class SeriesTable:
         for metric in (*_GAUGES, *_COUNTERS):
             metric.remove(*series.labels)
         for rule in TriggerRule:
-            _remove(TRIGGERS, *series.labels, rule.value)
+            TRIGGERS.remove(*series.labels, rule.value)
         for code in CODES:
-            _remove(FAILED, *series.labels, code)
-
-
-def _remove(metric: Counter, *labels: str) -> None:
-    """Drop a series that may never have been made; older clients raise KeyError for one."""
-    metric.labels(*labels)
-    metric.remove(*labels)
+            FAILED.remove(*series.labels, code)

@@ -25,6 +25,15 @@ import structlog
 from forkcast_wire.token_review import Reviewed, Reviewer, ReviewUnavailableError
 
 _log = structlog.get_logger()
+#: Why a caller is refused: by the guard, and by a handler that finds what is asked not the caller's.
+REASONS = (
+    "missing",
+    "invalid",
+    "not_an_account",
+    "review_failed",
+    "foreign_namespace",
+    "operator_only",
+)
 _HEALTH = "/grpc.health.v1.Health/"
 _MOST_TOKEN_BYTES = 16 << 10
 _CACHED_SECONDS, _REFUSED_SECONDS, _MOST_CACHED = 60.0, 5.0, 4096
@@ -53,7 +62,7 @@ CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
 class RefusedError(Exception):
-    """The call is refused. reason: one word of a closed set, for the counter."""
+    """The call is refused. reason: of REASONS, for the counter."""
 
     def __init__(self, code: grpc.StatusCode, reason: str, message: str) -> None:
         super().__init__(message)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from forkcast.records import Forecast
+from forkcast_wire.access import REASONS as REFUSALS
 
 REGISTRY = CollectorRegistry()
 FORECASTS = Counter(
@@ -46,6 +47,14 @@ REASONS = (
     ("out of distribution", "out_of_distribution"),
     ("the model gave a non-finite", "non_finite"),
 )
+# From the start, at zero: to Prometheus a counter that appears with its first count has not risen.
+for _outcome in ("forecast", "abstained", "invalid"):
+    for _source in ("model", "none"):
+        FORECASTS.labels(_source, _outcome)
+for _reason in (*(label for _, label in REASONS), "other"):
+    ABSTENTIONS.labels(_reason)
+for _reason in REFUSALS:
+    REFUSED.labels(_reason)
 
 
 def reason_label(reason: str) -> str:

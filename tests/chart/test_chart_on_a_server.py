@@ -149,6 +149,20 @@ def test_the_objects_of_prometheus_are_accepted(installed, kubectl):
     assert len(boards) == 3
 
 
+@pytest.mark.parametrize(
+    ("case", "kinds"),
+    [("pod_monitor", {"PodMonitor"}), ("monitored", {"ServiceMonitor", "PrometheusRule"})],
+)
+def test_what_prometheus_operator_reads_is_accepted(kubectl, render, case, kinds):
+    """By the real definitions, which are strict: no field that they do not know."""
+    found = {one["kind"]: one for one in render(case) if "coreos.com" in one["apiVersion"]}
+    assert found.keys() == kinds
+    for body in found.values():
+        body["metadata"]["namespace"] = "default"
+        done = kubectl.apply(body, "--dry-run=server", "--validate=strict")
+        assert done.returncode == 0, done.stderr
+
+
 def test_an_upgrade_keeps_keys_and_secrets(installed, kubectl, run_helm):
     names = ("demo-forkcast-tls", "demo-forkcast-store")
     before = [kubectl.get("secret", name, "-n", NAMESPACE)["data"] for name in names]

@@ -13,7 +13,6 @@ import yaml
 from forkcast_wire.fields import API_VERSION
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.resources import FINALIZER
-from tests.conftest import started_api_server
 
 from .conftest import Kubectl
 
@@ -45,9 +44,11 @@ KINDS = ("trainingruns", "branches")
 
 
 @pytest.fixture(params=PREVIOUS, ids=lambda p: p.stem)
-def upgraded_from(request, helm, tmp_path_factory):
+def upgraded_from(request, helm, start_cluster, tmp_path_factory):
     """An API server with the earlier chart's release, and a function that calls Helm."""
-    with started_api_server(tmp_path_factory.mktemp("upgrade"), "--api-only") as environment:
+    with start_cluster(
+        tmp_path_factory.mktemp("upgrade"), "--api-only", defined=False
+    ) as environment:
         kubectl = Kubectl(environment)
         for name in (NAMESPACE, LAB):
             kubectl.ok("create", "namespace", name)

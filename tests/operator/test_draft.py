@@ -15,6 +15,7 @@ from forkcast.actions import Lattice
 from forkcast.decision import Draft, DraftSource
 from forkcast.records import WINDOW_COLUMNS, Window
 from forkcast_operator.draft import RISK_UNAVAILABLE, draft
+from forkcast_operator.kubernetes.branches import proxy_said
 from forkcast_wire.channel import open_channel
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
@@ -102,6 +103,8 @@ def test_without_numbers_the_portfolio_orders(
     assert (made.source, made.model) == (DraftSource.HEURISTIC, "")
     assert made.note.startswith(RISK_UNAVAILABLE)
     assert says in made.note
+    assert proxy_said(made) == "abstained"
+    assert proxy_said(drafted(None, horizon, **changed)) == ""
     assert made.finalists == drafted(None, horizon, **changed).finalists
 
 
@@ -110,4 +113,5 @@ def test_a_dead_proxy_costs_its_opinion_only(tmp_path) -> None:
         made = drafted(ProxyStub(channel), 200)
     assert made.source is DraftSource.HEURISTIC
     assert made.note == f"{RISK_UNAVAILABLE}; proxy unavailable: UNAVAILABLE"
+    assert proxy_said(made) == "unavailable"  # an alert goes by it
     assert made.finalists == drafted(None, 200).finalists

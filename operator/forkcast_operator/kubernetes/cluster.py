@@ -76,6 +76,7 @@ class Cluster:
     def __init__(self, client: ApiClient, dynamic: DynamicClient) -> None:
         self._client, self._dynamic = client, dynamic
         self._kinds: dict[Kind, Any] = {}
+        self._left: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def connect(cls, config: Configuration, cache: Path) -> Cluster:
@@ -92,6 +93,10 @@ class Cluster:
 
     async def close(self) -> None:
         """Close the connections."""
+        for task in self._left:
+            task.cancel()
+        if self._left:
+            await asyncio.wait(self._left)
         await self._client.close()
 
     async def knows(self, kind: Kind) -> bool:
@@ -115,23 +120,31 @@ class Cluster:
         if writes:
             crash.reach(f"before-{what}")
         resource = await self._resource(kind)
+        pool = self._client.rest_client.pool_manager
         try:
             answer = await _answered(verb, what, lambda: call(resource))
         except UnansweredError:
-            await self.hang_up()
+            self.hang_up(pool)
             raise
         if writes:
             crash.reach(f"after-{what}")
         return answer
 
-    async def hang_up(self) -> None:
+    def hang_up(self, pool: aiohttp.ClientSession | None = None) -> None:
         """Leave the pool of connections: one of them was silent, and its neighbours may be, too.
-        Each would cost the time of a request before it is found out.
+        Each would cost the time of a request before it is found out. What is under way on them has
+        that time; the server may only be slow.
+
+        pool: the one that was silent, where that is known; another one stays.
         """
         rest = self._client.rest_client
-        pool, rest.pool_manager, rest.retry_client = rest.pool_manager, None, None
-        if pool is not None:
-            await pool.close()
+        standing = rest.pool_manager
+        if standing is None or (pool is not None and pool is not standing):
+            return
+        rest.pool_manager, rest.retry_client = None, None
+        closing = asyncio.create_task(_close_later(standing))
+        self._left.add(closing)
+        closing.add_done_callback(self._left.discard)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Body | None:
         """The object, None where there is none. Raises ClusterError."""
@@ -292,6 +305,14 @@ class Cluster:
         except ClusterError as error:
             if error.status != 404:
                 raise
+
+
+async def _close_later(pool: aiohttp.ClientSession) -> None:
+    """Close it when every request that was under way has had its time."""
+    try:
+        await asyncio.sleep(_REQUEST_SECONDS)
+    finally:
+        await pool.close()
 
 
 async def _answered(verb: str, what: str, call: Callable[[], Any], *, count: bool = True) -> Any:

@@ -47,7 +47,7 @@ class LeaseLock(BaseLock):
             async with asyncio.timeout(_CALL_SECONDS):
                 self._seen = await self._cluster.get(LEASE, namespace, name)
         except TimeoutError:
-            await self._cluster.hang_up()
+            self._cluster.hang_up()
             return False, ApiException(status=0, reason="no answer")
         except ClusterError as error:
             return False, ApiException(status=error.status, reason=str(error))
@@ -99,7 +99,7 @@ class LeaseLock(BaseLock):
             async with asyncio.timeout(_CALL_SECONDS):
                 written = await call
         except TimeoutError:
-            await self._cluster.hang_up()
+            self._cluster.hang_up()
             return False
         except ClusterError as error:
             _log.warning("lease.not_written", error=str(error))

@@ -86,10 +86,22 @@ SUPPRESSED = Counter(
 
 _OF_A_RUN: Final = (RUN_FAILED, RUN_STALLED, RESTARTS, CHECKPOINT_AGE, ROLLOUT_STEPS)
 SUPPRESSIONS: Final = tuple(reason.value for reason in Refusal)
+_KINDS: Final = ("TrainingRun", "Branch")
+_ERRORS: Final = ("ApiServer", "Internal", "Monitor", "Store")
+_VERBS: Final = ("get", "list", "watch", "create", "apply", "patch", "delete")
 
 
 def declare() -> None:
-    """Let every series of a closed set be there from the start, at zero."""
+    """Let every series of a closed set be there from the start, at zero: to Prometheus a counter
+    that appears with its first count has not risen.
+    """
+    for kind in _KINDS:
+        RECONCILE_SECONDS.labels(kind)
+    for reason in _ERRORS:
+        RECONCILE_ERRORS.labels("TrainingRun", reason)
+    for verb in _VERBS:
+        for code in ("2xx", "4xx", "409", "429", "5xx", "error"):
+            API_REQUESTS.labels(verb, code)
     for state in RunState:
         RUNS.labels(state.value).set(0)
     for outcome in Outcome:
@@ -100,6 +112,12 @@ def declare() -> None:
         PROXY_REQUESTS.labels(result)
     for reason in SUPPRESSIONS:
         SUPPRESSED.labels(reason)
+
+
+def declare_run(namespace: str, run: str) -> None:
+    """The same, of one run."""
+    for counter in (RESTARTS, ROLLOUT_STEPS):
+        counter.labels(namespace, run)
 
 
 def forget(namespace: str, run: str) -> None:

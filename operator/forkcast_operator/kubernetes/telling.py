@@ -79,6 +79,7 @@ class Teller:
 
     def _measure(self, run: Run, state: RunState, after: TrainingRunStatus, memory: Memory) -> None:
         self._states[run.uid], self._where[run.uid] = state, run.key
+        metrics.declare_run(*run.key)
         stalled = any(c.type == RunCondition.STALLED for c in after.conditions)
         metrics.RUN_STALLED.labels(*run.key).set(stalled)
         metrics.RUN_FAILED.labels(*run.key).set(state is RunState.FAILED)

@@ -12,8 +12,6 @@ import tarfile
 
 import pytest
 
-from tests.conftest import define, started_api_server
-
 from .live import Live
 from .processes import Operators, Server
 from .test_node_lost import lose_the_node
@@ -78,9 +76,10 @@ class Simulated:
         """It does so unasked."""
 
 
-def test_a_real_kubelet_stops(tmp_path_factory, tmp_path, monitor, gateway, monkeypatch) -> None:
-    with started_api_server(tmp_path_factory.mktemp("whole")) as environment:
-        define(environment)
+def test_a_real_kubelet_stops(
+    start_cluster, tmp_path_factory, tmp_path, monitor, gateway, monkeypatch
+) -> None:
+    with start_cluster(tmp_path_factory.mktemp("whole")) as environment:
         server = Server(environment)
         pack_image(tmp_path / "image.tar")
         server.part("load", str(tmp_path / "image.tar"))
