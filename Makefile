@@ -30,7 +30,7 @@ lint: setup
 	$(BIN)/python scripts/generate_values_reference.py --check
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 # images, chart and a run on a real cluster, where a command that starts one is at hand
 e2e: setup
