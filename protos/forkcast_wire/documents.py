@@ -18,7 +18,7 @@ from forkcast.canonical import canonical_json
 from forkcast.lineage import LineageEntry, head
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
-from forkcast_wire import keys
+from forkcast_wire import keys, schema_1
 
 T = TypeVar("T")
 #: The version of the checkpoint format that is written and read.
@@ -112,6 +112,9 @@ def load(kind: type[T], data: bytes) -> T:
     try:
         record: T = _adapter(cast("Hashable", kind)).validate_json(data, extra="forbid")
     except ValidationError as error:
+        former = schema_1.upgraded(data)
+        if former is not None:
+            return load(kind, former)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise DocumentError(f"{kind.__name__}: {where}: {first['msg']}") from error
