@@ -70,6 +70,14 @@ async def configuration() -> Configuration:
     return found
 
 
+class Listed(list[Body]):
+    """The objects of a list, and the version of the cluster that they are of."""
+
+    def __init__(self, bodies: list[Body], version: str) -> None:
+        super().__init__(bodies)
+        self.version = version
+
+
 class Cluster:
     """A connection to the API server. Close it."""
 
@@ -158,7 +166,7 @@ class Cluster:
             raise
         return _plain(found)
 
-    async def list(self, kind: Kind, namespace: str, labels: str) -> list[Body]:
+    async def list(self, kind: Kind, namespace: str, labels: str) -> Listed:
         """The objects of a namespace that carry the labels. Raises ClusterError."""
         found = await self._call(
             "list",
@@ -166,10 +174,11 @@ class Cluster:
             lambda r: r.get(namespace=namespace, label_selector=labels),
             writes=False,
         )
-        bodies: list[Body] = _plain(found)["items"]
+        answer = _plain(found)
+        bodies: list[Body] = answer["items"]
         for body in bodies:  # items of a list do not say what they are
             body.setdefault("kind", kind[1])
-        return bodies
+        return Listed(bodies, answer.get("metadata", {}).get("resourceVersion", ""))
 
     async def apply(self, body: Mapping[str, Any]) -> Body:
         """Make the object so; returns it as it stands. Raises ClusterError."""
