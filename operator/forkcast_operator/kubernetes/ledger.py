@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
@@ -23,7 +23,8 @@ from forkcast_operator.kubernetes.run_status import StoreFacts
 from forkcast_operator.kubernetes.seen import JobSeen
 from forkcast_operator.kubernetes.world import ClusterWorld
 from forkcast_wire import keys
-from forkcast_wire.documents import Complete, RunInfo, lineage_head, saved_states
+from forkcast_wire.completion import completion, ended
+from forkcast_wire.documents import Complete, RunInfo, dump, lineage_head, saved_states
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import AlreadyExists, put_document, read_document
@@ -71,13 +72,19 @@ class Ledger:
         self._complete: Complete | None = None
         self._info: RunInfo | None = None
 
-    def claim(self, digest: str) -> RunInfo:
-        """Make the place this run's: run.json is its alone. digest: of the manifest, first time.
+    def claim(self, digest: str, total_steps: int) -> RunInfo:
+        """Make the place this run's: run.json is its alone. digest, total_steps: of the manifest,
+        recorded the first time.
 
         Raises SpecError where another run's records stand there.
         """
         if self._info is None:
-            info = RunInfo(uid=self._run_uid, name=self._name, manifest_digest=digest)
+            info = RunInfo(
+                uid=self._run_uid,
+                name=self._name,
+                manifest_digest=digest,
+                first_total_steps=total_steps,
+            )
             try:
                 put_document(self.store, keys.RUN, info)
             except AlreadyExists:
@@ -89,6 +96,9 @@ class Ledger:
                         f"spec.storage.prefix holds run {other} already; choose another prefix",
                     ) from None
                 info = standing
+                if info.first_total_steps is None:  # claimed by an older operator
+                    info = replace(info, first_total_steps=total_steps)
+                    self.store.put(keys.RUN, dump(info))
             self._info = info
         return self._info
 
@@ -114,7 +124,7 @@ class Ledger:
             )
         ]
         active: list[BranchFacts] = []
-        ended: list[BranchFacts] = []
+        over: list[BranchFacts] = []
         acts: dict[str, list[Act]] = {}
         for record in self._intake.active():
             if monitor is not None and not paused:
@@ -122,13 +132,13 @@ class Ledger:
                 self._advance(world, record)
                 acts[record.name] = world.acts()
             facts = self.facts_of(record)
-            (ended if facts.finished else active).append(facts)
+            (over if facts.finished else active).append(facts)
         return Look(
-            facts=self._facts(fresh=bool(ended)),
+            facts=self._facts(spec.training.total_steps, fresh=bool(over)),
             active=active,
             acts=acts,
             settled=settled,
-            ended=ended,
+            ended=over,
         )
 
     def _advance(self, world: ClusterWorld, record: BranchRecord) -> None:
@@ -172,12 +182,12 @@ class Ledger:
         found = self._finished.values()
         return sorted(found, key=lambda one: (one.record.opened_at, one.record.name))
 
-    def _facts(self, *, fresh: bool) -> StoreFacts:
+    def _facts(self, total_steps: int, *, fresh: bool) -> StoreFacts:
         if fresh or self._now() - self._states_at >= _STATES_SECONDS:
             self._states = tuple(saved_states(self.store, StateKind.CHECKPOINT))
             self._states_at = self._now()
-        if self._complete is None:
-            self._complete = read_document(self.store, Complete, keys.COMPLETE)
+        if not ended(self._complete, total_steps):
+            self._complete = completion(self.store, total_steps)
         branches = self.branches()
         outcomes: dict[str, Outcome | None] = {}
         steps = 0

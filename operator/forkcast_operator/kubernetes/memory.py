@@ -48,4 +48,4 @@ class Memory:
             self.ledger = Ledger(run, open_store(place.operator))
             self.storage = place.operator
         digest = hashlib.sha256(manifest_json(run, spec, place).encode()).hexdigest()
-        return self.ledger, self.ledger.claim(digest)
+        return self.ledger, self.ledger.claim(digest, spec.training.total_steps)
