@@ -165,9 +165,9 @@ def test_a_run_of_an_older_version_keeps_the_schedule_it_had(tmp_path):
 
 def test_a_constant_rate_has_no_length(tmp_path):
     assert prepared(tmp_path, 40, type="Constant").manifest.spec.learning_rate().steps is None
+    with_a_length = document(40, type="Constant", steps=30)
     with pytest.raises(ValueError, match="steps: is the length of Cosine"):
-        document_with = document(40, type="Constant", steps=30)
-        TrainingRun.model_validate(document_with)
+        TrainingRun.model_validate(with_a_length)
 
 
 def test_the_end_of_the_shorter_run_is_not_the_runs_end(tmp_path):

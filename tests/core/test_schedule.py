@@ -1,5 +1,6 @@
 """The learning rate's schedule: where it begins, where it ends, and what comes after it."""
 
+import itertools
 import math
 
 import pytest
@@ -28,7 +29,7 @@ def test_no_rate_leaps_whatever_the_length():
     for steps in (7, 40, 1000):
         schedule = cosine(steps, warmup=5)
         rates = [schedule.at(step) for step in range(5, 2 * steps)]
-        assert all(after <= before for before, after in zip(rates, rates[1:], strict=False))
+        assert all(after <= before for before, after in itertools.pairwise(rates))
 
 
 def test_the_warm_up_is_linear_and_ends_at_the_peak():
