@@ -28,6 +28,8 @@ _LEAST, _MOST = 1e-307, 1e308
 _LIKE = "write one like 0.98 or 3e-4"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 MOST_STEPS = 100_000_000
+#: Lineage epochs of a run: each is a branch's collapse, and as many branches a manifest may allow.
+MOST_EPOCHS = 10_000
 
 
 def _decimal(value: object) -> float:

@@ -129,7 +129,8 @@ class Storage(Part):
     ) = None
     """Name of the bucket; it must exist."""
     prefix: Annotated[str, Field(max_length=512, pattern=r"^([A-Za-z0-9._-]+/)*$")] = ""
-    """What all keys begin with; ends with a slash."""
+    """What all keys begin with; ends with a slash. On a cluster it continues below the run's own
+    prefix, `<prefix of the release><namespace>/<name>-<uid>/`."""
     region: Annotated[str, Field(max_length=64)] = "us-east-1"
     """Region that requests are signed for."""
     credentials_dir: Uri | None = None

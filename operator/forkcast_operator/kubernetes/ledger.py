@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,8 +22,8 @@ from forkcast_operator.kubernetes.run import Run, SpecError
 from forkcast_operator.kubernetes.run_status import StoreFacts
 from forkcast_operator.kubernetes.seen import JobSeen
 from forkcast_operator.kubernetes.world import ClusterWorld
-from forkcast_wire import keys
-from forkcast_wire.documents import Complete, RunInfo, lineage_head, saved_states
+from forkcast_wire import catalogue, keys
+from forkcast_wire.documents import Complete, DocumentError, RunInfo, lineage_head, saved_states
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import AlreadyExists, put_document, read_document
@@ -74,9 +74,10 @@ class Ledger:
     def claim(self, digest: str) -> RunInfo:
         """Make the place this run's: run.json is its alone. digest: of the manifest, first time.
 
-        Raises SpecError where another run's records stand there.
+        Raises SpecError if another run's records are there, or below it.
         """
         if self._info is None:
+            self._refuse_runs_below(info.key for info in self.store.list(""))
             info = RunInfo(uid=self._run_uid, name=self._name, manifest_digest=digest)
             try:
                 put_document(self.store, keys.RUN, info)
@@ -91,6 +92,24 @@ class Ledger:
                 info = standing
             self._info = info
         return self._info
+
+    def owned(self) -> bool:
+        """Whether run.json names this run. A damaged one names none."""
+        try:
+            standing = self._info or read_document(self.store, RunInfo, keys.RUN)
+        except DocumentError:
+            return False
+        return standing is not None and standing.uid == self._run_uid
+
+    def _refuse_runs_below(self, found: Iterable[str]) -> None:
+        """found: keys. Raises SpecError if another run's records are below this one's prefix."""
+        below = next((key for key in found if key.endswith(f"/{keys.RUN}")), None)
+        if below is not None:
+            raise SpecError(
+                "PrefixInUse",
+                f"spec.storage.prefix has another run below it ({below}); its records are not this "
+                "run's: create this run anew with another prefix",
+            )
 
     def look(
         self,
@@ -198,14 +217,23 @@ class Ledger:
 
     def release(self) -> None:
         """The run is going: nothing of its open branches stays pinned."""
-        from forkcast_wire import catalogue
-
         for record in self._intake.active():
             catalogue.unpin(self.store, record.trigger.id)
 
     def erase(self) -> int:
-        """Delete everything below the run's prefix; returns how many objects."""
+        """Delete the run's records, run.json last so that an erasure that was cut short can go on;
+        returns how many objects. A key that Forkcast does not build is left.
+
+        Raises SpecError, and deletes nothing, unless run.json names this run and no other run is
+        below it.
+        """
         found = [info.key for info in self.store.list("")]
-        for key in found:
+        if keys.RUN in found and not self.owned():
+            raise SpecError("PrefixInUse", "run.json names another run")
+        self._refuse_runs_below(found)
+        ours = [key for key in found if keys.is_record(key)] if keys.RUN in found else []
+        for key in sorted(ours, key=lambda key: key == keys.RUN):
             self.store.delete(key)
-        return len(found)
+        if len(ours) < len(found):
+            _log.warning("run.foreign_keys_left", count=len(found) - len(ours))
+        return len(ours)

@@ -112,8 +112,8 @@ class Stage:
     async def connect(self, name="kinds.json"):
         self.cluster = await Cluster.connect(await configuration(), self.folder / name)
 
-    def start_operator(self, *, jobsets=False, config=None) -> None:
-        """A new process of it: nothing is remembered."""
+    def start_operator(self, *, jobsets=False, config=None, open_store=None) -> None:
+        """A new process of it: nothing is remembered. open_store: absent, all runs share a folder."""
         if self._channel is not None:
             self._channel.close()
         self.view = View()
@@ -128,7 +128,7 @@ class Stage:
             None,
             Recorder(self.cluster, "test"),
             jobsets=jobsets,
-            open_store=lambda _: store,
+            open_store=open_store or (lambda _: store),
         )
 
     async def see(self, name="gpt") -> None:
