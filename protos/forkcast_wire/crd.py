@@ -251,7 +251,7 @@ def _up_to(most: float, *, itself: bool) -> list[str]:
         texts.append(rf"{first}(\.0*)?[eE]{power}")
     if zeros:
         texts.append(rf"[1-9](\.[0-9]*)?[eE](\+?0?[0-{zeros - 1}]|-00?)")
-    texts.append(rf"[1-9](\.[0-9]*)?[eE]-(0?[1-9]|[1-9][0-9]|[12][0-9]{{2}}|30[0-7])")
+    texts.append(r"[1-9](\.[0-9]*)?[eE]-(0?[1-9]|[1-9][0-9]|[12][0-9]{2}|30[0-7])")
     return texts
 
 

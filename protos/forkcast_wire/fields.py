@@ -35,7 +35,7 @@ MOST_EPOCHS = 10_000
 def _decimal(value: object) -> float:
     """A number as it is, or a text that spells one. Raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"not a decimal: {shown(value)}; {_LIKE}")  # noqa: TRY004  # for pydantic
+        raise ValueError(f"not a decimal: {shown(value)}; {_LIKE}")
     if isinstance(value, str) and not re.fullmatch(DECIMAL_PATTERN, value):
         raise ValueError(f"not a decimal: {shown(value)}; {_LIKE}")
     if isinstance(value, str) and len(value) > _DECIMAL_LENGTH:
