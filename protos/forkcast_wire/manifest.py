@@ -1,7 +1,7 @@
 """The TrainingRun manifest, `forkcast.dev/v1alpha1`: one model for the local world and the cluster.
 
-Conventions of the format: camelCase names, enums in CamelCase, integers with a maximum, and every
-decimal as a quoted string ("0.98"), because a float in a manifest changes with whoever prints it.
+Conventions of the format: camelCase names, enums in CamelCase, integers with a maximum, and decimals
+as numbers or as texts (3e-4, "0.98"), for YAML tools disagree on which of the two 3e-4 is.
 Every field says what it is and its unit; the reference page in docs/ and the custom resource
 definitions are generated from here. The parts stand by subject in manifest_*.py.
 """
