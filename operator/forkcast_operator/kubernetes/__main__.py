@@ -59,6 +59,7 @@ _TICK_SECONDS: Final = 0.5
 #: The event loop has not turned for so long: it hangs.
 _STUCK_SECONDS: Final = 30.0
 _CONNECT_SECONDS: Final = 2.0
+_DEFINITION_SECONDS: Final = 10.0
 _USAGE: Final = 2
 
 
@@ -110,8 +111,9 @@ class Operator:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             cluster = await self._connect(folder)
             stack.push_async_callback(cluster.close)
-            jobsets = await cluster.knows(JOBSET)
-            kinds: list[Kind] = [RUN, BRANCH, JOB, POD, *([JOBSET] if jobsets else [])]
+            jobsets, branches = await cluster.knows(JOBSET), await cluster.knows(BRANCH)
+            kinds: list[Kind] = [RUN, JOB, POD]
+            kinds += [kind for kind, known in ((BRANCH, branches), (JOBSET, jobsets)) if known]
             pulse = watch.Pulse(kinds)
             lock = LeaseLock(
                 self._given.lease_name, self._given.lease_namespace, self._identity, cluster
@@ -129,29 +131,43 @@ class Operator:
             stop = termination.stop_event_on_sigterm()  # until here it had nothing to give back
             leading = asyncio.create_task(lead(lock, lambda: self._work(runs)), name="lease")
             watching = asyncio.create_task(self._watch(kinds, pulse, stop), name="watches")
-            done, _ = await asyncio.wait({leading, watching}, return_when=asyncio.FIRST_COMPLETED)
+            tasks = {leading, watching}
+            if not branches:
+                tasks.add(asyncio.create_task(self._branches_served(folder), name="definitions"))
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 if not task.cancelled() and (error := task.exception()) is not None:
                     _log.error("operator.ended", task=task.get_name(), exc_info=error)
-            for task in (leading, watching):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait({leading, watching})
+            await asyncio.wait(tasks)
             await lock.release()
             return 0 if watching in done and watching.exception() is None else 1
 
     async def _connect(self, folder: Path) -> Cluster:
-        """To an API server that knows our kinds; waits for both."""
+        """To an API server that knows runs; waits for it. If it knows no branches, somebody is
+        deleting the definitions: runs that are on their way out still need their finalizer taken.
+        """
+        return await self._connect_to(RUN, folder, _CONNECT_SECONDS)
+
+    async def _connect_to(self, kind: Kind, folder: Path, pause: float) -> Cluster:
         for number in itertools.count():
             try:
-                cluster = await Cluster.connect(self._access, folder / f"kinds-{number}.json")
-                if await cluster.knows(RUN) and await cluster.knows(BRANCH):
+                file = folder / f"{kind[1]}-{number}.json"
+                cluster = await Cluster.connect(self._access, file)
+                if await cluster.knows(kind):
                     return cluster
-                _log.warning("operator.no_crds", remedy="install the chart's CRDs")
+                _log.warning("operator.no_crds", kind=kind[1], remedy="install the chart's CRDs")
                 await cluster.close()
             except ClusterError as error:
                 _log.warning("operator.no_api_server", error=str(error))
-            await asyncio.sleep(_CONNECT_SECONDS)
+            await asyncio.sleep(pause)
         raise AssertionError  # it counts for ever
+
+    async def _branches_served(self, folder: Path) -> None:
+        """Wait until branches are known; the operator then begins anew, with their watch."""
+        cluster = await self._connect_to(BRANCH, folder, _DEFINITION_SECONDS)
+        await cluster.close()
 
     def _runs(self, cluster: Cluster, *, jobsets: bool, stack: AsyncExitStack) -> Runs:
         loop = asyncio.get_running_loop()

@@ -127,7 +127,10 @@ class Cluster:
         what = f"{verb}:{kind[1]}"
         if writes:
             crash.reach(f"before-{what}")
-        resource = await self._resource(kind)
+        try:
+            resource = await self._resource(kind)
+        except ResourceNotFoundError:
+            raise ClusterError(what, 404, "the API server does not serve this kind") from None
         pool = self._client.rest_client.pool_manager
         try:
             answer = await _answered(verb, what, lambda: call(resource))
@@ -167,13 +170,20 @@ class Cluster:
         return _plain(found)
 
     async def list(self, kind: Kind, namespace: str, labels: str) -> Listed:
-        """The objects of a namespace that carry the labels. Raises ClusterError."""
-        found = await self._call(
-            "list",
-            kind,
-            lambda r: r.get(namespace=namespace, label_selector=labels),
-            writes=False,
-        )
+        """The objects of a namespace that carry the labels; none of a kind that is not served (any
+        more): then there is nothing left of it to wait for. Raises ClusterError.
+        """
+        try:
+            found = await self._call(
+                "list",
+                kind,
+                lambda r: r.get(namespace=namespace, label_selector=labels),
+                writes=False,
+            )
+        except ClusterError as error:
+            if error.status == 404:
+                return Listed([], "")
+            raise
         answer = _plain(found)
         bodies: list[Body] = answer["items"]
         for body in bodies:  # items of a list do not say what they are
