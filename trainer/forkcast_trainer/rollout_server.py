@@ -31,7 +31,16 @@ from forkcast_wire import crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
 from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
 from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
-from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_document, read_document
+from forkcast_wire.store import (
+    AlreadyExists,
+    StoreError,
+    StoreMisconfigured,
+    StoreUnavailable,
+    open_store,
+    put_document,
+    read_document,
+    wait_for,
+)
 
 _log = structlog.get_logger()
 _LOOK_SECONDS = 0.1
@@ -166,7 +175,14 @@ def main() -> int:
     stop = stop_event_on_sigterm()
     spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
     torch.set_num_threads(spec.training.threads)
-    server = RolloutServer(spec, open_store(spec.storage, given.workdir), given.workdir)
+    try:
+        store = wait_for(lambda: open_store(spec.storage, given.workdir), stop)
+    except StoreUnavailable:  # told to leave while the store was away
+        return 0
+    except StoreMisconfigured as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  its last words, shown to the user
+        return 2
+    server = RolloutServer(spec, store, given.workdir)
     while not stop.is_set():
         try:
             server.look()
