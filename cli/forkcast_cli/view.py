@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forkcast.admission import Refusal
 from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import Trial, Trigger
+from forkcast_wire.completion import completion
 from forkcast_wire.documents import Complete, lineage_entries, load
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.store import open_store, read_document
@@ -34,12 +36,12 @@ class SuppressedView:
     """A trigger that opened no branch, and why."""
 
     trigger: Trigger
-    reason: str
+    reason: Refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """One look at a run."""
+    """One look at a run. complete: its end, None while it has not taken all steps wanted now."""
 
     manifest: TrainingRun
     progress: dict[str, Any]
@@ -58,7 +60,7 @@ class RunView:
         """Triggers that might have opened a branch and did not. A calm one with nothing to pay back
         asked for none.
         """
-        return [one for one in self.suppressed if one.reason != "NoLoan"]
+        return [one for one in self.suppressed if one.reason is not Refusal.NO_LOAN]
 
 
 def manifest_of(folder: Path) -> TrainingRun:
@@ -79,7 +81,7 @@ def look(folder: Path) -> RunView:
             load(SuppressedView, store.get(info.key)[0]) for info in store.list("suppressed/")
         ],
         lineage=lineage_entries(store),
-        complete=read_document(store, Complete, "complete.json"),
+        complete=completion(store, manifest.spec.training.total_steps),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from forkcast_wire.fields import (
+    MOST_EPOCHS,
     Decay,
     Decimal,
     Fraction,
@@ -22,16 +23,6 @@ from forkcast_wire.fields import (
 
 class SignalWeights(Part):
     """Weights of the signals in the index; they sum to 1."""
-
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "",
-            "double(self.volatility) + double(self.entropy) + double(self.disagreement) > 0.999999"
-            " && double(self.volatility) + double(self.entropy) + double(self.disagreement)"
-            " < 1.000001",
-            "weights must sum to 1; change one of them",
-        ),
-    )
 
     volatility: NonNegative = 0.5
     """Of loss and gradient norm against their moving baselines."""
@@ -152,7 +143,7 @@ class Confirm(Part):
 class Budget(Part):
     """What branches may cost."""
 
-    max_branches: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 50
+    max_branches: Annotated[int, Field(ge=0, le=MOST_EPOCHS, strict=True)] = 50
     """Branches over the run's life."""
     max_per_hundred_thousand_steps: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 30
     """Branches in proportion to the steps taken."""

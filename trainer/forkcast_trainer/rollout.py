@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,8 +87,8 @@ class Rollout:
         self._poll_seconds, self._park_seconds = poll_seconds, park_seconds
         self.engine = Engine(spec, job.run_uid, workdir, placement(spec))
         self.slots = slots_of(spec, workdir)
-        scratch = workdir / "scratch"
-        base = _patiently(lambda: checkpoint.fetch(store, job.base, scratch, job.run_uid))
+        scratch, admit = workdir / "scratch", partial(state.admit, self.engine)
+        base = _patiently(lambda: checkpoint.fetch(store, job.base, scratch, job.run_uid, admit))
         state.restore(self.engine, base)
         self.engine.position.attempt = 0
         apply(self.engine, job.action)

@@ -9,6 +9,12 @@ that the store does not show, but the count of deaths.
 
 from __future__ import annotations
 
+from forkcast_wire import termination
+
+if __name__ == "__main__":
+    termination.end_at_once()  # before the imports below, which take a while
+# isort: split
+
 import argparse
 import json
 import os
@@ -30,7 +36,7 @@ from forkcast_trainer.rollout import Rollout, slots_of
 from forkcast_wire import crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
 from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
-from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
+from forkcast_wire.process import configure_logging, die_with_parent
 from forkcast_wire.store import (
     AlreadyExists,
     StoreError,
@@ -100,14 +106,18 @@ class RolloutServer:
             return
         parent = os.getpid()
         crash.reach("before-fork")
+        # until the child has let go of this process's handler a SIGTERM for it has to wait
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
             crash.reach("after-fork")
             self.children[name] = pid
             return
         code = 1
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
             os.environ["FORKCAST_COMPONENT"] = "rollout"
             os.environ["FORKCAST_PARENT"] = str(parent)
             die_with_parent()
@@ -172,7 +182,7 @@ def main() -> int:
     given = parser.parse_args()
     configure_logging("rollouts")
     die_with_parent()
-    stop = stop_event_on_sigterm()
+    stop = termination.stop_event_on_sigterm()
     spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
     torch.set_num_threads(spec.training.threads)
     try:
@@ -180,9 +190,10 @@ def main() -> int:
     except StoreUnavailable:  # told to leave while the store was away
         return 0
     except StoreMisconfigured as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  its last words, shown to the user
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  its last words
         return 2
     server = RolloutServer(spec, store, given.workdir)
+    _log.info("rollouts.serving")
     while not stop.is_set():
         try:
             server.look()
@@ -195,4 +206,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    termination.leave(main())

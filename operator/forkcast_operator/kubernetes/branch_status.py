@@ -139,7 +139,7 @@ def _conditions(
     word = type(phase).__name__
     ended, failed = facts.finished, outcome in (Outcome.FAILED, Outcome.SUPERSEDED)
     reason = outcome.value if outcome is not None and ended else word
-    message = phase.reason[:_MOST_TEXT] if isinstance(phase, Releasing | Finished) else ""
+    message = phase.reason.value if isinstance(phase, Releasing | Finished) else ""
     collapsed = outcome is not None and outcome.adopts and isinstance(phase, Releasing | Finished)
     collapsed = collapsed and bool(facts.decision and facts.decision.applied)
     drafted = facts.draft is not None
@@ -177,6 +177,7 @@ def _draft(draft: Draft | None) -> DraftStatus | None:
         count=len(draft.candidates),
         finalists=list(draft.finalists),
         model_sha256=draft.model,
+        proxy=draft.proxy,
         note=draft.note[:_MOST_TEXT],
     )
 
@@ -187,7 +188,7 @@ def _decision(facts: BranchFacts, before: BranchStatus, now: dt.datetime) -> Dec
         return None
     return DecisionStatus(
         outcome=decision.outcome,
-        reason=decision.reason[:_MOST_TEXT],
+        reason=decision.reason.value,
         winner=decision.winner,
         action=decision.action.describe()[:256] if decision.action else "",
         key=keys.branch_file(facts.record.trigger.id, "decision"),

@@ -10,7 +10,6 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from forkcast.branch import Finished
-from forkcast.decision import Draft, DraftSource
 from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes import manifests, metrics
 from forkcast_operator.kubernetes.branch_status import BranchFacts, branch_status
@@ -186,19 +185,12 @@ class Branches:
 
 
 def _count_draft(facts: BranchFacts, before: BranchStatus) -> None:
-    if facts.draft is not None and before.draft is None and (said := proxy_said(facts.draft)):
-        metrics.PROXY_REQUESTS.labels(said).inc()
-
-
-def proxy_said(draft: Draft) -> str:
-    """How asking the proxy for a draft went: ok, abstained or unavailable; "" where it was not
-    asked.
-    """
-    if draft.note.endswith("is Heuristic"):
-        return ""
-    if any(part.startswith("proxy ") for part in draft.note.split("; ")):
-        return "unavailable"
-    return "ok" if draft.source is DraftSource.PROXY else "abstained"
+    if (
+        facts.draft is not None
+        and before.draft is None
+        and facts.draft.proxy in metrics.PROXY_RESULTS
+    ):
+        metrics.PROXY_REQUESTS.labels(metrics.PROXY_RESULTS[facts.draft.proxy]).inc()
 
 
 def _status(body: Any) -> BranchStatus:

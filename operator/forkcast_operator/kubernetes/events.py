@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from forkcast.branch import Finished
-from forkcast.decision import DraftSource, Outcome
+from forkcast.decision import Outcome, ProxyAnswer
 from forkcast.records import Trigger
 from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.intake import Received
@@ -121,10 +121,9 @@ def branch_events(facts: BranchFacts, before: BranchStatus, after: BranchStatus)
         draft = facts.draft
         note = f"{len(draft.candidates)} candidates, {len(draft.finalists)} finalists"
         found.append(Event(reason="Drafted", note=f"{note}, by {draft.source.value}", token=name))
-        if draft.source is DraftSource.HEURISTIC and draft.note.startswith("proxy"):
-            found.append(
-                Event(reason="ProxyUnavailable", note=draft.note, token=name, warning=True)
-            )
+        if draft.proxy in (ProxyAnswer.UNAVAILABLE, ProxyAnswer.INVALID):
+            reason = f"Proxy{draft.proxy.value}"
+            found.append(Event(reason=reason, note=draft.note, token=name, warning=True))
     if facts.decision is not None and before.decision is None:
         decision = facts.decision
         who = f"{decision.winner}: " if decision.winner else ""
