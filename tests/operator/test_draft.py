@@ -15,7 +15,7 @@ from forkcast.actions import Lattice
 from forkcast.decision import Draft, DraftSource
 from forkcast.records import WINDOW_COLUMNS, Window
 from forkcast_operator.draft import RISK_UNAVAILABLE, draft
-from forkcast_operator.kubernetes.branches import proxy_said
+from forkcast_operator.kubernetes.branch_facts import proxy_said
 from forkcast_wire.channel import open_channel
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec

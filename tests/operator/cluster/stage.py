@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
@@ -261,6 +262,30 @@ class Stage:
             state=self._saved(end),
         )
         put_document(self.store, keys.rollout_trial(*where, rung), trial)
+
+    async def run_pods(self, *, ready=True, of="trainer") -> int:
+        """What a kubelet would say of the pods of a component; returns how many there are."""
+        labels = f"app.kubernetes.io/component={of}"
+        pods = await self.cluster.list(POD, self.namespace, labels)
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        for pod in pods:
+            conditions = [
+                {"type": kind, "status": str(ready), "lastTransitionTime": now}
+                for kind in ("PodScheduled", "Initialized", "ContainersReady", "Ready")
+            ]
+            status = {"phase": "Running" if ready else "Pending", "conditions": conditions}
+            name = pod["metadata"]["name"]
+            await self.cluster.merge(POD, self.namespace, name, {"status": status}, status=True)
+        return len(pods)
+
+    async def until(self, holds, seconds=60):
+        """Look until an async function says something; returns what it said."""
+        async with asyncio.timeout(seconds):
+            while True:
+                await self.look()
+                if said := await holds():
+                    return said
+                await asyncio.sleep(0.1)
 
     async def finish_job(self, name, kind, reason="", namespace=None) -> None:
         """What the Job controller would say of its pods. kind: Complete or Failed."""
