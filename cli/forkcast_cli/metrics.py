@@ -16,6 +16,7 @@ from statistics import fmean, median, pstdev
 
 from forkcast.decision import CONTROL, Decision, Outcome, Verdict
 from forkcast.lineage import LineageEntry
+from forkcast.lineage import limits as lineage_limits
 from forkcast.records import Trial, Trigger
 from forkcast.relapse import WATCHED_STEPS, aftermaths
 from forkcast.spikes import SpikeScore, merge
@@ -228,12 +229,7 @@ def lineage_points(
     points: Sequence[Point], lineage: Sequence[LineageEntry], epoch: int
 ) -> list[Point]:
     """The main run's steps that the lineage of ``epoch`` rests on, before its own."""
-    limits: dict[int, int] = {}
-    limit: int | None = None
-    for entry in sorted(lineage, key=lambda one: one.epoch, reverse=True):
-        if entry.epoch <= epoch:
-            limit = entry.base_step if limit is None else min(limit, entry.base_step)
-            limits[entry.epoch - 1] = limit
+    limits = lineage_limits(lineage, epoch)
     return [p for p in points if p.epoch < epoch and p.step < limits.get(p.epoch, 0)]
 
 

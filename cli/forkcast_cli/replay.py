@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forkcast.lineage import LineageEntry
+from forkcast.lineage import limits as lineage_limits
 from forkcast.records import StepStats, Trigger
 from forkcast_cli.words import trigger_sentence
 from forkcast_monitor.config import configure
@@ -133,12 +134,7 @@ def before(
     records: list[StepStats], lineage: Sequence[LineageEntry], epoch: int
 ) -> Iterator[StepStats]:
     """The records that the lineage of ``epoch`` rests on, before its own."""
-    limits: dict[int, int] = {}
-    limit: int | None = None
-    for entry in sorted(lineage, key=lambda one: one.epoch, reverse=True):
-        if entry.epoch <= epoch:
-            limit = entry.base_step if limit is None else min(limit, entry.base_step)
-            limits[entry.epoch - 1] = limit
+    limits = lineage_limits(lineage, epoch)
     for stats in records:
         if stats.epoch < epoch and stats.step < limits.get(stats.epoch, 0):
             yield stats

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,6 +20,7 @@ from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.manifest_file import ManifestError, refuse_cluster_only
 from forkcast_wire.process import configure_logging
 from forkcast_wire.store import StoreError, open_store
+from forkcast_wire.termination import stop_event_on_sigterm
 
 _LOOK_SECONDS = 0.2
 _SHOW_SECONDS = 1.0
@@ -34,11 +33,6 @@ def run(manifest: TrainingRun, folder: Path, *, quiet: bool) -> bool:
     Raises ManifestError, RunFailedError.
     """
     refuse_cluster_only(manifest.spec)
-    stop = threading.Event()
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
     with workdir.locked(folder):
         workdir.prepare(folder, manifest)
         try:
@@ -47,8 +41,7 @@ def run(manifest: TrainingRun, folder: Path, *, quiet: bool) -> bool:
             raise ManifestError(
                 "spec.storage", str(error), "make it writable, or change it"
             ) from None
-        signal.signal(signal.SIGTERM, interrupt)
-        signal.signal(signal.SIGINT, interrupt)
+        stop = stop_event_on_sigterm()
         with (folder / "logs" / "supervisor.log").open("a") as log:
             console, sys.stderr = sys.stderr, log
             try:

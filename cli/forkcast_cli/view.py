@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forkcast.admission import Refusal
 from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
@@ -34,7 +35,7 @@ class SuppressedView:
     """A trigger that opened no branch, and why."""
 
     trigger: Trigger
-    reason: str
+    reason: Refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class RunView:
         """Triggers that might have opened a branch and did not. A calm one with nothing to pay back
         asked for none.
         """
-        return [one for one in self.suppressed if one.reason != "NoLoan"]
+        return [one for one in self.suppressed if one.reason is not Refusal.NO_LOAN]
 
 
 def manifest_of(folder: Path) -> TrainingRun:

@@ -32,6 +32,9 @@ _VERDICTS = {
 _REASONS = {
     "NoCandidatePassed": "no candidate met every condition",
     "DeadlineExceeded": "the deadline came first",
+    "EndedByAnotherOperator": "another operator ended it",
+    "EpochTaken": "another branch had opened the next epoch",
+    "NextStepOfTheLadder": "the ladder verifies nothing",
     "NoSafeCheckpoint": "no saved state from before the departure existed",
     "NoCandidatePassedTheGate": "no candidate passed the risk gate",
     "RunFinished": "the run had ended",
@@ -62,7 +65,7 @@ def draft_sentence(decision: Decision) -> str:
     """What was drafted, and by whom it was ranked."""
     draft = decision.draft
     if draft.strategy == ladder.STRATEGY:
-        return f"The ladder's action ({draft.note}) was applied without a comparison."
+        return f"The ladder's action ({draft.detail}) was applied without a comparison."
     ranked = "the proxy" if draft.source is DraftSource.PROXY else "the heuristic"
     note = f" ({draft.note})" if draft.note else ""
     states = ", ".join(str(base.step) for base in decision.bases)
@@ -81,10 +84,10 @@ def outcome_sentence(decision: Decision) -> str:
         case Outcome.CONTROL_ADOPTED:
             return f"The control was adopted: {reason(decision.reason)}."
         case Outcome.DATA_CAUSED:
-            step = decision.reason.rpartition("Step")[2]
-            return (
-                f"Every rollout spiked at step {step}, so the data is the cause; nothing changed."
+            where = (
+                "the same step" if decision.cause_step is None else f"step {decision.cause_step}"
             )
+            return f"Every rollout spiked at {where}, so the data is the cause; nothing changed."
         case _:
             end = "the main run went on from its own state"
             return f"{spelt(decision.outcome.value)}: {reason(decision.reason)}; {end}."

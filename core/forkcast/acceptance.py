@@ -16,7 +16,15 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from forkcast.actions import Action
-from forkcast.decision import CONTROL, Draft, Judgement, Outcome, Verdict
+from forkcast.decision import (
+    CONTROL,
+    Circumstances,
+    Draft,
+    Judgement,
+    Outcome,
+    Reason,
+    Verdict,
+)
 from forkcast.records import Trial, TrialStatus, Trigger
 
 #: Margins in nats/token by action class, then by rung (steps after the trigger): the 95 % quantile
@@ -76,32 +84,36 @@ class AcceptanceRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """All that a verdict may rest on. ``trials[name][rung]``; the control stands under CONTROL.
+    """All that a verdict may rest on. ``trials[name][rung]``; the control's are those of CONTROL.
 
-    rung: the last rung every entrant was meant to reach. confirm_rung: 0 where there is none.
-    cut_short: verification did not come to its end; by the run's own end where run_finished, else
-        by the deadline.
+    rung: the last rung every entrant was meant to reach. confirm_rung: 0 if there is none.
     """
 
     trigger: Trigger
     draft: Draft
     trials: Mapping[str, Mapping[int, Trial]]
-    main_losses: Mapping[int, float]
-    main_over_threshold: bool
+    circumstances: Circumstances
     rung: int
     confirm_rung: int
-    cut_short: bool
-    run_finished: bool = False
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether verification did not come to its end."""
+        return self.circumstances.cut_short
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conclusion:
-    """The outcome, who won (a candidate's name, CONTROL, or None) and each finalist's judgement."""
+    """The outcome, who won (a candidate's name, CONTROL, or None) and each finalist's judgement.
+
+    cause_step: the step at which every rollout spiked, if that is the reason.
+    """
 
     outcome: Outcome
-    reason: str
+    reason: Reason
     winner: str | None
     judgements: tuple[Judgement, ...]
+    cause_step: int | None = None
 
 
 def compared_loss(trial: Trial, preset: Preset) -> float | None:
@@ -214,7 +226,7 @@ def conclude(evidence: Evidence, rules: AcceptanceRules) -> Conclusion:
         best = max(passed, key=lambda judged: (judged.improvement or 0.0, judged.candidate))
         return Conclusion(
             outcome=Outcome.ACCEPTED,
-            reason="Improved",
+            reason=Reason.IMPROVED,
             winner=best.candidate,
             judgements=tuple(
                 replace(judged, verdict=Verdict.ACCEPTED) if judged is best else judged
@@ -224,7 +236,7 @@ def conclude(evidence: Evidence, rules: AcceptanceRules) -> Conclusion:
     if _control_escaped(evidence, rules):
         return Conclusion(
             outcome=Outcome.CONTROL_ADOPTED,
-            reason="TransientCause",
+            reason=Reason.TRANSIENT_CAUSE,
             winner=CONTROL,
             judgements=judgements,
         )
@@ -232,13 +244,15 @@ def conclude(evidence: Evidence, rules: AcceptanceRules) -> Conclusion:
     if shared is not None:
         return Conclusion(
             outcome=Outcome.DATA_CAUSED,
-            reason=f"EveryRolloutSpikedAtStep{shared}",
+            reason=Reason.EVERY_ROLLOUT_SPIKED,
+            cause_step=shared,
             winner=None,
             judgements=judgements,
         )
-    reason = "NoCandidatePassed"
+    reason = Reason.NO_CANDIDATE_PASSED
     if evidence.cut_short:
-        reason = "RunFinished" if evidence.run_finished else "DeadlineExceeded"
+        finished = evidence.circumstances.run_finished
+        reason = Reason.RUN_FINISHED if finished else Reason.DEADLINE_EXCEEDED
     return Conclusion(outcome=Outcome.NO_ACTION, reason=reason, winner=None, judgements=judgements)
 
 
@@ -412,17 +426,18 @@ def _control_escaped(evidence: Evidence, rules: AcceptanceRules) -> bool:
     above the control's, and the control saw no instability event.
     """
     control = _last(evidence.trials.get(CONTROL, {}))
-    step = evidence.trigger.step
-    if not evidence.main_over_threshold or control is None or evidence.cut_short:
+    seen, step = evidence.circumstances, evidence.trigger.step
+    if not seen.main_over_threshold or control is None or evidence.cut_short:
         return False
     if control.status is not TrialStatus.OK or control.spike_steps or control.state is None:
         return False
     spread = volatility(control, control, rules.ema_decay)
     offset = step - control.losses_from
-    main = evidence.main_losses.get(step)
-    if spread is None or main is None or not 0 <= offset < len(control.losses):
+    if spread is None or not 0 <= offset < len(control.losses):
         return False
-    return not math.isfinite(main) or main - control.losses[offset] > 3 * spread
+    if seen.main_diverged:
+        return True
+    return seen.main_loss is not None and seen.main_loss - control.losses[offset] > 3 * spread
 
 
 def _shared_spike(evidence: Evidence) -> int | None:

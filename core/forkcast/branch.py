@@ -29,10 +29,12 @@ from forkcast.decision import (
     CONTROL,
     SCHEMA_VERSION,
     Candidate,
+    Circumstances,
     Cost,
     Decision,
     Draft,
     Outcome,
+    Reason,
 )
 from forkcast.lineage import LineageEntry
 from forkcast.records import StateRef, Trial, Trigger
@@ -161,7 +163,7 @@ class Release:
 
     branch: str
     outcome: Outcome
-    reason: str
+    reason: Reason
 
 
 Command: TypeAlias = (
@@ -236,7 +238,7 @@ class Releasing:
     branch: str
     trigger: Trigger
     outcome: Outcome
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +248,7 @@ class Finished:
     branch: str
     trigger: Trigger
     outcome: Outcome
-    reason: str
+    reason: Reason
 
 
 Phase: TypeAlias = Forking | Drafting | Verifying | Deciding | Collapsing | Releasing | Finished
@@ -330,7 +332,7 @@ def decide(phase: Phase, seen: Seen, rules: BranchRules) -> tuple[Phase, tuple[C
         if seen.decision is not None:
             return _carry_out(phase, seen.decision), ()
         if seen.released:
-            return _release(phase, Outcome.SUPERSEDED, "EndedByAnotherOperator"), ()
+            return _release(phase, Outcome.SUPERSEDED, Reason.ENDED_BY_ANOTHER_OPERATOR), ()
     match phase:
         case Forking():
             return _fork(phase, seen, rules)
@@ -357,16 +359,16 @@ def _hold(
     return (HoldMain(branch=phase.branch),) if rules.hold_main else ()
 
 
-def _release(phase: Phase, outcome: Outcome, reason: str) -> Releasing:
+def _release(phase: Phase, outcome: Outcome, reason: Reason) -> Releasing:
     return Releasing(branch=phase.branch, trigger=phase.trigger, outcome=outcome, reason=reason)
 
 
 def _early_end(phase: Phase, seen: Seen) -> Releasing | None:
     """A branch with nothing measured yet ends where the run has ended or its time is up."""
     if seen.run_finished:
-        return _release(phase, Outcome.NO_ACTION, "RunFinished")
+        return _release(phase, Outcome.NO_ACTION, Reason.RUN_FINISHED)
     if seen.expired:
-        return _release(phase, Outcome.FAILED, "DeadlineExceeded")
+        return _release(phase, Outcome.FAILED, Reason.DEADLINE_EXCEEDED)
     return None
 
 
@@ -379,7 +381,7 @@ def _fork(phase: Forking, seen: Seen, rules: BranchRules) -> tuple[Phase, tuple[
         )
         return phase, (*_hold(phase, rules), pin)
     if not seen.bases:
-        return _release(phase, Outcome.FAILED, "NoSafeCheckpoint"), ()
+        return _release(phase, Outcome.FAILED, Reason.NO_SAFE_CHECKPOINT), ()
     return Drafting(branch=phase.branch, trigger=phase.trigger, bases=seen.bases), ()
 
 
@@ -390,7 +392,7 @@ def _draft(phase: Drafting, seen: Seen, rules: BranchRules) -> tuple[Phase, tupl
         draw = DraftCandidates(branch=phase.branch, trigger=phase.trigger, bases=phase.bases)
         return phase, (*_hold(phase, rules), draw)
     if not seen.draft.finalists:
-        return _release(phase, Outcome.NO_ACTION, "NoCandidatePassedTheGate"), ()
+        return _release(phase, Outcome.NO_ACTION, Reason.NO_CANDIDATE_PASSED_THE_GATE), ()
     return (
         Verifying(
             branch=phase.branch,
@@ -512,31 +514,17 @@ def _conclude(phase: Deciding, seen: Seen, rules: BranchRules) -> tuple[Phase, t
 
 def _decision(phase: Deciding, seen: Seen, rules: BranchRules) -> Decision:
     trials = {name: rollout.trials for name, rollout in seen.rollouts.items()}
-    control = control_of(phase.trigger, phase.bases)
-    evidence = acceptance.Evidence(
-        trigger=phase.trigger,
-        draft=phase.draft,
-        trials=trials,
-        main_losses=seen.main_losses,
-        main_over_threshold=seen.main_over_threshold,
-        rung=rules.rungs[-1],
-        confirm_rung=rules.confirm_steps,
+    circumstances = Circumstances.of(
+        seen.main_losses.get(phase.trigger.step),
+        over_threshold=seen.main_over_threshold,
         cut_short=phase.cut_short,
         run_finished=seen.run_finished and not seen.expired,
     )
-    if rules.policy is Policy.LADDER:
-        end = ladder.conclude(evidence)
-    else:
-        end = acceptance.conclude(evidence, rules.acceptance)
-    outcome, reason, winner = end.outcome, end.reason, end.winner
-    state = None
-    if winner is not None:
-        last = max(trials[winner])
-        state = trials[winner][last].state
-        if state is None:  # it measured well but its state never became durable
-            outcome, reason, winner = Outcome.NO_ACTION, "WinnerStateMissing", None
+    end = _end(phase.trigger, phase.draft, trials, circumstances, rules)
+    winner = end.winner
     action = None
     if winner is not None:
+        control = control_of(phase.trigger, phase.bases)
         action = control.action if winner == CONTROL else phase.draft.candidate(winner).action
     finals = [by[max(by)] for by in trials.values() if by]
     return Decision(
@@ -549,18 +537,59 @@ def _decision(phase: Deciding, seen: Seen, rules: BranchRules) -> Decision:
         draft=phase.draft,
         trials=tuple(trial for name in sorted(trials) for _, trial in sorted(trials[name].items())),
         judgements=end.judgements,
-        outcome=outcome,
-        reason=reason,
-        applied=rules.apply and outcome.adopts,
+        outcome=end.outcome,
+        reason=end.reason,
+        cause_step=end.cause_step,
+        applied=rules.apply and end.outcome.adopts,
         winner=winner,
         action=action,
-        adopted=state,
+        adopted=trials[winner][max(trials[winner])].state if winner is not None else None,
         rules=rules.recorded(),
         cost=Cost(
             rollout_steps=sum(trial.steps_run for trial in finals),
             rollout_seconds=sum(trial.seconds for trial in finals),
         ),
+        circumstances=circumstances,
     )
+
+
+def _end(
+    trigger: Trigger,
+    draft: Draft,
+    trials: Mapping[str, Mapping[int, Trial]],
+    circumstances: Circumstances,
+    rules: BranchRules,
+) -> acceptance.Conclusion:
+    """How the branch ends by its policy; a winner whose end state is missing adopts nothing."""
+    evidence = acceptance.Evidence(
+        trigger=trigger,
+        draft=draft,
+        trials=trials,
+        circumstances=circumstances,
+        rung=rules.rungs[-1],
+        confirm_rung=rules.confirm_steps,
+    )
+    if rules.policy is Policy.LADDER:
+        end = ladder.conclude(evidence)
+    else:
+        end = acceptance.conclude(evidence, rules.acceptance)
+    if end.winner is not None and trials[end.winner][max(trials[end.winner])].state is None:
+        missing = Reason.WINNER_STATE_MISSING  # it measured well, but its state is not durable
+        return replace(end, outcome=Outcome.NO_ACTION, reason=missing, winner=None)
+    return end
+
+
+def redecide(decision: Decision, rules: BranchRules) -> acceptance.Conclusion:
+    """What these rules conclude from a recorded decision's evidence; by the rules of its branch.json
+    the recorded outcome. Raises ValueError for a decision of schema 1, which lacks a part of it.
+    """
+    if decision.circumstances is None:
+        version = decision.schema_version
+        raise ValueError(f"decision of {decision.branch}: schema {version} lacks its circumstances")
+    trials: dict[str, dict[int, Trial]] = {}
+    for trial in decision.trials:
+        trials.setdefault(trial.candidate, {})[trial.rung] = trial
+    return _end(decision.trigger, decision.draft, trials, decision.circumstances, rules)
 
 
 def entry_of(decision: Decision) -> LineageEntry:
@@ -583,14 +612,12 @@ def _collapse(phase: Collapsing, seen: Seen) -> tuple[Phase, tuple[Command, ...]
     entry = entry_of(phase.decision)
     if seen.lineage is None:
         if seen.run_finished:
-            return _release(phase, Outcome.NO_ACTION, "RunFinished"), ()
+            return _release(phase, Outcome.NO_ACTION, Reason.RUN_FINISHED), ()
         return phase, (AppendLineage(branch=phase.branch, entry=entry),)
     if seen.lineage != entry:
-        return _release(
-            phase, Outcome.SUPERSEDED, f"epoch {entry.epoch} is {seen.lineage.branch}"
-        ), ()
+        return _release(phase, Outcome.SUPERSEDED, Reason.EPOCH_TAKEN), ()
     if seen.durable_epoch < entry.epoch:
         if seen.run_finished:  # the trainer ended between our look and our append: nobody adopts
-            return _release(phase, Outcome.NO_ACTION, "RunFinished"), ()
+            return _release(phase, Outcome.NO_ACTION, Reason.RUN_FINISHED), ()
         return phase, (PostCollapse(branch=phase.branch, entry=entry),)
     return _release(phase, phase.decision.outcome, phase.decision.reason), ()

@@ -6,15 +6,18 @@ create-only, before any effect of it, and never again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 from forkcast.actions import Action
-from forkcast.canonical import digest
+from forkcast.canonical import Json, digest, plain
 from forkcast.records import Forecast, StateRef, Trial, Trigger
 
-SCHEMA_VERSION = 1
+#: 2: `ProxyAnswer`, `Reason` and `Circumstances` instead of sentences; 1 is still read.
+SCHEMA_VERSION = 2
 CONTROL = "control"
 
 
@@ -23,6 +26,43 @@ class DraftSource(StrEnum):
 
     PROXY = "Proxy"
     HEURISTIC = "Heuristic"
+
+
+class ProxyAnswer(StrEnum):
+    """How asking the proxy for a draft went."""
+
+    NOT_ASKED = "NotAsked"
+    ANSWERED = "Answered"
+    ABSTAINED = "Abstained"  # it answered that it has nothing to say about any candidate
+    UNAVAILABLE = "Unavailable"  # no answer within the timeout
+    INVALID = "Invalid"  # an answer that does not fit the candidates
+
+
+class Reason(StrEnum):
+    """Why a branch ended as it did."""
+
+    IMPROVED = "Improved"
+    TRANSIENT_CAUSE = "TransientCause"
+    EVERY_ROLLOUT_SPIKED = "EveryRolloutSpiked"
+    NO_CANDIDATE_PASSED = "NoCandidatePassed"
+    NO_CANDIDATE_PASSED_THE_GATE = "NoCandidatePassedTheGate"
+    NO_SAFE_CHECKPOINT = "NoSafeCheckpoint"
+    WINNER_STATE_MISSING = "WinnerStateMissing"
+    RUN_FINISHED = "RunFinished"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    NEXT_STEP_OF_THE_LADDER = "NextStepOfTheLadder"
+    LADDER_STEP_FAILED = "LadderStepFailed"
+    ENDED_BY_ANOTHER_OPERATOR = "EndedByAnotherOperator"
+    EPOCH_TAKEN = "EpochTaken"  # another branch has opened the next epoch
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        """Records of schema 1 spelt a step or an epoch into two of the words."""
+        if isinstance(value, str) and value.startswith("EveryRolloutSpikedAtStep"):
+            return cls("EveryRolloutSpiked")
+        if isinstance(value, str) and value.startswith("epoch "):
+            return cls("EpochTaken")
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +79,17 @@ class Draft:
     """The drafted candidates and the finalists among them, in ranked order.
 
     seed: of the search, derived from the branch's identity. source: who ordered. model: digest of
-    the model whose forecasts stand with the candidates (it may have gated where the heuristic
-    ordered), empty where there are none. note: what was unavailable, and why.
+    the model whose forecasts are recorded with the candidates (it may have gated while the heuristic
+    ordered), empty if there are none. proxy: how asking the proxy went. detail: free text beside it,
+    for people: what the proxy said, or which error came instead.
     """
 
     seed: int
     strategy: str
     source: DraftSource
     model: str
-    note: str
+    proxy: ProxyAnswer
+    detail: str
     candidates: tuple[Candidate, ...]
     finalists: tuple[str, ...]
 
@@ -57,6 +99,29 @@ class Draft:
             if candidate.name == name:
                 return candidate
         raise KeyError(name)
+
+    @property
+    def risk_known(self) -> bool:
+        """Whether the model stated a calibrated risk of any candidate."""
+        forecasts = [one.forecast for one in self.candidates if one.forecast is not None]
+        return any(one.abstained is None and one.risk is not None for one in forecasts)
+
+    @property
+    def note(self) -> str:
+        """What the forecasts lack and why, in words for people; "" if nothing."""
+        answer = _ANSWERS.get(self.proxy, "")
+        known = answer in self.detail  # schema 1 kept one text for all
+        said = self.detail if known else ": ".join(filter(None, (answer, self.detail)))
+        risk = "" if self.risk_known or _NO_RISK in said else _NO_RISK
+        return "; ".join(part for part in (risk, said) if part)
+
+
+_NO_RISK = "risk: unavailable"
+_ANSWERS = {
+    ProxyAnswer.NOT_ASKED: "the proxy was not asked",
+    ProxyAnswer.UNAVAILABLE: "proxy unavailable",
+    ProxyAnswer.INVALID: "proxy invalid",
+}
 
 
 class Verdict(StrEnum):
@@ -121,13 +186,46 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What a decision rests on beside the draft and the trials.
+
+    main_loss: the main run's training loss at the trigger, nats/token; None if it is not known or
+    not finite (main_diverged). main_over_threshold: whether its index is still over the threshold.
+    cut_short: verification did not come to its end; by the run's own end if run_finished, else by
+    the deadline.
+    """
+
+    main_loss: float | None
+    main_diverged: bool
+    main_over_threshold: bool
+    cut_short: bool
+    run_finished: bool
+
+    @classmethod
+    def of(
+        cls, main: float | None, *, over_threshold: bool, cut_short: bool, run_finished: bool
+    ) -> Self:
+        """From the main run's loss at the trigger as it was reported, which may be no number."""
+        finite = main is not None and math.isfinite(main)
+        return cls(
+            main_loss=main if finite else None,
+            main_diverged=main is not None and not finite,
+            main_over_threshold=over_threshold,
+            cut_short=cut_short,
+            run_finished=run_finished,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Everything that one decision rests on; enough to take it again.
+    """Everything that one decision rests on: with the rules of its branch.json enough to take it
+    again (`branch.redecide`), from schema 2 on.
 
     epoch: the lineage epoch in which the trigger fired; an adopted state opens epoch + 1.
     applied: False in mode DryRun, where the outcome is recorded and nothing is changed.
     adopted: the end state that is adopted, None unless ``outcome.adopts``.
-    rules: the rules in force, by name, as strings and numbers.
+    cause_step: the step at which every rollout spiked (`Reason.EVERY_ROLLOUT_SPIKED`), else None.
+    rules: the rules in force, by name, as strings and numbers. circumstances: None in schema 1.
     """
 
     schema_version: int
@@ -140,15 +238,31 @@ class Decision:
     trials: tuple[Trial, ...]
     judgements: tuple[Judgement, ...]
     outcome: Outcome
-    reason: str
+    reason: Reason
+    cause_step: int | None
     applied: bool
     winner: str | None
     action: Action | None
     adopted: StateRef | None
     rules: Mapping[str, str | int | float | bool]
     cost: Cost
+    circumstances: Circumstances | None
 
     @property
     def digest(self) -> str:
         """sha256, hex, of the canonical JSON: what decision.json hashes to."""
-        return digest(self)
+        return digest(self if self.schema_version >= SCHEMA_VERSION else _schema_1(self))
+
+
+def _schema_1(decision: Decision) -> Json:
+    """A decision that was read from schema 1, as it is stored: its digest is in the lineage."""
+    document = plain(decision)
+    assert isinstance(document, dict)
+    del document["circumstances"], document["cause_step"]
+    if decision.cause_step is not None:
+        document["reason"] = f"EveryRolloutSpikedAtStep{decision.cause_step}"
+    draft = document["draft"]
+    assert isinstance(draft, dict)
+    draft["note"] = draft.pop("detail")
+    del draft["proxy"]
+    return document

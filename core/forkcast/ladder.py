@@ -12,7 +12,16 @@ from collections.abc import Sequence
 
 from forkcast.acceptance import Conclusion, Evidence
 from forkcast.actions import Action
-from forkcast.decision import Candidate, Draft, DraftSource, Judgement, Outcome, Verdict
+from forkcast.decision import (
+    Candidate,
+    Draft,
+    DraftSource,
+    Judgement,
+    Outcome,
+    ProxyAnswer,
+    Reason,
+    Verdict,
+)
 from forkcast.lineage import LineageEntry
 from forkcast.records import StateRef, TrialStatus, Trigger
 from forkcast.relapse import WATCHED_STEPS
@@ -67,7 +76,8 @@ def draft(trigger: Trigger, bases: Sequence[StateRef], lineage: Sequence[Lineage
         strategy=STRATEGY,
         source=DraftSource.HEURISTIC,
         model="",
-        note=f"step {step_of(trigger, lineage) + 1} of 3",
+        proxy=ProxyAnswer.NOT_ASKED,
+        detail=f"step {step_of(trigger, lineage) + 1} of 3",
         candidates=(only,),
         finalists=(_NAME,),
     )
@@ -99,7 +109,7 @@ def conclude(evidence: Evidence) -> Conclusion:
     )
     return Conclusion(
         outcome=Outcome.ACCEPTED if adopted else Outcome.NO_ACTION,
-        reason="NextStepOfTheLadder" if adopted else "LadderStepFailed",
+        reason=Reason.NEXT_STEP_OF_THE_LADDER if adopted else Reason.LADDER_STEP_FAILED,
         winner=_NAME if adopted else None,
         judgements=(judged,),
     )

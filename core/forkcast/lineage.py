@@ -6,8 +6,9 @@ same epoch cannot be created, so two operators cannot collapse twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from forkcast.actions import Action
 from forkcast.records import StateRef
@@ -46,6 +47,36 @@ def head(entries: Sequence[LineageEntry]) -> LineageEntry | None:
         if entry.epoch != expected:
             raise ValueError(f"lineage: epoch {expected} is missing or repeated; {entry.epoch=}")
     return ordered[-1] if ordered else None
+
+
+class Opening(Protocol):
+    """What opened an epoch: a LineageEntry, or a trainer's first hello in it."""
+
+    @property
+    def epoch(self) -> int: ...  # noqa: D102
+
+    @property
+    def base_step(self) -> int: ...  # noqa: D102
+
+
+def limits(openings: Iterable[Opening], epoch: int) -> dict[int, int]:
+    """By earlier epoch: its steps before this one, and its states up to it, belong to the lineage
+    of ``epoch``; what lies beyond was abandoned. Openings may come in any order. Nothing is known
+    to belong before an epoch whose opening is missing.
+
+    Costs as much as there are openings, whatever number ``epoch`` is.
+    """
+    found: dict[int, int] = {}
+    at, limit = epoch, None
+    for opening in sorted(openings, key=lambda one: one.epoch, reverse=True):
+        if opening.epoch > at:
+            continue
+        if opening.epoch < at or at == 0:
+            break
+        limit = opening.base_step if limit is None else min(limit, opening.base_step)
+        at -= 1
+        found[at] = limit
+    return found
 
 
 def in_force(entries: Sequence[LineageEntry], epoch: int) -> tuple[LineageEntry, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from forkcast.lineage import LineageEntry
+from forkcast.lineage import LineageEntry, limits
 from forkcast.records import StateRef
 
 #: How many log-spaced states stay beyond the last ones.
@@ -57,13 +57,7 @@ def of_lineage(
     """The states that the lineage of ``epoch`` passed through: its own, and of each earlier epoch
     those up to the base of every collapse after it. What lies beyond was abandoned.
     """
-    last_step: dict[int, int] = {}
-    limit: int | None = None
-    for entry in sorted(entries, key=lambda one: one.epoch, reverse=True):
-        if entry.epoch > epoch:
-            continue
-        limit = entry.base_step if limit is None else min(limit, entry.base_step)
-        last_step[entry.epoch - 1] = limit
+    last_step = limits(entries, epoch)
     return tuple(
         ref
         for ref in states

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from forkcast.admission import Refusal
 from forkcast.branch import PHASES, BranchRules, Phase
-from forkcast.decision import Outcome
+from forkcast.decision import Outcome, Reason
 from forkcast.ports import Store
 from forkcast.records import StateRef, Trigger
 from forkcast_wire import keys
@@ -44,7 +45,7 @@ class OutcomeRecord:
 
     branch: str
     outcome: Outcome
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class Suppression:
     """suppressed/<trigger>.json: a trigger that opened no branch, and why."""
 
     trigger: Trigger
-    reason: str
+    reason: Refusal
 
 
 def load_phase(store: Store, trigger_id: str) -> Phase | None:

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 
 from forkcast.actions import Action, Lattice
-from forkcast.decision import Candidate, Draft
+from forkcast.decision import Candidate, Draft, ProxyAnswer
 from forkcast.ranking import rank
 from forkcast.records import Forecast, Window
 from forkcast_operator.search import SEARCH
@@ -18,9 +18,6 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import candidate_to_wire, forecast_from_wire, window_to_wire
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
-
-#: How a draft's note begins where no candidate has a calibrated risk.
-RISK_UNAVAILABLE = "risk: unavailable"
 
 
 def seed_of(branch: str, seed: int) -> int:
@@ -55,9 +52,9 @@ def draft(
     """The whole draft. A proxy that is down, slow or wrong costs its opinion, nothing else."""
     candidates = draw(spec, lattice, window, history, seed)
     forecasts: dict[str, Forecast] = {}
-    model, note = "", "proxy.mode is Heuristic"
+    answer, model, detail = ProxyAnswer.NOT_ASKED, "", ""
     if proxy is not None:
-        forecasts, model, note = _ask(spec, window, candidates, proxy)
+        answer, forecasts, model, detail = _ask(spec, window, candidates, proxy)
     candidates = tuple(replace(c, forecast=forecasts.get(c.name)) for c in candidates)
     finalists, source = rank(
         candidates,
@@ -69,7 +66,8 @@ def draft(
         strategy=spec.branching.search,
         source=source,
         model=model,
-        note=note if _risk_known(candidates) else "; ".join(filter(None, [RISK_UNAVAILABLE, note])),
+        proxy=answer,
+        detail=detail,
         candidates=candidates,
         finalists=finalists,
     )
@@ -77,7 +75,8 @@ def draft(
 
 def _ask(
     spec: TrainingRunSpec, window: Window, candidates: Sequence[Candidate], proxy: ProxyStub
-) -> tuple[dict[str, Forecast], str, str]:
+) -> tuple[ProxyAnswer, dict[str, Forecast], str, str]:
+    """How it went, the forecasts by candidate, the model's digest and what was said beside."""
     left = spec.training.total_steps - int(window.columns["step"][-1]) if len(window) else 1
     request = pb.ForecastRequest(
         window=window_to_wire(window),
@@ -87,21 +86,15 @@ def _ask(
     try:
         answer = proxy.Forecast(request, timeout=spec.proxy.timeout_seconds)
     except grpc.RpcError as error:
-        return {}, "", f"proxy unavailable: {error.code().name}"
+        return ProxyAnswer.UNAVAILABLE, {}, "", error.code().name
     forecasts = {one.candidate: forecast_from_wire(one) for one in answer.forecasts}
     if set(forecasts) != {one.name for one in candidates} or not all(
         map(_valid, forecasts.values())
     ):
-        return {}, "", "proxy invalid: its forecasts do not match the candidates"
-    return forecasts, answer.model_digest, answer.note
-
-
-def _risk_known(candidates: Sequence[Candidate]) -> bool:
-    """Whether the model stated a calibrated risk of any candidate."""
-    return any(
-        c.forecast is not None and c.forecast.abstained is None and c.forecast.risk is not None
-        for c in candidates
-    )
+        return ProxyAnswer.INVALID, {}, "", "its forecasts do not match the candidates"
+    silent = all(one.abstained is not None for one in forecasts.values())
+    said = ProxyAnswer.ABSTAINED if silent else ProxyAnswer.ANSWERED
+    return said, forecasts, answer.model_digest, answer.note
 
 
 def _valid(forecast: Forecast) -> bool:

@@ -155,7 +155,7 @@ class Intake:
         return Received.OPENED, name
 
     def _suppress(self, trigger: Trigger, reason: Refusal) -> str:
-        suppression = Suppression(trigger=trigger, reason=reason.value)
+        suppression = Suppression(trigger=trigger, reason=reason)
         with contextlib.suppress(AlreadyExists):  # another operator was first; its reason stands
             put_document(self._store, keys.suppressed(trigger), suppression)
         _log.info("trigger.suppressed", trigger=trigger.id, reason=reason.value)

@@ -18,9 +18,11 @@ from forkcast.canonical import canonical_json
 from forkcast.lineage import LineageEntry, head
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
-from forkcast_wire import keys
+from forkcast_wire import keys, schema_1
 
 T = TypeVar("T")
+#: The version of the checkpoint format that is written and read.
+STATE_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,9 @@ def load(kind: type[T], data: bytes) -> T:
     try:
         record: T = _adapter(cast("Hashable", kind)).validate_json(data, extra="forbid")
     except ValidationError as error:
+        former = schema_1.upgraded(data)
+        if former is not None:
+            return load(kind, former)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise DocumentError(f"{kind.__name__}: {where}: {first['msg']}") from error
@@ -126,24 +131,46 @@ def load_any(kind: Any, data: bytes) -> Any:
 
 
 def read_manifest(store: Store, folder: str) -> StateManifest | None:
-    """The manifest of a saved state, None where there is none or it is damaged: a state without a
-    valid manifest does not exist.
+    """The manifest of a saved state, None if there is none, or it is damaged, or is not this
+    folder's: a state without a valid manifest does not exist.
     """
     try:
-        return load(StateManifest, store.get(keys.state_manifest(folder))[0])
+        manifest = load(StateManifest, store.get(keys.state_manifest(folder))[0])
     except (LookupError, DocumentError):
         return None
+    return manifest if _belongs(manifest, folder) else None
+
+
+def _belongs(manifest: StateManifest, folder: str) -> bool:
+    """Whether a manifest says of its state what the folder's name says."""
+    ref = manifest.state
+    place = folder
+    if ref.kind is not StateKind.ROLLOUT:
+        place = keys.state(ref.kind, ref.epoch, ref.attempt, ref.step)
+    return manifest.format_version == STATE_FORMAT and ref.key == folder == place
+
+
+def survey(store: Store, kind: StateKind) -> tuple[list[StateRef], list[str]]:
+    """The main run's durable states of one kind, oldest first by (epoch, step, attempt), and the
+    folders whose manifest is damaged.
+    """
+    found, damaged = [], []
+    names = {info.key for info in store.list(keys.state_prefix(kind))}
+    for name in sorted(names):
+        folder, _, last = name.rpartition("/")
+        if last != "manifest.json":
+            continue
+        manifest = read_manifest(store, folder)
+        if manifest is not None:
+            found.append(replace(manifest.state, good=f"{folder}/good" in names))
+        elif store.head(name) is not None:  # not deleted meanwhile
+            damaged.append(folder)
+    return sorted(found, key=lambda ref: (ref.epoch, ref.step, ref.attempt)), damaged
 
 
 def saved_states(store: Store, kind: StateKind) -> list[StateRef]:
     """The main run's durable states of one kind, oldest first by (epoch, step, attempt)."""
-    found = []
-    names = {info.key for info in store.list(keys.state_prefix(kind))}
-    for name in names:
-        folder, _, last = name.rpartition("/")
-        if last == "manifest.json" and (manifest := read_manifest(store, folder)) is not None:
-            found.append(replace(manifest.state, good=f"{folder}/good" in names))
-    return sorted(found, key=lambda ref: (ref.epoch, ref.step, ref.attempt))
+    return survey(store, kind)[0]
 
 
 def lineage_entries(store: Store) -> list[LineageEntry]:

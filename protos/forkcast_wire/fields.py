@@ -17,6 +17,8 @@ API_VERSION: Final = "forkcast.dev/v1alpha1"
 DECIMAL_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 MOST_STEPS = 100_000_000
+#: Lineage epochs of a run: each is a branch's collapse, and as many branches a manifest may allow.
+MOST_EPOCHS = 10_000
 
 
 def _decimal(value: object) -> float:

@@ -39,6 +39,11 @@ def state(kind: StateKind, epoch: int, attempt: int, step: int) -> str:
     return f"{state_prefix(kind)}e{epoch}/a{attempt}/{step:012d}"
 
 
+def is_first(folder: str) -> bool:
+    """Whether the folder of a state is that of step 0: losing it loses no training."""
+    return not folder.rpartition("/")[2].strip("0")
+
+
 def ptz(folder: str, step: int) -> str:
     """The container in a state's folder."""
     return f"{folder}/cp_{step}.ptz"

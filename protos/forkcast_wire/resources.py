@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer
 
-from forkcast.decision import DraftSource, Outcome, Verdict
+from forkcast.decision import DraftSource, Outcome, ProxyAnswer, Verdict
 from forkcast.records import TriggerRule
 from forkcast_wire.fields import (
     NAME_PATTERN,
@@ -425,8 +425,10 @@ class DraftStatus(Part):
     """Those that are verified, best first."""
     model_sha256: Annotated[str, Field(max_length=64)] = ""
     """Digest of the proxy's model; empty for the heuristic."""
+    proxy: ProxyAnswer = ProxyAnswer.NOT_ASKED
+    """How asking the proxy went."""
     note: Text = ""
-    """Why the heuristic was used, where it was."""
+    """What its forecasts lack, and why."""
 
 
 class RolloutState(StrEnum):

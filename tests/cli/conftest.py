@@ -11,12 +11,15 @@ from forkcast.actions import Action
 from forkcast.branch import BranchRules, entry_of
 from forkcast.decision import (
     Candidate,
+    Circumstances,
     Cost,
     Decision,
     Draft,
     DraftSource,
     Judgement,
     Outcome,
+    ProxyAnswer,
+    Reason,
     Verdict,
 )
 from forkcast.records import StateKind, StateRef, Trial, TrialStatus, Trigger, TriggerRule
@@ -71,7 +74,7 @@ def decided(t, epoch, base, *, accept):
             trials.append(trial(one.name, 20, t, gain, base, end))
     verdicts = (Verdict.ACCEPTED if accept else Verdict.NO_BETTER, Verdict.DROPPED_AT_RUNG)
     return Decision(
-        schema_version=1,
+        schema_version=2,
         run_uid=UID,
         branch=f"made-e{epoch}-t{t}",
         epoch=epoch,
@@ -92,7 +95,8 @@ def decided(t, epoch, base, *, accept):
             strategy="Lattice",
             source=DraftSource.HEURISTIC,
             model="",
-            note="<proxy & down>",
+            proxy=ProxyAnswer.NOT_ASKED,
+            detail="<proxy & down>",
             candidates=candidates,
             finalists=("c000", "c001"),
         ),
@@ -112,13 +116,17 @@ def decided(t, epoch, base, *, accept):
             for one, verdict, gain in zip(candidates, verdicts, gains, strict=True)
         ),
         outcome=Outcome.ACCEPTED if accept else Outcome.NO_ACTION,
-        reason="Improved" if accept else "NoCandidatePassed",
+        reason=Reason.IMPROVED if accept else Reason.NO_CANDIDATE_PASSED,
+        cause_step=None,
         applied=accept,
         winner="c000" if accept else None,
         action=actions[0] if accept else None,
         adopted=end if accept else None,
         rules=BranchRules(acceptance=AcceptanceRules()).recorded(),
         cost=Cost(rollout_steps=150, rollout_seconds=12.5),
+        circumstances=Circumstances.of(
+            3.0, over_threshold=False, cut_short=False, run_finished=False
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from forkcast import branch as b
 from forkcast.actions import Action
-from forkcast.decision import CONTROL, Candidate, Decision, Draft, DraftSource
+from forkcast.decision import CONTROL, Candidate, Decision, Draft, DraftSource, ProxyAnswer
 from forkcast.lineage import LineageEntry
 from forkcast.records import StateKind, StateRef, Trial, TrialStatus, Trigger, TriggerRule
 
@@ -209,7 +209,8 @@ class SimWorld:
             strategy="Lattice",
             source=DraftSource.HEURISTIC,
             model="",
-            note="",
+            proxy=ProxyAnswer.NOT_ASKED,
+            detail="",
             candidates=candidates,
             finalists=tuple(one.name for one in candidates),
         )

@@ -4,7 +4,16 @@ import pytest
 
 from forkcast.acceptance import AcceptanceRules, Evidence, Preset, conclude, survivors, to_confirm
 from forkcast.actions import Action
-from forkcast.decision import CONTROL, Candidate, Draft, DraftSource, Outcome, Verdict
+from forkcast.decision import (
+    CONTROL,
+    Candidate,
+    Circumstances,
+    Draft,
+    DraftSource,
+    Outcome,
+    ProxyAnswer,
+    Verdict,
+)
 from forkcast.records import Forecast, StateKind, StateRef, Trial, TrialStatus, Trigger, TriggerRule
 
 T = 100
@@ -50,7 +59,8 @@ def evidence(action, mine, control, *, forecast=None, over=False, main=None, cut
         strategy="Lattice",
         source=DraftSource.HEURISTIC,
         model="",
-        note="",
+        proxy=ProxyAnswer.NOT_ASKED,
+        detail="",
         candidates=(Candidate(name="c000", action=action, forecast=forecast),),
         finalists=("c000",),
     )
@@ -61,11 +71,11 @@ def evidence(action, mine, control, *, forecast=None, over=False, main=None, cut
             "c000": {one.rung: one for one in mine},
             CONTROL: {one.rung: one for one in control},
         },
-        main_losses=main or {},
-        main_over_threshold=over,
+        circumstances=Circumstances.of(
+            (main or {}).get(T), over_threshold=over, cut_short=cut_short, run_finished=False
+        ),
         rung=50,
         confirm_rung=200,
-        cut_short=cut_short,
     )
 
 

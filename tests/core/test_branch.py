@@ -20,7 +20,16 @@ from forkcast.branch import (
     decide,
     entry_of,
 )
-from forkcast.decision import Cost, Decision, Draft, DraftSource, Outcome
+from forkcast.decision import (
+    Circumstances,
+    Cost,
+    Decision,
+    Draft,
+    DraftSource,
+    Outcome,
+    ProxyAnswer,
+    Reason,
+)
 from forkcast.records import StateKind, StateRef, Trigger, TriggerRule
 
 TRIGGER = Trigger(
@@ -40,7 +49,7 @@ BASE = StateRef(
 NAME = branch_name("run", TRIGGER)
 FORKING = Forking(branch=NAME, trigger=TRIGGER)
 DECISION = Decision(
-    schema_version=1,
+    schema_version=2,
     run_uid="u",
     branch=NAME,
     epoch=0,
@@ -51,20 +60,23 @@ DECISION = Decision(
         strategy="Lattice",
         source=DraftSource.HEURISTIC,
         model="",
-        note="",
+        proxy=ProxyAnswer.NOT_ASKED,
+        detail="",
         candidates=(),
         finalists=(),
     ),
     trials=(),
     judgements=(),
     outcome=Outcome.ACCEPTED,
-    reason="Improved",
+    reason=Reason.IMPROVED,
+    cause_step=None,
     applied=True,
     winner="c000",
     action=Action(clipping="ZClip", rewind_steps=25),
     adopted=replace(BASE, kind=StateKind.ROLLOUT, step=150),
     rules={},
     cost=Cost(rollout_steps=1, rollout_seconds=1.0),
+    circumstances=Circumstances.of(None, over_threshold=False, cut_short=False, run_finished=False),
 )
 NOTHING = Seen(
     bases=None,
@@ -130,7 +142,9 @@ def test_a_collapse_is_posted_until_it_shows() -> None:
 
 
 def test_a_finished_branch_asks_for_nothing() -> None:
-    done = Finished(branch=NAME, trigger=TRIGGER, outcome=Outcome.NO_ACTION, reason="x")
+    done = Finished(
+        branch=NAME, trigger=TRIGGER, outcome=Outcome.NO_ACTION, reason=Reason.RUN_FINISHED
+    )
     assert decide(done, NOTHING, BranchRules()) == (done, ())
 
 

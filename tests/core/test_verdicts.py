@@ -20,7 +20,16 @@ from forkcast.acceptance import (
 )
 from forkcast.actions import Action
 from forkcast.canonical import canonical_json
-from forkcast.decision import CONTROL, Candidate, Draft, DraftSource, Outcome, Verdict
+from forkcast.decision import (
+    CONTROL,
+    Candidate,
+    Circumstances,
+    Draft,
+    DraftSource,
+    Outcome,
+    ProxyAnswer,
+    Verdict,
+)
 from forkcast.records import (
     Forecast,
     Interval,
@@ -104,7 +113,8 @@ def evidence(
         strategy="Lattice",
         source=DraftSource.HEURISTIC,
         model="",
-        note="",
+        proxy=ProxyAnswer.NOT_ASKED,
+        detail="",
         candidates=(Candidate(name="c000", action=action, forecast=forecast),),
         finalists=("c000",),
     )
@@ -112,11 +122,11 @@ def evidence(
         trigger=TRIGGER,
         draft=draft,
         trials={"c000": {t.rung: t for t in mine}, CONTROL: {t.rung: t for t in control}},
-        main_losses={T: main},
-        main_over_threshold=over,
+        circumstances=Circumstances.of(
+            main, over_threshold=over, cut_short=cut_short, run_finished=False
+        ),
         rung=RUNG,
         confirm_rung=CONFIRM,
-        cut_short=cut_short,
     )
 
 

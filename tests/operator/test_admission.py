@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkcast.branch import Finished
-from forkcast.decision import Outcome
+from forkcast.decision import Outcome, Reason
 from forkcast.records import Trigger, TriggerRule
 from forkcast_operator.intake import Intake, Received
 from forkcast_wire import keys
@@ -57,7 +57,9 @@ def suppressed(store: MemoryStore) -> dict[str, str]:
 
 def end(store: MemoryStore, trigger_id: str) -> None:
     """What a branch leaves that found no action."""
-    done = Finished(branch="b", trigger=TRIGGER, outcome=Outcome.NO_ACTION, reason="x")
+    done = Finished(
+        branch="b", trigger=TRIGGER, outcome=Outcome.NO_ACTION, reason=Reason.RUN_FINISHED
+    )
     record = {"kind": "Finished", "phase": done}
     store.objects[keys.branch_file(trigger_id, "phase")] = dump(record)
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from forkcast.actions import Lattice
-from forkcast.decision import Draft, DraftSource
+from forkcast.decision import Draft, DraftSource, ProxyAnswer
 from forkcast.records import WINDOW_COLUMNS, Window
-from forkcast_operator.draft import RISK_UNAVAILABLE, draft
-from forkcast_operator.kubernetes.branch_facts import proxy_said
+from forkcast_operator.draft import draft
 from forkcast_wire.channel import open_channel
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
@@ -71,8 +70,9 @@ def drafted(
 def test_expected_loss_orders_where_the_risk_is_withheld(proxy: ProxyStub) -> None:
     made = drafted(proxy, 200)
     assert (made.source, len(made.model), len(made.finalists)) == (DraftSource.PROXY, 64, 6)
-    assert made.note.startswith(RISK_UNAVAILABLE)
-    assert "withheld at +200" in made.note
+    assert (made.proxy, made.risk_known) == (ProxyAnswer.ANSWERED, False)
+    assert made.note.startswith("risk: unavailable; ")
+    assert "withheld at +200" in made.detail
     forecasts = [made.candidate(name).forecast for name in made.finalists]
     losses = [one.loss.point for one in forecasts if one is not None and one.loss is not None]
     assert len(losses) == 6
@@ -81,7 +81,7 @@ def test_expected_loss_orders_where_the_risk_is_withheld(proxy: ProxyStub) -> No
 
 def test_a_calibrated_risk_gates(proxy: ProxyStub) -> None:
     made = drafted(proxy, 50)
-    assert RISK_UNAVAILABLE not in made.note
+    assert (made.proxy, made.risk_known, made.note) == (ProxyAnswer.ANSWERED, True, made.detail)
     risks = [c.forecast.risk for c in made.candidates if c.forecast is not None]
     assert None not in risks
     passing = {c.name for c in made.candidates if c.forecast and (c.forecast.risk or 0) < 0.2}
@@ -101,17 +101,17 @@ def test_without_numbers_the_portfolio_orders(
 ) -> None:
     made = drafted(proxy, horizon, **changed)
     assert (made.source, made.model) == (DraftSource.HEURISTIC, "")
-    assert made.note.startswith(RISK_UNAVAILABLE)
-    assert says in made.note
-    assert proxy_said(made) == "abstained"
-    assert proxy_said(drafted(None, horizon, **changed)) == ""
-    assert made.finalists == drafted(None, horizon, **changed).finalists
+    assert made.proxy is ProxyAnswer.ABSTAINED
+    assert says in made.detail
+    alone = drafted(None, horizon, **changed)
+    assert (alone.proxy, alone.detail) == (ProxyAnswer.NOT_ASKED, "")
+    assert made.finalists == alone.finalists
 
 
 def test_a_dead_proxy_costs_its_opinion_only(tmp_path) -> None:
     with open_channel(f"unix:{tmp_path}/none.sock") as channel:
         made = drafted(ProxyStub(channel), 200)
     assert made.source is DraftSource.HEURISTIC
-    assert made.note == f"{RISK_UNAVAILABLE}; proxy unavailable: UNAVAILABLE"
-    assert proxy_said(made) == "unavailable"  # an alert goes by it
+    assert (made.proxy, made.detail) == (ProxyAnswer.UNAVAILABLE, "UNAVAILABLE")
+    assert made.note == "risk: unavailable; proxy unavailable: UNAVAILABLE"
     assert made.finalists == drafted(None, 200).finalists

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from forkcast.branch import BranchRules, Deciding, Finished, Forking, Phase, Release, branch_name
-from forkcast.decision import CONTROL, Decision, Outcome
+from forkcast.decision import CONTROL, Decision, Outcome, Reason
 from forkcast.loop import reconcile
 from forkcast.records import (
     WINDOW_COLUMNS,
@@ -178,7 +178,9 @@ def test_a_branch_goes_to_its_end_with_an_operator_that_forgets_between_passes(
 def test_a_lost_release_comes_again_while_the_run_is_held(world, monitor, tmp_path) -> None:
     progress = tmp_path / "progress.json"
     progress.write_text(json.dumps({"state": "held"}))
-    release = Release(branch=world.record.name, outcome=Outcome.NO_ACTION, reason="x")
+    release = Release(
+        branch=world.record.name, outcome=Outcome.NO_ACTION, reason=Reason.RUN_FINISHED
+    )
     world.do(release)
     assert not world.observe(start(world)).released
     world.do(release)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from forkcast import branch as b
 from forkcast.actions import Action
-from forkcast.decision import CONTROL, Candidate, Draft, DraftSource
+from forkcast.decision import CONTROL, Candidate, Draft, DraftSource, ProxyAnswer
 from forkcast.lineage import LineageEntry
 from forkcast.records import Forecast, StateKind, StateRef, Trial, TrialStatus, Trigger
 
@@ -59,6 +59,7 @@ class ScenarioWorld:
     losing: bool = False
     saved: b.Phase = None
     did: list = field(default_factory=list)
+    decided: list = field(default_factory=list)
 
     def observe(self, phase):
         return self.seen
@@ -88,6 +89,7 @@ class ScenarioWorld:
             case b.PinState(state=ref):
                 words, effect = f"pin {ref.key}", {}
             case b.RecordDecision(decision=d):
+                self.decided.append(d)
                 verdicts = ", ".join(f"{j.candidate} {j.verdict}" for j in d.judgements)
                 words, effect = f"decide {d.outcome} ({d.reason}) [{verdicts}]", {"decision": d}
             case b.AppendLineage(entry=entry):
@@ -109,7 +111,8 @@ class ScenarioWorld:
             strategy="Lattice",
             source=DraftSource.PROXY,
             model="",
-            note="",
+            proxy=ProxyAnswer.NOT_ASKED,
+            detail="",
             candidates=self.candidates,
             finalists=names,
         )

@@ -12,8 +12,10 @@ import pytest
 
 from forkcast import branch as b
 from forkcast.acceptance import AcceptanceRules, Preset
+from forkcast.decision import Decision
 from forkcast.loop import reconcile
 from forkcast.records import Trigger, TriggerRule
+from forkcast_wire.documents import dump, load
 
 sys.path.insert(0, str(Path(__file__).parent))
 from scenario_world import ScenarioWorld, entry_of_another, state
@@ -126,4 +128,14 @@ def test_scenario(path):
         path.write_text(happened)
         return
     assert happened == text
+    for decision in scenario.world.decided:
+        recorded = load(Decision, dump(decision))
+        again = b.redecide(recorded, scenario.world.rules)
+        assert (again.outcome, again.reason, again.cause_step, again.winner, again.judgements) == (
+            decision.outcome,
+            decision.reason,
+            decision.cause_step,
+            decision.winner,
+            decision.judgements,
+        ), "a recorded decision is enough to take it again"
     assert isinstance(scenario.world.saved, b.Finished), "a scenario goes on to the branch's end"

@@ -51,7 +51,7 @@ def _failed_end(facts: BranchFacts) -> bool:
 def _end(facts: BranchFacts) -> str:
     """Why it ended as it did."""
     phase = facts.phase
-    return phase.reason if isinstance(phase, Releasing | Finished) else ""
+    return phase.reason.value if isinstance(phase, Releasing | Finished) else ""
 
 
 def _ready(facts: BranchFacts, trouble: Failure | None) -> Said:
@@ -90,7 +90,7 @@ def _accepted(facts: BranchFacts, _: Failure | None) -> Said:
     outcome = facts.outcome
     if outcome is None:
         return _OPEN, "NotDecided", "nothing is decided yet"
-    why = facts.decision.reason if facts.decision else _end(facts)
+    why = facts.decision.reason.value if facts.decision else _end(facts)
     return (_YES if outcome.adopts else _NO), outcome.value, f"decided: {why}"
 
 

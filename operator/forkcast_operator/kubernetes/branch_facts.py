@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from forkcast.branch import Finished, Phase, Releasing, RolloutSeen
-from forkcast.decision import Decision, Draft, DraftSource, Outcome
+from forkcast.decision import Decision, Draft, Outcome
 from forkcast.records import StateRef
 from forkcast_operator.branch_records import BranchRecord
 
@@ -36,12 +36,3 @@ class BranchFacts:
         if isinstance(self.phase, Releasing | Finished):
             return self.phase.outcome
         return self.decision.outcome if self.decision else None
-
-
-def proxy_said(draft: Draft) -> str:
-    """How asking the proxy for a draft went: ok, abstained or unavailable; "" if it was not asked."""
-    if draft.note.endswith("is Heuristic"):
-        return ""
-    if any(part.startswith("proxy ") for part in draft.note.split("; ")):
-        return "unavailable"
-    return "ok" if draft.source is DraftSource.PROXY else "abstained"

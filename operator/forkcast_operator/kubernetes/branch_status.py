@@ -117,6 +117,7 @@ def _draft(draft: Draft | None) -> DraftStatus | None:
         count=len(draft.candidates),
         finalists=list(draft.finalists),
         model_sha256=draft.model,
+        proxy=draft.proxy,
         note=draft.note[:_MOST_TEXT],
     )
 
@@ -127,7 +128,7 @@ def _decision(facts: BranchFacts, before: BranchStatus, now: dt.datetime) -> Dec
         return None
     return DecisionStatus(
         outcome=decision.outcome,
-        reason=decision.reason[:_MOST_TEXT],
+        reason=decision.reason.value,
         winner=decision.winner,
         action=decision.action.describe()[:256] if decision.action else "",
         key=keys.branch_file(facts.record.trigger.id, "decision"),

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from forkcast.branch import Finished
 from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes import manifests, metrics
-from forkcast_operator.kubernetes.branch_facts import BranchFacts, proxy_said
+from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.branch_status import branch_status, newest, participants
 from forkcast_operator.kubernetes.cluster import BRANCH, JOB, Cluster, ClusterError
 from forkcast_operator.kubernetes.config import OperatorConfig
@@ -227,8 +227,12 @@ class Branches:
 
 
 def _count_draft(facts: BranchFacts, before: BranchStatus) -> None:
-    if facts.draft is not None and before.draft is None and (said := proxy_said(facts.draft)):
-        metrics.PROXY_REQUESTS.labels(said).inc()
+    if (
+        facts.draft is not None
+        and before.draft is None
+        and facts.draft.proxy in metrics.PROXY_RESULTS
+    ):
+        metrics.PROXY_REQUESTS.labels(metrics.PROXY_RESULTS[facts.draft.proxy]).inc()
 
 
 def _status(body: Any) -> BranchStatus:

@@ -14,11 +14,11 @@ from typing import Any
 import structlog
 
 from forkcast.branch import Finished
-from forkcast.decision import Outcome
+from forkcast.decision import Outcome, ProxyAnswer
 from forkcast.records import Trigger
 from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.intake import Received
-from forkcast_operator.kubernetes.branch_facts import BranchFacts, proxy_said
+from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.cluster import Cluster, ClusterError
 from forkcast_operator.kubernetes.ledger import Settled
 from forkcast_operator.kubernetes.rollout_state import NOT_ADMITTED
@@ -135,10 +135,9 @@ def branch_events(facts: BranchFacts, before: BranchStatus, after: BranchStatus)
         draft = facts.draft
         note = f"{len(draft.candidates)} candidates, {len(draft.finalists)} finalists"
         found.append(Event(reason="Drafted", note=f"{note}, by {draft.source.value}", token=name))
-        if proxy_said(draft) == "unavailable":
-            found.append(
-                Event(reason="ProxyUnavailable", note=draft.note, token=name, warning=True)
-            )
+        if draft.proxy in (ProxyAnswer.UNAVAILABLE, ProxyAnswer.INVALID):
+            word = f"Proxy{draft.proxy.value}"
+            found.append(Event(reason=word, note=draft.note, token=name, warning=True))
     reason, message = _said_of_rollouts(after)
     if reason and reason != _said_of_rollouts(before)[0]:
         waits = reason == NOT_ADMITTED

@@ -9,7 +9,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from forkcast.admission import Refusal
-from forkcast.decision import Outcome, Verdict
+from forkcast.decision import Outcome, ProxyAnswer, Verdict
 from forkcast_wire.resources import RunState
 
 REGISTRY: Final = CollectorRegistry()
@@ -79,6 +79,13 @@ ROLLOUT_STEPS = Counter(
 PROXY_REQUESTS = Counter(
     f"{_P}_proxy_requests", "Forecasts asked for.", ["result"], registry=REGISTRY
 )
+#: Label `result`, by answer; a proxy that was not asked is not counted.
+PROXY_RESULTS: Final = {
+    ProxyAnswer.ANSWERED: "ok",
+    ProxyAnswer.ABSTAINED: "abstained",
+    ProxyAnswer.UNAVAILABLE: "unavailable",
+    ProxyAnswer.INVALID: "unavailable",
+}
 STORE_ERRORS = Counter(f"{_P}_store_errors", "Failed calls to the object store.", registry=REGISTRY)
 SUPPRESSED = Counter(
     f"{_P}_triggers_suppressed", "Triggers that opened no Branch.", ["reason"], registry=REGISTRY
@@ -108,7 +115,7 @@ def declare() -> None:
         BRANCHES.labels(outcome.value)
     for verdict in Verdict:
         ROLLOUTS.labels(verdict.value)
-    for result in ("ok", "abstained", "unavailable"):
+    for result in PROXY_RESULTS.values():
         PROXY_REQUESTS.labels(result)
     for reason in SUPPRESSIONS:
         SUPPRESSED.labels(reason)

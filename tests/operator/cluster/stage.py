@@ -77,7 +77,11 @@ class SmallMonitor(MonitorServicer):
                 yield pb.TriggerEvent(seq=told, trigger=trigger_to_wire(one))
 
     def ListRuns(self, request, context):
-        return pb.ListRunsResponse(runs=[pb.RunSummary(run_uid=uid) for uid in list(self.runs)])
+        told = [
+            pb.RunSummary(run_uid=uid, streams=1, seconds_since_report=0.0)
+            for uid in list(self.runs)
+        ]
+        return pb.ListRunsResponse(runs=told)
 
     def RegisterRun(self, request, context):
         created = request.run_uid not in self.runs

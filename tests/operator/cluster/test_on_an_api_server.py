@@ -221,7 +221,7 @@ def test_a_trainer_that_fails_starts_again_and_in_the_end_the_run_fails(stage) -
         await stage.create(lifecycle={"maxRestarts": 1, "restartBackoffSeconds": 1})
         await stage.look()
         await stage.finish_job("gpt-trainer-0", "Failed", "BackoffLimitExceeded")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while "gpt-trainer-1" not in await stage.names(JOB):
                 await asyncio.sleep(0.2)
                 await stage.look()

@@ -9,7 +9,7 @@ import pytest
 
 from forkcast.actions import Action
 from forkcast.branch import RolloutSeen, Verifying
-from forkcast.decision import Candidate, Draft, DraftSource
+from forkcast.decision import Candidate, Draft, DraftSource, ProxyAnswer
 from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.branch_status import branch_status
 from forkcast_operator.kubernetes.events import branch_events
@@ -69,7 +69,8 @@ def verifying(record) -> BranchFacts:
         strategy="Lattice",
         source=DraftSource.HEURISTIC,
         model="",
-        note="risk: unavailable; proxy unavailable: UNAVAILABLE",
+        proxy=ProxyAnswer.UNAVAILABLE,
+        detail="UNAVAILABLE",
         candidates=(Candidate(name="c000", action=Action(rewind_steps=13)),),
         finalists=("c000",),
     )
@@ -119,6 +120,6 @@ def test_a_proxy_that_was_not_reached_is_an_event(verifying) -> None:
         e.reason for e in branch_events(verifying, BranchStatus(), status_of(verifying, runs))
     }
     assert "ProxyUnavailable" in reasons
-    asked = replace(verifying, draft=replace(verifying.draft, note="risk: unavailable"))
+    asked = replace(verifying, draft=replace(verifying.draft, proxy=ProxyAnswer.ABSTAINED))
     reasons = {e.reason for e in branch_events(asked, BranchStatus(), status_of(asked, runs))}
     assert "ProxyUnavailable" not in reasons

@@ -1,0 +1,76 @@
+"""How a draft's question to the proxy went, as the Branch's events, status and counters report it."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from forkcast.branch import BranchRules, Drafting
+from forkcast.decision import Draft, DraftSource, ProxyAnswer
+from forkcast.records import Trigger, TriggerRule
+from forkcast_operator.branch_records import BranchRecord
+from forkcast_operator.kubernetes import metrics
+from forkcast_operator.kubernetes.branch_status import BranchFacts, branch_status
+from forkcast_operator.kubernetes.events import branch_events
+from forkcast_wire.resources import BranchStatus
+
+NOW = dt.datetime(2026, 11, 27, tzinfo=dt.UTC)
+TRIGGER = Trigger(
+    run_uid="u",
+    epoch=0,
+    step=100,
+    onset_step=98,
+    rule=TriggerRule.SINGLE,
+    z=4.0,
+    index=2.0,
+    components={},
+    thresholds={},
+)
+
+
+def facts(answer: ProxyAnswer, detail: str) -> BranchFacts:
+    draft = Draft(
+        seed=1,
+        strategy="Lattice",
+        source=DraftSource.HEURISTIC,
+        model="",
+        proxy=answer,
+        detail=detail,
+        candidates=(),
+        finalists=(),
+    )
+    record = BranchRecord(name="run-e0-t100", trigger=TRIGGER, rules=BranchRules(), opened_at=0.0)
+    phase = Drafting(branch=record.name, trigger=TRIGGER, bases=())
+    return BranchFacts(
+        record=record, phase=phase, bases=(), draft=draft, decision=None, rollouts={}
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail", "warnings"),
+    [
+        (ProxyAnswer.NOT_ASKED, "", []),
+        (ProxyAnswer.ANSWERED, "withheld at +200", []),
+        (ProxyAnswer.ABSTAINED, "proxy of another world", []),  # words decide nothing
+        (ProxyAnswer.UNAVAILABLE, "DEADLINE_EXCEEDED", ["ProxyUnavailable"]),
+        (ProxyAnswer.INVALID, "its forecasts do not match the candidates", ["ProxyInvalid"]),
+    ],
+)
+def test_an_answer_that_is_missing_or_wrong_is_a_warning(
+    answer: ProxyAnswer, detail: str, warnings: list[str]
+) -> None:
+    seen = facts(answer, detail)
+    after = branch_status(seen, [], BranchStatus(), generation=1, now=NOW)
+    events = branch_events(seen, BranchStatus(), after)
+    assert [one.reason for one in events if one.warning] == warnings
+    assert all(detail in one.note for one in events if one.warning)
+    assert after.draft is not None
+    assert after.draft.proxy is answer
+    assert detail in after.draft.note
+    assert branch_events(seen, after, after) == []
+
+
+def test_every_question_that_was_asked_is_counted_under_a_label_of_the_alert() -> None:
+    assert set(metrics.PROXY_RESULTS) == set(ProxyAnswer) - {ProxyAnswer.NOT_ASKED}
+    assert set(metrics.PROXY_RESULTS.values()) == {"ok", "abstained", "unavailable"}
