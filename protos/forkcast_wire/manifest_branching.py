@@ -24,16 +24,6 @@ from forkcast_wire.fields import (
 class SignalWeights(Part):
     """Weights of the signals in the index; they sum to 1."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "",
-            "double(self.volatility) + double(self.entropy) + double(self.disagreement) > 0.999999"
-            " && double(self.volatility) + double(self.entropy) + double(self.disagreement)"
-            " < 1.000001",
-            "weights must sum to 1; change one of them",
-        ),
-    )
-
     volatility: NonNegative = 0.5
     """Of loss and gradient norm against their moving baselines."""
     entropy: NonNegative = 0.3

@@ -23,10 +23,10 @@ from forkcast_trainer.progress import Progress
 from forkcast_trainer.randomness import Randomness
 from forkcast_trainer.report import Hello, Reporter
 from forkcast_trainer.saver import Saver
-from forkcast_wire import crash, keys
+from forkcast_wire import completion, crash, keys
 from forkcast_wire.documents import Complete, RunInfo, lineage_head, load, survey
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_document
+from forkcast_wire.store import StoreError, open_store
 
 _log = structlog.get_logger()
 _HELD_POLL_SECONDS = 0.2
@@ -360,9 +360,8 @@ class TrainingRun:
             seconds=time.monotonic() - self._started,
         )
         try:
-            put_document(self.store, keys.COMPLETE, done)
-        except AlreadyExists:
-            _log.info("train.complete_already")
+            if not completion.record(self.store, done):
+                _log.info("train.complete_already")
         except StoreError as error:
             _log.warning("train.not_completed", error=str(error))
             return False

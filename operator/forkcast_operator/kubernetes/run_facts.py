@@ -20,7 +20,9 @@ from forkcast_wire.resources import Condition, ConditionStatus, RunCondition, Tr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFacts:
-    """What the store shows of a run. states: its durable checkpoints, oldest first."""
+    """What the store shows of a run. complete: its end, if it has reached the steps wanted now.
+    states: its durable checkpoints, oldest first.
+    """
 
     lineage: LineageEntry | None = None
     complete: Complete | None = None

@@ -21,7 +21,8 @@ def run_state(
     run: Run, spec: TrainingRunSpec | None, facts: RunFacts, now: dt.datetime
 ) -> tuple[RunState, str]:
     """What the run does, and a sentence about it, which stays the same while it does the same.
-    While the store cannot be read, what it said last holds: a run is complete, or a branch open.
+    While the store cannot be read, what it said last holds: a run is complete with the steps wanted
+    now, or a branch open.
     """
     trainer, store = facts.trainer, facts.store
     alive = trainer is not None and trainer.work.alive
@@ -31,7 +32,7 @@ def run_state(
         return RunState.FAILED, facts.failed[1]
     if store is not None and store.complete is not None:
         return RunState.COMPLETED, _loss(store.complete.validation_loss)
-    if store is None and stood(run, RunCondition.COMPLETE) is not None:
+    if store is None and _was_complete(run, spec):
         figures = {one.name: one.value for one in former_status(run).metrics}
         return RunState.COMPLETED, _loss(figures.get("validation_loss", math.nan))
     if spec is not None and spec.suspend:
@@ -54,6 +55,14 @@ def run_state(
     if (name := open_branch(run, facts)) is not None:
         return RunState.BRANCHING, f"pods run, steps come, and branch {name} is open"
     return RunState.RUNNING, "pods run and steps come"
+
+
+def _was_complete(run: Run, spec: TrainingRunSpec | None) -> bool:
+    """Whether the last status said that the run had ended, and it is not wanted longer now."""
+    if stood(run, RunCondition.COMPLETE) is None:
+        return False
+    progress = former_status(run).progress
+    return spec is None or progress is None or progress.step >= spec.training.total_steps
 
 
 def _loss(validation: float) -> str:
