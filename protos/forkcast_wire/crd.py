@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from forkcast_wire.fields import API_GROUP, DECIMAL_PATTERN, Part, Rule
 from forkcast_wire.manifest import Metadata, TrainingRunSpec
 from forkcast_wire.resources import BranchSpec, BranchStatus, TrainingRunStatus
+from forkcast_wire.shelves import Shares, Shelf
 
 Schema = dict[str, Any]
 _LIST_KEYS: Final = "x-kubernetes-list-map-keys"
@@ -124,6 +125,8 @@ def _plain(kind: Any, facts: Schema) -> Schema:
     if kind is str:
         if "max_length" not in facts:
             raise SchemaError("a text needs max_length")
+        if "names" in facts:
+            return {"type": "string", "enum": facts["names"]}
         names = {"min_length": "minLength", "max_length": "maxLength", "pattern": "pattern"}
         return {"type": "string", **{new: facts[old] for old, new in names.items() if old in facts}}
     if kind is dt.datetime:
@@ -145,17 +148,11 @@ def _container(origin: Any, inner: tuple[Any, ...], facts: Schema) -> Schema:
     if "max_length" not in facts:
         raise SchemaError("a list or mapping needs max_length")
     if origin is dict:
-        longest = _facts(getattr(inner[0], "__metadata__", ())).get("max_length", _KEY_LENGTH)
         return {
             "type": "object",
             "additionalProperties": _schema(inner[1], ()),
             "maxProperties": facts["max_length"],
-            _RULES: [
-                {
-                    "rule": f"self.all(name, size(name) > 0 && size(name) <= {longest})",
-                    "message": f"names must have 1 to {longest} characters",
-                }
-            ],
+            _RULES: _names_rules(_facts(getattr(inner[0], "__metadata__", ()))) + _of_all(facts),
         }
     schema: Schema = {
         "type": "array",
@@ -166,6 +163,25 @@ def _container(origin: Any, inner: tuple[Any, ...], facts: Schema) -> Schema:
     if "min_length" in facts:
         schema["minItems"] = facts["min_length"]
     return schema
+
+
+def _names_rules(facts: Schema) -> list[Schema]:
+    """Which names a mapping takes: those of a shelf, or any of some length."""
+    if "names" in facts:
+        names = facts["names"]
+        said = f"names must be of {', '.join(names)}"
+        return [{"rule": f"self.all(name, name in {names})", "message": said}]
+    longest = facts.get("max_length", _KEY_LENGTH)
+    return [
+        {
+            "rule": f"self.all(name, size(name) > 0 && size(name) <= {longest})",
+            "message": f"names must have 1 to {longest} characters",
+        }
+    ]
+
+
+def _of_all(facts: Schema) -> list[Schema]:
+    return [{"rule": rule, "message": said} for rule, said in facts.get("rules", ())]
 
 
 def _given(given: Schema, facts: Schema) -> Schema:
@@ -192,6 +208,10 @@ def _facts(metadata: Iterable[Any]) -> Schema:
             found |= _facts(one.metadata)
         elif isinstance(one, WithJsonSchema):
             found["schema"] = one.json_schema
+        elif isinstance(one, Shelf):
+            found["names"] = list(one.names)
+        elif isinstance(one, Shares):
+            found["rules"] = one.rules()
         for name in (*_SIGNS, "min_length", "max_length", "pattern"):
             if (value := getattr(one, name, None)) is not None and not isinstance(one, FieldInfo):
                 found[name] = value

@@ -22,7 +22,6 @@ from forkcast_wire.manifest_branching import (
     Mode,
     Proxy,
     Rollback,
-    SignalWeights,
     TriggerThresholds,
     Uncertainty,
 )
@@ -89,7 +88,6 @@ __all__ = [
     "Schedule",
     "Scheduling",
     "SecretRef",
-    "SignalWeights",
     "Statistics",
     "Storage",
     "Stressor",

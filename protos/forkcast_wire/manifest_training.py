@@ -19,12 +19,13 @@ from forkcast_wire.fields import (
     Uri,
 )
 from forkcast_wire.manifest_pods import CaRef, SecretRef
+from forkcast_wire.shelves import ClippingName
 
 
 class Clipping(Part):
     """The run's own clipping policy."""
 
-    policy: Literal["None", "Norm", "ZClip", "ARC", "SPAM"] = "Norm"
+    policy: ClippingName = "Norm"
     """A name of the trainer's clipping shelf."""
     params: Annotated[
         dict[Annotated[str, Field(min_length=1, max_length=64)], Decimal], Field(max_length=16)
