@@ -12,7 +12,8 @@ import grpc
 from forkcast_wire import channel
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer, add_MonitorServicer_to_server
-from forkcast_wire.process import die_with_parent, stop_event_on_sigterm
+from forkcast_wire.process import die_with_parent
+from forkcast_wire.termination import stop_event_on_sigterm
 
 _CREDIT = 16
 

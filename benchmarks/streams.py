@@ -22,6 +22,7 @@ import numpy as np
 
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import open_channel
+from forkcast_wire.fields import MOST_STEPS
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 
 _STREAMS_PER_CHANNEL = 100
@@ -46,7 +47,7 @@ def rows(steps: int) -> list[pb.StepStats]:
 async def report(stub: MonitorStub, uid: str, made: list[pb.StepStats], size: int) -> list[float]:
     """One trainer's stream; seconds from each batch to its ack."""
     call, waited = stub.Report(), []
-    await call.write(pb.StatsBatch(hello=pb.Hello(run_uid=uid, total_steps=1 << 30)))
+    await call.write(pb.StatsBatch(hello=pb.Hello(run_uid=uid, total_steps=MOST_STEPS)))
     await call.read()
     for seq, start in enumerate(range(0, len(made), size), 1):
         batch = pb.StatsBatch(seq=seq, stats=made[start : start + size])

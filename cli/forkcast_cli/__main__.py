@@ -221,13 +221,21 @@ def runs(
 
 
 @app.command(rich_help_panel=_RUN)
-def plan(manifest: Manifest, as_json: AsJson = False) -> None:  # noqa: FBT002
+def plan(
+    manifest: Manifest,
+    workdir: Annotated[
+        Path | None, typer.Option(help="a folder that holds this run: plan how it goes on")
+    ] = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
     """Say what a manifest will take: steps, memory, checkpoints, the cost of a branch."""
     from forkcast_cli.plan import lines
     from forkcast_cli.plan import plan as plan_of
+    from forkcast_cli.workdir import going_on
 
     with _one_line():
-        planned = plan_of(load_manifest(manifest))
+        loaded = load_manifest(manifest)
+        planned = plan_of(loaded if workdir is None else going_on(workdir, loaded))
         if as_json:
             _print_json(planned.document())
             return
@@ -315,19 +323,19 @@ def checkpoint_verify(folder: Folder, as_json: AsJson = False) -> None:  # noqa:
     """Read every saved state back and check every byte; exit code 1 where one is damaged."""
     import tempfile
 
-    from forkcast_cli.checkpoints import listing, verify
+    from forkcast_cli.checkpoints import verify
     from forkcast_wire import keys
     from forkcast_wire.documents import RunInfo, load
 
     with _one_line(), tempfile.TemporaryDirectory() as scratch:
         _look(folder)
         uid = load(RunInfo, (folder / keys.RUN).read_bytes()).uid
-        results = [verify(folder, s.state, uid, Path(scratch)) for s in listing(folder)]
+        results = verify(folder, uid, Path(scratch))
     if as_json:
-        _print_json([{"key": one.state.key, "error": one.error} for one in results])
+        _print_json([{"key": one.key, "error": one.error} for one in results])
     else:
         for one in results:
-            print(f"{'damaged' if one.error else 'ok':8}{one.state.key}  {one.error}".rstrip())
+            print(f"{'damaged' if one.error else 'ok':8}{one.key}  {one.error}".rstrip())
     if any(one.error for one in results):
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
 from forkcast_cli.view import manifest_of
 from forkcast_wire import keys
-from forkcast_wire.documents import Catalogue, saved_states
+from forkcast_wire.documents import Catalogue, saved_states, survey
 from forkcast_wire.store import open_store, read_document
 
 
@@ -41,7 +41,7 @@ class Saved:
 class Verified:
     """What reading a state back gave; error: empty where every byte is what it should be."""
 
-    state: StateRef
+    key: str
     error: str
 
 
@@ -61,12 +61,24 @@ def _store(folder: Path) -> Store:
     return open_store(manifest_of(folder).spec.storage, folder)
 
 
-def verify(folder: Path, ref: StateRef, run_uid: str, scratch: Path) -> Verified:
-    """Read one state back, every tensor, and check it against its digests."""
+def verify(folder: Path, run_uid: str, scratch: Path) -> list[Verified]:
+    """Read every state of the main run back, every tensor, and check it against its digests. A
+    folder whose manifest is damaged is one of them. Raises FileNotFoundError.
+    """
+    store = _store(folder)
+    found: list[Verified] = []
+    for kind in (StateKind.CHECKPOINT, StateKind.RING):
+        states, damaged = survey(store, kind)
+        found += [Verified(key, "its manifest is damaged") for key in damaged]
+        found += [Verified(ref.key, _error(store, ref, run_uid, scratch)) for ref in states]
+    return found
+
+
+def _error(store: Store, ref: StateRef, run_uid: str, scratch: Path) -> str:
     from forkcast_trainer import checkpoint
 
     try:
-        checkpoint.fetch(_store(folder), ref, scratch, run_uid)
+        checkpoint.verify(store, ref, scratch, run_uid)
     except checkpoint.CheckpointError as error:
-        return Verified(ref, str(error))
-    return Verified(ref, "")
+        return str(error)
+    return ""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from forkcast_wire import termination
+
+if __name__ == "__main__":
+    termination.end_at_once()  # before the imports below, which take a while
+# isort: split
+
 import argparse
 import asyncio
 import json
 import sys
-import threading
 from pathlib import Path
 
 from forkcast_monitor import metrics
@@ -25,7 +30,6 @@ from forkcast_wire.process import (
     alone,
     configure_logging,
     die_with_parent,
-    stop_event_on_sigterm,
 )
 
 #: Of one batch.
@@ -54,7 +58,7 @@ def main() -> int:
     configure_logging("monitor")
     die_with_parent()
     sys.setswitchinterval(_SWITCH_SECONDS)
-    stop = stop_event_on_sigterm()
+    stop = termination.stop_event_on_sigterm()
     folder = given.state or given.state_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +71,7 @@ def main() -> int:
     return 0
 
 
-async def _serve(given: argparse.Namespace, stop: threading.Event) -> None:
+async def _serve(given: argparse.Namespace, stop: termination.Stop) -> None:
     runs = Runs(given.state)
     if given.manifest is not None:
         runs.host(*_only(given))
@@ -81,7 +85,7 @@ async def _serve(given: argparse.Namespace, stop: threading.Event) -> None:
         drain=monitor.drain,
     )
     try:
-        await serving.serve_until_sigterm(serving.from_arguments(given), service, stop)
+        await serving.serve_until(stop, serving.from_arguments(given), service)
     finally:
         await runs.close()
 
@@ -105,4 +109,4 @@ def _only(given: argparse.Namespace) -> tuple[Registration, WatchedRun]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    termination.leave(main())

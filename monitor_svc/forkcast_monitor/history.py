@@ -18,6 +18,8 @@ from forkcast_wire.statistics import COMPONENT, TAIL, last_steps, read_tail, wri
 
 _log = structlog.get_logger()
 _CHUNK_ROWS = 1024
+#: After a chunk that could not be written; each try reads the whole tail.
+_RETRY_ROWS = 64
 _COLUMNS = tuple(field.name for field in fields(StepStats))
 
 
@@ -72,7 +74,7 @@ class History:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         tail = read_tail(folder)
-        self._rows = len(tail)
+        self._rows, self._chunk_at = len(tail), _CHUNK_ROWS
         self.last_steps = last_steps(folder)
         for row in tail:
             self._note(row)
@@ -92,11 +94,12 @@ class History:
         crash.reach("after-append")
         self._rows += 1
         self._note(row)
-        if self._rows >= _CHUNK_ROWS:
+        if self._rows >= self._chunk_at:
             try:
                 self.rotate()
-            except OSError as error:  # the row is safe in the tail; the next append tries again
-                _log.warning("monitor.chunk_not_written", error=str(error))
+            except Exception as error:  # noqa: BLE001  the row is safe in the tail, and acknowledged
+                self._chunk_at = self._rows + _RETRY_ROWS
+                _log.warning("monitor.chunk_not_written", run=stats.run_uid, error=str(error))
 
     def rotate(self) -> None:
         """Close the tail into a Parquet chunk for each (epoch, attempt) in it."""
@@ -110,12 +113,16 @@ class History:
             write_chunk(rows, self.folder)
         crash.reach("after-chunk")
         self._file.replace([])
-        self._rows = 0
+        self._rows, self._chunk_at = 0, _CHUNK_ROWS
 
     def close(self) -> None:
-        """Write the last chunk."""
-        self.rotate()
-        self._file.close()
+        """Write the last chunk; rows that cannot become one stay in the tail, which is read too."""
+        try:
+            self.rotate()
+        except Exception as error:  # noqa: BLE001  nothing is lost, and the other runs close too
+            _log.warning("monitor.chunk_not_written", path=str(self.folder), error=str(error))
+        finally:
+            self._file.close()
 
     def abandon(self) -> None:
         """Close the file as it is."""
@@ -124,7 +131,7 @@ class History:
     @property
     def rows_to_chunk(self) -> int:
         """Rows until the tail becomes a chunk."""
-        return _CHUNK_ROWS - self._rows
+        return self._chunk_at - self._rows
 
     def _note(self, row: Mapping[str, Any]) -> None:
         key = (row["epoch"], row["attempt"])

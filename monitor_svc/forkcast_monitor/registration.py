@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from forkcast_monitor.config import DetectorConfig, configure
 from forkcast_wire.documents import DocumentError, dump, load
+from forkcast_wire.fields import MOST_STEPS
 from forkcast_wire.manifest import Mode, Uncertainty
 
 _log = structlog.get_logger()
@@ -57,8 +58,8 @@ class Registration:
             raise ValueError(f"mode: must be one of {', '.join(modes)}")
         if len(self.uncertainty.encode()) > _MOST_JSON:
             raise ValueError(f"uncertainty_json: at most {_MOST_JSON} bytes")
-        if self.total_steps >= 1 << 53:
-            raise ValueError("total_steps: must be below 2^53")
+        if self.total_steps > MOST_STEPS:
+            raise ValueError(f"total_steps: at most {MOST_STEPS}")
         self.config()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from array import array
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,15 @@ from forkcast_monitor.signals import SIGNALS
 from forkcast_monitor.snapshots import Snapshot, Snapshots
 from forkcast_wire import crash
 from forkcast_wire.documents import dump, load
-from forkcast_wire.statistics import read_lines, row_to_stats
+from forkcast_wire.fields import MOST_STEPS
+from forkcast_wire.statistics import read_lines, row_to_stats, sound
 
 _log = structlog.get_logger()
 #: So many records may wait for a late one; then the late one is a gap.
 REORDER_STEPS = 16
 SNAPSHOT_STEPS = 500
+#: Declared gaps ahead of what is judged; a trainer joins its own to so many.
+MOST_GAPS = 256
 #: Rises whenever Detector.state changes its meaning: older snapshots are then not used.
 _STATE_FORMAT = 3
 
@@ -61,13 +66,15 @@ class WatchedRun:
         key = f"{_STATE_FORMAT} {sorted(SIGNALS)} {config}"
         configuration = hashlib.sha256(key.encode()).hexdigest()
         self._snapshots = Snapshots(state_dir / "snapshots", configuration)
-        self._recent: deque[tuple[StepStats, float]] = deque(maxlen=config.index.window)
+        self._recent: deque[array[float]] = deque(maxlen=config.index.window)
+        self._last: StepStats | None = None
         self.detector = Detector(config, run_uid)
         self.epoch, self.attempt, self.next_step = 0, 0, 0
         self._waiting: dict[int, StepStats] = {}
         self._lost: dict[int, int] = {}  # declared gaps ahead: first -> last step
         self._waiting_path = state_dir / "waiting.jsonl"
         waited = read_lines(self._waiting_path) if self._waiting_path.exists() else []
+        waited = [row for row in waited if sound(row)]
         self._waiting_file = LineFile(self._waiting_path)
         if self._attempts.current is not None:
             self._restore(self._attempts.current, ALL, after_crash=True)
@@ -92,13 +99,17 @@ class WatchedRun:
 
         An attempt that is known reconnects: nothing changes. A new one takes its first step again
         from its own state, so the detector becomes what it was before that step of the lineage.
-        Raises StaleAttemptError where a later attempt is known.
+        Raises StaleAttemptError if a later attempt is known; ImpossibleAttemptError,
+        TooManyAttemptsError: see Attempts.add.
         """
         with self.lock:
-            self.total_steps = total_steps or self.total_steps
+            total_steps = total_steps or self.total_steps
+            if start_step > (most := total_steps or MOST_STEPS) or most > MOST_STEPS:
+                raise ValueError(f"start_step, total_steps: at most {min(most, MOST_STEPS)}")
             new = Attempt(epoch, attempt, start_step, base_step)
             first = self._attempts.current is None
             self._attempts.add(new)
+            self.total_steps = total_steps
             if first or (epoch, attempt) != (self.epoch, self.attempt):
                 # also where an earlier hello of this attempt failed after it was recorded
                 goes_on = first or (epoch == self.epoch and start_step == self.next_step)
@@ -120,6 +131,7 @@ class WatchedRun:
         snapshot = self._newest(limits)
         self.detector = Detector(self.config, self.run_uid)
         self._recent.clear()
+        self._last = None
         epoch, step = (snapshot.epoch, snapshot.step) if snapshot else (0, 0)
         if snapshot:
             self.detector.restore(snapshot.detector)
@@ -130,7 +142,7 @@ class WatchedRun:
         self.next_step = max(step if epoch == at.epoch else 0, at.start_step)
         for row in rows:
             if (row["epoch"], row["step"]) < (epoch, step):
-                self._recent.append((row_to_stats(row), row["z"]))
+                self._note(row_to_stats(row), row["z"])
                 continue
             self._enter(epoch, row["epoch"])
             epoch = row["epoch"]
@@ -143,18 +155,14 @@ class WatchedRun:
     def _refold(self, row: dict[str, Any], *, record: bool) -> None:
         stats = row_to_stats(row)
         index, trigger = self.detector.fold(stats)
-        self._recent.append((stats, index.z))
+        self._note(stats, index.z)
         if trigger is not None and record:
             self._record(trigger)
 
     def _enter(self, before: int, epoch: int) -> None:
         """The cooldown of every epoch that begins between the two."""
-        for one in range(before + 1, epoch + 1):
-            opening = self._attempts.opening(one)
-            if opening is not None:
-                self.detector.triggers.quiet(
-                    opening.start_step + self.config.trigger.cooldown_steps
-                )
+        for opening in self._attempts.openings_between(before, epoch):
+            self.detector.triggers.quiet(opening.start_step + self.config.trigger.cooldown_steps)
 
     def _newest(self, limits: dict[int, int]) -> Snapshot | None:
         for one in self._snapshots.newest_first():
@@ -167,10 +175,12 @@ class WatchedRun:
 
     def accept(self, stats: StepStats) -> Accepted:
         """Take one record; it is durable when this returns. Records may arrive out of order by at
-        most REORDER_STEPS. Only rank 0
-        counts, whose loss is the mean over all ranks already. Raises OSError: not taken.
+        most REORDER_STEPS. Only rank 0 counts, whose loss is the mean over all ranks already.
+        Raises OSError: not taken; ValueError for a step beyond the run's end.
         """
         with self.lock:
+            if stats.step > (self.total_steps or MOST_STEPS):
+                raise ValueError(f"step: the run has {self.total_steps} steps")
             if stats.rank or stats.run_uid != self.run_uid:
                 return Accepted.DUPLICATE
             key = (stats.epoch, stats.attempt)
@@ -193,19 +203,32 @@ class WatchedRun:
         no detector sees it.
         """
         key = (stats.epoch, stats.attempt)
-        limit = self._attempts.limits(self.epoch).get(stats.epoch, ALL)
-        behind = self._attempts.known(*key) and stats.epoch < self.epoch and stats.step >= limit
+        behind = (
+            self._attempts.known(*key)
+            and stats.epoch < self.epoch
+            and stats.step >= self._attempts.limit(self.epoch, stats.epoch)
+        )
         if not behind or stats.step <= self.history.last_steps.get(key, -1):
             return Accepted.DUPLICATE
         self.history.append(stats, None)
         return Accepted.RECORDED
 
-    def lost(self, first_step: int, last_step: int) -> None:
-        """The trainer says that these steps never come."""
+    def lost(self, gaps: Sequence[tuple[int, int]]) -> None:
+        """The trainer says that these steps, first to last of each gap, never come. Raises
+        ValueError, and then nothing has changed, if one of them cannot be, or too many wait.
+        """
         with self.lock:
-            if last_step < self.next_step:
-                return
-            self._lost[max(first_step, self.next_step)] = last_step
+            most = self.total_steps or MOST_STEPS
+            if any(not first <= last <= most for first, last in gaps):
+                raise ValueError(f"gaps: first_step <= last_step <= {most}")
+            lost = dict(self._lost)
+            for first, last in gaps:
+                if last >= self.next_step:
+                    begins = max(first, self.next_step)
+                    lost[begins] = max(last, lost.get(begins, last))
+            if len(lost) > MOST_GAPS:
+                raise ValueError(f"gaps: at most {MOST_GAPS} may lie ahead")
+            self._lost = lost
             self._drain()
 
     def _skip_lost(self) -> int:
@@ -236,14 +259,14 @@ class WatchedRun:
         index, trigger = self.detector.fold(stats)
         try:
             self.history.append(stats, index)
-        except OSError:
+        except OSError as error:
             # the detector is ahead of the record now: back to what is on disk
-            _log.exception("monitor.history_not_written")
+            _log.error("monitor.history_not_written", run=self.run_uid, error=str(error))
             current = self._attempts.current
             if current is not None:
                 self._restore(current, stats.step, after_crash=False)
             raise
-        self._recent.append((stats, index.z))
+        self._note(stats, index.z)
         self.next_step = stats.step + 1
         if trigger is not None:
             self._record(trigger)
@@ -289,8 +312,12 @@ class WatchedRun:
 
     def last(self) -> StepStats | None:
         """The last judged record."""
-        with self.lock:
-            return self._recent[-1][0] if self._recent else None
+        return self._last
+
+    def _note(self, stats: StepStats, z: float) -> None:
+        """Keep a judged step for the window: its columns only, whatever size the record has."""
+        self._recent.append(array("d", (_cell(name, stats, z) for name in WINDOW_COLUMNS)))
+        self._last = stats
 
     def _record(self, trigger: Trigger) -> None:
         """Make a trigger durable, once: the same one from a replay is the same file."""
@@ -312,10 +339,8 @@ class WatchedRun:
         """The last steps as columns."""
         with self.lock:
             rows = list(self._recent)[-(steps or self.config.index.window) :]
-            columns = {
-                name: np.array([_cell(name, s, i) for s, i in rows], dtype=np.float64)
-                for name in WINDOW_COLUMNS
-            }
+            table = np.array(rows, dtype=np.float64).reshape(len(rows), len(WINDOW_COLUMNS))
+            columns = {name: table[:, i].copy() for i, name in enumerate(WINDOW_COLUMNS)}
             return Window(self.run_uid, self.epoch, self.total_steps, columns)
 
 

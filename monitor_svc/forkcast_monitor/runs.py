@@ -14,11 +14,11 @@ from typing import TypeVar
 import structlog
 
 from forkcast_monitor import metrics
+from forkcast_monitor.directives import Waiting
 from forkcast_monitor.history import History
 from forkcast_monitor.registration import Registration, RunFolders
 from forkcast_monitor.run import WatchedRun
 from forkcast_monitor.streams import Stream
-from forkcast_wire import forkcast_pb2 as pb
 
 _log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -72,9 +72,14 @@ class Hosted:
     opened: WatchedRun | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     streams: set[Stream] = field(default_factory=set)
-    directives: dict[str, pb.Directive] = field(default_factory=dict)
+    directives: Waiting = field(default_factory=Waiting)
     gone: bool = False
     reported: float | None = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Whose log lines these are."""
+        return {"run": self.registration.name, "namespace": self.registration.namespace}
 
 
 class Runs:
@@ -193,7 +198,10 @@ class Runs:
             async with hosted.lock:
                 hosted.gone = True
                 if hosted.opened is not None:
-                    await self.blocking(hosted.opened.close)
+                    try:
+                        await self.blocking(hosted.opened.close)
+                    except Exception:  # noqa: BLE001  the other runs close all the same
+                        _log.exception("monitor.run_not_closed", **hosted.names)
         self._pool.shutdown()
 
     def told(self, hosted: Hosted, before: int, run: WatchedRun) -> None:

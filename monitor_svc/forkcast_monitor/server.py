@@ -18,8 +18,8 @@ import grpc.aio
 import structlog
 
 from forkcast_monitor import metrics
-from forkcast_monitor.attempts import StaleAttemptError
-from forkcast_monitor.directives import deliverable, leave, overtaken
+from forkcast_monitor.attempts import StaleAttemptError, TooManyAttemptsError
+from forkcast_monitor.directives import check, deliverable
 from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import Accepted, WatchedRun
 from forkcast_monitor.runs import ConflictError, Hosted, Runs, UnknownRunError, visible
@@ -103,13 +103,15 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
         await self._operators_only(context)
         directive = request.directive
         hosted = await self._known(directive.run_uid, context)
-        if not directive.id:
-            await _abort(context, _Code.INVALID_ARGUMENT, "id: a directive needs one")
+        try:
+            check(directive)
+        except ValueError as error:
+            await _abort(context, _Code.INVALID_ARGUMENT, str(error))
         mode = hosted.registration.mode
         if not deliverable(directive, mode):
             what = directive.WhichOneof("what")
             await _abort(context, _Code.FAILED_PRECONDITION, f"mode {mode}: no {what} is delivered")
-        if not leave(hosted.directives, directive):
+        if not hosted.directives.leave(directive):
             await _abort(context, _Code.RESOURCE_EXHAUSTED, "too many directives wait")
         for stream in hosted.streams:
             stream.tell(directive)
@@ -186,11 +188,12 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                 if batch.hello.run_uid != hosted.registration.run_uid:
                     raise Refused(_Code.PERMISSION_DENIED, "another run's statistics")
                 ack.resume_from = await self._hello(hosted, run, batch.hello)
-                ack.directives.extend(hosted.directives.values())
+                ack.directives.extend(hosted.directives.pending())
             try:
-                for gap in batch.gaps:
-                    hosted.series.dropped(max(0, gap.last_step - gap.first_step + 1))
-                    await self._runs.blocking(run.lost, gap.first_step, gap.last_step)
+                if batch.gaps:
+                    gaps = [(gap.first_step, gap.last_step) for gap in batch.gaps]
+                    await self._runs.blocking(run.lost, gaps)
+                    hosted.series.dropped(sum(last - first + 1 for first, last in gaps))
                 await self._fold(hosted, run, batch)
             finally:  # what was folded before a failure has happened
                 self._runs.told(hosted, before, run)
@@ -205,7 +208,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
             hello.total_steps,
             hello.attempt,
         )
-        overtaken(hosted.directives, hello.epoch)
+        hosted.directives.overtaken(hello.epoch)
         return resume_from
 
     async def _fold(self, hosted: Hosted, run: WatchedRun, batch: pb.StatsBatch) -> None:
@@ -242,6 +245,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
             after = {hosted.registration.run_uid: request.after}
         try:
             with self._quota.stream(_peer(context), report=False):
+                await context.send_initial_metadata(())  # whoever watches knows that it is on
                 while not self._draining:
                     ring = self._runs.fired.listen()
                     for one in self._runs.all if everything else [hosted]:
@@ -328,6 +332,8 @@ def _refusal(error: Exception, hosted: Hosted) -> Refused:
             return Refused(_Code.FAILED_PRECONDITION, str(error))
         case ValueError():
             return Refused(_Code.INVALID_ARGUMENT, str(error))
+        case TooManyAttemptsError():
+            return Refused(_Code.RESOURCE_EXHAUSTED, str(error))
         case OSError():
             return Refused(_Code.RESOURCE_EXHAUSTED, f"history not written: {error}")
     _log.error("monitor.stream_failed", run=hosted.registration.name, exc_info=error)

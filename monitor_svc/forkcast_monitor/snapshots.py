@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import structlog
 
 from forkcast_wire import crash
+from forkcast_wire.fields import MOST_EPOCHS
 
 _log = structlog.get_logger()
 _KEPT = 8
+_NAME = re.compile(r"e(\d{1,20})-a(\d{1,20})-(\d{1,20})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,16 @@ class Snapshots:
         return [found for path in self._paths() if (found := self._read(path)) is not None]
 
     def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("e*.json"), reverse=True)
+        """Newest first. A name whose epoch cannot be comes last, and so is the first to go."""
+        named = [(_order(path), path) for path in self._folder.glob("e*.json")]
+        return [path for _, path in sorted(named, reverse=True)]
 
     def _read(self, path: Path) -> Snapshot | None:
-        digest, _, body = path.read_bytes().partition(b"\n")
+        try:
+            digest, _, body = path.read_bytes().partition(b"\n")
+        except OSError as error:
+            _log.warning("monitor.snapshot_not_read", path=path.name, error=str(error))
+            return None
         if hashlib.sha256(body).hexdigest().encode() != digest:
             _log.warning("monitor.snapshot_corrupt", path=path.name)
             return None
@@ -83,3 +92,9 @@ class Snapshots:
         return Snapshot(
             document["epoch"], document["attempt"], document["step"], document["detector"]
         )
+
+
+def _order(path: Path) -> tuple[int, ...]:
+    match = _NAME.fullmatch(path.name)
+    found = tuple(int(part) for part in match.groups()) if match else (-1,)
+    return found if found[0] <= MOST_EPOCHS else (-1, *found)

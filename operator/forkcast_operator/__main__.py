@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from forkcast_wire import termination
+
+if __name__ == "__main__":
+    termination.end_at_once()  # before the imports below, which take a while
+# isort: split
+
 import argparse
 import json
-import sys
 import threading
 from pathlib import Path
 
@@ -28,7 +33,6 @@ from forkcast_wire.process import (
     alone,
     configure_logging,
     die_with_parent,
-    stop_event_on_sigterm,
 )
 from forkcast_wire.store import StoreError, open_store
 
@@ -101,7 +105,7 @@ def main() -> int:
     given = parser.parse_args()
     configure_logging("operator")
     die_with_parent()
-    stop = stop_event_on_sigterm()
+    stop = termination.stop_event_on_sigterm()
     if not alone(given.workdir / "operator.lock", stop):
         return 0
     spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
@@ -120,4 +124,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    termination.leave(main())

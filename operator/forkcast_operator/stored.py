@@ -43,6 +43,7 @@ from forkcast_operator.rules import lattice_of
 from forkcast_wire import catalogue, keys
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import window_from_wire
+from forkcast_wire.completion import completion
 from forkcast_wire.documents import (
     RolloutJob,
     RolloutUntil,
@@ -100,7 +101,7 @@ class StoredWorld:
             lineage=read_document(self.store, LineageEntry, lineage.key(epoch)),
             durable_epoch=self._durable_epoch(epoch),
             expired=expired,
-            run_finished=self.store.head(keys.COMPLETE) is not None,
+            run_finished=completion(self.store, self.spec.training.total_steps) is not None,
             released=self.store.head(self._key("outcome")) is not None and not self._occupied(),
         )
 

@@ -9,6 +9,13 @@ library alone.
 
 from __future__ import annotations
 
+from forkcast_wire import termination
+
+if __name__ == "__main__":
+    termination.end_at_once()  # every step of it may be done again
+
+# isort: split
+
 import argparse
 import json
 import os

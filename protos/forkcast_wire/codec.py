@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
-from typing import Any
+from operator import attrgetter, gt
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from forkcast.actions import Action
 from forkcast.decision import Candidate
 from forkcast.records import Forecast, Interval, StepStats, Trigger, TriggerRule, Window
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
 
 _OPTIONAL = (
     "update_ratio",
@@ -36,6 +37,19 @@ _PLAIN = (
 )
 
 
+#: The largest integers of a record: what JSON, float64 and Parquet's int64 all hold exactly.
+MOST = {
+    "epoch": MOST_EPOCHS,
+    "attempt": 1_000_000,
+    "rank": 1 << 20,
+    "step": MOST_STEPS,
+    "tokens": (1 << 53) - 1,
+}
+MOST_LAYERS = 1024
+_MOST_GROUPS, _MOST_GROUP_NAME, _MOST_UID = 64, 64, 64
+_bounded, _bounds = attrgetter(*MOST), tuple(MOST.values())
+
+
 _NAMES = (*_PLAIN, *_OPTIONAL, *_LAYERS)
 _plain_values, _values = attrgetter(*_PLAIN), attrgetter(*_NAMES)
 
@@ -49,11 +63,27 @@ def stats_to_wire(stats: StepStats) -> pb.StepStats:
 
 
 def stats_from_wire(message: pb.StepStats) -> StepStats:
-    """A StepStats of a message; an empty per-layer list means "not sampled"."""
+    """A StepStats of a message; an empty per-layer list means "not sampled". Raises ValueError, with
+    the field's name, for a record that no trainer makes.
+    """
+    if any(map(gt, _bounded(message), _bounds)) or len(message.run_uid) > _MOST_UID:
+        _refuse(message)
+    if any(len(getattr(message, name)) > MOST_LAYERS for name in _LAYERS):
+        raise ValueError(f"stats: at most {MOST_LAYERS} layers")
+    groups = dict(message.group_grad_norms)
+    if len(groups) > _MOST_GROUPS or any(len(name) > _MOST_GROUP_NAME for name in groups):
+        raise ValueError(f"group_grad_norms: at most {_MOST_GROUPS}, names of {_MOST_GROUP_NAME}")
     values: dict[str, Any] = dict(zip(_PLAIN, _plain_values(message), strict=True))
     values |= {n: getattr(message, n) if message.HasField(n) else None for n in _OPTIONAL}
     values |= {name: tuple(getattr(message, name)) or None for name in _LAYERS}
-    return StepStats(**values, group_grad_norms=dict(message.group_grad_norms))
+    return StepStats(**values, group_grad_norms=groups)
+
+
+def _refuse(message: pb.StepStats) -> NoReturn:
+    for name, most in MOST.items():
+        if getattr(message, name) > most:
+            raise ValueError(f"{name}: at most {most}")
+    raise ValueError(f"run_uid: at most {_MOST_UID} characters")
 
 
 def window_to_wire(window: Window) -> pb.Window:

@@ -21,15 +21,21 @@ from forkcast.records import StateKind, StateRef
 from forkcast_wire import keys, schema_1
 
 T = TypeVar("T")
+#: The version of the checkpoint format that is written and read.
+STATE_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """run.json: the run's identity. uid: drawn once, when the work directory is created."""
+    """run.json: the run's identity. uid: drawn once, when the work directory is created.
+    first_total_steps: `training.totalSteps` of the first start, the learning rate's default
+    schedule; None in a run from before it was recorded.
+    """
 
     uid: str
     name: str
     manifest_digest: str
+    first_total_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +88,9 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Complete:
-    """complete.json: the run reached its last step. Losses are validation losses, nats/token."""
+    """complete.json: the last step that was reached; see `forkcast_wire.completion` for whether the
+    run has ended with it. Losses are validation losses, nats/token.
+    """
 
     epoch: int
     step: int
@@ -129,24 +137,46 @@ def load_any(kind: Any, data: bytes) -> Any:
 
 
 def read_manifest(store: Store, folder: str) -> StateManifest | None:
-    """The manifest of a saved state, None where there is none or it is damaged: a state without a
-    valid manifest does not exist.
+    """The manifest of a saved state, None if there is none, or it is damaged, or is not this
+    folder's: a state without a valid manifest does not exist.
     """
     try:
-        return load(StateManifest, store.get(keys.state_manifest(folder))[0])
+        manifest = load(StateManifest, store.get(keys.state_manifest(folder))[0])
     except (LookupError, DocumentError):
         return None
+    return manifest if _belongs(manifest, folder) else None
+
+
+def _belongs(manifest: StateManifest, folder: str) -> bool:
+    """Whether a manifest says of its state what the folder's name says."""
+    ref = manifest.state
+    place = folder
+    if ref.kind is not StateKind.ROLLOUT:
+        place = keys.state(ref.kind, ref.epoch, ref.attempt, ref.step)
+    return manifest.format_version == STATE_FORMAT and ref.key == folder == place
+
+
+def survey(store: Store, kind: StateKind) -> tuple[list[StateRef], list[str]]:
+    """The main run's durable states of one kind, oldest first by (epoch, step, attempt), and the
+    folders whose manifest is damaged.
+    """
+    found, damaged = [], []
+    names = {info.key for info in store.list(keys.state_prefix(kind))}
+    for name in sorted(names):
+        folder, _, last = name.rpartition("/")
+        if last != "manifest.json":
+            continue
+        manifest = read_manifest(store, folder)
+        if manifest is not None:
+            found.append(replace(manifest.state, good=f"{folder}/good" in names))
+        elif store.head(name) is not None:  # not deleted meanwhile
+            damaged.append(folder)
+    return sorted(found, key=lambda ref: (ref.epoch, ref.step, ref.attempt)), damaged
 
 
 def saved_states(store: Store, kind: StateKind) -> list[StateRef]:
     """The main run's durable states of one kind, oldest first by (epoch, step, attempt)."""
-    found = []
-    names = {info.key for info in store.list(keys.state_prefix(kind))}
-    for name in names:
-        folder, _, last = name.rpartition("/")
-        if last == "manifest.json" and (manifest := read_manifest(store, folder)) is not None:
-            found.append(replace(manifest.state, good=f"{folder}/good" in names))
-    return sorted(found, key=lambda ref: (ref.epoch, ref.step, ref.attempt))
+    return survey(store, kind)[0]
 
 
 def lineage_entries(store: Store) -> list[LineageEntry]:

@@ -4,6 +4,8 @@ users; all are relative to the run's store (for a folder: the work directory).
 
 from __future__ import annotations
 
+import re
+
 from forkcast.records import StateKind, Trigger
 
 CATALOGUE = "catalogue.json"
@@ -37,6 +39,11 @@ def state_prefix(kind: StateKind) -> str:
 def state(kind: StateKind, epoch: int, attempt: int, step: int) -> str:
     """The folder of one saved state of the main run, without a trailing slash."""
     return f"{state_prefix(kind)}e{epoch}/a{attempt}/{step:012d}"
+
+
+def is_first(folder: str) -> bool:
+    """Whether the folder of a state is that of step 0: losing it loses no training."""
+    return not folder.rpartition("/")[2].strip("0")
 
 
 def ptz(folder: str, step: int) -> str:
@@ -87,3 +94,26 @@ def rollout_trial(trigger_id: str, candidate: str, rung: int) -> str:
 def rollout_state(trigger_id: str, candidate: str, rung: int) -> str:
     """The folder of the end state published at a rung."""
     return f"{rollout(trigger_id, candidate)}/end-{rung:06d}"
+
+
+_STATE = r"(cp_\d+\.ptz|manifest\.json|good)"
+_TRIGGER = r"e\d+-t\d+[a-z0-9-]*"
+_RECORD = re.compile(
+    "|".join(
+        (
+            *(re.escape(name) for name in (RUN, COMPLETE, CATALOGUE)),
+            rf"{LINEAGE_PREFIX}\d+\.json",
+            rf"{ATTEMPTS_PREFIX}\d+\.json",
+            rf"{SUPPRESSED_PREFIX}{_TRIGGER}\.json",
+            rf"(checkpoints|ring)/e\d+/a\d+/\d+/{_STATE}",
+            rf"branches/{_TRIGGER}/[a-z]+\.json",
+            rf"rollouts/{_TRIGGER}/[a-z0-9]+/((job|until|trial-\d+)\.json|end-\d+/{_STATE})",
+            r"probe/[0-9a-f]+",
+        )
+    )
+)
+
+
+def is_record(key: str) -> bool:
+    """Whether the functions above can have built the key: what an erasure may delete."""
+    return _RECORD.fullmatch(key) is not None

@@ -1,7 +1,7 @@
 """The TrainingRun manifest, `forkcast.dev/v1alpha1`: one model for the local world and the cluster.
 
-Conventions of the format: camelCase names, enums in CamelCase, integers with a maximum, and every
-decimal as a quoted string ("0.98"), because a float in a manifest changes with whoever prints it.
+Conventions of the format: camelCase names, enums in CamelCase, integers with a maximum, and decimals
+as numbers or as texts (3e-4, "0.98"), for YAML tools disagree on which of the two 3e-4 is.
 Every field says what it is and its unit; the reference page in docs/ and the custom resource
 definitions are generated from here. The parts stand by subject in manifest_*.py.
 """
@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from forkcast.schedule import LearningRate
 from forkcast_wire.fields import NAME_PATTERN, Part, Rule
 from forkcast_wire.manifest_branching import (
     Acceptance,
@@ -59,8 +60,7 @@ from forkcast_wire.manifest_training import (
 )
 
 __all__ = [
-    "CHANGEABLE",
-    "IMMUTABLE",
+    "FIXED",
     "STRESSOR_PROBABILITY",
     "Acceptance",
     "ActionChoices",
@@ -103,16 +103,25 @@ __all__ = [
 ]
 
 
-#: What makes a run the run it is.
-IMMUTABLE: Final = ("model", "data", "stressors", "optimizer", "parallelism", "storage")
-#: What of `training` may change within a run; totalSteps may only grow.
-CHANGEABLE: Final = ("totalSteps", "threads")
+def _fields(part: type[Part], path: str, *but: str) -> tuple[str, ...]:
+    """The dotted paths of a part's fields, except those named."""
+    names = (field.alias or name for name, field in part.model_fields.items())
+    return tuple(f"{path}.{name}" for name in names if name not in but)
+
+
+#: What makes a run the run it is: dotted paths below `spec`. Of `training`, totalSteps may grow.
+FIXED: Final = (
+    "model",
+    "data",
+    "stressors",
+    *_fields(Optimizer, "optimizer", "schedule"),
+    *_fields(Schedule, "optimizer.schedule", "steps"),
+    *_fields(Training, "training", "totalSteps", "threads"),
+    "parallelism",
+    "storage",
+)
 _WHILE_SUSPENDED = ("resources", "scheduling", "podPatch")
-_TRAINING_FIXED = [
-    field.alias or name
-    for name, field in Training.model_fields.items()
-    if field.alias not in CHANGEABLE
-]
+_STEPS = "self.optimizer.schedule.steps"
 
 
 class TrainingRunSpec(Part):
@@ -125,15 +134,7 @@ class TrainingRunSpec(Part):
                 f"self.{name} == oldSelf.{name}",
                 "cannot change within a run; undo it, or create another TrainingRun",
             )
-            for name in IMMUTABLE
-        ),
-        *(
-            Rule(
-                f".training.{name}",
-                f"self.training.{name} == oldSelf.training.{name}",
-                "cannot change within a run; undo it, or create another TrainingRun",
-            )
-            for name in _TRAINING_FIXED
+            for name in FIXED
         ),
         Rule(
             ".training.totalSteps",
@@ -148,6 +149,12 @@ class TrainingRunSpec(Part):
             )
             for name in _WHILE_SUSPENDED
         ),
+        Rule(
+            ".optimizer.schedule.steps",
+            f"has({_STEPS}) == has(oldS{_STEPS[1:]}) && (!has({_STEPS}) || "
+            f"{_STEPS} == oldS{_STEPS[1:]}) || oldSelf.suspend",
+            "may change only while the run is suspended; set suspend: true first",
+        ),
     )
 
     model: Model = Model()
@@ -157,7 +164,7 @@ class TrainingRunSpec(Part):
     stressors: Annotated[list[Stressor], Field(max_length=16)] = []
     """Seeded disturbances, for tests and evaluations. Cannot change."""
     optimizer: Optimizer = Optimizer()
-    """How the weights are updated. Cannot change."""
+    """How the weights are updated. Only `schedule.steps` may change."""
     training: Training
     """Steps and batches; only `totalSteps` may change, and only grow."""
     parallelism: Parallelism = Parallelism()
@@ -186,6 +193,25 @@ class TrainingRunSpec(Part):
     """Further fields of the pods (Kubernetes only)."""
     lifecycle: Lifecycle = Lifecycle()
     """How long the run and its objects live (Kubernetes only)."""
+
+    def learning_rate(self) -> LearningRate:
+        """The schedule. One without a length is as long as the run."""
+        schedule, cosine = self.optimizer.schedule, self.optimizer.schedule.type == "Cosine"
+        return LearningRate(
+            peak=self.optimizer.learning_rate,
+            low=schedule.min_learning_rate,
+            warmup=schedule.warmup_steps,
+            steps=(schedule.steps or self.training.total_steps) if cosine else None,
+        )
+
+    def with_schedule(self, steps: int | None) -> TrainingRunSpec:
+        """The spec with the length of its schedule filled in, where it gives none and has one."""
+        schedule = self.optimizer.schedule
+        if steps is None or schedule.steps is not None or schedule.type != "Cosine":
+            return self
+        schedule = schedule.model_copy(update={"steps": steps})
+        optimizer = self.optimizer.model_copy(update={"schedule": schedule})
+        return self.model_copy(update={"optimizer": optimizer})
 
 
 class Metadata(Part):

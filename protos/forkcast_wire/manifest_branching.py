@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from forkcast_wire.fields import (
+    MOST_EPOCHS,
     Decay,
     Decimal,
     Fraction,
@@ -135,7 +136,7 @@ class Confirm(Part):
 class Budget(Part):
     """What branches may cost."""
 
-    max_branches: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 50
+    max_branches: Annotated[int, Field(ge=0, le=MOST_EPOCHS, strict=True)] = 50
     """Branches over the run's life."""
     max_per_hundred_thousand_steps: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 30
     """Branches in proportion to the steps taken."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -161,12 +161,13 @@ class Stressor(Part):
             "self.toStep == 0 || self.toStep > self.fromStep",
             "must be > fromStep; set 0 for 'to the end'",
         ),
-        Rule(
-            ".magnitude",
-            "!has(self.magnitude) || self.type == 'AggressiveWarmup'",
-            "belongs to AggressiveWarmup; remove it",
-        ),
     )
+    SCHEMA: ClassVar[dict[str, Any]] = {
+        "anyOf": [
+            {"not": {"required": ["magnitude"]}},
+            {"properties": {"type": {"enum": ["AggressiveWarmup"]}}},
+        ]
+    }
 
     type: StressorType
     """What it does; the table of stressors stands in docs/manifest.md."""

@@ -17,15 +17,17 @@ QUANTITY_PATTERN = r"^([0-9]+\.?[0-9]*|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei
 
 
 def _quantity(value: object) -> object:
-    """A whole number stands for itself, as everywhere in Kubernetes (`nvidia.com/gpu: 8`)."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """A number stands for itself, as everywhere in Kubernetes (`nvidia.com/gpu: 8`, `cpu: 0.5`)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return f"{value:.15g}"
 
 
 _QUANTITY_SCHEMA = {
-    "x-kubernetes-int-or-string": True,
-    "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "type": ["number", "string"],
     "pattern": QUANTITY_PATTERN,
     "maxLength": 24,
+    "minimum": 0,
 }
 Quantity = Annotated[
     str,

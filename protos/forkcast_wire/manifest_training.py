@@ -36,12 +36,30 @@ class Clipping(Part):
 class Schedule(Part):
     """The learning rate's course: linear warm-up, then Cosine or Constant."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".steps",
+            "self.type == 'Cosine' || !has(self.steps)",
+            "is the length of Cosine; leave it out with Constant",
+        ),
+    )
+
     type: Literal["Cosine", "Constant"] = "Cosine"
-    """Cosine: down to `minLearningRate` at the last step."""
+    """Cosine: down to `minLearningRate` at the schedule's last step, and there from then on."""
     warmup_steps: StepsOrZero = 100
     """Steps of the linear warm-up."""
     min_learning_rate: NonNegative = 0.0
     """Where Cosine ends."""
+    steps: Steps | None = None
+    """Length of Cosine, its warm-up included. Absent: `totalSteps` of the run's first start, so that
+    a run that is extended goes on at `minLearningRate`. May change between two starts; on a cluster
+    while the run is suspended."""
+
+    @model_validator(mode="after")
+    def _length_of_cosine(self) -> Self:
+        if self.type != "Cosine" and self.steps is not None:
+            raise ValueError("steps: is the length of Cosine; leave it out with Constant")
+        return self
 
 
 class Optimizer(Part):
@@ -130,7 +148,8 @@ class Storage(Part):
     ) = None
     """Name of the bucket; it must exist."""
     prefix: Annotated[str, Field(max_length=512, pattern=r"^([A-Za-z0-9._-]+/)*$")] = ""
-    """What all keys begin with; ends with a slash."""
+    """What all keys begin with; ends with a slash. On a cluster it continues below the run's own
+    prefix, `<prefix of the release><namespace>/<name>-<uid>/`."""
     region: Annotated[str, Field(max_length=64)] = "us-east-1"
     """Region that requests are signed for."""
     credentials_dir: Uri | None = None

@@ -1,4 +1,4 @@
-"""What every process of Forkcast does at its start: logs, signals, and not outliving its parent."""
+"""What every process of Forkcast does at its start: logs, and not outliving its parent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType
 
 import structlog
 
@@ -91,18 +90,6 @@ def _dead(pid: int) -> bool:
     except ProcessLookupError:
         return True
     return False
-
-
-def stop_event_on_sigterm() -> threading.Event:
-    """An event that SIGTERM and SIGINT set; call from the main thread."""
-    event = threading.Event()
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        event.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    return event
 
 
 def alone(lock: Path, stop: threading.Event) -> bool:

@@ -20,13 +20,12 @@ from forkcast.records import TriggerRule
 from forkcast_wire.fields import (
     NAME_PATTERN,
     Count,
-    Decimal,
-    NonNegative,
     ObjectName,
     Part,
     Rule,
     Steps,
     StepsOrZero,
+    WrittenDecimal,
 )
 
 FINALIZER: Final = "forkcast.dev/finalizer"
@@ -55,6 +54,7 @@ Reason = Annotated[
 Key = Annotated[str, Field(max_length=1024)]
 Small = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
 CandidateName = Annotated[str, Field(min_length=1, max_length=63)]
+NonNegative = Annotated[WrittenDecimal, Field(ge=0)]
 
 
 class ConditionStatus(StrEnum):
@@ -159,16 +159,16 @@ class MetricValue(Part):
 
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*$")]
     """Its name, e.g. train_loss."""
-    value: Decimal
+    value: WrittenDecimal
     """Its value, a decimal."""
 
 
 class UncertaintyStatus(Part):
     """The detector's view, as of the last write of this status."""
 
-    index: Decimal
+    index: WrittenDecimal
     """Uncertainty Index."""
-    z: Decimal
+    z: WrittenDecimal
     """Index over its own healthy spread; the thresholds apply to it."""
     ready: bool
     """False during warm-up."""
@@ -338,16 +338,18 @@ class BranchTrigger(Part):
     """First step of the departure."""
     rule: TriggerRule
     """Which rule fired."""
-    z: Decimal
+    z: WrittenDecimal
     """The index over its healthy spread, then."""
-    index: Decimal
+    index: WrittenDecimal
     """The Uncertainty Index, then."""
     components: Annotated[
-        dict[Annotated[str, Field(min_length=1, max_length=64)], Decimal], Field(max_length=16)
+        dict[Annotated[str, Field(min_length=1, max_length=64)], WrittenDecimal],
+        Field(max_length=16),
     ] = {}
     """Each signal's part of it, a robust z."""
     thresholds: Annotated[
-        dict[Annotated[str, Field(min_length=1, max_length=64)], Decimal], Field(max_length=16)
+        dict[Annotated[str, Field(min_length=1, max_length=64)], WrittenDecimal],
+        Field(max_length=16),
     ] = {}
     """The limits in force, by name."""
 
@@ -450,13 +452,13 @@ class RolloutStatus(Part):
     """How it stands."""
     rung: StepsOrZero = 0
     """The last rung it was measured at, steps after the trigger."""
-    validation_loss: Decimal | None = None
+    validation_loss: WrittenDecimal | None = None
     """There, with the mean of its recent weights, nats/token."""
-    improvement: Decimal | None = None
+    improvement: WrittenDecimal | None = None
     """The control's loss less its own, nats/token."""
-    volatility_ratio: Decimal | None = None
+    volatility_ratio: WrittenDecimal | None = None
     """Its volatility over the control's."""
-    risk: Decimal | None = None
+    risk: WrittenDecimal | None = None
     """The proxy's calibrated risk, where there is one."""
     verdict: Verdict | None = None
     """What became of it."""

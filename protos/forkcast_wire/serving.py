@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
-import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from forkcast_wire import channel, crash, crash_calls
 from forkcast_wire.access import Admission, ByCertificate, ByToken, Guard
+from forkcast_wire.termination import Stop
 from forkcast_wire.token_review import ApiReviewer
 
 _log = structlog.get_logger()
@@ -176,26 +175,23 @@ class Running(AbstractAsyncContextManager["Running"]):
         await self._plain.stop(None)
 
 
-async def serve_until_sigterm(
-    serving: Serving, service: Service, before: threading.Event | None = None
-) -> None:
-    """Serve; SIGTERM and SIGINT drain. A second one does not hurry it. before: what a signal that
-    came before this call has set.
-    """
-    stop = asyncio.Event()
+async def serve_until(stop: Stop, serving: Serving, service: Service) -> None:
+    """Serve until ``stop`` is set, then drain; what is set again does not hurry it."""
+    stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if before is not None and before.is_set():
-        stop.set()
-    async with Running(serving, service) as running:
-        _log.info(
-            "service.serving",
-            service=service.name,
-            listen=serving.listen,
-            port=running.port,
-            health_port=running.health_port,
-            metrics_port=running.metrics_port,
-        )
-        await stop.wait()
-        _log.info("service.draining", service=service.name)
+    loop.add_reader(stop.fileno(), stopped.set)
+    try:
+        async with Running(serving, service) as running:
+            _log.info(
+                "service.serving",
+                service=service.name,
+                listen=serving.listen,
+                port=running.port,
+                health_port=running.health_port,
+                metrics_port=running.metrics_port,
+            )
+            await stopped.wait()
+            loop.remove_reader(stop.fileno())  # it stays readable
+            _log.info("service.draining", service=service.name)
+    finally:
+        loop.remove_reader(stop.fileno())

@@ -73,18 +73,6 @@ class Shares:
             raise ValueError(f"must sum to 1, not {total:g}; change one of them")
         return value
 
-    def rules(self) -> list[tuple[str, str]]:
-        """The same in CEL over ``self``, with the messages."""
-        every = f"{self.names}.all(name, name in self)"
-        total = " + ".join(f"double(self['{name}'])" for name in self.names)
-        return [
-            (every, f"{', '.join(self.names)} must all be given"),
-            (
-                f"!{every} || ({total} > 0.999999 && {total} < 1.000001)",
-                "must sum to 1; change one of them",
-            ),
-        ]
-
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forkcast.records import StepStats
+from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
 
 TAIL = "tail.jsonl"
 _LISTS = ("attention_entropy", "activation_mean", "activation_sd")
@@ -78,9 +79,20 @@ def _schema_of(rows: list[dict[str, Any]]) -> pa.Schema:
 
 
 def read_tail(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the open tail; a line that a crash cut short is left out."""
+    """The rows of the open tail; a line that a crash cut short, or that cannot be a row, is left out."""
     path = folder / TAIL
-    return read_lines(path) if path.exists() else []
+    return [row for row in read_lines(path) if sound(row)] if path.exists() else []
+
+
+def sound(row: Mapping[str, Any]) -> bool:
+    """Whether a row can be one of a history: its integers are there, and fit the columns."""
+    values = [row.get(name) for name in _INTS]
+    return (
+        isinstance(row.get("run_uid"), str)
+        and all(type(one) is int and 0 <= one < 1 << 53 for one in values)
+        and row["epoch"] <= MOST_EPOCHS
+        and row["step"] <= MOST_STEPS
+    )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -129,7 +141,7 @@ def read_history(
     return [rows[key] for key in sorted(rows)]
 
 
-_CHUNK = re.compile(r"e(\d+)-a(\d+)-(\d+)\.parquet")
+_CHUNK = re.compile(r"e(\d{1,20})-a(\d{1,20})-(\d{1,20})\.parquet")
 
 
 def _chunks(folder: Path, first_steps: Mapping[int, int] | None) -> list[Path]:
@@ -139,7 +151,7 @@ def _chunks(folder: Path, first_steps: Mapping[int, int] | None) -> list[Path]:
     named = [
         (tuple(int(part) for part in match.groups()), path)
         for path in folder.glob("*.parquet")
-        if (match := _CHUNK.fullmatch(path.name))
+        if (match := _CHUNK.fullmatch(path.name)) and int(match[1]) <= MOST_EPOCHS
     ]
     named.sort()
     if first_steps is None or not named:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from forkcast_wire import termination
+
+if __name__ == "__main__":
+    termination.end_at_once()  # before the imports below, which take a while
+# isort: split
+
 import argparse
 import asyncio
 import sys
@@ -27,15 +33,16 @@ def main() -> int:
     given = parser.parse_args()
     configure_logging("proxy")
     die_with_parent()
+    stop = termination.stop_event_on_sigterm()
     try:
-        asyncio.run(_serve(given))
+        asyncio.run(_serve(given, stop))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-async def _serve(given: argparse.Namespace) -> None:
+async def _serve(given: argparse.Namespace, stop: termination.Stop) -> None:
     proxy = Proxy(given.model)
     service = serving.Service(
         name="forkcast.v1.Proxy",
@@ -46,8 +53,8 @@ async def _serve(given: argparse.Namespace) -> None:
         drain=proxy.drain,
     )
     structlog.get_logger().info("proxy.model", note=proxy.note)
-    await serving.serve_until_sigterm(serving.from_arguments(given), service)
+    await serving.serve_until(stop, serving.from_arguments(given), service)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    termination.leave(main())

@@ -186,6 +186,7 @@ def test_the_operator_is_told_where_everything_is(render):
     assert first["conditionalWrites"] == "Off"  # a text, where YAML 1.1 reads a bool
     assert second["endpoint"] == "https://other.example.org"
     assert second["credentialsDir"] == "/etc/forkcast/stores/1"
+    assert first["prefix"] == "forkcast/prod/"
     pod = dict(_pod_specs(objects))["demo-forkcast-operator"]
     mounts = {one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
     assert {
@@ -195,6 +196,26 @@ def test_the_operator_is_told_where_everything_is(render):
     } <= mounts
     names = {one["name"] for one in pod["volumes"]}
     assert {one["name"] for one in pod["containers"][0]["volumeMounts"]} == names
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_every_account_whose_token_is_taken_is_reserved(render, name):
+    """Of the pods that ask who somebody is, or are asked: none of their accounts is a run's."""
+    objects = render(name)
+    config = yaml.safe_load(
+        _find(objects, "ConfigMap", "demo-forkcast-operator")["data"]["operator.yaml"]
+    )
+    reserved = set(config.get("reservedAccounts", ()))
+    if "tokenFile" not in config["monitor"]:
+        assert not reserved
+        return
+    for pod, spec in _pod_specs(objects):
+        if not pod.endswith(("-store", "-test")) and "serviceAccountName" in spec:
+            assert f"forkcast-system/{spec['serviceAccountName']}" in reserved, pod
+    (monitor,) = (spec for pod, spec in _pod_specs(objects) if pod.endswith("-monitor"))
+    arguments = monitor["containers"][0]["args"]
+    operators = {one.partition("=")[2] for one in arguments if one.startswith("--operator=")}
+    assert operators <= reserved
 
 
 @pytest.mark.parametrize("name", MATRIX)

@@ -17,6 +17,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "external": {
                 "endpoint": "https://s3.example.org",
                 "bucket": "runs",
+                "prefix": "forkcast/prod/",
                 "caConfigMap": "s3-ca",
                 "conditionalWrites": "Off",
             },

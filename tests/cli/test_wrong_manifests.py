@@ -58,9 +58,9 @@ WRONG = {
         ["spec.branching.actions.clipping", "one of Keep, None", "Hard"],
     ),
     "decay_of_one": (_spec('uncertainty: {emaDecay: "1.0"}'), ["emaDecay", "less than 1"]),
-    "unquoted_decimal": (
-        _spec("optimizer: {learningRate: 0.001}"),
-        ["spec.optimizer.learningRate", "quoted", '"0.001"'],
+    "switch_for_a_decimal": (
+        _spec("optimizer: {learningRate: true}"),
+        ["spec.optimizer.learningRate", "not a decimal: True", "0.98"],
     ),
     "not_a_decimal": (_spec('optimizer: {learningRate: "fast"}'), ["learningRate", "fast"]),
     "bad_enum": (_spec("branching: {mode: Enforced}"), ["spec.branching.mode", "Enforce"]),

@@ -60,14 +60,9 @@ def statistics(uid, steps, seed=0, spike=None):
 
 
 def registration(uid, namespace="team", mode="Enforce", **more):
+    given = {"uncertainty_json": RULES, "total_steps": 1000, **more}
     return pb.RegisterRunRequest(
-        run_uid=uid,
-        name=f"run-{uid}",
-        namespace=namespace,
-        uncertainty_json=RULES,
-        mode=mode,
-        total_steps=1000,
-        **more,
+        run_uid=uid, name=f"run-{uid}", namespace=namespace, mode=mode, **given
     )
 
 
@@ -171,7 +166,8 @@ class Talker:
 
     async def _once(self, end):
         call = self.stub.Report(wait_for_ready=True)
-        hello = pb.Hello(run_uid=self.uid, start_step=0, total_steps=1000)
+        total = max(1000, len(self.rows))
+        hello = pb.Hello(run_uid=self.uid, start_step=0, total_steps=total)
         await call.write(pb.StatsBatch(hello=hello))
         step, seq = (await answer(call)).resume_from, 0
         while step < end:

@@ -130,8 +130,9 @@ def test_the_generated_definitions_name_them_and_are_then_up_to_date(copy: Copy)
     assert "halving" in branching["actions"]["properties"]["clipping"]["items"]["enum"]
     clipping = spec["optimizer"]["properties"]["clipping"]["properties"]
     assert "halving" in clipping["policy"]["enum"]
-    rules = spec["uncertainty"]["properties"]["weights"]["x-kubernetes-validations"]
-    assert all("jumpy" in one["rule"] for one in rules)
+    weights = spec["uncertainty"]["properties"]["weights"]
+    assert "jumpy" in weights["properties"]
+    assert "jumpy" in weights["required"]
 
 
 def test_a_manifest_takes_them_here_and_not_where_they_are_not(copy: Copy, tmp_path: Path) -> None:

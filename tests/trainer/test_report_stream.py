@@ -7,6 +7,8 @@ import pytest
 from forkcast.records import StepStats
 from forkcast_trainer import report
 from forkcast_trainer.report import Hello, Reporter
+from forkcast_wire import forkcast_pb2 as pb
+from tests.wire_integers import cases, put
 
 
 def hello(epoch=0, start=0):
@@ -151,3 +153,18 @@ def test_gaps_stay_bounded_and_cover_what_was_lost():
     assert len(gaps) == 256
     covered = {step for low, high in gaps for step in range(low, high + 1)}
     assert set(range(0, 2000, 2)) <= covered
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), cases(pb.Ack.DESCRIPTOR), ids=lambda one: str(one)[-20:]
+)
+def test_a_monitor_that_acknowledges_impossible_numbers_costs_what_is_queued_at_most(path, value):
+    reporter = Reporter("", hello())
+    stream = report._Stream(hello(), 0)
+    reporter._ring.extend(stats(step) for step in range(20))
+    stream.in_flight.append((1, 10, []))
+    ack = pb.Ack(seq=1, credit=1, resume_from=0)
+    put(ack, path, value)
+    reporter._take(stream, ack)
+    assert [one.step for one in reporter._ring] in ([], list(range(10, 20)), list(range(20)))
+    assert stream.credit >= 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +19,8 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl i
 
 _CHILD = """
 import os, pathlib, sys
-from forkcast_wire.process import die_with_parent, stop_event_on_sigterm
+from forkcast_wire.process import die_with_parent
+from forkcast_wire.termination import stop_event_on_sigterm
 stop = stop_event_on_sigterm()
 die_with_parent()
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
@@ -29,7 +29,8 @@ pathlib.Path(sys.argv[1] + ".stopped").write_text("cleanly" if stop.is_set() els
 """
 _HOLDER = """
 import pathlib, sys, time
-from forkcast_wire.process import alone, stop_event_on_sigterm
+from forkcast_wire.process import alone
+from forkcast_wire.termination import stop_event_on_sigterm
 assert alone(pathlib.Path(sys.argv[1]), stop_event_on_sigterm())
 pathlib.Path(sys.argv[2]).write_text("held")
 time.sleep(60)
@@ -133,21 +134,6 @@ def running(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stop_signals_set_the_event(tmp_path: Path, number: signal.Signals) -> None:
-    pid, stopped = tmp_path / "pid", tmp_path / "pid.stopped"
-    environment = {k: v for k, v in os.environ.items() if k != "FORKCAST_PARENT"}
-    child = subprocess.Popen([sys.executable, "-c", _CHILD, str(pid)], env=environment)
-    try:
-        wait_for(filled(pid), "the child's start")
-        child.send_signal(number)
-        assert child.wait(10) == 0
-    finally:
-        child.kill()
-        child.wait()
-    assert stopped.read_text() == "cleanly"
 
 
 def test_logs_are_json_lines_that_no_message_can_forge() -> None:

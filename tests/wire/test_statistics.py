@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from forkcast_wire.statistics import newest_steps, read_history, write_chunk
@@ -20,5 +22,6 @@ def test_before_the_first_chunk_there_is_nothing(tmp_path, first_steps) -> None:
 def test_the_newest_step_of_each_epoch(tmp_path) -> None:
     write_chunk([row(0, step) for step in range(5)], tmp_path)
     write_chunk([row(1, step) for step in (3, 4)], tmp_path)
-    (tmp_path / "tail.jsonl").write_text('{"epoch": 1, "step": 7}\n')
+    last = {**row(1, 7), "run_uid": "u", "tokens": 0}
+    (tmp_path / "tail.jsonl").write_text(json.dumps(last) + "\n")
     assert newest_steps(tmp_path) == {0: 4, 1: 7}

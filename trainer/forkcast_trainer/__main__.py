@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from forkcast_wire import termination
+
+if __name__ == "__main__":
+    termination.end_at_once()  # before the imports below, which take a while
+# isort: split
+
 import argparse
 import json
 import os
@@ -18,7 +24,6 @@ from forkcast_wire.manifest import TrainingRun as Manifest
 from forkcast_wire.process import (
     configure_logging,
     die_with_parent,
-    stop_event_on_sigterm,
     stop_when_orphaned,
 )
 from forkcast_wire.store import StoreUnavailable
@@ -42,7 +47,7 @@ def main() -> int:
     )
     given = parser.parse_args()
     configure_logging("trainer")
-    stop = stop_event_on_sigterm()
+    stop = termination.stop_event_on_sigterm()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     ranks = (int(os.environ.get("RANK", "0")), world, int(os.environ.get("LOCAL_RANK", "0")))
     if world > 1:
@@ -75,4 +80,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    termination.leave(main())

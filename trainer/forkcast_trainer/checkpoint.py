@@ -16,12 +16,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 import transformers
@@ -31,13 +32,16 @@ from torch import Tensor
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
 from forkcast_wire import keys
-from forkcast_wire.documents import StateManifest, dump, read_manifest
-from forkcast_wire.store import AlreadyExists, KeyMissing
+from forkcast_wire.documents import STATE_FORMAT, StateManifest, dump, read_manifest
+from forkcast_wire.store import AlreadyExists, BadKey, KeyMissing
 
+T = TypeVar("T")
 MAGIC = b"FCPTZ\x00\x00\x01"
-FORMAT_VERSION = 1
 _MAX_HEADER = 64 << 20
 _MAX_BYTES = 1 << 48
+#: A table of more rows is no model's: AdamW keeps four tensors a parameter.
+_MAX_TENSORS = 1 << 16
+_CHUNK = 1 << 20
 _DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -125,41 +129,95 @@ def _assemble(
     return digest.hexdigest()
 
 
-def read_container(path: Path, digest: str | None = None) -> Snapshot:
+class Shaped(Protocol):
+    """What is known of a tensor before its bytes are read."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its elements."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its sizes, ``[]`` for a single number."""
+
+
+#: Refuses a container by its meta and its table, before a frame is unpacked: raises CheckpointError.
+Admit: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Shaped]], None]
+
+
+def read_container(path: Path, digest: str | None = None, admit: Admit | None = None) -> Snapshot:
     """The snapshot that a container holds, every byte verified.
 
-    Raises CheckpointError where the digest, a length, a dtype or a tensor's sha256 is wrong; the
-    message names the part. Memory is bounded by the sizes the header declares, which are checked
-    against the shapes first.
+    admit: may refuse it by its table, so that a file cannot claim more memory than the model that
+    is to be restored has. Raises CheckpointError if the digest, a length, a dtype or a tensor's
+    sha256 is wrong; the message names the part.
     """
-    data = path.read_bytes()
+    found = _opened(path, digest)
+    if admit is not None:
+        admit(found.meta, {row.name: row for row in found.table})
+    tensors = {row.name: _tensor(row, found.frame(row), path.name) for row in found.table}
+    return Snapshot(found.meta, tensors)
+
+
+def verify_container(path: Path, digest: str | None = None) -> Mapping[str, Any]:
+    """The meta of a container whose every byte is what it should be. Needs a MiB of memory,
+    whatever the file claims. Raises CheckpointError as `read_container`.
+    """
+    found = _opened(path, digest)
+    for row in found.table:
+        seen, size = hashlib.sha256(), 0
+        for chunk in _chunks(row, found.frame(row), path.name):
+            seen.update(chunk)
+            size += len(chunk)
+        if size != row.raw_size or seen.hexdigest() != row.sha256:
+            raise CheckpointError(f"{path.name}: {row.name}: contents are damaged")
+    return found.meta
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A container whose header is read and whose frames are where its table says."""
+
+    meta: Mapping[str, Any]
+    table: Sequence[_Entry]
+    frames: memoryview
+
+    def frame(self, row: _Entry) -> memoryview:
+        return self.frames[row.offset : row.offset + row.size]
+
+
+def _opened(path: Path, digest: str | None) -> _Opened:
+    if path.stat().st_size < 16:
+        raise CheckpointError(f"{path.name}: not a Forkcast checkpoint of format 1")
+    with path.open("rb") as file:  # mapped: the file is not copied into memory
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     if digest is not None and hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(f"{path.name}: digest differs from the manifest's")
-    if data[:8] != MAGIC or len(data) < 16:
+    if data[:8] != MAGIC:
         raise CheckpointError(f"{path.name}: not a Forkcast checkpoint of format 1")
     (length,) = struct.unpack("<Q", data[8:16])
     if length > min(_MAX_HEADER, len(data) - 16):
         raise CheckpointError(f"{path.name}: header length {length} is impossible")
     try:
-        header = json.loads(data[16 : 16 + length])
+        header = json.loads(bytes(data[16 : 16 + length]))
         entries, meta = header["tensors"], header["meta"]
-        table = [_entry(one, path.name) for one in entries]
+        table = [_entry(row, path.name) for row in entries[:_MAX_TENSORS]]
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: header is damaged") from error
-    if not isinstance(meta, dict) or len({one.name for one in table}) != len(table):
+    if len(entries) > _MAX_TENSORS:
+        raise CheckpointError(f"{path.name}: {len(entries)} tensors are no model's")
+    if not isinstance(meta, dict) or len({row.name for row in table}) != len(table):
         raise CheckpointError(f"{path.name}: header is damaged")
-    place, frames = 16 + length, memoryview(data)
-    tensors = {}
-    for one in table:
-        if one.offset != place - 16 - length:
-            raise CheckpointError(f"{path.name}: {one.name}: frames overlap or leave a gap")
-        tensors[one.name] = _tensor(one, frames[place : place + one.size], path.name)
-        place += one.size
-    if place != len(data):
+    place, frames = 0, data[16 + length :]
+    for row in table:
+        if row.offset != place:
+            raise CheckpointError(f"{path.name}: {row.name}: frames overlap or leave a gap")
+        place += row.size
+    if place != len(frames):
         raise CheckpointError(f"{path.name}: surplus or missing bytes")
-    return Snapshot(meta, tensors)
+    return _Opened(meta, table, frames)
 
 
 @dataclass(frozen=True)
@@ -201,23 +259,41 @@ def _entry(given: Mapping[str, Any], file: str) -> _Entry:
     )
 
 
-def _tensor(entry: _Entry, frame: memoryview, file: str) -> Tensor:
+def _chunks(entry: _Entry, frame: memoryview, file: str) -> Iterable[bytes | memoryview]:
+    """The tensor's bytes in pieces of a MiB; never more of them than the table says."""
+    if entry.codec == "raw":
+        for place in range(0, len(frame), _CHUNK):
+            yield frame[place : place + _CHUNK]
+        return
     try:
-        # zstandard trusts a frame's own content size over max_output_size: look at it first
-        if entry.codec == "zstd":
-            if zstandard.frame_content_size(frame) != entry.raw_size:
-                raise CheckpointError(f"{file}: {entry.name}: the frame's size is not the table's")
-            raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=entry.raw_size)
-        else:
-            raw = bytes(frame)
+        # a frame that states another size is not unpacked at all
+        if zstandard.frame_content_size(frame) != entry.raw_size:
+            raise CheckpointError(f"{file}: {entry.name}: the frame's size is not the table's")
+        reader = zstandard.ZstdDecompressor().stream_reader(frame)
+        while chunk := reader.read(_CHUNK):
+            yield chunk
     except zstandard.ZstdError as error:
         raise CheckpointError(f"{file}: {entry.name}: {error}") from error
-    if len(raw) != entry.raw_size or hashlib.sha256(raw).hexdigest() != entry.sha256:
-        raise CheckpointError(f"{file}: {entry.name}: contents are damaged")
-    if not raw:
-        return torch.empty(entry.shape, dtype=entry.dtype)
-    flat = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-    return flat.view(entry.dtype).reshape(entry.shape)
+
+
+def _tensor(entry: _Entry, frame: memoryview, file: str) -> Tensor:
+    try:
+        raw, size = bytearray(entry.raw_size), 0
+        for chunk in _chunks(entry, frame, file):
+            if size + len(chunk) > len(raw):
+                raise CheckpointError(f"{file}: {entry.name}: contents are damaged")
+            raw[size : size + len(chunk)] = chunk
+            size += len(chunk)
+        if size != len(raw) or hashlib.sha256(raw).hexdigest() != entry.sha256:
+            raise CheckpointError(f"{file}: {entry.name}: contents are damaged")
+        if not raw:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        flat = torch.frombuffer(raw, dtype=torch.uint8)
+        if entry.dtype is torch.bool and bool((flat > 1).any()):
+            raise CheckpointError(f"{file}: {entry.name}: a bool is neither 0 nor 1")
+        return flat.view(entry.dtype).reshape(entry.shape)
+    except (MemoryError, RuntimeError) as error:  # torch's own word for a shape that is none
+        raise CheckpointError(f"{file}: {entry.name}: does not fit into memory") from error
 
 
 def publish(
@@ -247,7 +323,7 @@ def publish(
     finally:
         path.unlink(missing_ok=True)
     manifest = StateManifest(
-        format_version=FORMAT_VERSION,
+        format_version=STATE_FORMAT,
         run_uid=meta["run_uid"],
         state=ref,
         lossless=True,
@@ -281,19 +357,49 @@ def sweep(scratch: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def fetch(store: Store, ref: StateRef, scratch: Path, run_uid: str) -> Snapshot:
-    """The verified state behind a reference.
+def fetch(
+    store: Store, ref: StateRef, scratch: Path, run_uid: str, admit: Admit | None = None
+) -> Snapshot:
+    """The verified state behind a reference; admit: see `read_container`.
 
-    Raises CheckpointError where it is missing, damaged, or of another run.
+    Raises CheckpointError if it is missing, damaged, of another run, or not the state that the
+    reference says.
     """
+
+    def read(path: Path) -> tuple[Mapping[str, Any], Snapshot]:
+        saved = read_container(path, ref.digest, admit)
+        return saved.meta, saved
+
+    return _fetched(store, ref, scratch, run_uid, read)
+
+
+def verify(store: Store, ref: StateRef, scratch: Path, run_uid: str) -> None:
+    """Read a state back, every byte, in a MiB of memory. Raises CheckpointError as `fetch`."""
+    _fetched(store, ref, scratch, run_uid, lambda p: (verify_container(p, ref.digest), None))
+
+
+def _fetched(
+    store: Store,
+    ref: StateRef,
+    scratch: Path,
+    run_uid: str,
+    read: Callable[[Path], tuple[Mapping[str, Any], T]],
+) -> T:
     path = _scratch_file(scratch, f"{ref.key}.in")
     try:
         store.get_file(keys.ptz(ref.key, ref.step), path)
-        snapshot = read_container(path, ref.digest)
-    except KeyMissing as error:
+        if (size := path.stat().st_size) != ref.size_bytes:
+            raise CheckpointError(f"{ref.key}: {size} bytes; its manifest says {ref.size_bytes}")
+        meta, found = read(path)
+    except (KeyMissing, BadKey) as error:
         raise CheckpointError(f"{ref.key}: missing") from error
     finally:
         path.unlink(missing_ok=True)
-    if (owner := snapshot.meta.get("run_uid")) != run_uid:
+    if (owner := meta.get("run_uid")) != run_uid:
         raise CheckpointError(f"{ref.key}: belongs to run {owner}")
-    return snapshot
+    for name in ("epoch", "attempt", "step"):
+        if meta.get(name) != getattr(ref, name):
+            raise CheckpointError(
+                f"{ref.key}: is of {name} {meta.get(name)}; its manifest says {getattr(ref, name)}"
+            )
+    return found

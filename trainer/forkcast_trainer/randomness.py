@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: Shapes of the states of torch's generators: the CPU's Mersenne twister, CUDA's Philox.
+TORCH_SHAPE, CUDA_SHAPE = (5056,), (16,)
+
 
 @dataclass(frozen=True)
 class Randomness:
@@ -55,6 +58,26 @@ def put(device: torch.device, one: Randomness) -> None:
     words32 = np.array(keys, dtype=np.uint32)
     np.random.set_state((kind, words32, place, has_gauss, gauss))  # noqa: NPY002
     _put_torch(device, one)
+
+
+def checked(one: Randomness) -> Randomness:
+    """The same, if `put` takes it; tried on generators of its own.
+
+    Raises TypeError, ValueError, RuntimeError or IndexError otherwise.
+    """
+    version, words, gauss_next = one.python
+    random.Random().setstate((version, tuple(words), gauss_next))
+    kind, keys, place, has_gauss, gauss = one.numpy
+    np.random.RandomState().set_state(
+        (kind, np.array(keys, dtype=np.uint32), place, has_gauss, gauss)
+    )
+    torch.Generator().set_state(one.torch)
+    if one.cuda is not None and (tuple(one.cuda.shape), one.cuda.dtype) != (
+        CUDA_SHAPE,
+        torch.uint8,
+    ):
+        raise ValueError("rng.cuda: not a state of a CUDA generator")
+    return one
 
 
 def _put_torch(device: torch.device, one: Randomness) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -75,8 +76,9 @@ class Rollout:
         self._poll_seconds, self._park_seconds = poll_seconds, park_seconds
         self.engine = Engine(spec, job.run_uid, workdir, placement(spec))
         self.slots = slots_of(spec, workdir)
-        scratch = workdir / "scratch"
-        state.restore(self.engine, checkpoint.fetch(store, job.base, scratch, job.run_uid))
+        scratch, admit = workdir / "scratch", partial(state.admit, self.engine)
+        base = checkpoint.fetch(store, job.base, scratch, job.run_uid, admit)
+        state.restore(self.engine, base)
         self.engine.position.attempt = 0
         apply(self.engine, job.action)
         self.record = _Record(first_step=self.engine.position.step)

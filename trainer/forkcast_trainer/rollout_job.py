@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from forkcast_wire import termination
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds. It stays: nothing of a rollout is worth saving,
+    # what it has measured is in the store.
+    termination.end_at_once()
+# isort: split
+
 import argparse
 import json
-import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import structlog
 import torch
@@ -39,7 +44,6 @@ def main() -> int:
     )
     given = parser.parse_args()
     configure_logging("rollout")
-    signal.signal(signal.SIGTERM, _leave)
     spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
     torch.set_num_threads(spec.training.threads)
     try:
@@ -65,10 +69,5 @@ def main() -> int:
     return 0
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    """Nothing of a rollout is worth saving: what it has measured stands in the store."""
-    os._exit(143)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    termination.leave(main())

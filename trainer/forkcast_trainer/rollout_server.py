@@ -9,11 +9,16 @@ that the store does not show, but the count of deaths.
 
 from __future__ import annotations
 
+from forkcast_wire import termination
+
+if __name__ == "__main__":
+    termination.end_at_once()  # before the imports below, which take a while
+# isort: split
+
 import argparse
 import json
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -30,7 +35,7 @@ from forkcast_trainer.rollout import Rollout, slots_of
 from forkcast_wire import crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
 from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
-from forkcast_wire.process import configure_logging, die_with_parent, stop_event_on_sigterm
+from forkcast_wire.process import configure_logging, die_with_parent
 from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_document, read_document
 
 _log = structlog.get_logger()
@@ -91,14 +96,18 @@ class RolloutServer:
             return
         parent = os.getpid()
         crash.reach("before-fork")
+        # until the child has let go of this process's handler a SIGTERM for it has to wait
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
             crash.reach("after-fork")
             self.children[name] = pid
             return
         code = 1
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
             os.environ["FORKCAST_COMPONENT"] = "rollout"
             os.environ["FORKCAST_PARENT"] = str(parent)
             die_with_parent()
@@ -163,10 +172,11 @@ def main() -> int:
     given = parser.parse_args()
     configure_logging("rollouts")
     die_with_parent()
-    stop = stop_event_on_sigterm()
+    stop = termination.stop_event_on_sigterm()
     spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
     torch.set_num_threads(spec.training.threads)
     server = RolloutServer(spec, open_store(spec.storage, given.workdir), given.workdir)
+    _log.info("rollouts.serving")
     while not stop.is_set():
         try:
             server.look()
@@ -179,4 +189,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    termination.leave(main())

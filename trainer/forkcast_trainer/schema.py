@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from forkcast_trainer.checkpoint import CheckpointError, Snapshot
+from forkcast_trainer.checkpoint import CheckpointError, Shaped
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
@@ -41,9 +41,11 @@ def _patterns() -> tuple[tuple[re.Pattern[str], Mapping[str, Any]], ...]:
     return tuple(found)
 
 
-def check(snapshot: Snapshot) -> None:
-    """Raises CheckpointError naming the first field or tensor that breaks the schema."""
-    fields, meta = schema()["meta"], snapshot.meta
+def check(meta: Mapping[str, Any], tensors: Mapping[str, Shaped]) -> None:
+    """Raises CheckpointError naming the first field or tensor that breaks the schema. It needs the
+    tensors' table only, not their bytes.
+    """
+    fields = schema()["meta"]
     for name, rule in fields.items():
         if name not in meta:
             if rule.get("required", True):
@@ -55,9 +57,9 @@ def check(snapshot: Snapshot) -> None:
             raise CheckpointError(f"{name}: must be {' or '.join(wanted)}")
     if unknown := sorted(set(meta) - set(fields)):
         raise CheckpointError(f"{unknown[0]}: unknown field; a newer version wrote this state")
-    if "rng.torch" not in snapshot.tensors:
+    if "rng.torch" not in tensors:
         raise CheckpointError("the state lacks rng.torch")
-    for name, tensor in snapshot.tensors.items():
+    for name, tensor in tensors.items():
         rule = next((r for pattern, r in _patterns() if pattern.fullmatch(name)), None)
         if rule is None:
             raise CheckpointError(f"{name}: unknown tensor; a newer version wrote this state")

@@ -9,21 +9,26 @@ measured, so that every rollout of a branch has the same past. Restoring gives t
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from forkcast.robust import usable
 from forkcast.spikes import SpikeScore
 from forkcast_trainer import randomness, schema
-from forkcast_trainer.checkpoint import CheckpointError, Snapshot
+from forkcast_trainer.checkpoint import CheckpointError, Shaped, Snapshot
+from forkcast_trainer.clipping import ClippingPolicy
 from forkcast_trainer.data.sampler import SamplerState
 from forkcast_trainer.engine import ActionState, Engine
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.randomness import Randomness
+from forkcast_wire.documents import load
 
 T = TypeVar("T")
 _SLOTS = ("exp_avg", "exp_avg_sq", "step")
@@ -87,59 +92,153 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def restore(engine: Engine, saved: Snapshot) -> None:
-    """Become the saved state. Raises CheckpointError where it is of another model or format, and
-    leaves the engine as it was then.
+    """Become the saved state, whole. Raises CheckpointError if it is of another model or version, or
+    holds what no state can; then the engine stays as it was.
     """
-    check(engine, saved)
-    meta, tensors = saved.meta, saved.tensors
-    try:
-        actions = _exactly(ActionState, meta["actions"])
-        clipping = engine.make_clipping(actions.clipping)
-        clipping.load_state_dict(meta["clipping"])
-        sampler = _exactly(SamplerState, meta["sampler"])
-        inside = _internals(meta["internals"])
-        spikes = SpikeScore()
-        spikes.restore(meta["spikes"])
-        if bool(meta["scaler"]) and engine.scaler.is_enabled():
-            engine.scaler.load_state_dict(meta["scaler"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the state is of another version: {error}") from error
-    _restore_tensors(engine, tensors)
-    engine.actions, engine.clipping, engine.sampler.state = actions, clipping, sampler
+    parts = _checked(engine, saved)
+    meta = saved.meta
+    _restore_tensors(engine, saved.tensors)
+    engine.actions, engine.clipping, engine.sampler.state = (
+        parts.actions,
+        parts.clipping,
+        parts.sampler,
+    )
+    engine.scaler, engine.spikes = parts.scaler, parts.spikes
     position = engine.position
     position.step, position.epoch = int(meta["step"]), int(meta["epoch"])
     position.tokens, position.loss = int(meta["tokens"]), meta["loss"]
-    position.internals, engine.spikes = inside, spikes
-    _restore_randomness(engine, saved)
+    position.internals = parts.internals
+    randomness.put(engine.place.device, parts.own)
+    engine.generators = randomness.Shards(engine.place.device, parts.others)
     engine.forget_update()
 
 
+def check(engine: Engine, saved: Snapshot) -> None:
+    """Raises CheckpointError exactly if `restore` would; changes nothing."""
+    _checked(engine, saved)
+
+
+def admit(engine: Engine, meta: Mapping[str, Any], tensors: Mapping[str, Shaped]) -> None:
+    """Raises CheckpointError if a container's table is not that of a state of this model: an
+    unknown name, a shape that is not the model's. Looks at no bytes, so that the memory that a
+    file asks for is bounded by the model before it is read.
+    """
+    schema.check(meta, tensors)
+    wanted = _shapes(engine, meta)
+    for name, tensor in tensors.items():
+        if name not in wanted:
+            raise CheckpointError(f"the state is of another model: {name} is not in it")
+        if tuple(tensor.shape) != wanted[name]:
+            raise CheckpointError(f"{name}: shape {tuple(tensor.shape)} is not {wanted[name]}")
+    for name in engine.named:
+        if f"model.{name}" not in tensors:
+            raise CheckpointError(f"the state is of another model: it lacks {name}")
+        slots = [f"optimizer.{name}.{slot}" in tensors for slot in _SLOTS]
+        if any(slots) and not all(slots):
+            raise CheckpointError(
+                f"{name}: some of the optimizer's {', '.join(_SLOTS)} are missing"
+            )
+
+
+def _shapes(engine: Engine, meta: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    """The shape of every tensor that a state of this model may hold."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in engine.named.items():
+        shape = tuple(parameter.shape)
+        shapes[f"model.{name}"] = shape
+        shapes |= {f"optimizer.{name}.exp_avg": shape, f"optimizer.{name}.exp_avg_sq": shape}
+        shapes[f"optimizer.{name}.step"] = ()
+    for name, buffer in engine.module.named_buffers():
+        shapes[f"buffer.{name}"] = tuple(buffer.shape)
+    for rank in range(1 + len(meta.get("rng.ranks", ()))):
+        suffix = f".rank{rank}" if rank else ""
+        shapes[f"rng.torch{suffix}"] = randomness.TORCH_SHAPE
+        shapes[f"rng.cuda{suffix}"] = randomness.CUDA_SHAPE
+    return shapes
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A saved state, checked: nothing that is left to do with it can fail."""
+
+    actions: ActionState
+    clipping: ClippingPolicy
+    sampler: SamplerState
+    internals: Internals | None
+    spikes: SpikeScore
+    scaler: torch.amp.GradScaler
+    own: Randomness
+    others: Sequence[Randomness]
+
+
+def _checked(engine: Engine, saved: Snapshot) -> _Parts:
+    admit(engine, saved.meta, saved.tensors)
+    meta, place = saved.meta, engine.place
+    try:
+        actions = _exactly(ActionState, meta["actions"])
+        _in_range(meta, actions)
+        # the generators of this rank, or of all ranks if this process computes for them
+        ranks = range(1, engine.shards) if place.world == 1 else ()
+        return _Parts(
+            actions=actions,
+            clipping=_clipping(engine, actions, meta["clipping"]),
+            sampler=_exactly(SamplerState, meta["sampler"]),
+            internals=None if meta["internals"] is None else _exactly(Internals, meta["internals"]),
+            spikes=_spikes(meta["spikes"]),
+            scaler=_scaler(engine, meta["scaler"]),
+            own=_saved_randomness(engine, saved, place.rank),
+            others=[_saved_randomness(engine, saved, rank) for rank in ranks],
+        )
+    except (LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"the state is of another version: {error}") from error
+
+
+def _in_range(meta: Mapping[str, Any], actions: ActionState) -> None:
+    """Raises ValueError for a number that no run reaches."""
+    if meta["loss"] is not None and not math.isfinite(meta["loss"]):
+        raise ValueError("loss is not finite")
+    if min(meta[name] for name in ("step", "epoch", "attempt", "tokens")) < 0:
+        raise ValueError("step, epoch, attempt and tokens are at least 0")
+    if not all(map(usable, (actions.learning_rate_factor, actions.weight_decay_factor))):
+        raise ValueError("a factor of the actions is not finite")
+
+
 def _exactly(kind: type[T], saved: Mapping[str, Any]) -> T:
-    """The record with exactly these fields: a default must not stand in for what was saved."""
+    """The record with exactly these fields, each of its type: a default must not stand in for what
+    was saved. Raises ValueError.
+    """
     if missing := sorted({one.name for one in fields(kind)} - set(saved)):  # type: ignore[arg-type]
-        raise KeyError(f"{kind.__name__} lacks {missing[0]}")
-    return kind(**saved)
+        raise ValueError(f"{kind.__name__} lacks {missing[0]}")
+    return load(kind, json.dumps(saved).encode())
 
 
-def _internals(saved: Mapping[str, Any] | None) -> Internals | None:
-    if saved is None:
-        return None
-    return Internals(
-        attention_entropy=tuple(saved["attention_entropy"]),
-        attention_logit_max=saved["attention_logit_max"],
-        activation_mean=tuple(saved["activation_mean"]),
-        activation_sd=tuple(saved["activation_sd"]),
-    )
+def _clipping(engine: Engine, actions: ActionState, saved: Mapping[str, Any]) -> ClippingPolicy:
+    """The policy in force, with its memory: what it would save now is what was saved."""
+    policy = engine.make_clipping(actions.clipping)
+    policy.load_state_dict(saved)
+    if policy.state_dict() != saved:
+        raise ValueError(f"clipping: not a state of {actions.clipping}")
+    return policy
 
 
-def _restore_randomness(engine: Engine, saved: Snapshot) -> None:
-    """The generators of this rank, or of all ranks where this process computes for them."""
-    device, place = engine.place.device, engine.place
-    randomness.put(device, _saved_randomness(engine, saved, place.rank))
-    others = range(1, engine.shards) if place.world == 1 else ()
-    engine.generators = randomness.Shards(
-        device, [_saved_randomness(engine, saved, rank) for rank in others]
-    )
+def _spikes(saved: Mapping[str, Any]) -> SpikeScore:
+    spikes = SpikeScore()
+    spikes.restore(saved)
+    if not all(usable(value) for column in spikes.state().values() for value in column):
+        raise ValueError("spikes: a value is not finite")
+    return spikes
+
+
+def _scaler(engine: Engine, saved: Mapping[str, Any]) -> torch.amp.GradScaler:
+    """A scaler of its own: loading may fail half-way."""
+    enabled = engine.scaler.is_enabled()
+    scaler = torch.amp.GradScaler(engine.place.device.type, enabled=enabled)
+    if saved and enabled:
+        numbers = [saved[name] for name in scaler.state_dict()]
+        if not all(map(usable, numbers)):
+            raise ValueError("scaler: a value is not finite")
+        scaler.load_state_dict(dict(saved))
+    return scaler
 
 
 def _saved_randomness(engine: Engine, saved: Snapshot, rank: int) -> Randomness:
@@ -153,29 +252,14 @@ def _saved_randomness(engine: Engine, saved: Snapshot, rank: int) -> Randomness:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
         return randomness.seeded(seed, engine.place.device)
     own = meta["rng.ranks"][rank - 1] if rank else None
-    return Randomness(
-        python=own["python"] if own else meta["rng.python"],
-        numpy=own["numpy"] if own else meta["rng.numpy"],
-        torch=tensors[f"rng.torch{suffix}"],
-        cuda=tensors.get(f"rng.cuda{suffix}"),
+    return randomness.checked(
+        Randomness(
+            python=own["python"] if own else meta["rng.python"],
+            numpy=own["numpy"] if own else meta["rng.numpy"],
+            torch=tensors[f"rng.torch{suffix}"],
+            cuda=tensors.get(f"rng.cuda{suffix}"),
+        )
     )
-
-
-def check(engine: Engine, saved: Snapshot) -> None:
-    """Raises CheckpointError where the state breaks the schema or is of another model."""
-    schema.check(saved)
-    tensors = saved.tensors
-    for name, parameter in engine.named.items():
-        weight = tensors.get(f"model.{name}")
-        if weight is None:
-            raise CheckpointError(f"the state is of another model: it lacks {name}")
-        if weight.shape != parameter.shape:
-            raise CheckpointError(
-                f"{name}: shape {tuple(weight.shape)} is not {tuple(parameter.shape)}"
-            )
-    names = {name.removeprefix("model.") for name in tensors if name.startswith("model.")}
-    if surplus := sorted(names - set(engine.named)):
-        raise CheckpointError(f"the state is of another model: {surplus[0]} is not in it")
 
 
 @torch.no_grad()

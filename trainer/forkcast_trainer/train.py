@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -22,10 +23,10 @@ from forkcast_trainer.progress import Progress
 from forkcast_trainer.randomness import Randomness
 from forkcast_trainer.report import Hello, Reporter
 from forkcast_trainer.saver import Saver
-from forkcast_wire import crash, keys
-from forkcast_wire.documents import Complete, RunInfo, lineage_head, load, saved_states
+from forkcast_wire import completion, crash, keys
+from forkcast_wire.documents import Complete, RunInfo, lineage_head, load, survey
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_document
+from forkcast_wire.store import StoreError, open_store
 
 _log = structlog.get_logger()
 _HELD_POLL_SECONDS = 0.2
@@ -105,16 +106,14 @@ class TrainingRun:
 
     def _newest(self) -> tuple[LineageEntry | None, StateRef | None]:
         """The highest epoch's entry, and the state that has been restored: of that epoch, or the
-        one it was opened with. Raises CheckpointError where an epoch has no state left.
+        one it was opened with. A state that does not verify, or does not restore, gives way to the
+        next older one. Raises CheckpointError if none is left: to begin again at step 0 would throw
+        the training away in silence.
         """
         entry = lineage_head(self.store)
         epoch = entry.epoch if entry else 0
-        candidates = [
-            ref
-            for kind in (StateKind.CHECKPOINT, StateKind.RING)
-            for ref in saved_states(self.store, kind)
-            if ref.epoch == epoch
-        ]
+        saved, damaged = self._survey()
+        candidates = [ref for ref in saved if ref.epoch == epoch]
         candidates.sort(key=lambda ref: (ref.step, ref.attempt), reverse=True)
         for ref in candidates:
             if self._load(ref):
@@ -122,18 +121,32 @@ class TrainingRun:
         if entry is not None:
             state.restore(self.engine, self._fetched(entry.state))
             return entry, entry.state
+        lost = [ref.key for ref in candidates] + damaged
+        if held := [key for key in lost if not keys.is_first(key)]:
+            raise checkpoint.CheckpointError(
+                f"none of the {len(held)} saved states can be restored ({held[0]} ...): see the "
+                "lines above; restore them from a copy, or use another place to begin again"
+            )
         return None, None
 
+    def _survey(self) -> tuple[list[StateRef], list[str]]:
+        """The saved states, and the folders of damaged ones, each of which is logged."""
+        looks = [survey(self.store, kind) for kind in (StateKind.CHECKPOINT, StateKind.RING)]
+        damaged = [folder for _, folders in looks for folder in folders]
+        for folder in damaged:
+            _log.warning("train.checkpoint_refused", key=folder, error="its manifest is damaged")
+        return [ref for refs, _ in looks for ref in refs], damaged
+
     def _fetched(self, ref: StateRef) -> checkpoint.Snapshot:
-        return checkpoint.fetch(self.store, ref, self.workdir / "scratch", self.info.uid)
+        scratch, admit = self.workdir / "scratch", partial(state.admit, self.engine)
+        return checkpoint.fetch(self.store, ref, scratch, self.info.uid, admit)
 
     def _load(self, ref: StateRef) -> bool:
         try:
-            saved = self._fetched(ref)
+            state.restore(self.engine, self._fetched(ref))
         except checkpoint.CheckpointError as error:
             _log.warning("train.checkpoint_refused", key=ref.key, error=str(error))
             return False
-        state.restore(self.engine, saved)
         return True
 
     def _become(self, entry: LineageEntry, saved: checkpoint.Snapshot) -> None:
@@ -347,9 +360,8 @@ class TrainingRun:
             seconds=time.monotonic() - self._started,
         )
         try:
-            put_document(self.store, keys.COMPLETE, done)
-        except AlreadyExists:
-            _log.info("train.complete_already")
+            if not completion.record(self.store, done):
+                _log.info("train.complete_already")
         except StoreError as error:
             _log.warning("train.not_completed", error=str(error))
             return False

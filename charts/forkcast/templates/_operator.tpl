@@ -34,6 +34,7 @@ stores:
 {{- range $number, $store := include "forkcast.stores" . | fromJsonArray }}
   - endpoint: {{ $store.endpoint }}
     bucket: {{ $store.bucket }}
+    prefix: {{ $store.prefix | default "" | quote }}
     region: {{ $store.region }}
     credentialsDir: /etc/forkcast/stores/{{ $number }}
     {{- if $store.caConfigMap }}
@@ -42,6 +43,19 @@ stores:
     runSecretName: {{ $store.runSecretName }}
     conditionalWrites: {{ $store.conditionalWrites | quote }}
 {{- end }}
+{{- if $tokens }}
+reservedAccounts: {{ include "forkcast.accounts" . }}
+{{- end }}
+{{- end }}
+
+{{- /* Accounts of the release as a JSON list of NAMESPACE/NAME: no run's pod may have one. */ -}}
+{{- define "forkcast.accounts" -}}
+{{- $accounts := list -}}
+{{- range $component := list "operator" "monitor" "proxy" -}}
+{{- $accounts = append $accounts (printf "%s/%s" $.Release.Namespace (include "forkcast.serviceAccount" (dict "root" $ "component" $component))) -}}
+{{- end -}}
+{{- $accounts = append $accounts (printf "%s/%s-uninstall" .Release.Namespace (include "forkcast.fullname" .)) -}}
+{{- toJson ($accounts | uniq) -}}
 {{- end }}
 
 {{- define "forkcast.operatorRules" -}}

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from forkcast_wire import termination
+
+if __name__ == "__main__":
+    termination.end_at_once()  # before the imports below, which take a while
+# isort: split
+
 import argparse
 import asyncio
 import itertools
@@ -120,8 +126,9 @@ class Operator:
             runs = self._runs(cluster, jobsets=jobsets, stack=stack)
             tick = asyncio.create_task(self._tick(pulse), name="tick")
             stack.callback(tick.cancel)
+            stop = termination.stop_event_on_sigterm()  # until here it had nothing to give back
             leading = asyncio.create_task(lead(lock, lambda: self._work(runs)), name="lease")
-            watching = asyncio.create_task(self._watch(kinds, pulse), name="watches")
+            watching = asyncio.create_task(self._watch(kinds, pulse, stop), name="watches")
             done, _ = await asyncio.wait({leading, watching}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 if not task.cancelled() and (error := task.exception()) is not None:
@@ -177,7 +184,14 @@ class Operator:
             if meta["uid"] == uid:
                 self._queue.add((meta["namespace"], meta["name"]))
 
-    async def _watch(self, kinds: list[Kind], pulse: watch.Pulse) -> None:
+    async def _watch(self, kinds: list[Kind], pulse: watch.Pulse, stop: termination.Stop) -> None:
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+
+        def end() -> None:
+            loop.remove_reader(stop.fileno())  # it stays readable
+            stopped.set()
+
+        loop.add_reader(stop.fileno(), end)
         registry = watch.registry(kinds, self._view, self._queue.add, pulse, self._access)
         await kopf.operator(
             registry=registry,
@@ -185,6 +199,7 @@ class Operator:
             namespaces=self._given.namespace,
             clusterwide=not self._given.namespace,
             standalone=True,
+            stop_flag=stopped,
             identity=Identity(self._identity),  # else it asks for the user's name: a pod has none
         )
 
@@ -219,6 +234,15 @@ def _open(storage: Storage) -> Store:
     return open_store(storage, Path(tempfile.gettempdir()))
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop that leaves SIGTERM and SIGINT to the process: kopf would set handlers of its own,
+    which are gone, and SIGTERM deadly again, as soon as the loop closes.
+    """
+
+    def add_signal_handler(self, *_handler: object) -> None:
+        """Nothing."""
+
+
 async def serve(given: argparse.Namespace, config: OperatorConfig) -> int:
     """Run the operator."""
     return await Operator(given, config, await configuration()).run()
@@ -235,8 +259,9 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return _USAGE
-    return asyncio.run(serve(given, config))
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        return runner.run(serve(given, config))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    termination.leave(main())

@@ -11,6 +11,9 @@ from pydantic import Field, ValidationError
 from forkcast_wire.fields import Part
 from forkcast_wire.manifest import Storage
 
+#: A prefix of object keys: empty, or folders that each end with a slash.
+_PREFIX = r"^([A-Za-z0-9][A-Za-z0-9._-]*/)*$"
+
 
 class ConfigError(ValueError):
     """operator.yaml is wrong; the message names the field."""
@@ -49,12 +52,14 @@ class TrainerDefaults(Part):
 class StoreConfig(Part):
     """An object store of this installation, with the operator's own credentials for it.
 
-    endpoint: as pods and operator see it. runSecretName: the Secret with credentials that is
-    expected in a run's namespace where the run names none.
+    endpoint: as pods and operator see it. prefix: of everything this installation stores there; a
+    run's records are below ``<prefix><namespace>/<name>-<uid>/``. runSecretName: the Secret with
+    credentials that is expected in a run's namespace if the run names none.
     """
 
     endpoint: Annotated[str, Field(pattern=r"^https?://")]
     bucket: str
+    prefix: Annotated[str, Field(max_length=256, pattern=_PREFIX)] = ""
     region: str = "us-east-1"
     credentials_dir: Path | None = None
     ca_file: Path | None = None
@@ -75,12 +80,17 @@ class StoreConfig(Part):
 
 
 class OperatorConfig(Part):
-    """The whole file. The first store is that of runs which name none."""
+    """The whole file. The first store is that of runs which name none.
+
+    reservedAccounts: ServiceAccounts of the installation itself, NAMESPACE/NAME. A run's pods cannot
+    have them: the token in such a pod would be the operator's, monitor's or proxy's.
+    """
 
     monitor: Service | None = None
     proxy: Service | None = None
     trainer: TrainerDefaults
     stores: Annotated[list[StoreConfig], Field(max_length=64)] = []
+    reserved_accounts: Annotated[list[str], Field(max_length=64)] = []
 
 
 def load_config(path: Path) -> OperatorConfig:

@@ -18,9 +18,9 @@ from forkcast_operator.kubernetes.cluster import BRANCH, JOB, JOBSET, RUN, Clust
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.monitor_link import MonitorLink
-from forkcast_operator.kubernetes.run import Run, SpecError, store_place
+from forkcast_operator.kubernetes.run import Run, SpecError, StorePlace, store_place
 from forkcast_operator.kubernetes.view import View
-from forkcast_wire.manifest import Storage
+from forkcast_wire.manifest import Storage, TrainingRunSpec
 from forkcast_wire.resources import FINALIZER
 from forkcast_wire.store import StoreError
 
@@ -93,15 +93,25 @@ class Ending:
         try:
             spec = run.parsed()
             place = store_place(run, spec, self._config)
-            ledger, _ = await asyncio.to_thread(memory.claim, run, spec, place, self._open_store)
-            await asyncio.to_thread(ledger.release)
-            if spec.lifecycle.on_delete == "Delete":
-                count = await asyncio.to_thread(ledger.erase)
-                _log.info("run.erased", objects=count)
-        except SpecError:
-            return True  # it never had records of its own
+            await asyncio.to_thread(self._leave_store, run, spec, place, memory)
+        except SpecError as error:  # it has no records of its own, or not only those
+            _log.warning("run.records_left", reason=error.reason, error=str(error))
         except StoreError as error:
             metrics.STORE_ERRORS.inc()
             _log.warning("run.not_released", error=str(error))
             return False
         return True
+
+    def _leave_store(
+        self, run: Run, spec: TrainingRunSpec, place: StorePlace, memory: Memory
+    ) -> None:
+        """Free the pins of the run, and erase its records if it says so. Blocking.
+
+        Raises SpecError if the records are not its own; StoreError.
+        """
+        ledger, _ = memory.records(run, place, self._open_store)
+        if not ledger.owned():
+            return
+        ledger.release()
+        if spec.lifecycle.on_delete == "Delete":
+            _log.info("run.erased", objects=ledger.erase())

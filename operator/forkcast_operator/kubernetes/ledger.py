@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
@@ -22,8 +22,16 @@ from forkcast_operator.kubernetes.run import Run, SpecError
 from forkcast_operator.kubernetes.run_status import StoreFacts
 from forkcast_operator.kubernetes.seen import JobSeen
 from forkcast_operator.kubernetes.world import ClusterWorld
-from forkcast_wire import keys
-from forkcast_wire.documents import Complete, RunInfo, lineage_head, saved_states
+from forkcast_wire import catalogue, keys
+from forkcast_wire.completion import completion, ended
+from forkcast_wire.documents import (
+    Complete,
+    DocumentError,
+    RunInfo,
+    dump,
+    lineage_head,
+    saved_states,
+)
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import AlreadyExists, put_document, read_document
@@ -71,13 +79,20 @@ class Ledger:
         self._complete: Complete | None = None
         self._info: RunInfo | None = None
 
-    def claim(self, digest: str) -> RunInfo:
-        """Make the place this run's: run.json is its alone. digest: of the manifest, first time.
+    def claim(self, digest: str, total_steps: int) -> RunInfo:
+        """Make the place this run's: run.json is its alone. digest, total_steps: of the manifest,
+        recorded the first time.
 
-        Raises SpecError where another run's records stand there.
+        Raises SpecError if another run's records are there, or below it.
         """
         if self._info is None:
-            info = RunInfo(uid=self._run_uid, name=self._name, manifest_digest=digest)
+            self._refuse_runs_below(info.key for info in self.store.list(""))
+            info = RunInfo(
+                uid=self._run_uid,
+                name=self._name,
+                manifest_digest=digest,
+                first_total_steps=total_steps,
+            )
             try:
                 put_document(self.store, keys.RUN, info)
             except AlreadyExists:
@@ -89,8 +104,29 @@ class Ledger:
                         f"spec.storage.prefix holds run {other} already; choose another prefix",
                     ) from None
                 info = standing
+                if info.first_total_steps is None:  # claimed by an older operator
+                    info = replace(info, first_total_steps=total_steps)
+                    self.store.put(keys.RUN, dump(info))
             self._info = info
         return self._info
+
+    def owned(self) -> bool:
+        """Whether run.json names this run. A damaged one names none."""
+        try:
+            standing = self._info or read_document(self.store, RunInfo, keys.RUN)
+        except DocumentError:
+            return False
+        return standing is not None and standing.uid == self._run_uid
+
+    def _refuse_runs_below(self, found: Iterable[str]) -> None:
+        """found: keys. Raises SpecError if another run's records are below this one's prefix."""
+        below = next((key for key in found if key.endswith(f"/{keys.RUN}")), None)
+        if below is not None:
+            raise SpecError(
+                "PrefixInUse",
+                f"spec.storage.prefix has another run below it ({below}); its records are not this "
+                "run's: create this run anew with another prefix",
+            )
 
     def look(
         self,
@@ -114,7 +150,7 @@ class Ledger:
             )
         ]
         active: list[BranchFacts] = []
-        ended: list[BranchFacts] = []
+        over: list[BranchFacts] = []
         acts: dict[str, list[Act]] = {}
         for record in self._intake.active():
             if monitor is not None and not paused:
@@ -122,13 +158,13 @@ class Ledger:
                 self._advance(world, record)
                 acts[record.name] = world.acts()
             facts = self.facts_of(record)
-            (ended if facts.finished else active).append(facts)
+            (over if facts.finished else active).append(facts)
         return Look(
-            facts=self._facts(fresh=bool(ended)),
+            facts=self._facts(spec.training.total_steps, fresh=bool(over)),
             active=active,
             acts=acts,
             settled=settled,
-            ended=ended,
+            ended=over,
         )
 
     def _advance(self, world: ClusterWorld, record: BranchRecord) -> None:
@@ -172,12 +208,12 @@ class Ledger:
         found = self._finished.values()
         return sorted(found, key=lambda one: (one.record.opened_at, one.record.name))
 
-    def _facts(self, *, fresh: bool) -> StoreFacts:
+    def _facts(self, total_steps: int, *, fresh: bool) -> StoreFacts:
         if fresh or self._now() - self._states_at >= _STATES_SECONDS:
             self._states = tuple(saved_states(self.store, StateKind.CHECKPOINT))
             self._states_at = self._now()
-        if self._complete is None:
-            self._complete = read_document(self.store, Complete, keys.COMPLETE)
+        if not ended(self._complete, total_steps):
+            self._complete = completion(self.store, total_steps)
         branches = self.branches()
         outcomes: dict[str, Outcome | None] = {}
         steps = 0
@@ -198,14 +234,23 @@ class Ledger:
 
     def release(self) -> None:
         """The run is going: nothing of its open branches stays pinned."""
-        from forkcast_wire import catalogue
-
         for record in self._intake.active():
             catalogue.unpin(self.store, record.trigger.id)
 
     def erase(self) -> int:
-        """Delete everything below the run's prefix; returns how many objects."""
+        """Delete the run's records, run.json last so that an erasure that was cut short can go on;
+        returns how many objects. A key that Forkcast does not build is left.
+
+        Raises SpecError, and deletes nothing, unless run.json names this run and no other run is
+        below it.
+        """
         found = [info.key for info in self.store.list("")]
-        for key in found:
+        if keys.RUN in found and not self.owned():
+            raise SpecError("PrefixInUse", "run.json names another run")
+        self._refuse_runs_below(found)
+        ours = [key for key in found if keys.is_record(key)] if keys.RUN in found else []
+        for key in sorted(ours, key=lambda key: key == keys.RUN):
             self.store.delete(key)
-        return len(found)
+        if len(ours) < len(found):
+            _log.warning("run.foreign_keys_left", count=len(found) - len(ours))
+        return len(ours)

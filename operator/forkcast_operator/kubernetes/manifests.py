@@ -49,7 +49,7 @@ def config_map(
 ) -> Document:
     """What the run's pods read: the resolved manifest, the run's identity, the monitor's CA."""
     data = {
-        "manifest.json": manifest_json(run, spec, place),
+        "manifest.json": manifest_json(run, spec.with_schedule(info.first_total_steps), place),
         "run.json": canonical_json(info).decode(),
     }
     if monitor_ca:

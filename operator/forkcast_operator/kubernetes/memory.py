@@ -6,12 +6,15 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from forkcast.ports import Store
 from forkcast_operator.kubernetes.ledger import Ledger
 from forkcast_operator.kubernetes.run import Run, StorePlace, manifest_json
 from forkcast_wire.documents import RunInfo
 from forkcast_wire.manifest import Storage, TrainingRunSpec
 
+_log = structlog.get_logger()
 _LONG_AGO = float("-inf")
 
 
@@ -19,13 +22,15 @@ _LONG_AGO = float("-inf")
 class Memory:
     """Of one run. Times are of the monotonic clock, seconds.
 
+    ledger: its records, at `place`; wanted: the place that its spec asks for.
     applied: digest of the ConfigMap (and Service) as written last. relisted: when its children
     were listed. written: its status. deleting_since: when it was first seen to be deleted.
     checkpoint, checkpoint_at: the newest one, and when it was first seen.
     """
 
     ledger: Ledger | None = None
-    storage: Storage | None = None
+    place: StorePlace | None = None
+    wanted: Storage | None = None
     applied: str = ""
     relisted: float = _LONG_AGO
     written: float = _LONG_AGO
@@ -39,13 +44,29 @@ class Memory:
         spec: TrainingRunSpec,
         place: StorePlace,
         open_store: Callable[[Storage], Store],
-    ) -> tuple[Ledger, RunInfo]:
-        """The run's records, opened once, and its identity in them. Blocking.
+    ) -> tuple[Ledger, StorePlace, RunInfo]:
+        """The run's records, opened once, where they are, and its identity in them. Blocking.
 
-        Raises SpecError where another run's records stand there; StoreError.
+        Raises SpecError if another run's records are there; StoreError.
         """
-        if self.ledger is None or self.storage != place.operator:
-            self.ledger = Ledger(run, open_store(place.operator))
-            self.storage = place.operator
+        ledger, place = self.records(run, place, open_store)
         digest = hashlib.sha256(manifest_json(run, spec, place).encode()).hexdigest()
-        return self.ledger, self.ledger.claim(digest)
+        return ledger, place, ledger.claim(digest, spec.training.total_steps)
+
+    def records(
+        self, run: Run, place: StorePlace, open_store: Callable[[Storage], Store]
+    ) -> tuple[Ledger, StorePlace]:
+        """The run's records, opened once: at the place given, or at the former one if the run has
+        them there already. Nothing is written. Blocking. Raises StoreError.
+        """
+        if self.ledger is None or self.place is None or self.wanted != place.operator:
+            ledger = Ledger(run, open_store(place.operator))
+            self.wanted = place.operator
+            if place.former and not ledger.owned():
+                former = place.below(place.former)
+                older = Ledger(run, open_store(former.operator))
+                if older.owned():
+                    _log.info("run.kept_at_former_prefix", prefix=place.former)
+                    ledger, place = older, former
+            self.ledger, self.place = ledger, place
+        return self.ledger, self.place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from forkcast_operator.kubernetes.config import OperatorConfig, StoreConfig
 from forkcast_wire.fields import API_VERSION
 from forkcast_wire.manifest import Storage, TrainingRunSpec
 from forkcast_wire.resources import FINALIZER
+from forkcast_wire.store.errors import is_key
 
 LABEL_CANDIDATE: Final = "forkcast.dev/candidate"
 LABEL_RUNG: Final = "forkcast.dev/rung"
@@ -111,9 +112,10 @@ def owner_reference(kind: str, name: str, uid: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorePlace:
-    """Where a run's records stand: as the operator opens it, and as pods do.
+    """Where a run's records are stored: as the operator opens it, and as pods do.
 
-    secret: name of the Secret that the pods mount.
+    secret: name of the Secret that the pods mount. former: the prefix at which operators up to
+    0.1 kept this run's records, "" if that is the same one.
     """
 
     operator: Storage
@@ -121,6 +123,16 @@ class StorePlace:
     secret: str
     access_key_id_key: str
     secret_access_key_key: str
+    former: str = ""
+
+    def below(self, prefix: str) -> StorePlace:
+        """The same store below another prefix."""
+        return replace(
+            self,
+            operator=self.operator.model_copy(update={"prefix": prefix}),
+            pods=self.pods.model_copy(update={"prefix": prefix}),
+            former="",
+        )
 
 
 STORE_FOLDER: Final = "/etc/forkcast/store"
@@ -130,13 +142,21 @@ CA_FOLDER: Final = "/etc/forkcast/store-ca"
 def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> StorePlace:
     """The store of a run: the one it names, which must be one of the installation's, or the first.
 
-    Raises SpecError.
+    The operator opens it with its own credentials, so the prefix is not the run's to choose: it is
+    ``<prefix of the store><namespace>/<name>-<first 8 of the uid>/``, and a prefix in the spec
+    continues below it. Raises SpecError.
     """
     given = spec.storage
     known = _known_store(given, config)
-    prefix = given.prefix
-    if given.bucket is None or not prefix:
-        prefix = f"{prefix}{run.namespace}/{run.name}-{run.uid[:8]}/"
+    if given.prefix and not is_key(given.prefix.removesuffix("/")):
+        raise SpecError(
+            "InvalidSpec",
+            "spec.storage.prefix: a part begins with a dot or a dash, or holds two dots; begin each "
+            "with a letter or digit",
+        )
+    own = f"{run.namespace}/{run.name}-{run.uid[:8]}/"
+    prefix = f"{known.prefix}{own}{given.prefix}"
+    former = given.prefix if given.bucket and given.prefix else f"{given.prefix}{own}"
     secret = given.secret_ref
     pods = given.model_copy(
         update={
@@ -156,7 +176,21 @@ def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> Stor
         secret=secret.name if secret else known.run_secret_name,
         access_key_id_key=secret.access_key_id_key if secret else "accessKeyId",
         secret_access_key_key=secret.secret_access_key_key if secret else "secretAccessKey",
+        former=former if former != prefix else "",
     )
+
+
+def check_account(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> None:
+    """Raises SpecError if the run's pods would have an account of the installation itself: with it
+    comes a token that monitor and proxy take for the operator's.
+    """
+    name = spec.pod_patch.service_account_name or "default"
+    if f"{run.namespace}/{name}" in config.reserved_accounts:
+        raise SpecError(
+            "AccountReserved",
+            f"spec.podPatch.serviceAccountName: {name} is an account of the Forkcast installation in "
+            f"{run.namespace}; use another account, or another namespace",
+        )
 
 
 def _known_store(given: Storage, config: OperatorConfig) -> StoreConfig:

@@ -44,7 +44,9 @@ _MOST_TEXT: Final = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFacts:
-    """What the store shows of a run. states: its durable checkpoints, oldest first."""
+    """What the store shows of a run. complete: its end, if it has reached the steps wanted now.
+    states: its durable checkpoints, oldest first.
+    """
 
     lineage: LineageEntry | None = None
     complete: Complete | None = None
@@ -85,7 +87,7 @@ class RunFacts:
 
 def run_state(run: Run, spec: TrainingRunSpec | None, facts: RunFacts) -> tuple[RunState, str]:
     """What the run does, and a sentence about it. While the store cannot be read, what it said last
-    holds: a run is complete, or a branch open.
+    holds: a run is complete with the steps wanted now, or a branch open.
     """
     trainer, store = facts.trainer, facts.store
     alive = trainer is not None and trainer.work.alive
@@ -96,7 +98,7 @@ def run_state(run: Run, spec: TrainingRunSpec | None, facts: RunFacts) -> tuple[
     if store is not None and store.complete is not None:
         loss = store.complete.validation_loss
         return RunState.COMPLETED, f"validation loss {loss:.4f} nats/token"
-    if store is None and (done := _stood(run, RunCondition.COMPLETE)) is not None:
+    if store is None and (done := _completed(run, spec)) is not None:
         return RunState.COMPLETED, done.message
     if spec is not None and spec.suspend:
         return (RunState.SUSPENDING, "saving") if alive else (RunState.SUSPENDED, "spec.suspend")
@@ -118,6 +120,16 @@ def run_state(run: Run, spec: TrainingRunSpec | None, facts: RunFacts) -> tuple[
     if ready < trainer.wanted:
         return RunState.STARTING, _why_not_ready(facts)
     return RunState.RUNNING, ""
+
+
+def _completed(run: Run, spec: TrainingRunSpec | None) -> Condition | None:
+    """The condition by which the last status said that the run had ended, if it is not wanted
+    longer now.
+    """
+    done, progress = _stood(run, RunCondition.COMPLETE), former_status(run).progress
+    if done is None or spec is None or progress is None:
+        return done
+    return done if progress.step >= spec.training.total_steps else None
 
 
 def _why_not_ready(facts: RunFacts) -> str:

@@ -33,7 +33,13 @@ from forkcast_operator.kubernetes.failures import refused, store_unavailable, tr
 from forkcast_operator.kubernetes.ledger import Ledger, Look
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.monitor_link import MonitorLink
-from forkcast_operator.kubernetes.run import Run, SpecError, StorePlace, store_place
+from forkcast_operator.kubernetes.run import (
+    Run,
+    SpecError,
+    StorePlace,
+    check_account,
+    store_place,
+)
 from forkcast_operator.kubernetes.run_status import (
     Failure,
     RunFacts,
@@ -217,13 +223,16 @@ class Runs:
         facts = self._facts(run, None)
         try:
             spec = run.parsed()
+            check_account(run, spec, self._config)
             place = store_place(run, spec, self._config)
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), None, _RESYNC_SECONDS
         facts = replace(self._facts(run, spec), secret=place.secret)
         try:
-            ledger, info = await asyncio.to_thread(memory.claim, run, spec, place, self._open_store)
+            ledger, place, info = await asyncio.to_thread(
+                memory.claim, run, spec, place, self._open_store
+            )
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), spec, _RESYNC_SECONDS

@@ -58,7 +58,7 @@ class Teller:
         after = run_status(run, spec, facts, now)
         state, message = run_state(run, spec, facts)
         self._measure(run, state, after, memory)
-        await self._expire(run, spec, before, now)
+        await self._expire(run, spec, after, now)
         document = after.document()
         passed = time.monotonic() - memory.written
         if not worth_writing(run.status, document, passed):
@@ -70,10 +70,10 @@ class Teller:
             self._view.put("TrainingRun", written)
 
     async def _expire(
-        self, run: Run, spec: TrainingRunSpec | None, before: TrainingRunStatus, now: dt.datetime
+        self, run: Run, spec: TrainingRunSpec | None, after: TrainingRunStatus, now: dt.datetime
     ) -> None:
         ttl = spec.lifecycle.ttl_seconds_after_finished if spec else None
-        ended = before.completion_time
+        ended = after.completion_time
         if ttl is not None and ended is not None and (now - ended).total_seconds() >= ttl:
             await self._cluster.delete(RUN, run.namespace, run.name)
 

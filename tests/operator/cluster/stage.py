@@ -33,7 +33,7 @@ from forkcast_operator.kubernetes.monitor_link import MonitorLink
 from forkcast_operator.kubernetes.runs import Runs
 from forkcast_operator.kubernetes.seen import job_seen
 from forkcast_operator.kubernetes.view import View
-from forkcast_wire import crash, keys
+from forkcast_wire import completion, crash, keys
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import trigger_to_wire, window_to_wire
@@ -112,8 +112,8 @@ class Stage:
     async def connect(self, name="kinds.json"):
         self.cluster = await Cluster.connect(await configuration(), self.folder / name)
 
-    def start_operator(self, *, jobsets=False, config=None) -> None:
-        """A new process of it: nothing is remembered."""
+    def start_operator(self, *, jobsets=False, config=None, open_store=None) -> None:
+        """A new process of it: nothing is remembered. open_store: absent, all runs share a folder."""
         if self._channel is not None:
             self._channel.close()
         self.view = View()
@@ -128,7 +128,7 @@ class Stage:
             None,
             Recorder(self.cluster, "test"),
             jobsets=jobsets,
-            open_store=lambda _: store,
+            open_store=open_store or (lambda _: store),
         )
 
     async def see(self, name="gpt") -> None:
@@ -303,9 +303,9 @@ class Stage:
             self.save_state(StateKind.CHECKPOINT, 140, epoch=1)
         return head is not None
 
-    def complete(self) -> None:
-        done = Complete(epoch=0, step=1000, tokens=9, validation_loss=2.5, seconds=1.0)
-        put_document(self.store, keys.COMPLETE, done)
+    def complete(self, step=1000) -> None:
+        done = Complete(epoch=0, step=step, tokens=9, validation_loss=2.5, seconds=1.0)
+        completion.record(self.store, done)
 
 
 CONFIG = OperatorConfig.model_validate(

@@ -160,7 +160,7 @@ def test_the_rendezvous_names_the_epoch_and_its_first_pod(children, jobset, endp
 def test_pods_read_the_manifest_with_the_store_as_they_see_it(children) -> None:
     text = children(SHAPES["everything set"])["config"]["data"]["manifest.json"]
     manifest = TrainingRun.model_validate(json.loads(text))
-    assert manifest.spec.storage.prefix == "mine/"
+    assert manifest.spec.storage.prefix == "ml/gpt-075a10ff/mine/"
     assert manifest.spec.storage.credentials_dir == "/etc/forkcast/store"
     assert manifest.spec.storage.ca_file == "/etc/forkcast/store-ca/ca.crt"
 

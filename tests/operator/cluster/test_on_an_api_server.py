@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -17,6 +18,7 @@ from forkcast_operator.kubernetes.cluster import (
 )
 from forkcast_wire import catalogue
 from forkcast_wire.documents import lineage_head
+from forkcast_wire.resources import LABEL_RUN
 
 pytestmark = pytest.mark.slow
 BRANCH_NAME = "gpt-e0-t100"
@@ -91,6 +93,50 @@ def test_a_run_from_its_object_to_its_end(stage) -> None:
         )
         jobs = await stage.cluster.list(JOB, stage.namespace, "")
         assert all(conditions(job).get("Complete") == "True" for job in jobs)
+
+    play(stage, scene)
+
+
+def test_a_finished_run_that_is_wanted_longer_trains_again_and_ends_again(stage) -> None:
+    """Regression: totalSteps of a finished run was raised, the patch taken, and nothing started."""
+
+    async def scene():
+        await stage.create()
+        await stage.look()
+        stage.complete()
+        await stage.finish_job("gpt-trainer-0", "Complete")
+        await stage.look()
+        assert await stage.condition("Complete") == ("True", "Completed")
+        await stage.set(training={"totalSteps": 3000})
+        await stage.look()
+        assert "gpt-trainer-1" in await stage.names(JOB)
+        await stage.look()
+        assert await stage.condition("Complete") == ("False", "Starting")
+        (settings,) = await stage.cluster.list(CONFIG_MAP, stage.namespace, f"{LABEL_RUN}=gpt")
+        resolved = json.loads(settings["data"]["manifest.json"])["spec"]
+        assert resolved["training"]["totalSteps"] == 3000
+        assert resolved["optimizer"]["schedule"]["steps"] == 1000
+        stage.link.hear(stage.trigger(step=1200))
+        await stage.look()
+        assert "gpt-e0-t1200" in await stage.names(BRANCH)
+        stage.complete(3000)
+        await stage.finish_job("gpt-trainer-1", "Complete")
+        await stage.look()
+        assert await stage.condition("Complete") == ("True", "Completed")
+        assert (await stage.run())["status"]["progress"]["step"] == 3000
+
+    play(stage, scene)
+
+
+def test_the_schedules_length_changes_only_while_the_run_is_suspended(stage) -> None:
+    async def scene():
+        await stage.create()
+        with pytest.raises(ClusterError, match="only while the run is suspended"):
+            await stage.set(optimizer={"schedule": {"steps": 500}})
+        await stage.set(suspend=True)
+        await stage.set(optimizer={"schedule": {"steps": 500}}, suspend=False)
+        with pytest.raises(ClusterError, match="cannot change within a run"):
+            await stage.set(optimizer={"schedule": {"warmupSteps": 7}})
 
     play(stage, scene)
 

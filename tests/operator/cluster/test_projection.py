@@ -225,3 +225,19 @@ def test_what_the_store_said_last_holds_while_it_is_away(make_run, seen, state) 
     (ready,) = [c for c in after.conditions if c.type == "Ready"]
     assert (ready.status, ready.reason, ready.message) == ("False", state, "no answer")
     assert (after.trainer, after.completion_time) == (before.trainer, before.completion_time)
+
+
+@pytest.mark.parametrize("store", [STORE, None])
+def test_a_run_that_is_wanted_longer_than_it_has_run_is_not_complete(make_run, store) -> None:
+    """Regression: a run that had ended once was complete for ever."""
+    ended = RunFacts(trainer=trainer(Work.SUCCEEDED), store=DONE)
+    before = run_status(make_run(), make_run().parsed(), ended, NOW)
+    longer = {"training": {"totalSteps": 5000}}
+    run = replace(make_run(**longer), status=before.document())
+    seen = replace(ended, store=store)
+    assert run_state(run, run.parsed(), seen)[0] is RunState.PENDING
+    after = run_status(run, run.parsed(), seen, NOW)
+    assert after.completion_time is None
+    assert (after.progress.step, after.progress.total_steps) == (1000, 5000)
+    states = {one.type: one.status for one in after.conditions}
+    assert states["Complete"] == states["Finished"] == "False"

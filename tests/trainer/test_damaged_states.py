@@ -1,0 +1,342 @@
+"""A saved state that is damaged, or that this version cannot restore, gives way to the next older one;
+if none is left, the trainer says so instead of beginning again at step 0.
+"""
+
+import json
+import shutil
+import struct
+import threading
+import tracemalloc
+from functools import partial
+
+import pytest
+import torch
+import zstandard
+
+from forkcast.records import StateKind
+from forkcast_trainer import checkpoint, state
+from forkcast_trainer.checkpoint import (
+    MAGIC,
+    CheckpointError,
+    Snapshot,
+    read_container,
+    verify_container,
+    write_container,
+)
+from forkcast_trainer.train import TrainingRun
+from forkcast_wire import keys
+from forkcast_wire.documents import StateManifest, load, read_manifest, survey
+from forkcast_wire.store import FolderStore
+
+STEPS = (10, 20, 30)
+
+
+@pytest.fixture(scope="module")
+def saved_run(tmp_path_factory, run_in):
+    """A run that stopped at step 30, with a state of every ten steps."""
+    run = run_in(tmp_path_factory.mktemp("saved") / "r", steps=60)
+    stop = threading.Event()
+    training = TrainingRun(run.manifest.spec, run.folder, monitor="", attempt=0, stop=stop)
+    scratch = run.folder / "scratch"
+    while training.engine.position.step < STEPS[-1]:
+        training.engine.step()
+        step = training.engine.position.step
+        if step in STEPS:
+            folder = keys.state(StateKind.CHECKPOINT, 0, 0, step)
+            checkpoint.publish(
+                training.store,
+                state.snapshot(training.engine),
+                folder,
+                StateKind.CHECKPOINT,
+                scratch,
+                1,
+            )
+    training.reporter.close()
+    return run
+
+
+@pytest.fixture
+def copied(saved_run, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(saved_run.folder, folder)
+    return folder
+
+
+def resumed(run, folder):
+    """The step that a new attempt begins with."""
+    stop = threading.Event()
+    training = TrainingRun(run.manifest.spec, folder, monitor="", attempt=1, stop=stop)
+    training.reporter.close()
+    return training.engine.position.step
+
+
+def newest(folder):
+    return folder / keys.state(StateKind.CHECKPOINT, 0, 0, STEPS[-1])
+
+
+def test_every_flipped_bit_of_a_manifest_is_seen_or_changes_nothing_that_is_read(saved_run):
+    """What is left are the figures for people: the loss and the versions of what wrote it."""
+    store = FolderStore(saved_run.folder)
+    key = keys.state(StateKind.CHECKPOINT, 0, 0, 30)
+    path = newest(saved_run.folder) / "manifest.json"
+    good = path.read_bytes()
+    before = read_manifest(store, key)
+    scratch = saved_run.folder / "scratch"
+    passed = []
+    try:
+        for place in range(8 * len(good)):
+            flipped = bytearray(good)
+            flipped[place // 8] ^= 1 << place % 8
+            path.write_bytes(flipped)
+            if (found := read_manifest(store, key)) is None:
+                continue
+            try:
+                checkpoint.verify(store, found.state, scratch, "u")
+            except CheckpointError:
+                continue
+            passed.append(found)
+    finally:
+        path.write_bytes(good)
+    assert passed  # the loss, at least
+    assert {one.state for one in passed} == {before.state}
+
+
+def break_key(folder):
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    document["state"]["key"] = "../" + document["state"]["key"][3:]
+    path.write_text(json.dumps(document))
+
+
+def break_size(folder):
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    document["state"]["size_bytes"] += 1
+    path.write_text(json.dumps(document))
+
+
+def empty_manifest(folder):
+    (folder / "manifest.json").write_bytes(b"")
+
+
+def cut_container(folder):
+    (path,) = folder.glob("cp_*.ptz")
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def newer_version(folder):
+    rewrite(folder, lambda saved: Snapshot({**saved.meta, "later": 1}, saved.tensors))
+
+
+def short_generator(folder):
+    rewrite(
+        folder, lambda saved: with_tensor(saved, "rng.torch", torch.zeros(7, dtype=torch.uint8))
+    )
+
+
+def rewrite(folder, change):
+    """Another state in the same place, with a manifest that is right."""
+    store, before = FolderStore(folder.parents[3]), load_manifest(folder)
+    saved = read_container(folder / f"cp_{before.state.step}.ptz")
+    shutil.rmtree(folder)
+    scratch = store.root / "scratch"
+    key, kind = before.state.key, StateKind.CHECKPOINT
+    checkpoint.publish(store, change(saved), key, kind, scratch, 1)
+
+
+def load_manifest(folder):
+    return load(StateManifest, (folder / "manifest.json").read_bytes())
+
+
+def with_tensor(saved, name, tensor):
+    return Snapshot(saved.meta, {**saved.tensors, name: tensor})
+
+
+DAMAGES = [break_key, break_size, empty_manifest, cut_container, newer_version, short_generator]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda one: one.__name__)
+def test_a_damaged_newest_state_gives_way_to_the_one_before(saved_run, copied, damage):
+    assert resumed(saved_run, copied) == 30
+    damage(newest(copied))
+    assert resumed(saved_run, copied) == 20
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda one: one.__name__)
+def test_a_run_of_which_no_state_is_left_does_not_begin_again(saved_run, copied, damage):
+    for step in STEPS:
+        damage(copied / keys.state(StateKind.CHECKPOINT, 0, 0, step))
+    with pytest.raises(CheckpointError, match="none of the 3 saved states can be restored"):
+        resumed(saved_run, copied)
+
+
+def test_a_run_whose_only_state_is_that_of_step_0_may_begin_again(saved_run, copied):
+    for step in STEPS:
+        shutil.rmtree(copied / keys.state(StateKind.CHECKPOINT, 0, 0, step))
+    first = copied / keys.state(StateKind.RING, 0, 0, 0)
+    first.mkdir(parents=True)
+    (first / "manifest.json").write_bytes(b"")
+    assert survey(FolderStore(copied), StateKind.RING)[1] == [keys.state(StateKind.RING, 0, 0, 0)]
+    assert resumed(saved_run, copied) == 0
+
+
+# ---------------------------------------------------------------- what no state holds
+
+
+def meta(**changes):
+    return lambda saved: Snapshot({**saved.meta, **changes}, saved.tensors)
+
+
+def within(field, **changes):
+    return lambda saved: Snapshot(
+        {**saved.meta, field: {**saved.meta[field], **changes}}, saved.tensors
+    )
+
+
+def tensor(name, make):
+    return lambda saved: with_tensor(saved, name, make(saved.tensors.get(name)))
+
+
+def lacking(name):
+    return lambda saved: Snapshot(saved.meta, {k: v for k, v in saved.tensors.items() if k != name})
+
+
+BIAS = "transformer.ln_f.bias"
+IMPOSSIBLE = {
+    "a factor that is a list": within("actions", learning_rate_factor=[]),
+    "a factor that is not finite": within("actions", learning_rate_factor=float("nan")),
+    "an unknown clipping policy": within("actions", clipping="Nobody"),
+    "a clipping state of another policy": meta(clipping={"mean": 1.0}),
+    "a sampler's place that is text": within("sampler", position="x"),
+    "an internal that is no list": within("internals", activation_sd=3),
+    "a spike window of text": within("spikes", losses=["x"]),
+    "a spike window that is not finite": within("spikes", norms=[float("inf")]),
+    "a negative step": meta(step=-1),
+    "a loss that is not finite": meta(loss=float("nan")),
+    "a first moment of another shape": tensor(
+        f"optimizer.{BIAS}.exp_avg", lambda t: t.reshape(1, -1)
+    ),
+    "a second moment that is a number": tensor(
+        f"optimizer.{BIAS}.exp_avg_sq", lambda _: torch.tensor(1.0)
+    ),
+    "a counter that is a vector": tensor(f"optimizer.{BIAS}.step", lambda _: torch.ones(3)),
+    "two moments of three": lacking(f"optimizer.{BIAS}.exp_avg_sq"),
+    "moments of nobody": tensor("optimizer.nobody.step", lambda _: torch.tensor(1.0)),
+    "a buffer of nobody": tensor("buffer.nobody", lambda _: torch.ones(1 << 10)),
+    "a torch generator of zeros": tensor("rng.torch", torch.zeros_like),
+    "a short torch generator": tensor("rng.torch", lambda t: t[:100]),
+    "a CUDA generator that is none": tensor(
+        "rng.cuda", lambda _: torch.zeros(9, dtype=torch.uint8)
+    ),
+    "a python generator cut short": meta(**{"rng.python": [3, [1, 2], None]}),
+    "a numpy generator of another kind": meta(**{"rng.numpy": ["nobody", [1], 0, 0, 0.0]}),
+    "a generator of a rank that is not told of": tensor(
+        "rng.torch.rank9", lambda _: torch.zeros(5056, dtype=torch.uint8)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_state_that_cannot_be_is_refused_whole(make_engine, change):
+    """Nothing of it is taken over: weights, moments, generators and place stay what they were."""
+    one = make_engine()
+    for _ in range(2):
+        one.step()
+    before = state.snapshot(one)
+    broken = change(before)
+    with pytest.raises(CheckpointError):
+        state.check(one, broken)
+    with pytest.raises(CheckpointError):
+        state.restore(one, broken)
+    after = state.snapshot(one)
+    assert after.meta == before.meta
+    assert after.tensors.keys() == before.tensors.keys()
+    assert all(torch.equal(after.tensors[n], before.tensors[n]) for n in before.tensors)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def row(name, shape, size, raw, codec="zstd"):
+    return {
+        "name": name,
+        "dtype": "float32",
+        "shape": shape,
+        "codec": codec,
+        "offset": 0,
+        "size": size,
+        "raw_size": raw,
+        "sha256": "",
+    }
+
+
+def assemble(path, meta, table, frames=b""):
+    header = json.dumps({"meta": meta, "tensors": table}).encode()
+    path.write_bytes(MAGIC + struct.pack("<Q", len(header)) + header + frames)
+
+
+def test_a_file_cannot_ask_for_more_memory_than_the_model_has(make_engine, tmp_path):
+    """A gigabyte of zeros packs into some kB; the table says it before a frame is unpacked."""
+    one = make_engine()
+    saved = state.snapshot(one)
+    shape = [1 << 28]
+    packer = zstandard.ZstdCompressor().compressobj(size=1 << 30)
+    frame = b"".join(packer.compress(bytes(1 << 20)) for _ in range(1 << 10)) + packer.flush()
+    names = dict.fromkeys(["rng.torch", *saved.tensors])
+    assert "model.transformer.wte.weight" in names
+    table = [row("model.transformer.wte.weight", shape, len(frame), 1 << 30)]
+    generator = {**row("rng.torch", [5056], 0, 5056), "dtype": "uint8", "offset": len(frame)}
+    assemble(tmp_path / "x.ptz", saved.meta, [*table, generator], frame)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="shape"):
+            read_container(tmp_path / "x.ptz", admit=partial(state.admit, one))
+        with pytest.raises(CheckpointError, match="damaged"):  # its digest; read in pieces
+            verify_container(tmp_path / "x.ptz")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 64 << 20
+
+
+def test_a_real_container_is_admitted_and_verified(make_engine, tmp_path):
+    one = make_engine()
+    one.step()
+    digest = write_container(state.snapshot(one), tmp_path / "x.ptz", 1)
+    saved = read_container(tmp_path / "x.ptz", digest, partial(state.admit, one))
+    assert verify_container(tmp_path / "x.ptz", digest) == saved.meta
+
+
+@pytest.mark.parametrize("shape", [[0, 1 << 48], [0] + [1 << 48] * 100], ids=["large", "many"])
+def test_a_shape_that_torch_refuses_is_damage(tmp_path, shape):
+    empty = {**row("a", shape, 0, 0, "raw")}
+    empty["sha256"] = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assemble(tmp_path / "x.ptz", {}, [empty])
+    try:
+        saved = read_container(tmp_path / "x.ptz")
+    except CheckpointError:
+        return
+    assert tuple(saved.tensors["a"].shape) == tuple(shape)
+
+
+def test_more_memory_than_there_is_is_damage(tmp_path):
+    assemble(tmp_path / "x.ptz", {}, [row("a", [1 << 38], 8, 1 << 40, "raw")], b"12345678")
+    with pytest.raises(CheckpointError):
+        read_container(tmp_path / "x.ptz")
+
+
+def test_a_table_of_three_hundred_thousand_tensors_is_refused_by_its_length(tmp_path):
+    table = [row(str(n), [0], 0, 0, "raw") for n in range(300_000)]
+    assemble(tmp_path / "x.ptz", {}, table)
+    with pytest.raises(CheckpointError, match="300000 tensors"):
+        read_container(tmp_path / "x.ptz")
+
+
+def test_a_bool_that_is_neither_0_nor_1_is_refused(tmp_path):
+    path = tmp_path / "x.ptz"
+    write_container(Snapshot({}, {"a": torch.ones(3, dtype=torch.bool)}), path, 0)
+    assert read_container(path).tensors["a"].all()
+    write_container(Snapshot({}, {"a": torch.full((3,), 2, dtype=torch.uint8)}), path, 0)
+    path.write_bytes(path.read_bytes().replace(b'"dtype": "uint8"', b'"dtype": "bool" '))
+    with pytest.raises(CheckpointError, match="bool"):
+        read_container(path)

@@ -1,0 +1,84 @@
+"""Every key that is built is known as a record, so that deleting a run with its records leaves none."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from forkcast.records import StateKind, Trigger, TriggerRule
+from forkcast_wire import keys
+
+TRIGGER = Trigger(
+    run_uid="u",
+    epoch=1,
+    step=120,
+    onset_step=118,
+    rule=TriggerRule.SINGLE,
+    z=4.0,
+    index=1.0,
+    components={},
+    thresholds={},
+)
+GIVEN = {
+    "epoch": [1],
+    "attempt": [3],
+    "number": [3],
+    "step": [120],
+    "rung": [10, 200],
+    "trigger": [TRIGGER],
+    "trigger_id": [TRIGGER.id],
+    "candidate": ["control", "c007"],
+    "name": ["branch", "phase", "bases", "draft", "decision", "outcome"],
+    "kind": [StateKind.CHECKPOINT, StateKind.RING],
+    "folder": [
+        keys.state(StateKind.RING, 1, 2, 3),
+        keys.state(StateKind.CHECKPOINT, 0, 0, 3),
+        keys.rollout_state(TRIGGER.id, "c001", 10),
+    ],
+}
+#: They give a folder or a beginning, or read a key.
+NOT_KEYS = {
+    "attempt_of",
+    "is_record",
+    "state_prefix",
+    "state",
+    "branch",
+    "rollout",
+    "rollout_state",
+}
+
+
+def _built():
+    for name, build in inspect.getmembers(keys, inspect.isfunction):
+        if name in NOT_KEYS or build.__module__ != keys.__name__:
+            continue
+        calls: list[dict[str, object]] = [{}]
+        for parameter in inspect.signature(build).parameters:
+            calls = [{**call, parameter: value} for call in calls for value in GIVEN[parameter]]
+        for call in calls:
+            yield build(**call)
+    for name, value in vars(keys).items():
+        if name.isupper() and isinstance(value, str) and not name.startswith("_"):
+            yield value if not value.endswith("/") else None
+
+
+@pytest.mark.parametrize("key", sorted(filter(None, _built())))
+def test_a_key_that_is_built_is_a_record(key) -> None:
+    assert keys.is_record(key)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "notes.txt",
+        "ml/gpt-1/run.json",
+        "branches/e0-t1-abcdef01/run.json/x",
+        "branches/e0-t1/photo.png",
+        "checkpoints/e0/a0/000000000005/weights.bin",
+        "runs.json",
+        "x/run.json",
+    ],
+)
+def test_any_other_key_is_none(key) -> None:
+    assert not keys.is_record(key)
