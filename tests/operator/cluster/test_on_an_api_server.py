@@ -136,7 +136,7 @@ def test_a_finished_run_that_is_wanted_longer_trains_again_and_ends_again(stage)
         (settings,) = await stage.cluster.list(CONFIG_MAP, stage.namespace, f"{LABEL_RUN}=gpt")
         resolved = json.loads(settings["data"]["manifest.json"])["spec"]
         assert resolved["training"]["totalSteps"] == 3000
-        assert resolved["optimizer"]["schedule"]["steps"] == 1000
+        assert resolved["training"]["scheduleSteps"] == 1000
         stage.link.hear(stage.trigger(step=1200))
         await stage.look()
         assert "gpt-e0-t1200" in await stage.names(BRANCH)
@@ -192,11 +192,16 @@ def test_the_schedules_length_changes_only_while_the_run_is_suspended(stage) -> 
     async def scene():
         await stage.create()
         with pytest.raises(ClusterError, match="only while the run is suspended"):
-            await stage.set(optimizer={"schedule": {"steps": 500}})
+            await stage.set(training={"scheduleSteps": 500})
         await stage.set(suspend=True)
-        await stage.set(optimizer={"schedule": {"steps": 500}}, suspend=False)
-        with pytest.raises(ClusterError, match="cannot change within a run"):
-            await stage.set(optimizer={"schedule": {"warmupSteps": 7}})
+        await stage.set(training={"scheduleSteps": 500}, suspend=False)
+        assert (await stage.run())["spec"]["training"]["scheduleSteps"] == 500
+        with pytest.raises(ClusterError, match="leave it out with Constant"):
+            await stage.create(
+                "other",
+                optimizer={"schedule": {"type": "Constant"}},
+                training={"totalSteps": 9, "scheduleSteps": 5},
+            )
 
     play(stage, scene)
 
