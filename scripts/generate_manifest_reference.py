@@ -129,7 +129,8 @@ def _values(schema: dict[str, Any], root: dict[str, Any]) -> str:
         inner = schema.get("items") or schema.get("prefixItems", [{}])[0]
         return f"list of {_values(inner, root)}{_range(schema, 'minItems', 'maxItems')}"
     if kind == "object":
-        return f"mapping of names to {_values(schema.get('additionalProperties', {}), root)}"
+        names = ", ".join(f"`{one}`" for one in schema.get("propertyNames", {}).get("enum", ()))
+        return f"mapping of {names or 'names'} to {_values(schema.get('additionalProperties', {}), root)}"
     if kind == "string":
         return "text" + _range(schema, "minLength", "maxLength")
     return kind + _bounds(schema)

@@ -222,13 +222,21 @@ def runs(
 
 
 @app.command(rich_help_panel=_RUN)
-def plan(manifest: Manifest, as_json: AsJson = False) -> None:  # noqa: FBT002
+def plan(
+    manifest: Manifest,
+    workdir: Annotated[
+        Path | None, typer.Option(help="a folder that holds this run: plan how it goes on")
+    ] = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
     """Say what a manifest will take: steps, memory, checkpoints, the cost of a branch."""
     from forkcast_cli.plan import lines
     from forkcast_cli.plan import plan as plan_of
+    from forkcast_cli.workdir import going_on
 
     with _one_line():
-        planned = plan_of(load_manifest(manifest))
+        loaded = load_manifest(manifest)
+        planned = plan_of(loaded if workdir is None else going_on(workdir, loaded))
         if as_json:
             _print_json(planned.document())
             return

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from forkcast_cli import workdir
+from forkcast_cli import rate, workdir
 from forkcast_cli.supervisor import Supervisor
 from forkcast_cli.view import RunView, look
 from forkcast_wire.manifest import TrainingRun
@@ -24,6 +24,7 @@ from forkcast_wire.termination import stop_event_on_sigterm
 
 _LOOK_SECONDS = 0.2
 _SHOW_SECONDS = 1.0
+_MORE = "spec.training.totalSteps to train on"
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -34,7 +35,8 @@ def run(manifest: TrainingRun, folder: Path, *, quiet: bool) -> bool:
     """
     refuse_cluster_only(manifest.spec)
     with workdir.locked(folder):
-        workdir.prepare(folder, manifest)
+        prepared = workdir.prepare(folder, manifest)
+        manifest = prepared.manifest
         try:
             open_store(manifest.spec.storage, folder)
         except StoreError as error:
@@ -46,14 +48,25 @@ def run(manifest: TrainingRun, folder: Path, *, quiet: bool) -> bool:
             console, sys.stderr = sys.stderr, log
             try:
                 configure_logging("supervisor")
-                return _supervised(manifest, folder, stop, quiet=quiet)
+                return _supervised(prepared, folder, stop, quiet=quiet)
             finally:
                 sys.stderr = console
 
 
-def _supervised(manifest: TrainingRun, folder: Path, stop: threading.Event, *, quiet: bool) -> bool:
-    supervisor = Supervisor(manifest.spec, folder)
+def _supervised(
+    prepared: workdir.Prepared, folder: Path, stop: threading.Event, *, quiet: bool
+) -> bool:
+    supervisor = Supervisor(prepared.manifest.spec, folder)
     console = Console(quiet=quiet)
+    view = look(folder)
+    if view.complete is not None:  # nothing is left to train; a branch may still have to end
+        total = prepared.manifest.spec.training.total_steps
+        if view.active == 0:
+            console.print(f"complete since step {view.complete.step} of {total}; raise {_MORE}")
+            return True
+        supervisor.children["trainer"].done = True
+    elif said := _about_the_rate(prepared, view.progress.get("step", 0)):
+        console.print(f"learning rate: {said}", soft_wrap=True)
     losses: list[float] = []
     shown = 0.0
     try:
@@ -74,6 +87,14 @@ def _supervised(manifest: TrainingRun, folder: Path, stop: threading.Event, *, q
         return False
     finally:
         supervisor.stop()
+
+
+def _about_the_rate(prepared: workdir.Prepared, step: int) -> str:
+    """What this start changes about the learning rate of the steps to come."""
+    if prepared.before is None:
+        return ""
+    before = workdir.resolve(prepared.before, prepared.info)
+    return rate.change(before.spec, prepared.manifest.spec, step)
 
 
 def panel(view: RunView, losses: list[float]) -> Group:

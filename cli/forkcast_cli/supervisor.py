@@ -13,8 +13,10 @@ from pathlib import Path
 import structlog
 
 from forkcast_cli.workdir import MANIFEST, next_attempt
-from forkcast_wire import crash, keys
+from forkcast_wire import crash
+from forkcast_wire.completion import completion
 from forkcast_wire.manifest import Mode, TrainingRunSpec
+from forkcast_wire.store import open_store
 
 _log = structlog.get_logger()
 _MONITOR, _PROXY = "unix:sockets/monitor.sock", "unix:sockets/proxy.sock"
@@ -142,13 +144,9 @@ class Supervisor:
         _log.warning("supervisor.died", child=child.name, code=code)
 
     def _complete(self) -> bool:
-        """Complete, and not overtaken by a newer epoch (then the trainer has to go on)."""
-        path = self.folder / keys.COMPLETE
-        if self.spec.storage.bucket is None and self.spec.storage.path is None:
-            return path.exists()
-        from forkcast_wire.store import open_store
-
-        return open_store(self.spec.storage, self.folder).head(keys.COMPLETE) is not None
+        """Whether the run has taken all steps wanted now."""
+        store = open_store(self.spec.storage, self.folder)
+        return completion(store, self.spec.training.total_steps) is not None
 
     def finished(self, active_branches: int) -> bool:
         """The run has ended: the trainer is done and no branch is open."""

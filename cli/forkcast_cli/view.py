@@ -12,6 +12,7 @@ from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import Trial, Trigger
+from forkcast_wire.completion import completion
 from forkcast_wire.documents import Complete, lineage_entries, load
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.store import open_store, read_document
@@ -40,7 +41,7 @@ class SuppressedView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """One look at a run."""
+    """One look at a run. complete: its end, None while it has not taken all steps wanted now."""
 
     manifest: TrainingRun
     progress: dict[str, Any]
@@ -80,7 +81,7 @@ def look(folder: Path) -> RunView:
             load(SuppressedView, store.get(info.key)[0]) for info in store.list("suppressed/")
         ],
         lineage=lineage_entries(store),
-        complete=read_document(store, Complete, "complete.json"),
+        complete=completion(store, manifest.spec.training.total_steps),
     )
 
 

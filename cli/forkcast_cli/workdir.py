@@ -9,15 +9,17 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from forkcast_wire import keys
 from forkcast_wire.documents import RunInfo, dump, load
-from forkcast_wire.manifest import CHANGEABLE, IMMUTABLE, TrainingRun
+from forkcast_wire.manifest import FIXED, TrainingRun
 from forkcast_wire.manifest_file import ManifestError
 
 MANIFEST = "manifest.json"
+_TOTAL = "training.totalSteps"
 
 
 @contextmanager
@@ -40,7 +42,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def prepare(folder: Path, manifest: TrainingRun) -> RunInfo:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that is about to start. manifest: resolved, so that the length of the learning rate's
+    schedule is filled in. before: the manifest of the start before this one.
+    """
+
+    info: RunInfo
+    manifest: TrainingRun
+    before: TrainingRun | None
+
+
+def prepare(folder: Path, manifest: TrainingRun) -> Prepared:
     """Write the resolved manifest and the run's identity, or check them against what is there.
 
     Raises ManifestError where the folder belongs to another run, or where a field that makes the
@@ -48,27 +61,62 @@ def prepare(folder: Path, manifest: TrainingRun) -> RunInfo:
     """
     for name in ("logs", "sockets"):
         (folder / name).mkdir(mode=0o700, exist_ok=True)
-    document = manifest.document()
-    text = json.dumps(document, sort_keys=True, indent=1)
+    before, known = _before(folder), folder / keys.RUN
+    if before is not None:
+        _same_run(before.document(), manifest.document())
+    info = load(RunInfo, known.read_bytes()) if known.exists() else _identity(manifest)
+    if info.first_total_steps is None:  # of a version that did not record it
+        first = (before or manifest).spec.training.total_steps
+        info = replace(info, first_total_steps=first)
+    resolved = resolve(manifest, info)
+    _replace(known, dump(info))
+    _replace(folder / MANIFEST, _text(resolved).encode())
+    return Prepared(info, resolved, before)
+
+
+def resolve(manifest: TrainingRun, info: RunInfo) -> TrainingRun:
+    """The manifest with what only the run's folder knows filled in."""
+    spec = manifest.spec.with_schedule(info.first_total_steps)
+    return manifest.model_copy(update={"spec": spec})
+
+
+def going_on(folder: Path, manifest: TrainingRun) -> TrainingRun:
+    """The manifest as a start in this folder would resolve it; nothing is written.
+
+    Raises ManifestError.
+    """
+    known, before = folder / keys.RUN, _before(folder)
+    if before is None or not known.exists():
+        raise ManifestError(str(folder), "holds no run", "give the --workdir of a run")
+    _same_run(before.document(), manifest.document())
+    return resolve(manifest, load(RunInfo, known.read_bytes()))
+
+
+def _before(folder: Path) -> TrainingRun | None:
+    """The manifest of the last start; read through the model, so that a field that is newer than
+    the run has its default.
+    """
     path = folder / MANIFEST
-    if path.exists():
-        # read through the model, so that a field that is newer than the run has its default
-        before = TrainingRun.model_validate(json.loads(path.read_text()))
-        _same_run(before.document(), document)
+    return TrainingRun.model_validate(json.loads(path.read_text())) if path.exists() else None
+
+
+def _identity(manifest: TrainingRun) -> RunInfo:
+    return RunInfo(
+        uid=secrets.token_hex(8),
+        name=manifest.metadata.name,
+        manifest_digest=hashlib.sha256(_text(manifest).encode()).hexdigest(),
+        first_total_steps=manifest.spec.training.total_steps,
+    )
+
+
+def _text(manifest: TrainingRun) -> str:
+    return json.dumps(manifest.document(), sort_keys=True, indent=1)
+
+
+def _replace(path: Path, data: bytes) -> None:
     partial = path.with_suffix(".part")
-    partial.write_text(text)
+    partial.write_bytes(data)
     partial.replace(path)
-    known = folder / keys.RUN
-    if not known.exists():
-        info = RunInfo(
-            uid=secrets.token_hex(8),
-            name=manifest.metadata.name,
-            manifest_digest=hashlib.sha256(text.encode()).hexdigest(),
-        )
-        pending = known.with_suffix(".part")
-        pending.write_bytes(dump(info))
-        pending.replace(known)
-    return load(RunInfo, known.read_bytes())
 
 
 def _same_run(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -78,21 +126,19 @@ def _same_run(before: dict[str, Any], after: dict[str, Any]) -> None:
             f"the folder holds run {before['metadata']['name']}",
             "use another --workdir",
         )
-    for field in IMMUTABLE:
-        if before["spec"].get(field) != after["spec"].get(field):
+    for path in FIXED:
+        if _at(before["spec"], path) != _at(after["spec"], path):
             raise ManifestError(
-                f"spec.{field}", "cannot change within a run", "use another --workdir, or undo it"
+                f"spec.{path}", "cannot change within a run", "use another --workdir, or undo it"
             )
-    training = before["spec"]["training"], after["spec"]["training"]
-    for field in training[0]:
-        if field not in CHANGEABLE and training[0][field] != training[1][field]:
-            raise ManifestError(
-                f"spec.training.{field}",
-                "cannot change within a run",
-                "use another --workdir, or undo it",
-            )
-    if training[1]["totalSteps"] < training[0]["totalSteps"]:
-        raise ManifestError("spec.training.totalSteps", "may only grow", "raise it")
+    if _at(after["spec"], _TOTAL) < _at(before["spec"], _TOTAL):
+        raise ManifestError(f"spec.{_TOTAL}", "may only grow", "raise it")
+
+
+def _at(document: Any, path: str) -> Any:
+    for name in path.split("."):
+        document = document.get(name) if isinstance(document, dict) else None
+    return document
 
 
 def next_attempt(folder: Path) -> int:

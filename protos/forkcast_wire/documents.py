@@ -27,11 +27,15 @@ STATE_FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """run.json: the run's identity. uid: drawn once, when the work directory is created."""
+    """run.json: the run's identity. uid: drawn once, when the work directory is created.
+    first_total_steps: `training.totalSteps` of the first start, the learning rate's default
+    schedule; None in a run from before it was recorded.
+    """
 
     uid: str
     name: str
     manifest_digest: str
+    first_total_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +88,9 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Complete:
-    """complete.json: the run reached its last step. Losses are validation losses, nats/token."""
+    """complete.json: the last step that was reached; see `forkcast_wire.completion` for whether the
+    run has ended with it. Losses are validation losses, nats/token.
+    """
 
     epoch: int
     step: int

@@ -40,8 +40,24 @@ WRONG = {
         ["spec.uncertainty.weights.volatility", "greater than or equal to 0"],
     ),
     "weights_sum": (
-        _spec('uncertainty: {weights: {volatility: "0.9"}}'),
-        ["spec.uncertainty.weights", "sum to 1.4"],
+        _spec('uncertainty: {weights: {volatility: "0.9", entropy: "0.3", disagreement: "0.2"}}'),
+        ["spec.uncertainty.weights", "sum to 1, not 1.4"],
+    ),
+    "signal_missing": (
+        _spec('uncertainty: {weights: {volatility: "1"}}'),
+        ["spec.uncertainty.weights", "entropy, disagreement missing"],
+    ),
+    "unknown_signal": (
+        _spec('uncertainty: {weights: {volatilty: "1"}}'),
+        ["spec.uncertainty.weights", "one of volatility, entropy", "did you mean volatility"],
+    ),
+    "unknown_clipping": (
+        _spec("optimizer: {clipping: {policy: ZClp}}"),
+        ["spec.optimizer.clipping.policy", "one of None", "did you mean ZClip"],
+    ),
+    "unknown_choice": (
+        _spec("branching: {actions: {clipping: [Keep, Hard]}}"),
+        ["spec.branching.actions.clipping", "one of Keep, None", "Hard"],
     ),
     "decay_of_one": (_spec('uncertainty: {emaDecay: "1.0"}'), ["emaDecay", "less than 1"]),
     "switch_for_a_decimal": (

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from forkcast.ports import Store
 from forkcast_wire import keys
 from forkcast_wire.manifest import Storage
-from forkcast_wire.store import AlreadyExists, open_store, put_document
+from forkcast_wire.store import AlreadyExists, open_store, put_document, wait_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +45,19 @@ def claim_attempt(store: Store) -> int:
             return attempt
 
 
-def attempt_of_all(storage: Storage, workdir: Path, ranks: tuple[int, int, int]) -> int:
-    """The number of this start, the same on all ranks: rank 0 takes it. ranks: (rank, world, local).
+def attempt_of_all(
+    storage: Storage, workdir: Path, ranks: tuple[int, int, int], stop: threading.Event
+) -> int:
+    """The number of this start, the same on all ranks: rank 0 takes it, and waits for the store if
+    it is away. ranks: (rank, world, local).
 
-    Raises StoreUnavailable.
+    Raises StoreMisconfigured; StoreUnavailable once ``stop`` is set.
     """
     rank, world, _ = ranks
-    attempt = torch.tensor(claim_attempt(open_store(storage, workdir)) if rank == 0 else 0)
+    claimed = 0
+    if rank == 0:
+        claimed = wait_for(lambda: claim_attempt(open_store(storage, workdir)), stop)
+    attempt = torch.tensor(claimed)
     if world > 1:
         dist.broadcast(attempt, src=0)
     return int(attempt.item())

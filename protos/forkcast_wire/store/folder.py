@@ -36,9 +36,12 @@ class FolderStore:
     StoreUnavailable where the disk refuses.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, create: bool = True) -> None:
+        """create: make the folder where it is missing; without, the store is only to be read."""
         self.root = root
         self._scratch = root / _HIDDEN
+        if not create:
+            return
         with self._disk():
             self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -175,15 +178,26 @@ class FolderStore:
         with self._locked():
             if match is not None and ((info := self.head(key)) is None or info.etag != match):
                 raise Conflict(key)
+            new = [p for p in (target.parent, *target.parents) if not p.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not create:
+            if create:
+                try:
+                    os.link(temporary, target)  # fails where the name exists, whoever made it
+                except FileExistsError:
+                    raise AlreadyExists(key) from None
+            else:
                 temporary.replace(target)
-                return etag
-            try:
-                os.link(temporary, target)  # fails where the name exists, whoever made it
-            except FileExistsError:
-                raise AlreadyExists(key) from None
+            for folder in {target.parent, *(p.parent for p in new)}:
+                _flush(folder)  # a new name is on disk when its folder is
         return etag
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _etag(data: bytes, status: os.stat_result) -> str:
