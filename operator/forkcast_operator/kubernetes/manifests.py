@@ -12,6 +12,7 @@ from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.pods import RUN_FOLDER, WORKDIR, Document, labels, pod_template
 from forkcast_operator.kubernetes.run import (
     LABEL_CANDIDATE,
+    LABEL_QUEUE,
     LABEL_RUNG,
     LABEL_START,
     Run,
@@ -25,7 +26,6 @@ from forkcast_wire.fields import API_VERSION
 from forkcast_wire.manifest import Mode, TrainingRunSpec
 from forkcast_wire.resources import LABEL_BRANCH
 
-_QUEUE: Final = "kueue.x-k8s.io/queue-name"
 _RENDEZVOUS_PORT: Final = 29400
 _REPLICATED: Final = "node"
 #: The trainer's exit code for a manifest that cannot be carried out: no use in starting again.
@@ -116,7 +116,7 @@ def trainer(
     }
     marks = {**labels(run, "trainer"), LABEL_START: str(start)}
     if queue := spec.scheduling.queue_name:
-        marks[_QUEUE] = queue
+        marks[LABEL_QUEUE] = queue
     metadata = _metadata(run, name, marks)
     if not jobset:
         if spec.parallelism.nodes > 1:
@@ -241,7 +241,7 @@ def rollout_job(
     metadata = {
         "name": rollout_name(record.name, candidate, rung),
         "namespace": run.namespace,
-        "labels": {**marks, **({_QUEUE: queue} if queue else {})},
+        "labels": {**marks, **({LABEL_QUEUE: queue} if queue else {})},
         "ownerReferences": [owner_reference("Branch", record.name, branch_uid)],
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}

@@ -19,6 +19,7 @@ from forkcast_wire.store.errors import is_key
 LABEL_CANDIDATE: Final = "forkcast.dev/candidate"
 LABEL_RUNG: Final = "forkcast.dev/rung"
 LABEL_START: Final = "forkcast.dev/start"
+LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
 #: A Job's pods carry its name as a label (63) and a suffix in their host name.
 MOST_NAME: Final = 52
 

@@ -40,17 +40,14 @@ from forkcast_operator.kubernetes.run import (
     check_account,
     store_place,
 )
-from forkcast_operator.kubernetes.run_status import (
-    Failure,
-    RunFacts,
-    former_status,
-    run_state,
-)
+from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status
+from forkcast_operator.kubernetes.run_state import run_state
 from forkcast_operator.kubernetes.seen import (
     TrainerSeen,
     job_seen,
     last_words,
     pod_seen,
+    runs_or_will,
     trainer_seen,
 )
 from forkcast_operator.kubernetes.telling import Teller
@@ -198,16 +195,13 @@ class Runs:
         )
         now = dt.datetime.now(dt.UTC)
         trainer, all_pods = self._trainer(run), self._trainer_pods(run)
-        pods = [
-            pod_seen(pod)
-            for pod in all_pods
-            if pod.get("status", {}).get("phase") in (None, "Pending", "Running")
-        ]
+        pods = [pod_seen(pod) for pod in all_pods if runs_or_will(pod)]
         mounting = [pod.created for pod in pods if pod.mounting and pod.created is not None]
         watched = spec is not None and spec.branching.mode is not Mode.DISABLED
         return RunFacts(
             trainer=trainer,
             pods=pods,
+            pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
             summary=self._link.summary(run.uid) if self._link and watched else None,
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
@@ -250,8 +244,10 @@ class Runs:
                 raise
             facts = replace(facts, failure=refusal)
         if look is not None:
-            refusal = await self._branches.look(run, spec, place, look, ledger)
-            facts = replace(facts, failure=facts.failure or refusal)
+            trouble = await self._branches.look(run, spec, place, look, ledger)
+            if trouble is not None and trouble.stalled:
+                facts = replace(facts, failure=facts.failure or trouble)
+            facts = replace(facts, rollouts=trouble)
         if unheard and facts.failure is None:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
             facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
@@ -372,7 +368,7 @@ class Runs:
             await self._cluster.delete(kind, run.namespace, before.name)
 
     def _next(self, run: Run, spec: TrainingRunSpec, facts: RunFacts) -> float:
-        state, _ = run_state(run, spec, facts)
+        state, _ = run_state(run, spec, facts, dt.datetime.now(dt.UTC))
         if facts.failure is not None:
             idle = facts.failure.stalled and state is RunState.PENDING
             return _REFUSED_SECONDS if idle else _STARTING_SECONDS
@@ -380,7 +376,7 @@ class Runs:
             return _BRANCH_SECONDS
         if facts.store is not None and None in facts.store.outcomes.values():
             return _BRANCH_SECONDS
-        if state is RunState.RUNNING:
+        if state in (RunState.RUNNING, RunState.NO_PROGRESS):
             return _RUNNING_SECONDS
         if state in (RunState.SUSPENDED, RunState.COMPLETED, RunState.FAILED):
             return self._ttl(spec, state, run) or _RESYNC_SECONDS
