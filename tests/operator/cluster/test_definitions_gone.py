@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 _NAMES = ("branches.forkcast.dev", "trainingruns.forkcast.dev")
 
 
+@pytest.mark.faults
 def test_definitions_can_be_deleted_and_come_back(start_cluster, tmp_path) -> None:
     """On a cluster of its own: definitions belong to all namespaces. The definition of branches goes
     at once; that of runs waits for the finalizer of the run that there is.
