@@ -39,14 +39,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Bad input ends the command with one line and exit code 2."""
+    """Bad input ends the command with one line for each fault and exit code 2."""
     from forkcast_wire.documents import DocumentError
     from forkcast_wire.store import StoreError
 
     try:
         yield
     except (ManifestError, DocumentError, StoreError) as error:
-        print_error(error)
+        for line in error.lines() if isinstance(error, ManifestError) else [str(error)]:
+            print_error(line)
         raise typer.Exit(_BAD_INPUT) from None
 
 

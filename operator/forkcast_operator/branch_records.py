@@ -30,6 +30,13 @@ class BranchRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """admitted.json: a queue let the branch's first rollout start. at: Unix seconds."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bases:
     """bases.json: the base states of a branch, newest first."""
 

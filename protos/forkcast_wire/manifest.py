@@ -23,7 +23,6 @@ from forkcast_wire.manifest_branching import (
     Mode,
     Proxy,
     Rollback,
-    SignalWeights,
     TriggerThresholds,
     Uncertainty,
 )
@@ -43,6 +42,8 @@ from forkcast_wire.manifest_data import (
 from forkcast_wire.manifest_pods import (
     CaRef,
     Images,
+    LabelKey,
+    LabelValue,
     Lifecycle,
     PodPatch,
     Resources,
@@ -89,7 +90,6 @@ __all__ = [
     "Schedule",
     "Scheduling",
     "SecretRef",
-    "SignalWeights",
     "Statistics",
     "Storage",
     "Stressor",
@@ -236,9 +236,9 @@ class Metadata(Part):
     """Also names branches, so it is a DNS label of at most 40 characters."""
     namespace: Annotated[str, Field(max_length=63, pattern=NAME_PATTERN)] | None = None
     """Kubernetes only: the namespace. Absent: the current one."""
-    labels: dict[str, str] = {}
+    labels: dict[LabelKey, LabelValue] = {}
     """Labels of the object."""
-    annotations: dict[str, str] = {}
+    annotations: dict[LabelKey, str] = {}
     """Annotations of the object."""
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from forkcast_wire.fields import (
+    PLAIN_PATTERN,
     Decay,
     Decimal,
     NonNegative,
@@ -19,12 +20,13 @@ from forkcast_wire.fields import (
     Uri,
 )
 from forkcast_wire.manifest_pods import CaRef, SecretRef
+from forkcast_wire.shelves import ClippingName
 
 
 class Clipping(Part):
     """The run's own clipping policy."""
 
-    policy: Literal["None", "Norm", "ZClip", "ARC", "SPAM"] = "Norm"
+    policy: ClippingName = "Norm"
     """A name of the trainer's clipping shelf."""
     params: Annotated[
         dict[Annotated[str, Field(min_length=1, max_length=64)], Decimal], Field(max_length=16)
@@ -135,7 +137,7 @@ class Storage(Part):
     prefix: Annotated[str, Field(max_length=512, pattern=r"^([A-Za-z0-9._-]+/)*$")] = ""
     """What all keys begin with; ends with a slash. On a cluster it continues below the run's own
     prefix, `<prefix of the release><namespace>/<name>-<uid>/`."""
-    region: Annotated[str, Field(max_length=64)] = "us-east-1"
+    region: Annotated[str, Field(max_length=64, pattern=PLAIN_PATTERN)] = "us-east-1"
     """Region that requests are signed for."""
     credentials_dir: Uri | None = None
     """Folder with the files accessKeyId and secretAccessKey. Absent: the AWS_* variables; on a
