@@ -46,7 +46,11 @@ def table(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """The table as Markdown."""
     lines = []
     for part, rows in parts.items():
-        lines += [f"### {part.capitalize()}", "| | fault | what holds | tests |", "|---|---|---|---|"]
+        lines += [
+            f"### {part.capitalize()}",
+            "| | fault | what holds | tests |",
+            "|---|---|---|---|",
+        ]
         for row, fields in rows.items():
             tests = "<br>".join(
                 f"`{file}`: {test.replace('_', ' ')}"
@@ -64,7 +68,7 @@ def main() -> int:
     """Write the page, or check it."""
     parts = yaml.safe_load(_TABLE.read_text())
     if wrong := faults_of(parts):
-        print("\n".join(wrong))
+        sys.stderr.write("\n".join([*wrong, ""]))
         return 1
     page = _PAGE.read_text()
     pattern = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
@@ -72,7 +76,9 @@ def main() -> int:
     if "--check" not in sys.argv:
         _PAGE.write_text(written)
     elif written != page:
-        print(f"{_PAGE.relative_to(_ROOT)} is not up to date: run {Path(__file__).name}")
+        sys.stderr.write(
+            f"{_PAGE.relative_to(_ROOT)} is not up to date: run {Path(__file__).name}\n"
+        )
         return 1
     return 0
 
