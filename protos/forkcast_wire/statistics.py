@@ -44,6 +44,10 @@ SCHEMA = pa.schema(
 )
 
 
+class HistoryError(ValueError):
+    """A chunk of a history is damaged, or is none."""
+
+
 def chunk_name(epoch: int, attempt: int, first_step: int) -> str:
     """The file name of one chunk."""
     return f"e{epoch}-a{attempt}-{first_step:012d}.parquet"
@@ -111,13 +115,11 @@ def read_history(
     took steps again, the later attempt replaces the earlier one from its first row on.
 
     first_steps: by epoch, the first step wanted; epochs that are not in it are left out. Chunks
-    before it are not opened.
+    before it are not opened. Raises HistoryError if one is damaged.
     """
     found: list[dict[str, Any]] = []
     for path in _chunks(folder, first_steps):
-        for row in pq.read_table(path).to_pylist():
-            row["group_grad_norms"] = dict(row["group_grad_norms"] or [])
-            found.append(row)
+        found += _rows(path)
     found += read_tail(folder)
     begins: dict[tuple[int, int, int], int] = {}
     for row in found:
@@ -135,6 +137,23 @@ def read_history(
         if row["step"] < min(later, default=1 << 62):
             rows[row["epoch"], row["step"], row["rank"]] = row
     return [rows[key] for key in sorted(rows)]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of one chunk. Raises HistoryError."""
+    try:
+        table = pq.read_table(path)
+        if missing := [field.name for field in SCHEMA if field not in table.schema]:
+            raise HistoryError(f"{path}: not a chunk of a history: no column {missing[0]}")
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise HistoryError(f"{path}: damaged: {first}") from error
+    for row in rows:
+        if not sound(row):
+            raise HistoryError(f"{path}: damaged: a row is of no step")
+        row["group_grad_norms"] = dict(row["group_grad_norms"] or [])
+    return rows
 
 
 _CHUNK = re.compile(r"e(\d{1,20})-a(\d{1,20})-(\d{1,20})\.parquet")
@@ -161,16 +180,22 @@ def _chunks(folder: Path, first_steps: Mapping[int, int] | None) -> list[Path]:
 
 
 def last_steps(folder: Path) -> dict[tuple[int, int], int]:
-    """By (epoch, attempt), the last step in the chunks; only their footers are read."""
+    """By (epoch, attempt), the last step in the chunks; only their footers are read. Raises
+    HistoryError.
+    """
     column, last = SCHEMA.get_field_index("step"), dict[tuple[int, int], int]()
     for path in _chunks(folder, None):
         match = _CHUNK.fullmatch(path.name)
         assert match is not None
         key = (int(match[1]), int(match[2]))
-        footer = pq.read_metadata(path)
-        for group in range(footer.num_row_groups):
-            step = footer.row_group(group).column(column).statistics.max
-            last[key] = max(step, last.get(key, -1))
+        try:
+            footer = pq.read_metadata(path)
+            groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+            steps = [int(group.column(column).statistics.max) for group in groups]
+        except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise HistoryError(f"{path}: damaged: {first}") from error
+        last[key] = max([*steps, last.get(key, -1)])
     return last
 
 
