@@ -170,7 +170,7 @@ class Runs:
         labels = f"{LABEL_RUN}={run.name}"
         for kind in kinds:
             listed = await self._cluster.list(kind, run.namespace, labels)
-            self._view.settle(kind[1], run.key, listed)
+            self._view.settle(kind[1], run.key, listed, listed.version)
         memory.relisted = time.monotonic()
 
     def _trainer(self, run: Run) -> TrainerSeen | None:
