@@ -143,5 +143,6 @@ def branch_table(view: RunView) -> Table:
         action = decision.action.describe() if decision and decision.action else ""
         trials = sum(len(by) for by in one.trials.values())
         trigger = f"{one.trigger.rule.value} z={one.trigger.z:.1f}"
+        action = f"{action} (decision.json was edited)".lstrip() if one.edited else action
         table.add_row(one.id, trigger, one.phase, str(trials), one.outcome or "…", action)
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from forkcast_wire.store import open_store, read_document
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BranchView:
-    """One branch: its trigger, phase, decision (where there is one) and trials by candidate."""
+    """One branch: its trigger, phase, decision (if there is one) and trials by candidate.
+
+    edited: the decision is not the one whose digest the lineage or the outcome recorded.
+    """
 
     id: str
     trigger: Trigger
@@ -30,6 +34,7 @@ class BranchView:
     reason: str
     decision: Decision | None
     trials: dict[str, dict[int, Trial]]
+    edited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +73,32 @@ def look(folder: Path) -> RunView:
     """Read the whole view. Raises FileNotFoundError where the folder holds no run."""
     manifest = read_manifest(folder)
     store = open_store(manifest.spec.storage, folder)
+    lineage = lineage_entries(store)
     return RunView(
         manifest=manifest,
         progress=read_progress(folder),
-        branches=_branches(store),
+        branches=_branches(store, lineage),
         suppressed=[load_at(store, SuppressedView, info.key) for info in store.list("suppressed/")],
-        lineage=lineage_entries(store),
+        lineage=lineage,
         complete=completion(store, manifest.spec.training.total_steps),
     )
 
 
-def _branches(store: Store) -> list[BranchView]:
+def _branches(store: Store, lineage: Iterable[LineageEntry]) -> list[BranchView]:
     names: dict[str, set[str]] = {}
     for info in store.list("branches/"):
         _, branch, name = info.key.split("/")
         names.setdefault(branch, set()).add(name)
-    found = [_branch(store, branch, files) for branch, files in names.items()]
+    adopted = {(one.epoch - 1, one.trigger_step): one.decision_digest for one in lineage}
+    found = [_branch(store, branch, files, adopted) for branch, files in names.items()]
     return sorted(
         (one for one in found if one is not None), key=lambda b: (b.trigger.epoch, b.trigger.step)
     )
 
 
-def _branch(store: Store, branch: str, files: set[str]) -> BranchView | None:
+def _branch(
+    store: Store, branch: str, files: set[str], adopted: Mapping[tuple[int, int], str]
+) -> BranchView | None:
     if "branch.json" not in files:
         return None
     key = f"branches/{branch}/branch.json"
@@ -112,14 +121,17 @@ def _branch(store: Store, branch: str, files: set[str]) -> BranchView | None:
             trial = read_document(store, Trial, info.key)
             if trial is not None:
                 trials.setdefault(parts[2], {})[trial.rung] = trial
+    decision = read_document(store, Decision, f"branches/{branch}/decision.json")
+    recorded = {adopted.get((trigger.epoch, trigger.step)), ended.get("decision_digest")} - {None}
     return BranchView(
         id=branch,
         trigger=trigger,
         phase=phase,
         outcome=ended.get("outcome"),
         reason=ended.get("reason", ""),
-        decision=read_document(store, Decision, f"branches/{branch}/decision.json"),
+        decision=decision,
         trials=trials,
+        edited=decision is not None and not recorded <= {decision.digest},
     )
 
 
