@@ -85,7 +85,14 @@ def read_tail(folder: Path) -> list[dict[str, Any]]:
 
 
 def sound(row: Mapping[str, Any]) -> bool:
-    """Whether a row can be one of a history: its integers are there, and fit the columns."""
+    """Whether a row can be one of a history: it is of a step, and every other value is of its column's
+    type, or absent.
+    """
+    return _of_a_step(row) and all(_fits(name, value) for name, value in row.items())
+
+
+def _of_a_step(row: Mapping[str, Any]) -> bool:
+    """Whether its integers are there, and fit the columns."""
     values = [row.get(name) for name in _INTS]
     return (
         isinstance(row.get("run_uid"), str)
@@ -93,6 +100,28 @@ def sound(row: Mapping[str, Any]) -> bool:
         and row["epoch"] <= MOST_EPOCHS
         and row["step"] <= MOST_STEPS
     )
+
+
+def _fits(name: str, value: object) -> bool:
+    """Whether the value can stand in the column of that name; columns of later versions may."""
+    if value is None or name == "run_uid" or name in _INTS:
+        return True
+    if name in _LISTS:
+        return isinstance(value, list) and all(map(_number, value))
+    if name == "group_grad_norms":
+        pairs = value.items() if isinstance(value, dict) else value
+        return isinstance(pairs, Iterable) and all(
+            isinstance(pair, tuple) and isinstance(pair[0], str) and _number(pair[1])
+            for pair in pairs
+        )
+    if name == "skipped":
+        return isinstance(value, bool)
+    known = name in SCHEMA.names or name.startswith(COMPONENT)
+    return not known or _number(value)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -143,14 +172,15 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of one chunk. Raises HistoryError."""
     try:
         table = pq.read_table(path)
-        if missing := [field.name for field in SCHEMA if field not in table.schema]:
-            raise HistoryError(f"{path}: not a chunk of a history: no column {missing[0]}")
+        for field in SCHEMA:
+            if field.name not in table.schema.names or table.schema.field(field.name) != field:
+                raise HistoryError(f"{path}: no chunk of a history: column {field.name}")
         rows: list[dict[str, Any]] = table.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise HistoryError(f"{path}: damaged: {first}") from error
     for row in rows:
-        if not sound(row):
+        if not _of_a_step(row):
             raise HistoryError(f"{path}: damaged: a row is of no step")
         row["group_grad_norms"] = dict(row["group_grad_norms"] or [])
     return rows

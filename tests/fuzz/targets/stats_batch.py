@@ -1,5 +1,7 @@
 """A batch of statistics, as any trainer may send it."""
 
+import json
+
 from google.protobuf.message import DecodeError
 
 from forkcast.records import StepStats
@@ -47,5 +49,5 @@ def feed(data):
     detector = Detector(_CONFIG, "u")
     for message in batch.stats:
         stats = stats_from_wire(message)
-        assert sound(stats_row(stats))
+        assert sound(json.loads(json.dumps(stats_row(stats))))
         detector.fold(stats)
