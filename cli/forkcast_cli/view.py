@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ from forkcast.records import Trial, Trigger
 from forkcast_wire.completion import completion
 from forkcast_wire.documents import Complete, lineage_entries, load
 from forkcast_wire.manifest import TrainingRun
-from forkcast_wire.store import open_store, read_document
+from forkcast_wire.store import (
+    Remembered,
+    StoreUnavailable,
+    deadline,
+    open_store,
+    read_document,
+)
+
+#: A look at a store that does not answer ends after so many seconds.
+_AWAY_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +50,11 @@ class SuppressedView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """One look at a run. complete: its end, None while it has not taken all steps wanted now."""
+    """One look at a run.
+
+    complete: its end, None while it has not taken all steps wanted now. away: why the store does
+    not answer; then branches, suppressed, lineage and complete are empty, not known to be so.
+    """
 
     manifest: TrainingRun
     progress: dict[str, Any]
@@ -49,6 +62,7 @@ class RunView:
     suppressed: list[SuppressedView]
     lineage: list[LineageEntry]
     complete: Complete | None
+    away: str = ""
 
     @property
     def active(self) -> int:
@@ -68,32 +82,86 @@ def manifest_of(folder: Path) -> TrainingRun:
     return TrainingRun.model_validate(json.loads((folder / "manifest.json").read_text()))
 
 
+class RunReader:
+    """Reads a run again and again: its store is opened once, and what cannot change any more, or
+    has not changed, is not read again. Never writes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises FileNotFoundError where the folder holds no run; StoreMisconfigured."""
+        self._folder, self._manifest = folder, manifest_of(folder)
+        self._store: Store = Remembered(
+            open_store(self._manifest.spec.storage, folder, write=False)
+        )
+        self._ended: dict[str, BranchView] = {}
+
+    def progress(self) -> dict[str, Any]:
+        """What the trainer last said; empty before its first word."""
+        return _progress(self._folder)
+
+    def look(self) -> RunView:
+        """Read the whole view. Raises StoreUnavailable."""
+        store, total = self._store, self._manifest.spec.training.total_steps
+        branches = self._branches()
+        return RunView(
+            manifest=self._manifest,
+            progress=self.progress(),
+            branches=branches,
+            suppressed=[
+                load(SuppressedView, store.get(info.key)[0]) for info in store.list("suppressed/")
+            ],
+            lineage=lineage_entries(store),
+            complete=completion(store, total),
+        )
+
+    def look_if_there(self) -> RunView:
+        """The view, or what the folder alone shows while the store is away."""
+        try:
+            with deadline(_AWAY_SECONDS):
+                return self.look()
+        except StoreUnavailable as error:
+            return self.local(self.progress(), None, error.why)
+
+    def local(self, progress: dict[str, Any], last: RunView | None, away: str) -> RunView:
+        """The last view with newer progress; without one, what the folder alone shows."""
+        if last is not None:
+            return replace(last, progress=progress, away=away)
+        return RunView(
+            manifest=self._manifest,
+            progress=progress,
+            branches=[],
+            suppressed=[],
+            lineage=[],
+            complete=None,
+            away=away,
+        )
+
+    def _branches(self) -> list[BranchView]:
+        names: dict[str, set[str]] = {}
+        for info in self._store.list("branches/"):
+            _, branch, name = info.key.split("/")
+            names.setdefault(branch, set()).add(name)
+        found = []
+        for branch, files in names.items():
+            view = self._ended.get(branch) or _branch(self._store, branch, files)
+            if view is not None:
+                found.append(view)
+                if view.outcome is not None and view.phase == "Finished":
+                    self._ended[branch] = view
+        return sorted(found, key=lambda b: (b.trigger.epoch, b.trigger.step))
+
+
 def look(folder: Path) -> RunView:
-    """Read the whole view. Raises FileNotFoundError where the folder holds no run."""
-    manifest = manifest_of(folder)
-    store = open_store(manifest.spec.storage, folder)
-    progress = folder / "progress.json"
-    return RunView(
-        manifest=manifest,
-        progress=json.loads(progress.read_text()) if progress.exists() else {},
-        branches=_branches(store),
-        suppressed=[
-            load(SuppressedView, store.get(info.key)[0]) for info in store.list("suppressed/")
-        ],
-        lineage=lineage_entries(store),
-        complete=completion(store, manifest.spec.training.total_steps),
-    )
+    """Read the whole view once. Raises FileNotFoundError where the folder holds no run."""
+    return RunReader(folder).look()
 
 
-def _branches(store: Store) -> list[BranchView]:
-    names: dict[str, set[str]] = {}
-    for info in store.list("branches/"):
-        _, branch, name = info.key.split("/")
-        names.setdefault(branch, set()).add(name)
-    found = [_branch(store, branch, files) for branch, files in names.items()]
-    return sorted(
-        (one for one in found if one is not None), key=lambda b: (b.trigger.epoch, b.trigger.step)
-    )
+def _progress(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "progress.json").read_text())
+    except (OSError, ValueError):  # not yet there, or damaged: it is written twice a second
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _branch(store: Store, branch: str, files: set[str]) -> BranchView | None:
