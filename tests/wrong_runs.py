@@ -26,6 +26,10 @@ REFUSED: dict[str, tuple[str, Any, list[str]]] = {
     "negative_scale": ("spec.branching.actions", {"learningRateScales": ["-1"]}, ["learningRateScales[0]"]),
     "risk_over_one": ("spec.branching.acceptance", {"maxRiskQuantile": "1.2"}, ["maxRiskQuantile"]),
     "bad_mode": ("spec.branching.mode", "Enforced", ["spec.branching.mode", "Enforce"]),
+    "unknown_signal": ("spec.uncertainty", {"weights": {**_WEIGHTS, "mood": "0"}}, ["spec.uncertainty.weights.mood"]),
+    "signal_missing": ("spec.uncertainty", {"weights": {"volatility": "1"}}, ["spec.uncertainty.weights", "entropy"]),
+    "unknown_search": ("spec.branching.search", "Grid", ["spec.branching.search", "Lattice"]),
+    "unknown_choice": ("spec.branching.actions", {"clipping": ["Keep", "Hard"]}, ["spec.branching.actions.clipping[1]", "ZClip"]),
     "decay_of_one": ("spec.uncertainty.emaDecay", "1.0", ["spec.uncertainty.emaDecay"]),
     "zero_z": ("spec.uncertainty", {"trigger": {"z": "0"}}, ["spec.uncertainty.trigger.z"]),
     "switch_for_a_decimal": ("spec.optimizer.learningRate", True, ["spec.optimizer.learningRate"]),
@@ -84,7 +88,7 @@ ANSWERED: dict[str, tuple[str, Any, str, list[str]]] = {
     "unknown_account": ("spec.podPatch.serviceAccountName", "nobody", "NoPods", ["kubectl describe job"]),
     "unknown_priority": ("spec.scheduling.priorityClassName", "none", "NoPods", ["kubectl describe job"]),
     "unknown_runtime": ("spec.podPatch.runtimeClassName", "none", "NoPods", ["kubectl describe job"]),
-    "weights_sum": ("spec.uncertainty", {"weights": _WEIGHTS}, "InvalidSpec", ["spec.uncertainty.weights", "sum to 1.4"]),
+    "weights_sum": ("spec.uncertainty", {"weights": _WEIGHTS}, "InvalidSpec", ["spec.uncertainty.weights", "sum to 1, not 1.4"]),
     "foreign_store": ("spec.storage", {"bucket": "bucket", "endpoint": "https://elsewhere"}, "StoreUnknown", ["spec.storage"]),
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from forkcast.schedule import LearningRate
 from forkcast_wire.manifest import TrainingRunSpec
 
-_FIELD = "optimizer.schedule.steps"
+_FIELD = "training.scheduleSteps"
 
 
 def course(spec: TrainingRunSpec) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,7 @@ from forkcast_cli import rate, workdir
 from forkcast_cli.ending import COMPLETE, INTERRUPTED, Ending, news, stopped, unsaved
 from forkcast_cli.store_watch import StoreWatch
 from forkcast_cli.supervisor import Supervisor
+from forkcast_cli.terminal import console, print_notice
 from forkcast_cli.view import RunReader, RunView
 from forkcast_wire.manifest import Storage, TrainingRun
 from forkcast_wire.manifest_file import ManifestError, refuse_cluster_only
@@ -40,19 +42,21 @@ def run(manifest: TrainingRun, folder: Path, *, quiet: bool) -> Ending:
     refuse_cluster_only(manifest.spec)
     with workdir.locked(folder):
         prepared = workdir.prepare(folder, manifest)
-        stop, console = stop_event_on_sigterm(), Console(quiet=quiet)
-        if not _reach_store(prepared.manifest.spec.storage, folder, stop, console):
+        for notice in prepared.notices:
+            print_notice(notice)
+        stop, screen = stop_event_on_sigterm(), console(quiet=quiet)
+        if not _reach_store(prepared.manifest.spec.storage, folder, stop, screen):
             return Ending("stopped while the store was away; nothing was started", INTERRUPTED)
         with (folder / "logs" / "supervisor.log").open("a") as log:
-            stderr, sys.stderr = sys.stderr, log
+            streams, sys.stderr = (sys.stdout, sys.stderr), log
             try:
                 configure_logging("supervisor")
-                return _supervised(prepared, folder, stop, console)
+                return _supervised(prepared, folder, stop, screen)
             finally:
-                sys.stderr = stderr
+                sys.stdout, sys.stderr = streams
 
 
-def _reach_store(storage: Storage, folder: Path, stop: threading.Event, console: Console) -> bool:
+def _reach_store(storage: Storage, folder: Path, stop: threading.Event, screen: Console) -> bool:
     """Try the store once for all processes of the run, so that bad input is told at once. A store
     that does not answer is waited for: a minute, and without end if the run has used it before.
 
@@ -67,7 +71,7 @@ def _reach_store(storage: Storage, folder: Path, stop: threading.Event, console:
         if isinstance(error, StoreRefused) or storage.bucket is None or late:
             raise error
         if not waiting:
-            console.print(f"store away: {error.why}; waiting for it", soft_wrap=True)
+            screen.print(f"store away: {error.why}; waiting for it", soft_wrap=True)
         waiting = True
 
     try:
@@ -83,7 +87,7 @@ def _reach_store(storage: Storage, folder: Path, stop: threading.Event, console:
 
 
 def _supervised(
-    prepared: workdir.Prepared, folder: Path, stop: threading.Event, console: Console
+    prepared: workdir.Prepared, folder: Path, stop: threading.Event, screen: Console
 ) -> Ending:
     spec, reader = prepared.manifest.spec, RunReader(folder)
     watch = StoreWatch(spec.storage, reader.look)
@@ -94,12 +98,12 @@ def _supervised(
             # nothing is left to train; a branch may still have to end
             total = spec.training.total_steps
             if view.active == 0:
-                console.print(f"complete since step {view.complete.step} of {total}; raise {_MORE}")
+                screen.print(f"complete since step {view.complete.step} of {total}; raise {_MORE}")
                 return Ending("", COMPLETE)
             supervisor.children["trainer"].done = True
         elif said := _about_the_rate(prepared, reader.progress().get("step", 0)):
-            console.print(f"learning rate: {said}", soft_wrap=True)
-        if _until_done(supervisor, watch, reader, stop, console):
+            screen.print(f"learning rate: {said}", soft_wrap=True)
+        if _until_done(supervisor, watch, reader, stop, screen):
             return Ending("", COMPLETE)
     finally:
         supervisor.stop()
@@ -112,24 +116,27 @@ def _until_done(
     watch: StoreWatch,
     reader: RunReader,
     stop: threading.Event,
-    console: Console,
+    screen: Console,
 ) -> bool:
     """Supervise and show; True where the run is complete, False where it was told to stop."""
     losses: list[float] = []
     told: dict[str, str] = {}
-    shown = 0.0
-    with Live(console=console, refresh_per_second=2, transient=False) as live:
+    last_shown, trouble = 0.0, ""
+    with Live(console=screen, refresh_per_second=2, transient=False) as live:
         while not stop.is_set():
             supervisor.look()
+            if supervisor.trouble not in ("", trouble):
+                trouble = supervisor.trouble
+                screen.print(f"{trouble}; training goes on, it is tried again", soft_wrap=True)
             seen, progress = watch.seen, reader.progress()
             for line in news(told, {"store away": seen.away, "saving": unsaved(progress)}):
-                console.print(line, soft_wrap=True)
+                screen.print(line, soft_wrap=True)
             view = reader.local(progress, seen.view, seen.away)
             if seen.view is not None and supervisor.finished(seen.view.active):
                 live.update(panel(view, losses))
                 return True
-            if console.is_terminal and time.monotonic() - shown > _SHOW_SECONDS:
-                shown = time.monotonic()
+            if screen.is_terminal and time.monotonic() - last_shown > _SHOW_SECONDS:
+                last_shown = time.monotonic()
                 if (loss := progress.get("loss")) is not None:
                     losses.append(loss)
                 live.update(panel(view, losses))
@@ -148,9 +155,9 @@ def _about_the_rate(prepared: workdir.Prepared, step: int) -> str:
 def panel(view: RunView, losses: list[float]) -> Group:
     """The live view: a bar, the loss, the phase, the branches."""
     p = view.progress
-    bar = Progress(*Progress.get_default_columns())
+    bar, state = Progress(*Progress.get_default_columns()), p.get("state", "starting")
     bar.add_task(
-        f"{view.manifest.metadata.name}  epoch {p.get('epoch', 0)}  {p.get('state', 'starting')}",
+        escape(f"{view.manifest.metadata.name}  epoch {p.get('epoch', 0)}  {state}"),
         total=p.get("total_steps", view.manifest.spec.training.total_steps),
         completed=p.get("step", 0),
     )
@@ -191,5 +198,6 @@ def branch_table(view: RunView) -> Table:
         action = decision.action.describe() if decision and decision.action else ""
         trials = sum(len(by) for by in one.trials.values())
         trigger = f"{one.trigger.rule.value} z={one.trigger.z:.1f}"
+        action = f"{action} (decision.json was edited)".lstrip() if one.edited else action
         table.add_row(one.id, trigger, one.phase, str(trials), one.outcome or "…", action)
     return table

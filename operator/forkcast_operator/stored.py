@@ -7,6 +7,7 @@ left to the two worlds made of this one.
 
 from __future__ import annotations
 
+import math
 import time
 
 import grpc
@@ -105,10 +106,18 @@ class StoredWorld:
             released=self.store.head(self._key("outcome")) is not None and not self._occupied(),
         )
 
+    def started_at(self) -> float | None:
+        """Since when the branch's deadline counts, Unix seconds; None: it does not count yet."""
+        return self.record.opened_at
+
+    def deadline(self) -> float | None:
+        """The branch's deadline, Unix seconds: it goes on while no operator runs."""
+        started = self.started_at()
+        return None if started is None else started + self.spec.branching.budget.deadline_seconds
+
     def _seconds_left(self) -> float:
-        """Until the branch's deadline, by the wall clock: it goes on while no operator runs."""
-        deadline = self.record.opened_at + self.spec.branching.budget.deadline_seconds
-        return deadline - time.time()
+        deadline = self.deadline()
+        return math.inf if deadline is None else deadline - time.time()
 
     def _held(self) -> bool:
         """Whether the main run waits for this branch."""
@@ -315,7 +324,12 @@ class StoredWorld:
         self._post(pb.Directive(id=f"release/{self.id}", resume=pb.Resume(branch=self.id)))
         self._create(
             "outcome",
-            OutcomeRecord(branch=command.branch, outcome=command.outcome, reason=command.reason),
+            OutcomeRecord(
+                branch=command.branch,
+                outcome=command.outcome,
+                reason=command.reason,
+                decision_digest=decision.digest if decision is not None else None,
+            ),
         )
 
     def _drop_state(self, state: StateRef, decision: Decision | None) -> None:

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from forkcast_wire.fields import API_GROUP, DECIMAL_PATTERN, POWER_PATTERN, Part, Rule
 from forkcast_wire.manifest import Metadata, TrainingRunSpec
 from forkcast_wire.resources import BranchSpec, BranchStatus, TrainingRunStatus
+from forkcast_wire.shelves import Shares, Shelf
 
 Schema = dict[str, Any]
 _LIST_KEYS: Final = "x-kubernetes-list-map-keys"
@@ -129,6 +130,8 @@ def _plain(kind: Any, facts: Schema) -> Schema:
     if kind is str:
         if "max_length" not in facts:
             raise SchemaError("a text needs max_length")
+        if "names" in facts:
+            return {"type": "string", "enum": facts["names"]}
         names = {"min_length": "minLength", "max_length": "maxLength", "pattern": "pattern"}
         return {"type": "string", **{new: facts[old] for old, new in names.items() if old in facts}}
     if kind is dt.datetime:
@@ -150,18 +153,7 @@ def _container(origin: Any, inner: tuple[Any, ...], facts: Schema) -> Schema:
     if "max_length" not in facts:
         raise SchemaError("a list or mapping needs max_length")
     if origin is dict:
-        longest = _facts(getattr(inner[0], "__metadata__", ())).get("max_length", _KEY_LENGTH)
-        values = _schema(inner[1], ())
-        mapping: Schema = {
-            "type": "object",
-            "additionalProperties": values,
-            "maxProperties": facts["max_length"],
-        }
-        if "type" in values:
-            said = f"names must have 1 to {longest} characters"
-            rule = f"self.all(name, size(name) > 0 && size(name) <= {longest})"
-            mapping[_RULES] = [{"rule": rule, "message": said}]
-        return mapping
+        return _mapping(_facts(getattr(inner[0], "__metadata__", ())), _schema(inner[1], ()), facts)
     schema: Schema = {
         "type": "array",
         "items": _schema(inner[0], ()),
@@ -171,6 +163,31 @@ def _container(origin: Any, inner: tuple[Any, ...], facts: Schema) -> Schema:
     if "min_length" in facts:
         schema["minItems"] = facts["min_length"]
     return schema
+
+
+def _mapping(keys: Schema, values: Schema, facts: Schema) -> Schema:
+    """Names of a shelf are properties, so that a cluster knows which there are; other names only have
+    a length, which is a rule, and a rule needs values of one type.
+    """
+    if "names" in keys:
+        schema = {
+            "type": "object",
+            "properties": {
+                name: {**values, "description": f"Of {name}."} for name in keys["names"]
+            },
+        }
+        return {**schema, "required": keys["names"]} if facts.get("shares") else schema
+    mapping: Schema = {
+        "type": "object",
+        "additionalProperties": values,
+        "maxProperties": facts["max_length"],
+    }
+    if "type" in values:
+        longest = keys.get("max_length", _KEY_LENGTH)
+        said = f"names must have 1 to {longest} characters"
+        rule = f"self.all(name, size(name) > 0 && size(name) <= {longest})"
+        mapping[_RULES] = [{"rule": rule, "message": said}]
+    return mapping
 
 
 def _given(given: Schema, facts: Schema) -> Schema:
@@ -263,6 +280,10 @@ def _facts(metadata: Iterable[Any]) -> Schema:
             found |= _facts(one.metadata)
         elif isinstance(one, WithJsonSchema):
             found["schema"] = one.json_schema
+        elif isinstance(one, Shelf):
+            found["names"] = list(one.names)
+        elif isinstance(one, Shares):
+            found["shares"] = True
         for name in (*_SIGNS, "min_length", "max_length", "pattern"):
             if (value := getattr(one, name, None)) is not None and not isinstance(one, FieldInfo):
                 found[name] = value

@@ -1,12 +1,13 @@
-"""How a value of a stranger is shown in a message: on one line, short, without its secrets."""
+"""How something that a stranger wrote is shown in a message: on one line, short, without secrets."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-_MOST: Final = 60
-_PASSWORD: Final = re.compile(r"(?<=://)[^/?#\s@]*@")
+_SHORT: Final = 60
+_LINE: Final = 600
+_USER: Final = re.compile(r"(:/{1,3})[^\s'\"]*@")
 _SECRET: Final = re.compile(
     r"((?:password|passwd|secret|token|api_?key|access_?key|signature|credential)[\w-]*"
     r"\s*[\"']?\s*[=:]\s*[\"']?)[^\s\"'&;,]+",
@@ -14,24 +15,28 @@ _SECRET: Final = re.compile(
 )
 
 
-def shown(value: object, most: int = _MOST) -> str:
-    """The value's text in quotes (numbers and the like without): control characters and what is no
-    text escaped, user names and passwords of URLs and values of secrets replaced, cut to ``most``
-    characters.
+def shown(value: object) -> str:
+    """A value, at most 60 characters of it: texts in quotes, with what looks like a password or a
+    token replaced; of lists and mappings no more than that they are some.
     """
     if isinstance(value, str):
-        return f"'{plain(value, most)}'"
+        kept = _SECRET.sub(r"\1***", value[: 20 * _SHORT])
+        return f"'{one_line(kept, _SHORT)}'"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
     try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a very deep list
-        text = f"a {type(value).__name__}"
-    return plain(text, most)
+        return one_line(str(value), _SHORT)
+    except ValueError:  # an integer of thousands of digits
+        return f"a very long {type(value).__name__}"
 
 
-def plain(text: str, most: int = _MOST) -> str:
-    """As `shown`, without quotes."""
-    kept = text[: most * 20]  # what is cut anyway is not worth looking through
-    kept = _SECRET.sub(r"\1***", _PASSWORD.sub("***@", kept))
+def one_line(text: str, most: int = _LINE) -> str:
+    """A text of which parts may come from outside: control characters, line breaks and what is no
+    character at all escaped, users and passwords of URLs replaced, at most ``most`` characters.
+    """
+    kept = _USER.sub(r"\1***@", text[: 20 * most])  # what is cut anyway is not looked through
     escaped = "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in kept
     )

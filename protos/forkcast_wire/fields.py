@@ -80,7 +80,9 @@ Steps = Annotated[int, Field(ge=1, le=MOST_STEPS, strict=True)]
 StepsOrZero = Annotated[int, Field(ge=0, le=MOST_STEPS, strict=True)]
 Seed = Annotated[int, Field(ge=0, le=2**53 - 1, strict=True)]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1, strict=True)]
-Uri = Annotated[str, Field(min_length=1, max_length=1024)]
+#: One line of text.
+PLAIN_PATTERN = r"^[^\x00-\x1f\x7f]*$"
+Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=PLAIN_PATTERN)]
 #: A DNS subdomain: the name of a Secret, a claim, a class, a queue.
 ObjectName = Annotated[
     str,

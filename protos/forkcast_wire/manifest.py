@@ -8,9 +8,9 @@ definitions are generated from here. The parts stand by subject in manifest_*.py
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from forkcast.schedule import LearningRate
 from forkcast_wire.fields import NAME_PATTERN, Part, Rule
@@ -23,7 +23,6 @@ from forkcast_wire.manifest_branching import (
     Mode,
     Proxy,
     Rollback,
-    SignalWeights,
     TriggerThresholds,
     Uncertainty,
 )
@@ -43,6 +42,8 @@ from forkcast_wire.manifest_data import (
 from forkcast_wire.manifest_pods import (
     CaRef,
     Images,
+    LabelKey,
+    LabelValue,
     Lifecycle,
     PodPatch,
     Resources,
@@ -89,7 +90,6 @@ __all__ = [
     "Schedule",
     "Scheduling",
     "SecretRef",
-    "SignalWeights",
     "Statistics",
     "Storage",
     "Stressor",
@@ -116,14 +116,13 @@ FIXED: Final = (
     "model",
     "data",
     "stressors",
-    *_fields(Optimizer, "optimizer", "schedule"),
-    *_fields(Schedule, "optimizer.schedule", "steps"),
-    *_fields(Training, "training", "totalSteps", "threads"),
+    "optimizer",
+    *_fields(Training, "training", "totalSteps", "scheduleSteps", "threads"),
     "parallelism",
     "storage",
 )
 _WHILE_SUSPENDED = ("resources", "scheduling", "podPatch")
-_STEPS = "self.optimizer.schedule.steps"
+_STEPS = "self.training.scheduleSteps"
 
 
 class TrainingRunSpec(Part):
@@ -152,10 +151,15 @@ class TrainingRunSpec(Part):
             for name in _WHILE_SUSPENDED
         ),
         Rule(
-            ".optimizer.schedule.steps",
+            ".training.scheduleSteps",
             f"has({_STEPS}) == has(oldS{_STEPS[1:]}) && (!has({_STEPS}) || "
             f"{_STEPS} == oldS{_STEPS[1:]}) || oldSelf.suspend",
             "may change only while the run is suspended; set suspend: true first",
+        ),
+        Rule(
+            ".training.scheduleSteps",
+            f"self.optimizer.schedule.type == 'Cosine' || !has({_STEPS})",
+            "is the length of Cosine; leave it out with Constant",
         ),
     )
 
@@ -166,9 +170,9 @@ class TrainingRunSpec(Part):
     stressors: Annotated[list[Stressor], Field(max_length=16)] = []
     """Seeded disturbances, for tests and evaluations. Cannot change."""
     optimizer: Optimizer = Optimizer()
-    """How the weights are updated. Only `schedule.steps` may change."""
+    """How the weights are updated. Cannot change."""
     training: Training
-    """Steps and batches; only `totalSteps` may change, and only grow."""
+    """Steps and batches. `totalSteps` may grow, `scheduleSteps` and `threads` may change."""
     parallelism: Parallelism = Parallelism()
     """Processes. Cannot change."""
     statistics: Statistics = Statistics()
@@ -198,22 +202,31 @@ class TrainingRunSpec(Part):
 
     def learning_rate(self) -> LearningRate:
         """The schedule. One without a length is as long as the run."""
-        schedule, cosine = self.optimizer.schedule, self.optimizer.schedule.type == "Cosine"
+        schedule, training = self.optimizer.schedule, self.training
+        cosine = schedule.type == "Cosine"
         return LearningRate(
             peak=self.optimizer.learning_rate,
             low=schedule.min_learning_rate,
             warmup=schedule.warmup_steps,
-            steps=(schedule.steps or self.training.total_steps) if cosine else None,
+            steps=(training.schedule_steps or training.total_steps) if cosine else None,
         )
 
     def with_schedule(self, steps: int | None) -> TrainingRunSpec:
         """The spec with the length of its schedule filled in, where it gives none and has one."""
-        schedule = self.optimizer.schedule
-        if steps is None or schedule.steps is not None or schedule.type != "Cosine":
+        known = self.training.schedule_steps
+        if steps is None or known is not None or self.optimizer.schedule.type != "Cosine":
             return self
-        schedule = schedule.model_copy(update={"steps": steps})
-        optimizer = self.optimizer.model_copy(update={"schedule": schedule})
-        return self.model_copy(update={"optimizer": optimizer})
+        training = self.training.model_copy(update={"schedule_steps": steps})
+        return self.model_copy(update={"training": training})
+
+    @model_validator(mode="after")
+    def _length_of_cosine(self) -> Self:
+        cosine = self.optimizer.schedule.type == "Cosine"
+        if not cosine and self.training.schedule_steps is not None:
+            raise ValueError(
+                "training.scheduleSteps: is the length of Cosine; leave it out with Constant"
+            )
+        return self
 
 
 class Metadata(Part):
@@ -223,9 +236,9 @@ class Metadata(Part):
     """Also names branches, so it is a DNS label of at most 40 characters."""
     namespace: Annotated[str, Field(max_length=63, pattern=NAME_PATTERN)] | None = None
     """Kubernetes only: the namespace. Absent: the current one."""
-    labels: dict[str, str] = {}
+    labels: dict[LabelKey, LabelValue] = {}
     """Labels of the object."""
-    annotations: dict[str, str] = {}
+    annotations: dict[LabelKey, str] = {}
     """Annotations of the object."""
 
 

@@ -71,11 +71,13 @@ class RunCondition(StrEnum):
     """
 
     READY = "Ready"
-    """True while nothing is wrong and nothing is pending; its reason says what the run does."""
+    """True while pods run and steps come, and once the run is complete; its reason says what the run
+    does, or what is wrong."""
     SUSPENDED = "Suspended"
     BRANCHING = "Branching"
+    """A branch is open; its reason says so, or why its rollouts do not run."""
     STABLE = "Stable"
-    """The Uncertainty Index is below its threshold."""
+    """The monitor finds the Uncertainty Index not over its threshold; Unknown during warm-up."""
     CHECKPOINT_AVAILABLE = "CheckpointAvailable"
     """A restart would find a state whose bytes verify."""
     COMPLETE = "Complete"
@@ -116,6 +118,8 @@ class RunState(StrEnum):
     BRANCHING = "Branching"
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
+    NO_PROGRESS = "NoProgress"
+    """Pods run, and no step has been reported for long."""
     RESTARTING = "Restarting"
     COMPLETED = "Completed"
     FAILED = "Failed"
@@ -379,9 +383,9 @@ class BranchSpec(Part):
     trigger: BranchTrigger
     """Why it was opened."""
     opened_at: Time
-    """When; the deadline counts from here."""
+    """When."""
     deadline_seconds: Annotated[int, Field(ge=1, le=604_800, strict=True)]
-    """How long it may take, seconds."""
+    """How long it may take, seconds: from opening, or from when a queue admits its first rollout."""
     candidates: Annotated[int, Field(ge=1, le=500, strict=True)]
     """How many actions are drafted."""
     top_k: Annotated[int, Field(ge=1, le=16, strict=True)]
@@ -450,6 +454,10 @@ class RolloutStatus(Part):
     """The Job that ran it last."""
     state: RolloutState
     """How it stands."""
+    reason: Reason | None = None
+    """Why it has no running pod: NotAdmitted, NoPods, or what its pod waits for."""
+    message: Text = ""
+    """The same in a sentence, or why it failed."""
     rung: StepsOrZero = 0
     """The last rung it was measured at, steps after the trigger."""
     validation_loss: WrittenDecimal | None = None
@@ -510,6 +518,8 @@ class BranchStatus(Part):
     """The decision."""
     cost: BranchCost = BranchCost()
     """What the branch spent."""
+    deadline_time: Time | None = None
+    """When it ends at the latest. Absent while a queue holds its rollouts back."""
     completion_time: Time | None = None
     """When it ended."""
 

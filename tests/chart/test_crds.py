@@ -290,6 +290,7 @@ def test_rules_without_a_server(part, field, bad, good):
         ("training.totalSteps", 11, True),
         ("training.totalSteps", 9, False),
         ("training.threads", 2, True),
+        ("training.scheduleSteps", 5, False),
         ("training.seed", 7, False),
         ("model.architecture", "gpt2-medium", False),
         ("optimizer.learningRate", "1e-3", False),
@@ -303,9 +304,22 @@ def test_rules_without_a_server(part, field, bad, good):
 )
 def test_changes_without_a_server(field, value, allowed):
     after, before = _changed(field, value), _good()
-    rules = _rules("")
-    assert all("oldSelf" in rule for rule in rules)
+    rules = [rule for rule in _rules("") if "oldSelf" in rule]
     assert all(_holds(rule, after, before) for rule in rules) is allowed
+
+
+def test_a_schedule_has_a_length_only_if_it_is_cosine():
+    document = _changed("training.scheduleSteps", 5)
+    assert all(_holds(rule, document) for rule in _rules("") if "oldSelf" not in rule)
+    document["optimizer"]["schedule"]["type"] = "Constant"
+    assert not all(_holds(rule, document) for rule in _rules("") if "oldSelf" not in rule)
+
+
+def test_the_schedules_length_changes_while_suspended():
+    before = _changed("suspend", value=True)
+    after = copy.deepcopy(before)
+    after["training"]["scheduleSteps"] = 5
+    assert all(_holds(rule, after, before) for rule in _rules(""))
 
 
 def test_resources_change_while_suspended():

@@ -22,7 +22,7 @@ from forkcast_wire.statistics import read_history
 from forkcast_wire.store import FolderStore
 
 
-def document(total, **schedule):
+def document(total, steps=None, **schedule):
     return {
         "apiVersion": "forkcast.dev/v1alpha1",
         "kind": "TrainingRun",
@@ -43,15 +43,16 @@ def document(total, **schedule):
                 "learningRate": "1e-3",
                 "schedule": {"warmupSteps": 5, "minLearningRate": "1e-4", **schedule},
             },
-            "training": {"totalSteps": total, "microBatchSize": 4, "seed": 1},
+            "training": {"totalSteps": total, "microBatchSize": 4, "seed": 1}
+            | ({"scheduleSteps": steps} if steps else {}),
             "checkpoint": {"everySteps": 20, "ringEverySteps": 10},
             "branching": {"mode": "Observe"},
         },
     }
 
 
-def forkcast(folder, total, **schedule):
-    (folder / "m.yaml").write_text(yaml.safe_dump(document(total, **schedule)))
+def forkcast(folder, total):
+    (folder / "m.yaml").write_text(yaml.safe_dump(document(total)))
     return subprocess.run(
         [sys.executable, "-m", "forkcast_cli", "run", "m.yaml", "--workdir", "w"],
         cwd=folder,
@@ -89,7 +90,7 @@ def test_the_learning_rate_stays_at_its_minimum_and_this_is_said(extended):
     rates = {row["step"]: row["learning_rate"] for row in read_history(folder / "statistics")}
     assert rates[39] == pytest.approx(1e-4)
     assert {rates[step] for step in range(40, 80)} == {rates[39]}
-    assert "learning rate: steps 40 to 79 keep 0.0001; spec.optimizer.schedule.steps" in said
+    assert "learning rate: steps 40 to 79 keep 0.0001; spec.training.scheduleSteps" in said
 
 
 def test_what_an_extension_does_to_the_rate_is_planned_beforehand(extended):
@@ -158,7 +159,7 @@ def test_a_run_of_an_older_version_keeps_the_schedule_it_had(tmp_path):
     del identity["first_total_steps"]
     (tmp_path / "run.json").write_text(json.dumps(identity))
     written = json.loads((tmp_path / "manifest.json").read_text())
-    del written["spec"]["optimizer"]["schedule"]["steps"]
+    del written["spec"]["training"]["scheduleSteps"]
     (tmp_path / "manifest.json").write_text(json.dumps(written))
     assert prepared(tmp_path, 80).manifest.spec.learning_rate().steps == 40
 
@@ -166,7 +167,7 @@ def test_a_run_of_an_older_version_keeps_the_schedule_it_had(tmp_path):
 def test_a_constant_rate_has_no_length(tmp_path):
     assert prepared(tmp_path, 40, type="Constant").manifest.spec.learning_rate().steps is None
     with_a_length = document(40, type="Constant", steps=30)
-    with pytest.raises(ValueError, match="steps: is the length of Cosine"):
+    with pytest.raises(ValueError, match="scheduleSteps: is the length of Cosine"):
         TrainingRun.model_validate(with_a_length)
 
 

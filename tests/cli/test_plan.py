@@ -16,7 +16,7 @@ from forkcast_wire.manifest import Data, TextSource, TrainingRun
 TEXT = ["some plain words, again and again"] * 10
 
 
-def manifest(tokenizer="bytes", length=1024, schedule=None, **model):
+def manifest(tokenizer="bytes", length=1024, schedule=None, steps=None, **model):
     return TrainingRun.model_validate(
         {
             "apiVersion": "forkcast.dev/v1alpha1",
@@ -30,7 +30,7 @@ def manifest(tokenizer="bytes", length=1024, schedule=None, **model):
                     "sequenceLength": length,
                 },
                 "optimizer": {"learningRate": "1e-3", "schedule": schedule or {}},
-                "training": {"totalSteps": 1000},
+                "training": {"totalSteps": 1000} | ({"scheduleSteps": steps} if steps else {}),
             },
         }
     )
@@ -130,17 +130,21 @@ def test_planning_loads_no_torch():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "said"),
+    ("schedule", "steps", "said"),
     [
-        ({}, "up to 0.001 over 100 steps, cosine to 0 at step 999"),
-        ({"warmupSteps": 0}, "from 0.001, cosine to 0 at step 999"),
-        ({"type": "Constant"}, "up to 0.001 over 100 steps, then 0.001"),
-        ({"warmupSteps": 5000}, "the peak 0.001 is never reached, the highest rate is 0.0002"),
-        ({"steps": 50}, "longer than the schedule of 50 steps: then at once 0"),
-        ({"steps": 400}, "at step 399; steps 400 to 999 keep 0, so they change no weight"),
-        ({"steps": 400, "minLearningRate": "1e-4"}, "steps 400 to 999 keep 0.0001; spec.optim"),
-        ({"steps": 2000}, "at step 1,999, beyond the run: its last step has 0.0005"),
+        ({}, None, "up to 0.001 over 100 steps, cosine to 0 at step 999"),
+        ({"warmupSteps": 0}, None, "from 0.001, cosine to 0 at step 999"),
+        ({"type": "Constant"}, None, "up to 0.001 over 100 steps, then 0.001"),
+        (
+            {"warmupSteps": 5000},
+            None,
+            "the peak 0.001 is never reached, the highest rate is 0.0002",
+        ),
+        ({}, 50, "longer than the schedule of 50 steps: then at once 0"),
+        ({}, 400, "at step 399; steps 400 to 999 keep 0, so they change no weight"),
+        ({"minLearningRate": "1e-4"}, 400, "steps 400 to 999 keep 0.0001; spec.train"),
+        ({}, 2000, "at step 1,999, beyond the run: its last step has 0.0005"),
     ],
 )
-def test_the_course_of_the_learning_rate_is_planned(schedule, said):
-    assert said in dict(lines(plan(manifest(schedule=schedule))))["learning rate"]
+def test_the_course_of_the_learning_rate_is_planned(schedule, steps, said):
+    assert said in dict(lines(plan(manifest(schedule=schedule, steps=steps))))["learning rate"]

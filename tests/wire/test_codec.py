@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkcast.actions import CLIPPING_CHOICES, Action
+from forkcast.actions import Action, Lattice
 from forkcast.decision import Candidate
 from forkcast.records import (
     WINDOW_COLUMNS,
@@ -76,7 +76,7 @@ CANDIDATES = st.builds(
         Action,
         learning_rate_scale=SCALES,
         weight_decay_scale=SCALES,
-        clipping=st.sampled_from(CLIPPING_CHOICES),
+        clipping=st.sampled_from(Lattice().clipping),
         momentum_reset=st.booleans(),
         rewind_steps=UINT64,
         data_reorder=st.booleans(),

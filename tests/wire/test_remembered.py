@@ -66,7 +66,7 @@ def test_what_no_list_has_shown_is_read_each_time(inner):
 
 def test_without_etags_everything_is_read(inner, monkeypatch):
     inner.put("branches/a", b"1")
-    monkeypatch.setattr(inner, "list", lambda prefix: iter([ObjectInfo("branches/a", 1, "")]))
+    monkeypatch.setattr(inner, "list", lambda _: iter([ObjectInfo("branches/a", 1, "")]))
     store = Remembered(inner)
     for _ in range(2):
         list(store.list("branches/"))

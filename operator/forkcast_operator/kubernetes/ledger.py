@@ -16,10 +16,10 @@ from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, Trigger
 from forkcast_operator.branch_records import Bases, BranchRecord
 from forkcast_operator.intake import Intake, Received
-from forkcast_operator.kubernetes.branch_status import BranchFacts
+from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.rollouts import Act
 from forkcast_operator.kubernetes.run import Run, SpecError
-from forkcast_operator.kubernetes.run_status import StoreFacts
+from forkcast_operator.kubernetes.run_facts import StoreFacts
 from forkcast_operator.kubernetes.seen import JobSeen
 from forkcast_operator.kubernetes.world import ClusterWorld
 from forkcast_wire import catalogue, keys
@@ -153,11 +153,12 @@ class Ledger:
         over: list[BranchFacts] = []
         acts: dict[str, list[Act]] = {}
         for record in self._intake.active():
+            deadline: float | None = None
             if monitor is not None and not paused:
                 world = ClusterWorld(spec, self.store, record, monitor, proxy, jobs)
                 self._advance(world, record)
-                acts[record.name] = world.acts()
-            facts = self.facts_of(record)
+                acts[record.name], deadline = world.acts(), world.deadline()
+            facts = replace(self.facts_of(record), deadline=deadline)
             (over if facts.finished else active).append(facts)
         return Look(
             facts=self._facts(spec.training.total_steps, fresh=bool(over)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
@@ -76,7 +77,11 @@ class SmallMonitor(MonitorServicer):
                 yield pb.TriggerEvent(seq=told, trigger=trigger_to_wire(one))
 
     def ListRuns(self, request, context):
-        return pb.ListRunsResponse(runs=[pb.RunSummary(run_uid=uid) for uid in list(self.runs)])
+        told = [
+            pb.RunSummary(run_uid=uid, streams=1, seconds_since_report=0.0)
+            for uid in list(self.runs)
+        ]
+        return pb.ListRunsResponse(runs=told)
 
     def RegisterRun(self, request, context):
         created = request.run_uid not in self.runs
@@ -173,6 +178,12 @@ class Stage:
     async def set(self, name="gpt", **spec):
         return await self.cluster.merge(RUN, self.namespace, name, {"spec": spec})
 
+    async def annotate(self, name="gpt", **marks):
+        marks = {f"forkcast.dev/{key}": value for key, value in marks.items()}
+        return await self.cluster.merge(
+            RUN, self.namespace, name, {"metadata": {"annotations": marks}}
+        )
+
     async def run(self, name="gpt"):
         return await self.cluster.get(RUN, self.namespace, name)
 
@@ -261,6 +272,30 @@ class Stage:
             state=self._saved(end),
         )
         put_document(self.store, keys.rollout_trial(*where, rung), trial)
+
+    async def run_pods(self, *, ready=True, of="trainer") -> int:
+        """What a kubelet would say of the pods of a component; returns how many there are."""
+        labels = f"app.kubernetes.io/component={of}"
+        pods = await self.cluster.list(POD, self.namespace, labels)
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        for pod in pods:
+            conditions = [
+                {"type": kind, "status": str(ready), "lastTransitionTime": now}
+                for kind in ("PodScheduled", "Initialized", "ContainersReady", "Ready")
+            ]
+            status = {"phase": "Running" if ready else "Pending", "conditions": conditions}
+            name = pod["metadata"]["name"]
+            await self.cluster.merge(POD, self.namespace, name, {"status": status}, status=True)
+        return len(pods)
+
+    async def until(self, holds, seconds=60):
+        """Look until an async function says something; returns what it said."""
+        async with asyncio.timeout(seconds):
+            while True:
+                await self.look()
+                if said := await holds():
+                    return said
+                await asyncio.sleep(0.1)
 
     async def finish_job(self, name, kind, reason="", namespace=None) -> None:
         """What the Job controller would say of its pods. kind: Complete or Failed."""

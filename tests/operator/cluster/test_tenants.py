@@ -277,7 +277,8 @@ def test_a_run_goes_on_where_it_has_records_already(
     stores = [shared.stores[0].model_copy(update={"prefix": release})]
     config = shared.model_copy(update={"stores": stores})
     old = _open(shared.stores[0].storage(former))
-    put_document(old, keys.RUN, RunInfo(uid=run.uid, name="gpt", manifest_digest="0"))
+    identity = RunInfo(uid=run.uid, name="gpt", manifest_digest="0", first_total_steps=1000)
+    put_document(old, keys.RUN, identity)
     before = whole()
     memory = Memory()
     _, place, info = _claim(memory, run, config)
