@@ -1,5 +1,7 @@
 """Who polls reads a document again only when a list has shown another version of it."""
 
+from dataclasses import replace
+
 import pytest
 
 from forkcast.ports import ObjectInfo
@@ -8,7 +10,7 @@ from tests.wire.memory_store import MemoryStore
 
 
 class Counting(MemoryStore):
-    """Counts what is read."""
+    """Lists etags, as S3 does, and counts what is read."""
 
     def __init__(self):
         super().__init__()
@@ -17,6 +19,9 @@ class Counting(MemoryStore):
     def get(self, key):
         self.gets.append(key)
         return super().get(key)
+
+    def list(self, prefix):
+        return (replace(info, etag=self.head(info.key).etag) for info in super().list(prefix))
 
 
 @pytest.fixture
