@@ -66,6 +66,7 @@ def branch_document(branch: BranchView) -> dict[str, Any]:
         "phase": branch.phase,
         "outcome": branch.outcome,
         "reason": branch.reason,
+        "decisionEdited": branch.edited,
         "winner": decision.winner if decision else None,
         "action": decision.action.describe() if decision and decision.action else None,
         "rolloutSteps": decision.cost.rollout_steps if decision else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import Trial, Trigger
+from forkcast_cli.workdir import read_manifest, read_progress
 from forkcast_wire.completion import completion
-from forkcast_wire.documents import Complete, lineage_entries, load
+from forkcast_wire.documents import Complete, DocumentError, lineage_entries, load, load_at
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.store import open_store, read_document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BranchView:
-    """One branch: its trigger, phase, decision (where there is one) and trials by candidate."""
+    """One branch: its trigger, phase, decision (if there is one) and trials by candidate.
+
+    edited: the decision is not the one whose digest the lineage or the outcome recorded.
+    """
 
     id: str
     trigger: Trigger
@@ -29,6 +34,7 @@ class BranchView:
     reason: str
     decision: Decision | None
     trials: dict[str, dict[int, Trial]]
+    edited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,49 +69,51 @@ class RunView:
         return [one for one in self.suppressed if one.reason is not Refusal.NO_LOAN]
 
 
-def manifest_of(folder: Path) -> TrainingRun:
-    """The resolved manifest of a work directory. Raises FileNotFoundError."""
-    return TrainingRun.model_validate(json.loads((folder / "manifest.json").read_text()))
-
-
 def look(folder: Path) -> RunView:
     """Read the whole view. Raises FileNotFoundError where the folder holds no run."""
-    manifest = manifest_of(folder)
+    manifest = read_manifest(folder)
     store = open_store(manifest.spec.storage, folder)
-    progress = folder / "progress.json"
+    lineage = lineage_entries(store)
     return RunView(
         manifest=manifest,
-        progress=json.loads(progress.read_text()) if progress.exists() else {},
-        branches=_branches(store),
-        suppressed=[
-            load(SuppressedView, store.get(info.key)[0]) for info in store.list("suppressed/")
-        ],
-        lineage=lineage_entries(store),
+        progress=read_progress(folder),
+        branches=_branches(store, lineage),
+        suppressed=[load_at(store, SuppressedView, info.key) for info in store.list("suppressed/")],
+        lineage=lineage,
         complete=completion(store, manifest.spec.training.total_steps),
     )
 
 
-def _branches(store: Store) -> list[BranchView]:
+def _branches(store: Store, lineage: Iterable[LineageEntry]) -> list[BranchView]:
     names: dict[str, set[str]] = {}
     for info in store.list("branches/"):
         _, branch, name = info.key.split("/")
         names.setdefault(branch, set()).add(name)
-    found = [_branch(store, branch, files) for branch, files in names.items()]
+    adopted = {(one.epoch - 1, one.trigger_step): one.decision_digest for one in lineage}
+    found = [_branch(store, branch, files, adopted) for branch, files in names.items()]
     return sorted(
         (one for one in found if one is not None), key=lambda b: (b.trigger.epoch, b.trigger.step)
     )
 
 
-def _branch(store: Store, branch: str, files: set[str]) -> BranchView | None:
+def _branch(
+    store: Store, branch: str, files: set[str], adopted: Mapping[tuple[int, int], str]
+) -> BranchView | None:
     if "branch.json" not in files:
         return None
-    opened = json.loads(store.get(f"branches/{branch}/branch.json")[0])
-    phase = "Forking"
+    key = f"branches/{branch}/branch.json"
+    try:
+        trigger = load(Trigger, json.dumps(_object(store, key)["trigger"]).encode())
+    except (KeyError, DocumentError) as error:
+        raise DocumentError(f"{key}: is damaged ({error}); restore it from a copy") from None
+    phase, ended = "Forking", dict[str, Any]()
     if "phase.json" in files:
-        phase = json.loads(store.get(f"branches/{branch}/phase.json")[0])["kind"]
-    ended = {}
+        saved = _object(store, f"branches/{branch}/phase.json")
+        phase = str(saved.get("kind", "Unknown"))
+        if phase == "Finished":
+            ended = dict(saved.get("phase", {}))
     if "outcome.json" in files:
-        ended = json.loads(store.get(f"branches/{branch}/outcome.json")[0])
+        ended = _object(store, f"branches/{branch}/outcome.json") or ended
     trials: dict[str, dict[int, Trial]] = {}
     for info in store.list(f"rollouts/{branch}/"):
         parts = info.key.split("/")
@@ -113,12 +121,24 @@ def _branch(store: Store, branch: str, files: set[str]) -> BranchView | None:
             trial = read_document(store, Trial, info.key)
             if trial is not None:
                 trials.setdefault(parts[2], {})[trial.rung] = trial
+    decision = read_document(store, Decision, f"branches/{branch}/decision.json")
+    recorded = {adopted.get((trigger.epoch, trigger.step)), ended.get("decision_digest")} - {None}
     return BranchView(
         id=branch,
-        trigger=load(Trigger, json.dumps(opened["trigger"]).encode()),
+        trigger=trigger,
         phase=phase,
         outcome=ended.get("outcome"),
         reason=ended.get("reason", ""),
-        decision=read_document(store, Decision, f"branches/{branch}/decision.json"),
+        decision=decision,
         trials=trials,
+        edited=decision is not None and not recorded <= {decision.digest},
     )
+
+
+def _object(store: Store, key: str) -> dict[str, Any]:
+    """The JSON object under a key; {} if it is damaged."""
+    try:
+        found = json.loads(store.get(key)[0])
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -14,6 +14,7 @@ import structlog
 from forkcast.records import Index, StepStats
 from forkcast_monitor.signals import SIGNALS
 from forkcast_wire import crash
+from forkcast_wire.files import replaced
 from forkcast_wire.statistics import COMPONENT, TAIL, last_steps, read_tail, write_chunk
 
 _log = structlog.get_logger()
@@ -48,12 +49,8 @@ class LineFile:
 
     def replace(self, rows: list[dict[str, Any]]) -> None:
         """Hold exactly these rows, atomically."""
-        partial = self._path.with_suffix(".part")
-        with partial.open("wb") as file:
+        with replaced(self._path) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
         self._file.close()
         self._file = self._path.open("ab", buffering=0)
         self.length = self._path.stat().st_size

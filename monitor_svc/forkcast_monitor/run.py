@@ -24,6 +24,7 @@ from forkcast_monitor.snapshots import Snapshot, Snapshots
 from forkcast_wire import crash
 from forkcast_wire.documents import dump, load
 from forkcast_wire.fields import MOST_STEPS
+from forkcast_wire.files import replaced
 from forkcast_wire.statistics import read_lines, row_to_stats, sound
 
 _log = structlog.get_logger()
@@ -324,10 +325,9 @@ class WatchedRun:
         if trigger.id in self._known_triggers:
             return
         path = self._dir / "triggers" / f"{len(self.triggers) + 1:06d}.json"
-        partial = path.with_suffix(".part")
-        partial.write_bytes(dump(trigger))
-        crash.reach("before-trigger")
-        partial.replace(path)
+        with replaced(path) as file:
+            file.write(dump(trigger))
+            crash.reach("before-trigger")
         crash.reach("after-trigger")
         self.triggers.append(trigger)
         self._known_triggers.add(trigger.id)

@@ -30,6 +30,7 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.access import CALLER
 from forkcast_wire.codec import stats_from_wire, trigger_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
+from forkcast_wire.guard import UNDECODABLE
 
 _log = structlog.get_logger()
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -148,7 +149,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                 crash.reach("after-ack")
                 if self._draining:
                     raise Refused(_Code.UNAVAILABLE, "the monitor is going away")
-                batch = await context.read()
+                batch = _decoded(await context.read())
 
     async def _first(self, context: _Context) -> pb.StatsBatch:
         """The batch that says hello. Raises Refused."""
@@ -159,6 +160,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
             reading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             raise Refused(_Code.DEADLINE_EXCEEDED, f"no hello in {seconds:g} s")
         batch: pb.StatsBatch = reading.result()
+        _decoded(batch)
         if batch is grpc.aio.EOF or not batch.HasField("hello"):
             raise Refused(_Code.FAILED_PRECONDITION, "the first batch says hello")
         return batch
@@ -321,6 +323,14 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
 async def _abort(context: _Context, code: grpc.StatusCode, message: str) -> NoReturn:
     await context.abort(code, message)
     raise AssertionError  # abort has raised
+
+
+def _decoded(batch: Any) -> Any:
+    """Raises Refused."""
+    if batch is UNDECODABLE:
+        metrics.REFUSED.labels("undecodable").inc()
+        raise Refused(_Code.INVALID_ARGUMENT, "the bytes are no batch")
+    return batch
 
 
 def _refusal(error: Exception, hosted: Hosted) -> Refused:

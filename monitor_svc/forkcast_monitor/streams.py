@@ -14,6 +14,7 @@ import grpc.aio
 import structlog
 
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.access import peer_address
 
 _log = structlog.get_logger()
 #: Batches that a stream may have in flight, where few streams are open. With many it is one: then
@@ -94,12 +95,6 @@ class Turns:
     def spent(self, seconds: float) -> None:
         """After a slice."""
         self._spent += seconds
-
-
-def peer_address(peer: str) -> str:
-    """The address of gRPC's peer without its port; '' for a Unix socket."""
-    kind, _, rest = peer.partition(":")
-    return rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
 
 
 class Stream:

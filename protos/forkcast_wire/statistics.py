@@ -6,7 +6,6 @@ The monitor writes it; reports and replays read it. The schema is documented in 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from forkcast.records import StepStats
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
+from forkcast_wire.files import replaced
 
 TAIL = "tail.jsonl"
 _LISTS = ("attention_entropy", "activation_mean", "activation_sd")
@@ -53,16 +53,12 @@ def write_chunk(rows: list[dict[str, Any]], folder: Path) -> Path:
     """Write rows as one Parquet file, atomically."""
     first = rows[0]
     path = folder / chunk_name(first["epoch"], first["attempt"], first["step"])
-    partial = path.with_suffix(".part")
     prepared = [
         {**row, "group_grad_norms": list((row.get("group_grad_norms") or {}).items())}
         for row in rows
     ]
-    with partial.open("wb") as file:
+    with replaced(path) as file:
         pq.write_table(pa.Table.from_pylist(prepared, _schema_of(rows)), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
     return path
 
 

@@ -24,6 +24,7 @@ def serving(listen, **more):
         "tls": None,
         "auth": "mtls",
         "operators": frozenset(),
+        "trust_domain": "cluster.local",
         "audience": "",
         "review": None,
         "insecure_dev": True,

@@ -12,8 +12,9 @@ import pytest
 
 from forkcast_monitor import server as monitor_server
 from forkcast_monitor.__main__ import RECEIVE_BYTES
-from forkcast_monitor.streams import Limits, Quota, peer_address
+from forkcast_monitor.streams import Limits, Quota
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.access import peer_address
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 

@@ -147,6 +147,8 @@ class TrainingRun:
         except checkpoint.CheckpointError as error:
             _log.warning("train.checkpoint_refused", key=ref.key, error=str(error))
             return False
+        if others := checkpoint.other_versions(self.store, ref):
+            _log.warning("train.other_versions", written_with=others, key=ref.key)
         return True
 
     def _become(self, entry: LineageEntry, saved: checkpoint.Snapshot) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from forkcast.ports import Store
 from forkcast_wire import crash
-from forkcast_wire.documents import dump, load
+from forkcast_wire.documents import dump, load, load_at
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store.errors import (
     AlreadyExists,
@@ -86,7 +86,7 @@ def put_document(store: Store, key: str, record: object) -> bool:
 def read_document(store: Store, kind: type[T], key: str) -> T | None:
     """The document, or None where there is none. Raises DocumentError where it is damaged."""
     try:
-        return load(kind, store.get(key)[0])
+        return load_at(store, kind, key)
     except KeyMissing:
         return None
 

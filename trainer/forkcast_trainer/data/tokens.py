@@ -21,6 +21,7 @@ from forkcast_trainer.data.decode import Counts
 from forkcast_trainer.data.files import source_files
 from forkcast_trainer.data.text import pieces
 from forkcast_trainer.errors import DataError
+from forkcast_wire.files import replace_bytes, replaced
 from forkcast_wire.manifest import Data, TextSource
 from forkcast_wire.manifest_file import looks_like_path
 
@@ -200,7 +201,7 @@ def _tokenise(
         if (kept := _kept(path, card)) is not None:
             return kept  # another process has made it meanwhile
         counts, digest = Counts(), hashlib.sha256()
-        with _replacing(path) as partial, partial.open("wb") as file:
+        with replaced(path) as file:
             count = 0
             for ids in _encoded(source, field, tokenizer, counts, progress=progress):
                 data = ids.astype(dtype).tobytes()
@@ -216,8 +217,7 @@ def _tokenise(
             "end_of_text": tokenizer.end_of_text,
             "sha256": digest.hexdigest(),
         }
-        with _replacing(card) as partial:
-            partial.write_text(json.dumps(facts))
+        replace_bytes(card, json.dumps(facts).encode())
     return TokenFile(path=path, **json.loads(card.read_text()))
 
 
@@ -240,17 +240,6 @@ def _kept(path: Path, card: Path) -> TokenFile | None:
     except (OSError, ValueError, TypeError):
         return None
     return file if whole else None
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes the path's place at the end, or vanishes on an error."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _identity(source: TextSource, tokenizer_uri: str, field: str) -> str:
