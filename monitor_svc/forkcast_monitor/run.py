@@ -285,13 +285,30 @@ class WatchedRun:
             if self.detector.last is not None:
                 self.snapshot()
             self.history.close()
-            self._waiting_file.close()
+            self._waiting_file.rest()
+
+    def sync(self) -> None:
+        """Wait until all that was accepted is on the disk. Raises OSError."""
+        with self.lock:
+            self.history.sync()
+            self._waiting_file.sync()
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether something that was accepted may be lost with the machine."""
+        return self.history.unsynced or self._waiting_file.unsynced
+
+    def rest(self) -> None:
+        """Hold no file descriptors until the next record. Raises OSError."""
+        with self.lock:
+            self.history.rest()
+            self._waiting_file.rest()
 
     def abandon(self) -> None:
         """Close the files as they are: the run is about to be deleted."""
         with self.lock:
             self.history.abandon()
-            self._waiting_file.close()
+            self._waiting_file.abandon()
 
     def syncs_within(self, records: int) -> bool:
         """Whether taking so many records may wait for the disk, and not only hand lines to the
@@ -330,7 +347,6 @@ class WatchedRun:
         crash.reach("after-trigger")
         self.triggers.append(trigger)
         self._known_triggers.add(trigger.id)
-        _log.info("monitor.trigger", id=trigger.id, rule=trigger.rule.value, z=trigger.z)
 
     # ------------------------------------------------------------------------------------- views
 
