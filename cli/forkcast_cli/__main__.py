@@ -274,13 +274,13 @@ def replay(
     from forkcast_wire.manifest import Uncertainty
 
     with _one_line():
-        records = read(statistics)
+        log = read(statistics)
         view = _look(statistics) if (statistics / "manifest.json").exists() else None
         rules = view.manifest.spec.uncertainty if view is not None else Uncertainty()
         if manifest is not None:
             rules = load_manifest(manifest).spec.uncertainty
         try:
-            replayed = replay_records(records, rules, view.lineage if view is not None else ())
+            replayed = replay_records(log, rules, view.lineage if view is not None else ())
         except ValueError as error:
             raise ManifestError("spec.uncertainty", str(error), "change it") from None
         if as_json:

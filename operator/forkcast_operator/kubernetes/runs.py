@@ -141,6 +141,7 @@ class Runs:
 
     async def _look(self, run: Run, body: Any) -> float | None:
         memory = self._memories.setdefault(run.uid, Memory())
+        run = replace(run, records_uid=memory.identity)
         await self._relist(run, memory)
         if run.deleting:
             return await self._end(run, body, memory)
@@ -196,7 +197,7 @@ class Runs:
             pods=pods,
             pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
-            summary=self._link.summary(run.uid) if self._link and watched else None,
+            summary=self._link.summary(run.identity) if self._link and watched else None,
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
             failed=(failed.reason, failed.message) if failed else None,
             retry=failed is not None
@@ -213,7 +214,7 @@ class Runs:
         try:
             spec = run.parsed()
             check_account(run, spec, self._config)
-            place = store_place(run, spec, self._config)
+            place = replace(store_place(run, spec, self._config), busy=self._busy(run))
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), None, _RESYNC_SECONDS
@@ -222,6 +223,8 @@ class Runs:
             ledger, place, info = await asyncio.to_thread(
                 memory.claim, run, spec, place, self._open_store
             )
+            if facts.trainer is None or not facts.trainer.work.alive:
+                await asyncio.to_thread(ledger.confirm)
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), spec, _RESYNC_SECONDS
@@ -229,6 +232,7 @@ class Runs:
             metrics.STORE_ERRORS.inc()
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
             return replace(facts, failure=store_unavailable(place, error)), spec, _STARTING_SECONDS
+        run = replace(run, records_uid=memory.identity)
         unheard = await self._register(run, spec)
         facts, look = await self._records(run, spec, place, ledger, facts)
         epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
@@ -248,6 +252,20 @@ class Runs:
             facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
         return facts, spec, self._next(run, spec, facts)
 
+    def _busy(self, run: Run) -> frozenset[str]:
+        """Uids of the namespace's other runs that have not ended and are not suspended."""
+        others = [Run.of(body) for body in self._view.all("TrainingRun")]
+        return frozenset(
+            one.uid
+            for one in others
+            if one.namespace == run.namespace
+            and one.uid != run.uid
+            and (
+                one.deleting
+                or not (stood(one, RunCondition.FINISHED) or stood(one, RunCondition.SUSPENDED))
+            )
+        )
+
     async def _register(self, run: Run, spec: TrainingRunSpec) -> str:
         if self._link is None or spec.branching.mode is Mode.DISABLED:
             return ""
@@ -262,7 +280,7 @@ class Runs:
         facts: RunFacts,
     ) -> tuple[RunFacts, Look | None]:
         """A pass over the records; where store or monitor are away, the run stays as it is."""
-        triggers = self._link.triggers(run.uid) if self._link else []
+        triggers = self._link.triggers(run.identity) if self._link else []
         jobs = [seen for job in self._view.of_run("Job", run.key) if (seen := job_seen(job))]
         stub = self._link.stub if self._link else None
         try:
@@ -281,7 +299,7 @@ class Runs:
             if one.received is Received.SUPPRESSED and one.word in metrics.SUPPRESSIONS:
                 metrics.SUPPRESSED.labels(one.word).inc()
             if self._link is not None:
-                self._link.settled(run.uid, one.trigger)
+                self._link.settled(run.identity, one.trigger)
         about = self._view.get("TrainingRun", run.key)
         if about is not None:
             await self._recorder.record(about, suppressed_events(look.settled))
