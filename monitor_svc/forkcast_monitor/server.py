@@ -37,6 +37,8 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Code = grpc.StatusCode
 #: Records folded before another stream has its turn: a few milliseconds.
 _SLICE = 16
+#: How long a leaving trainer may take for its last step.
+_LAST_STREAMS_SECONDS = 15.0
 
 
 class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyped
@@ -132,6 +134,9 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
             for one in hosted:
                 one.series.failed(refused.code.name)
             await _abort(context, refused.code, refused.reason)
+        finally:
+            for one in hosted:
+                self._runs.rest(one)
 
     async def _report(self, context: _Context, reporting: list[Hosted]) -> None:
         stream = Stream(context, self._quota)
@@ -197,6 +202,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                     await self._runs.blocking(run.lost, gaps)
                     hosted.series.dropped(sum(last - first + 1 for first, last in gaps))
                 await self._fold(hosted, run, batch)
+                await self._runs.sync(run)
             finally:  # what was folded before a failure has happened
                 self._runs.told(hosted, before, run)
         return ack
@@ -291,7 +297,12 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
     # ---------------------------------------------------------------------------------- who and what
 
     async def drain(self) -> None:
-        """End the streams: each after the batch it is in, the watching ones now."""
+        """End the streams: each after the batch it is in, the watching ones now. The monitor of one
+        run waits for its trainer first, which has been told to leave at the same time and has a last
+        step to report; other trainers find the next monitor.
+        """
+        if self._runs.sole is not None:
+            await self._quota.silence(_LAST_STREAMS_SECONDS)
         self._draining = True
         self._runs.fired.ring()
 
@@ -346,7 +357,7 @@ def _refusal(error: Exception, hosted: Hosted) -> Refused:
             return Refused(_Code.RESOURCE_EXHAUSTED, str(error))
         case OSError():
             return Refused(_Code.RESOURCE_EXHAUSTED, f"history not written: {error}")
-    _log.error("monitor.stream_failed", run=hosted.registration.name, exc_info=error)
+    _log.error("monitor.stream_failed", **hosted.names, exc_info=error)
     return Refused(_Code.INTERNAL, type(error).__name__)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ class Quota:
         self.limits = limits
         self._peers: Counter[str] = Counter()
         self.reports = 0
+        self._silent = asyncio.Event()
+        self._silent.set()
 
     @contextmanager
     def stream(self, peer: str, *, report: bool) -> Iterator[None]:
@@ -62,13 +65,22 @@ class Quota:
             )
         self._peers[address] += 1
         self.reports += report
+        if report:
+            self._silent.clear()
         try:
             yield
         finally:
             self.reports -= report
+            if not self.reports:
+                self._silent.set()
             self._peers[address] -= 1
             if not self._peers[address]:
                 del self._peers[address]
+
+    async def silence(self, seconds: float) -> None:
+        """Wait until no Report stream is open, at most so long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._silent.wait(), seconds)
 
     def credit(self) -> int:
         """Of each Report stream now."""

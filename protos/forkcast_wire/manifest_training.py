@@ -134,8 +134,10 @@ class Storage(Part):
         Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] | None
     ) = None
     """Name of the bucket; it must exist."""
-    prefix: Annotated[str, Field(max_length=512, pattern=r"^([A-Za-z0-9._-]+/)*$")] = ""
-    """What all keys begin with; ends with a slash. On a cluster it continues below the run's own
+    prefix: Annotated[
+        str, Field(max_length=512, pattern=r"^(\.?[A-Za-z0-9_-][A-Za-z0-9._-]*/)*$")
+    ] = ""
+    """What all keys begin with; ends with a slash, and no folder of it is `..`. On a cluster it continues below the run's own
     prefix, `<prefix of the release><namespace>/<name>-<uid>/`."""
     adopt_from: (
         Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")] | None

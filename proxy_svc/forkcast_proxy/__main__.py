@@ -20,7 +20,7 @@ from forkcast_proxy.server import SHIPPED, Proxy
 from forkcast_wire import serving
 from forkcast_wire.forkcast_pb2_grpc import add_ProxyServicer_to_server
 from forkcast_wire.guard import Places
-from forkcast_wire.process import configure_logging, die_with_parent
+from forkcast_wire.process import configure_logging, die_with_parent, raise_file_limit
 
 #: Of one request: a window of 65,536 steps fits no more than one of the shipped size needs to.
 RECEIVE_BYTES = 4 << 20
@@ -36,6 +36,7 @@ def main() -> int:
     given = parser.parse_args()
     configure_logging("proxy")
     die_with_parent()
+    raise_file_limit()
     stop = termination.stop_event_on_sigterm()
     try:
         asyncio.run(_serve(given, stop))

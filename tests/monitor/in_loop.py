@@ -63,6 +63,18 @@ async def served(folder, listen=None, **limits):
     await runs.close()
 
 
+@contextlib.asynccontextmanager
+async def listening(monitor, target):
+    """Any monitor at a Unix socket: a channel to it."""
+    server = grpc.aio.server()
+    add_MonitorServicer_to_server(monitor, server)
+    server.add_insecure_port(target)
+    await server.start()
+    async with open_channel(target, aio=True) as channel:
+        yield channel
+    await server.stop(None)
+
+
 async def hello(stub, uid):
     call = stub.Report()
     await call.write(pb.StatsBatch(hello=pb.Hello(run_uid=uid)))
