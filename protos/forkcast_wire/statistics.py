@@ -14,11 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import structlog
 
 from forkcast.records import StepStats
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
 from forkcast_wire.files import replaced
 
+_log = structlog.get_logger()
 TAIL = "tail.jsonl"
 _LISTS = ("attention_entropy", "activation_mean", "activation_sd")
 _INTS = ("epoch", "attempt", "rank", "step", "tokens")
@@ -38,6 +40,10 @@ def _type(name: str) -> pa.DataType:
 
 
 #: The columns of every row; those of the components come after them.
+_FLOATS = (
+    *(name for name in (field.name for field in fields(StepStats)) if _type(name) == pa.float64()),
+    *_INDEX,
+)
 SCHEMA = pa.schema(
     [(field.name, _type(field.name)) for field in fields(StepStats)]
     + [(name, pa.float64()) for name in _INDEX]
@@ -81,13 +87,31 @@ def read_tail(folder: Path) -> list[dict[str, Any]]:
 
 
 def sound(row: Mapping[str, Any]) -> bool:
-    """Whether a row can be one of a history: its integers are there, and fit the columns."""
+    """Whether a row can be one of a history: its integers are there, and all of it fits the columns."""
     values = [row.get(name) for name in _INTS]
+    groups = row.get("group_grad_norms")
     return (
         isinstance(row.get("run_uid"), str)
         and all(type(one) is int and 0 <= one < 1 << 53 for one in values)
         and row["epoch"] <= MOST_EPOCHS
         and row["step"] <= MOST_STEPS
+        and all(_number(row.get(name)) for name in _FLOATS)
+        and all(_number(one) for name, one in row.items() if name.startswith("u_"))
+        and all(_numbers(row.get(name)) for name in _LISTS)
+        and (groups is None or (isinstance(groups, dict) and _numbers(list(groups.values()))))
+        and isinstance(row.get("skipped", False), bool | None)
+    )
+
+
+def _number(value: object) -> bool:
+    return (
+        value is None or isinstance(value, float) or (type(value) is int and abs(value) < 1 << 53)
+    )
+
+
+def _numbers(value: object) -> bool:
+    return value is None or (
+        isinstance(value, list) and all(one is not None and _number(one) for one in value)
     )
 
 
@@ -97,7 +121,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().split(b"\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -115,9 +139,7 @@ def read_history(
     """
     found: list[dict[str, Any]] = []
     for path in _chunks(folder, first_steps):
-        for row in pq.read_table(path).to_pylist():
-            row["group_grad_norms"] = dict(row["group_grad_norms"] or [])
-            found.append(row)
+        found += _chunk_rows(path)
     found += read_tail(folder)
     begins: dict[tuple[int, int, int], int] = {}
     for row in found:
@@ -135,6 +157,25 @@ def read_history(
         if row["step"] < min(later, default=1 << 62):
             rows[row["epoch"], row["step"], row["rank"]] = row
     return [rows[key] for key in sorted(rows)]
+
+
+def _chunk_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a chunk; none, and a warning, if it is damaged: the other chunks are still read."""
+    try:
+        with pq.ParquetFile(path) as file:
+            rows: list[dict[str, Any]] = file.read().to_pylist()
+        for row in rows:
+            row["group_grad_norms"] = dict(row.get("group_grad_norms") or [])
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, MemoryError, pa.ArrowException) as error:
+        _log.warning("statistics.chunk_damaged", path=str(path), error=_first_line(error))
+        return []
+    return [row for row in rows if sound(row)]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _CHUNK = re.compile(r"e(\d{1,20})-a(\d{1,20})-(\d{1,20})\.parquet")
@@ -167,10 +208,15 @@ def last_steps(folder: Path) -> dict[tuple[int, int], int]:
         match = _CHUNK.fullmatch(path.name)
         assert match is not None
         key = (int(match[1]), int(match[2]))
-        footer = pq.read_metadata(path)
-        for group in range(footer.num_row_groups):
-            step = footer.row_group(group).column(column).statistics.max
-            last[key] = max(step, last.get(key, -1))
+        try:
+            footer = pq.read_metadata(path)
+            groups = [footer.row_group(at).column(column) for at in range(footer.num_row_groups)]
+            steps = [int(one.statistics.max) for one in groups]
+        except (OSError, ValueError, TypeError, AttributeError, IndexError) as error:
+            _log.warning("statistics.chunk_damaged", path=str(path), error=_first_line(error))
+            continue
+        if steps:
+            last[key] = max(*steps, last.get(key, -1))
     return last
 
 
