@@ -14,13 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import structlog
 
 from forkcast.records import StepStats
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
 from forkcast_wire.files import replaced
 
-_log = structlog.get_logger()
 TAIL = "tail.jsonl"
 _LISTS = ("attention_entropy", "activation_mean", "activation_sd")
 _INTS = ("epoch", "attempt", "rank", "step", "tokens")
@@ -40,14 +38,14 @@ def _type(name: str) -> pa.DataType:
 
 
 #: The columns of every row; those of the components come after them.
-_FLOATS = (
-    *(name for name in (field.name for field in fields(StepStats)) if _type(name) == pa.float64()),
-    *_INDEX,
-)
 SCHEMA = pa.schema(
     [(field.name, _type(field.name)) for field in fields(StepStats)]
     + [(name, pa.float64()) for name in _INDEX]
 )
+
+
+class HistoryError(ValueError):
+    """A chunk of a history is damaged, or is none."""
 
 
 def chunk_name(epoch: int, attempt: int, first_step: int) -> str:
@@ -87,32 +85,43 @@ def read_tail(folder: Path) -> list[dict[str, Any]]:
 
 
 def sound(row: Mapping[str, Any]) -> bool:
-    """Whether a row can be one of a history: its integers are there, and all of it fits the columns."""
+    """Whether a row can be one of a history: it is of a step, and every other value is of its column's
+    type, or absent.
+    """
+    return _of_a_step(row) and all(_fits(name, value) for name, value in row.items())
+
+
+def _of_a_step(row: Mapping[str, Any]) -> bool:
+    """Whether its integers are there, and fit the columns."""
     values = [row.get(name) for name in _INTS]
-    groups = row.get("group_grad_norms")
     return (
         isinstance(row.get("run_uid"), str)
         and all(type(one) is int and 0 <= one < 1 << 53 for one in values)
         and row["epoch"] <= MOST_EPOCHS
         and row["step"] <= MOST_STEPS
-        and all(_number(row.get(name)) for name in _FLOATS)
-        and all(_number(one) for name, one in row.items() if name.startswith("u_"))
-        and all(_numbers(row.get(name)) for name in _LISTS)
-        and (groups is None or (isinstance(groups, dict) and _numbers(list(groups.values()))))
-        and isinstance(row.get("skipped", False), bool | None)
     )
+
+
+def _fits(name: str, value: object) -> bool:
+    """Whether the value can stand in the column of that name; columns of later versions may."""
+    if value is None or name == "run_uid" or name in _INTS:
+        return True
+    if name in _LISTS:
+        return isinstance(value, list) and all(map(_number, value))
+    if name == "group_grad_norms":
+        pairs = value.items() if isinstance(value, dict) else value
+        return isinstance(pairs, Iterable) and all(
+            isinstance(pair, tuple) and isinstance(pair[0], str) and _number(pair[1])
+            for pair in pairs
+        )
+    if name == "skipped":
+        return isinstance(value, bool)
+    known = name in SCHEMA.names or name.startswith(COMPONENT)
+    return not known or _number(value)
 
 
 def _number(value: object) -> bool:
-    return (
-        value is None or isinstance(value, float) or (type(value) is int and abs(value) < 1 << 53)
-    )
-
-
-def _numbers(value: object) -> bool:
-    return value is None or (
-        isinstance(value, list) and all(one is not None and _number(one) for one in value)
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -121,7 +130,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().split(b"\n"):
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):
+        except ValueError:
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -135,11 +144,11 @@ def read_history(
     took steps again, the later attempt replaces the earlier one from its first row on.
 
     first_steps: by epoch, the first step wanted; epochs that are not in it are left out. Chunks
-    before it are not opened.
+    before it are not opened. Raises HistoryError if one is damaged.
     """
     found: list[dict[str, Any]] = []
     for path in _chunks(folder, first_steps):
-        found += _chunk_rows(path)
+        found += _rows(path)
     found += read_tail(folder)
     begins: dict[tuple[int, int, int], int] = {}
     for row in found:
@@ -159,23 +168,22 @@ def read_history(
     return [rows[key] for key in sorted(rows)]
 
 
-def _chunk_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a chunk; none, and a warning, if it is damaged: the other chunks are still read."""
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of one chunk. Raises HistoryError."""
     try:
-        with pq.ParquetFile(path) as file:
-            rows: list[dict[str, Any]] = file.read().to_pylist()
-        for row in rows:
-            row["group_grad_norms"] = dict(row.get("group_grad_norms") or [])
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, TypeError, MemoryError, pa.ArrowException) as error:
-        _log.warning("statistics.chunk_damaged", path=str(path), error=_first_line(error))
-        return []
-    return [row for row in rows if sound(row)]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        table = pq.read_table(path)
+        for field in SCHEMA:
+            if field.name not in table.schema.names or table.schema.field(field.name) != field:
+                raise HistoryError(f"{path}: no chunk of a history: column {field.name}")
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise HistoryError(f"{path}: damaged: {first}") from error
+    for row in rows:
+        if not _of_a_step(row):
+            raise HistoryError(f"{path}: damaged: a row is of no step")
+        row["group_grad_norms"] = dict(row["group_grad_norms"] or [])
+    return rows
 
 
 _CHUNK = re.compile(r"e(\d{1,20})-a(\d{1,20})-(\d{1,20})\.parquet")
@@ -202,7 +210,9 @@ def _chunks(folder: Path, first_steps: Mapping[int, int] | None) -> list[Path]:
 
 
 def last_steps(folder: Path) -> dict[tuple[int, int], int]:
-    """By (epoch, attempt), the last step in the chunks; only their footers are read."""
+    """By (epoch, attempt), the last step in the chunks; only their footers are read. Raises
+    HistoryError.
+    """
     column, last = SCHEMA.get_field_index("step"), dict[tuple[int, int], int]()
     for path in _chunks(folder, None):
         match = _CHUNK.fullmatch(path.name)
@@ -210,13 +220,12 @@ def last_steps(folder: Path) -> dict[tuple[int, int], int]:
         key = (int(match[1]), int(match[2]))
         try:
             footer = pq.read_metadata(path)
-            groups = [footer.row_group(at).column(column) for at in range(footer.num_row_groups)]
-            steps = [int(one.statistics.max) for one in groups]
-        except (OSError, ValueError, TypeError, AttributeError, IndexError) as error:
-            _log.warning("statistics.chunk_damaged", path=str(path), error=_first_line(error))
-            continue
-        if steps:
-            last[key] = max(*steps, last.get(key, -1))
+            groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+            steps = [int(group.column(column).statistics.max) for group in groups]
+        except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise HistoryError(f"{path}: damaged: {first}") from error
+        last[key] = max([*steps, last.get(key, -1)])
     return last
 
 
