@@ -40,7 +40,7 @@ from forkcast_operator.kubernetes.run import (
     check_account,
     store_place,
 )
-from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status
+from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status, stood
 from forkcast_operator.kubernetes.run_state import run_state
 from forkcast_operator.kubernetes.seen import (
     TrainerSeen,
@@ -57,6 +57,7 @@ from forkcast_operator.kubernetes.trainer_plan import (
     Leave,
     StartTrainer,
     TrainerAct,
+    asks_for_retry,
     plan_trainer,
 )
 from forkcast_operator.kubernetes.view import View
@@ -68,7 +69,6 @@ from forkcast_wire.resources import (
     FINALIZER,
     LABEL_COMPONENT,
     LABEL_RUN,
-    ConditionStatus,
     RunCondition,
     RunState,
 )
@@ -194,14 +194,7 @@ class Runs:
 
     def _facts(self, run: Run, spec: TrainingRunSpec | None) -> RunFacts:
         status = former_status(run)
-        failed = next(
-            (
-                (c.reason, c.message)
-                for c in status.conditions
-                if c.type == RunCondition.FAILED and c.status is ConditionStatus.TRUE
-            ),
-            None,
-        )
+        failed = stood(run, RunCondition.FAILED)
         now = dt.datetime.now(dt.UTC)
         trainer, all_pods = self._trainer(run), self._trainer_pods(run)
         pods = [pod_seen(pod) for pod in all_pods if runs_or_will(pod)]
@@ -214,7 +207,9 @@ class Runs:
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
             summary=self._link.summary(run.uid) if self._link and watched else None,
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
-            failed=failed,
+            failed=(failed.reason, failed.message) if failed else None,
+            retry=failed is not None
+            and asks_for_retry(failed.observed_generation, run.generation, run.retry, trainer),
             restarts=status.trainer.restarts if status.trainer else 0,
         )
 
@@ -320,11 +315,14 @@ class Runs:
         act: TrainerAct = plan_trainer(
             facts.trainer,
             spec.lifecycle,
-            wanted=not spec.suspend and facts.failed is None,
+            wanted=not spec.suspend and (facts.failed is None or facts.retry),
             complete=facts.store is not None and facts.store.complete is not None,
             failures=facts.restarts,
             now=dt.datetime.now(dt.UTC),
+            retried=facts.retry,
         )
+        if facts.retry and facts.trainer is not None and facts.trainer.work.alive:
+            facts = replace(facts, failed=None, restarts=0)
         match act:
             case StartTrainer() if known:
                 body = manifests.trainer(
@@ -339,7 +337,9 @@ class Runs:
                 await self._start(run, body, facts.trainer)
                 if act.failures > facts.restarts:
                     metrics.RESTARTS.labels(*run.key).inc()
-                facts = replace(facts, trainer=self._trainer(run), restarts=act.failures)
+                facts = replace(
+                    facts, trainer=self._trainer(run), restarts=act.failures, failed=None
+                )
             case EndTrainer(name=name):
                 kind = JOBSET if facts.trainer and facts.trainer.kind == "JobSet" else JOB
                 await self._cluster.delete(kind, run.namespace, name)

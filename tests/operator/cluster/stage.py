@@ -180,6 +180,12 @@ class Stage:
     async def set(self, name="gpt", **spec):
         return await self.cluster.merge(RUN, self.namespace, name, {"spec": spec})
 
+    async def annotate(self, name="gpt", **marks):
+        marks = {f"forkcast.dev/{key}": value for key, value in marks.items()}
+        return await self.cluster.merge(
+            RUN, self.namespace, name, {"metadata": {"annotations": marks}}
+        )
+
     async def run(self, name="gpt"):
         return await self.cluster.get(RUN, self.namespace, name)
 
