@@ -15,6 +15,7 @@ from forkcast_wire.store import (
     KeyMissing,
     StoreError,
     StoreUnavailable,
+    deadline,
 )
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Snapshot:
     own writes show at once. What another process writes meanwhile shows at the next `refresh`, so
     steps that must see it (pins, and whether a pinned state is still there) go to ``direct``.
 
-    A pass whose requests have taken `PASS_SECONDS` ends with StoreUnavailable at its next request.
+    A pass whose requests have taken `PASS_SECONDS` ends with StoreUnavailable.
     """
 
     def __init__(self, direct: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,12 +65,14 @@ class Snapshot:
             del self._known[key]
 
     def _timed(self, call: Callable[[], T]) -> T:
-        if self._spent >= PASS_SECONDS:
+        left = PASS_SECONDS - self._spent
+        if left <= 0:
             why = f"a pass over the run's records takes more than {PASS_SECONDS:g} s"
             raise StoreUnavailable(why)
         started = self._clock()
         try:
-            return call()
+            with deadline(left):
+                return call()
         finally:
             self._spent += self._clock() - started
 

@@ -16,7 +16,7 @@ import structlog
 
 from forkcast_operator.kubernetes.snapshot import PASS_SECONDS
 from forkcast_wire.manifest import Storage
-from forkcast_wire.store import StoreUnavailable
+from forkcast_wire.store import StoreRefused, StoreUnavailable
 
 T = TypeVar("T")
 _THREADS: Final = 4
@@ -79,6 +79,7 @@ class StorePool:
         self._breaker = Breaker()
         self._running: dict[int, float] = {}
         self._numbers = itertools.count()
+        self._last_answer = float("-inf")
 
     @property
     def slow(self) -> bool:
@@ -113,8 +114,13 @@ class StorePool:
             self._running[number] = started
         try:
             made = call()
+        except StoreRefused:  # of this run, maybe: others may be served
+            self._answered()
+            raise
         except StoreUnavailable as error:
             took = self._clock() - started
+            if started < self._last_answer:  # it hung before, on a connection that is dead
+                raise
             raise self._failed(error.why, costly=took > _COSTLY_SECONDS) from error
         except BaseException:
             self._answered()  # whatever it says, the store did answer
@@ -134,7 +140,8 @@ class StorePool:
 
     def _answered(self) -> None:
         with self._lock:
-            seconds = self._breaker.answered(self._clock())
+            self._last_answer = self._clock()
+            seconds = self._breaker.answered(self._last_answer)
         if seconds is not None:
             _log.warning("store.outage_ended", store=self._name, seconds=round(seconds, 1))
 

@@ -47,11 +47,10 @@ async def _status(live, name):
     return (await live.stage.run(name)).get("status", {})
 
 
-async def _away(live, name):
-    status = await _status(live, name)
-    ready = {c["type"]: c for c in status["conditions"]}["Ready"]
-    failure = status.get("lastFailure", {}).get("reason")
-    return ready["status"] == "False" and failure == "StoreUnavailable"
+async def _away(live, line, name):
+    found = (await _status(live, name))["conditions"]
+    ready = next(one for one in found if one["type"] == "Ready")
+    return ready["status"] == "False" and line.endpoint in ready["message"]
 
 
 def _save_ring(stage) -> None:
@@ -129,10 +128,10 @@ async def _measure(live, seconds) -> None:
     )
 
 
-async def _told_of(live) -> None:
+async def _told_of(live, line) -> None:
     """The nine are said to be without their store, once; what the monitor knows goes on."""
     for name in SILENT:
-        await live.until(lambda name=name: _away(live, name))
+        await live.until(lambda name=name: _away(live, line, name))
         assert conditions(await live.stage.run(name)).get("Stalled") is None
 
         async def stepped(name=name):
@@ -160,9 +159,9 @@ async def _suspended(live, name) -> None:
     await live.until(stopped)
 
 
-async def _back(live) -> None:
+async def _back(live, line) -> None:
     async def answered():
-        return not [name for name in SILENT if await _away(live, name)]
+        return not [name for name in SILENT if await _away(live, line, name)]
 
     await live.until(answered, 120)
     namespace = live.server.namespace
@@ -188,14 +187,14 @@ def test_runs_of_another_store_go_on_while_nine_are_silent(live, line, seconds) 
         live.monitor.step = 700
         await _meanwhile(live)
         await _measure(live, seconds)
-        await _told_of(live)
+        await _told_of(live, line)
         await _suspended(live, "s1")
         after = live.lease()
         assert after["leaseTransitions"] == before["leaseTransitions"]
         assert after["renewTime"] > before["renewTime"]
         assert live.healthy()
         line.speak()
-        await _back(live)
+        await _back(live, line)
 
     live.play(scene)
     log = (live.folder / "a.log").read_text()
