@@ -51,8 +51,8 @@ def test_a_replica_knows_whether_anybody_holds_the_lease(server, connect, name, 
         began, tried = lock.held, asyncio.Event()
         write = lock.create
 
-        async def create(*arguments):
-            written = await write(*arguments)
+        async def create(*arguments, **named):
+            written = await write(*arguments, **named)
             tried.set()
             return written
 
