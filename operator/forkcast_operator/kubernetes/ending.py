@@ -91,47 +91,50 @@ class Ending:
 
     async def _let_go(self, run: Run, memory: Memory) -> bool:
         """Free what the run holds in monitor and store; False where that is to be tried again."""
-        if self._link is not None:
-            await in_thread(self._link.forget, run.uid)
         try:
             spec = run.parsed()
             place = store_place(run, spec, self._config)
-            if not await self._left_store(run, spec, place, memory):
+            adopted = await self._left_store(run, spec, place, memory)
+            if adopted is None:
                 return False
         except SpecError as error:  # it has no records of its own, or not only those
+            adopted = ""
             _log.warning("run.records_left", reason=error.reason, error=str(error))
         except StoreError as error:
             metrics.STORE_ERRORS.inc()
             _log.warning("run.not_released", error=str(error))
             return False
+        if self._link is not None and not adopted:
+            await in_thread(self._link.forget, memory.identity or run.uid)
         return True
 
     async def _left_store(
         self, run: Run, spec: TrainingRunSpec, place: StorePlace, memory: Memory
-    ) -> bool:
-        """`_leave_store` in a thread; whether it has come back."""
+    ) -> str | None:
+        """`_leave_store` in a thread; None if it has not come back."""
         if self._passes.busy(run.uid):
-            return False
+            return None
         if memory.leaving is None:
             pool = self._passes.pools.of(place.operator)
             memory.leaving = pool.submit(lambda: self._leave_store(run, spec, place, memory))
         await asyncio.wait({memory.leaving}, timeout=_PATIENCE_SECONDS)
         if not memory.leaving.done():
-            return False
+            return None
         leaving, memory.leaving = memory.leaving, None
-        leaving.result()
-        return True
+        return leaving.result()
 
     def _leave_store(
         self, run: Run, spec: TrainingRunSpec, place: StorePlace, memory: Memory
-    ) -> None:
-        """Free the pins of the run, and erase its records if it says so. Blocking.
+    ) -> str:
+        """Free the pins of the run, and erase its records if it says so. Returns the name of the run
+        that has adopted its records, and with them its statistics; "" for none. Blocking.
 
         Raises SpecError if the records are not its own; StoreError.
         """
         ledger, _ = memory.records(run, place, self._open_store)
         if not ledger.owned():
-            return
+            return ledger.adopted_away()
         ledger.release()
         if spec.lifecycle.on_delete == "Delete":
             _log.info("run.erased", objects=ledger.erase())
+        return ""

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from forkcast_wire.resources import FINALIZER
+from tests.silent_line import Line
 
-from .line import Line
 from .processes import api_port, get, wait
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A TCP proxy that can fall silent."""
+"""A TCP line that can go dead without a word: what it carries is dropped, nobody is told."""
 
 from __future__ import annotations
 
