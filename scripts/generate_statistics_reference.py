@@ -51,14 +51,16 @@ by `scripts/generate_statistics_reference.py`; do not edit it.
 def page() -> str:
     """The whole page."""
     text = files("forkcast_monitor").joinpath("log_schema.json").read_text(encoding="utf-8")
-    columns: dict[str, dict[str, Any]] = json.loads(text)["properties"]
-    return _HEAD + "".join(_row(name, column) for name, column in columns.items())
+    document: dict[str, dict[str, dict[str, Any]]] = json.loads(text)
+    rows = [_row(f"`{name}`", column) for name, column in document["properties"].items()]
+    (component,) = document["patternProperties"].values()
+    return _HEAD + "".join([*rows, _row("`u_` and a signal's name", component)])
 
 
 def _row(name: str, column: dict[str, Any]) -> str:
     kind = column["parquet"] + (" or null" if "null" in column["type"] else "")
     inner = column.get("items") or column.get("additionalProperties") or column
-    cells = (f"`{name}`", kind, column.get("unit", ""), _range(inner), column["description"])
+    cells = (name, kind, column.get("unit", ""), _range(inner), column["description"])
     return "| " + " | ".join(cells) + " |\n"
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from forkcast_cli.terminal import carry_out, console, print_error, shown
 from forkcast_wire.manifest_file import ManifestError, load_manifest
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _RUN, _LOOK, _MORE = "Run", "Look at a run", "Before and beside"
 _BAD_INPUT, _INTERRUPTED = 2, 130
+_LOW = "yellow"
 app = typer.Typer(
     help="Fork a failing LLM training run, try the alternatives for real, continue with the winner.",
     no_args_is_help=True,
@@ -38,14 +39,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Bad input ends the command with one line and exit code 2."""
+    """Bad input ends the command with one line for each fault and exit code 2."""
     from forkcast_wire.documents import DocumentError
     from forkcast_wire.store import StoreError
 
     try:
         yield
     except (ManifestError, DocumentError, StoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in error.lines() if isinstance(error, ManifestError) else [str(error)]:
+            print_error(line)
         raise typer.Exit(_BAD_INPUT) from None
 
 
@@ -83,7 +85,7 @@ def run(
         try:
             complete = run_here(loaded, folder, quiet=quiet)
         except RunFailedError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
             raise typer.Exit(_BAD_INPUT) from None
         if not complete:
             print(
@@ -99,10 +101,10 @@ def _end(folder: Path, *, quiet: bool) -> None:
 
     path = write_report(folder, folder / "report.html")
     if not quiet:
-        console = Console()
-        console.print()
-        console.print(shown(folder, _look(folder)))
-        console.print(f"report: {path}", soft_wrap=True)
+        screen = console()
+        screen.print()
+        screen.print(shown(folder, _look(folder)))
+        screen.print(f"report: {path}", soft_wrap=True)
 
 
 # -------------------------------------------------------------------------------------------- look
@@ -122,9 +124,9 @@ def status(
         if as_json:
             _print_json(show.status_document(folder, view))
         elif watch:
-            show.watch(folder, Console())
+            show.watch(folder, console())
         else:
-            Console().print(show.status(folder, view))
+            console().print(show.status(folder, view))
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -138,7 +140,7 @@ def branches(folder: Folder, as_json: AsJson = False) -> None:  # noqa: FBT002
         if as_json:
             _print_json([show.branch_document(one) for one in view.branches])
         elif view.branches:
-            Console().print(branch_table(view))
+            console().print(branch_table(view))
         else:
             print("no branch was opened")
 
@@ -165,7 +167,7 @@ def explain(
             decision = plain(found.decision) if found.decision else None
             _print_json({"id": found.id, "why": words.sentences(found), "decision": decision})
         else:
-            Console().print(show.explain(found))
+            console().print(show.explain(found))
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -212,29 +214,37 @@ def runs(
             won = next((m["action"] for m in members if m.get("verdict") == "Accepted"), "")
             tried = sum(m.get("candidate") is not None for m in members)
             table.add_row(name, branch, str(tried), members[0].get("outcome") or "", won)
-        console = Console()
-        console.print(table)
-        console.print(f"{len(rows)} rows in {path}", soft_wrap=True)
+        screen = console()
+        screen.print(table)
+        screen.print(f"{len(rows)} rows in {path}", soft_wrap=True)
 
 
 # -------------------------------------------------------------------------------- before and beside
 
 
 @app.command(rich_help_panel=_RUN)
-def plan(manifest: Manifest, as_json: AsJson = False) -> None:  # noqa: FBT002
+def plan(
+    manifest: Manifest,
+    workdir: Annotated[
+        Path | None, typer.Option(help="a folder that holds this run: plan how it goes on")
+    ] = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
     """Say what a manifest will take: steps, memory, checkpoints, the cost of a branch."""
     from forkcast_cli.plan import lines
     from forkcast_cli.plan import plan as plan_of
+    from forkcast_cli.workdir import going_on
 
     with _one_line():
-        planned = plan_of(load_manifest(manifest))
+        loaded = load_manifest(manifest)
+        planned = plan_of(loaded if workdir is None else going_on(workdir, loaded))
         if as_json:
             _print_json(planned.document())
             return
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, figure in lines(planned):
             table.add_row(name, figure)
-        Console().print(table)
+        console().print(table)
 
 
 @app.command(rich_help_panel=_MORE)
@@ -263,7 +273,7 @@ def replay(
         if as_json:
             _print_json(replayed.document())
         else:
-            print("\n".join(replayed.lines()))
+            print(shown("\n".join(replayed.lines())))
 
 
 @app.command(rich_help_panel=_MORE)
@@ -282,9 +292,12 @@ def doctor(
     else:
         table = Table(box=None, show_header=False, pad_edge=False)
         for one in checks:
-            mark = "[green]ok[/]" if one.ok else "[red]no[/]" if one.needed else "[yellow]--[/]"
-            table.add_row(mark, one.name, one.found + (f"\n[yellow]{one.remedy}[/]" * (not one.ok)))
-        Console().print(table)
+            word, style = (
+                ("ok", "green") if one.ok else ("no", "red") if one.needed else ("--", _LOW)
+            )
+            remedy = "" if one.ok else f"\n{one.remedy}"
+            table.add_row(Text(word, style), one.name, Text.assemble(one.found, (remedy, _LOW)))
+        console().print(table)
     if any(one.needed and not one.ok for one in checks):
         raise typer.Exit(1)
 
@@ -307,7 +320,7 @@ def checkpoint_ls(folder: Folder, as_json: AsJson = False) -> None:  # noqa: FBT
             cells = (ref.kind.value, ref.epoch, ref.attempt, ref.step, size(ref.size_bytes))
             pins = ", ".join(one.pins)
             table.add_row(*map(str, cells), "good" if ref.good else "", pins)
-        Console().print(table)
+        console().print(table)
 
 
 @checkpoint.command("verify")
@@ -316,25 +329,24 @@ def checkpoint_verify(folder: Folder, as_json: AsJson = False) -> None:  # noqa:
     import tempfile
 
     from forkcast_cli.checkpoints import verify
-    from forkcast_wire import keys
-    from forkcast_wire.documents import RunInfo, load
+    from forkcast_cli.workdir import read_identity
 
     with _one_line(), tempfile.TemporaryDirectory() as scratch:
         _look(folder)
-        uid = load(RunInfo, (folder / keys.RUN).read_bytes()).uid
+        uid = read_identity(folder).uid
         results = verify(folder, uid, Path(scratch))
     if as_json:
         _print_json([{"key": one.key, "error": one.error} for one in results])
     else:
         for one in results:
-            print(f"{'damaged' if one.error else 'ok':8}{one.key}  {one.error}".rstrip())
+            print(shown(f"{'damaged' if one.error else 'ok':8}{one.key}  {one.error}".rstrip()))
     if any(one.error for one in results):
         raise typer.Exit(1)
 
 
 def main() -> None:
     """Entry point."""
-    app()
+    carry_out(app, "forkcast")
 
 
 if __name__ == "__main__":

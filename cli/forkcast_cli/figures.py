@@ -88,7 +88,7 @@ def figures(metrics: Metrics) -> list[tuple[str, str, str]]:
                 f"{metrics.branches} of {metrics.triggers} triggers, "
                 f"{_figure(metrics.branches_per_100k, ',.0f')}{per}"
             ),
-            "branches opened; the other triggers were suppressed by cooldown or budget",
+            "branches opened; the other triggers were suppressed: budget, another branch open, mode, or the end of the run",
         ),
         (
             "Accept rate",
@@ -110,8 +110,8 @@ def figures(metrics: Metrics) -> list[tuple[str, str, str]]:
                 f"{_figure(metrics.proxy_rank_correlation, '.2f')} ({metrics.proxy_compared} candidates)"
             ),
             (
-                "forecast against measured loss at the last rung; empty where the proxy abstained or "
-                "the heuristic ranked"
+                "forecast against measured loss at the same step, both with the mean of recent "
+                "weights; empty if no rung is at proxy.horizonSteps, or the proxy abstained"
             ),
         ),
         (

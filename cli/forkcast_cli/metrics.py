@@ -138,7 +138,7 @@ def compute(facts: Facts) -> Metrics:
     adopted = _adopted(facts)
     known = [s for event in events if (s := event.steps_to_recover) is not None]
     accepted = sum(one.outcome is Outcome.ACCEPTED for one in facts.decisions)
-    gaps, ranks = _proxy_gaps(facts.decisions)
+    gaps, ranks = proxy_gaps(facts.decisions)
     loss = facts.validation_loss
     return Metrics(
         steps=steps,
@@ -342,25 +342,23 @@ def rung_passes(decisions: Sequence[Decision]) -> tuple[RungPass, ...]:
     return tuple(RungPass(rung, measured[rung], passed[rung]) for rung in sorted(measured))
 
 
-def _proxy_gaps(decisions: Sequence[Decision]) -> tuple[list[float], list[float]]:
-    """|forecast - measured| loss of each verified candidate, nats/token, at its last rung, and one
-    rank correlation a branch. The forecast's horizon may lie beyond the rung.
+def proxy_gaps(decisions: Sequence[Decision]) -> tuple[list[float], list[float]]:
+    """|forecast - measured| loss of each candidate that was measured at the very step its forecast is
+    of, nats/token, both with the mean of recent weights; and one rank correlation a branch.
     """
     gaps: list[float] = []
     correlations: list[float] = []
     for decision in decisions:
-        last: dict[str, Trial] = {}
-        for trial in decision.trials:
-            if trial.validation_loss is not None and trial.candidate != CONTROL:
-                known = last.get(trial.candidate)
-                last[trial.candidate] = trial if known is None or trial.rung > known.rung else known
         pairs = []
-        for name, trial in last.items():
-            forecast = decision.draft.candidate(name).forecast
+        for trial in decision.trials:
+            if trial.candidate == CONTROL or trial.rung != decision.draft.horizon:
+                continue
+            forecast = decision.draft.candidate(trial.candidate).forecast
+            measured = trial.mean_weights_loss
             if forecast is None or forecast.abstained is not None or forecast.loss is None:
                 continue
-            assert trial.validation_loss is not None
-            pairs.append((forecast.loss.point, trial.validation_loss))
+            if measured is not None and math.isfinite(measured):
+                pairs.append((forecast.loss.point, measured))
         gaps += [abs(a - b) for a, b in pairs]
         if (rho := spearman(pairs)) is not None:
             correlations.append(rho)

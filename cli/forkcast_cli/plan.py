@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from forkcast import ladder
+from forkcast_cli import rate
 from forkcast_cli.shapes import ModelPlan, plan_model, tokens_per_step
 from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
 
@@ -14,12 +15,13 @@ from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
 class Plan:
     """processes: trainers of the run. concurrent: trainers and rollouts alive at once.
     *_bytes: upper estimates, uncompressed. branch_steps_*: rollout steps of one branch, from the
-    newest and from the deepest base states. model: None where its shape is not known from here.
+    newest and from the deepest base states. learning_rate: its course, a sentence. model: None where its shape is not known from here.
     """
 
     total_steps: int
     tokens_per_step: int
     total_tokens: int
+    learning_rate: str
     model: ModelPlan | None
     train_flops: float | None
     processes: int
@@ -55,6 +57,7 @@ def plan(manifest: TrainingRun) -> Plan:
         total_steps=spec.training.total_steps,
         tokens_per_step=tokens,
         total_tokens=total,
+        learning_rate=rate.course(spec),
         model=model,
         train_flops=6.0 * model.parameters * total if model is not None else None,
         processes=processes,
@@ -103,7 +106,8 @@ def lines(planned: Plan) -> list[tuple[str, str]]:
                 f"{planned.total_steps:,} of {planned.tokens_per_step:,} tokens = "
                 f"{planned.total_tokens:,} tokens"
             ),
-        )
+        ),
+        ("learning rate", planned.learning_rate),
     ]
     if model is None:
         out.append(("model", "its shape is known only when it is loaded"))

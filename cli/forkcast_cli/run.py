@@ -7,14 +7,16 @@ import threading
 import time
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from forkcast_cli import workdir
+from forkcast_cli import rate, workdir
 from forkcast_cli.supervisor import Supervisor
+from forkcast_cli.terminal import console, print_notice
 from forkcast_cli.view import RunView, look
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.manifest_file import ManifestError, refuse_cluster_only
@@ -24,6 +26,7 @@ from forkcast_wire.termination import stop_event_on_sigterm
 
 _LOOK_SECONDS = 0.2
 _SHOW_SECONDS = 1.0
+_MORE = "spec.training.totalSteps to train on"
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -34,38 +37,55 @@ def run(manifest: TrainingRun, folder: Path, *, quiet: bool) -> bool:
     """
     refuse_cluster_only(manifest.spec)
     with workdir.locked(folder):
-        workdir.prepare(folder, manifest)
+        prepared = workdir.prepare(folder, manifest)
+        manifest = prepared.manifest
         try:
             open_store(manifest.spec.storage, folder)
         except StoreError as error:
             raise ManifestError(
                 "spec.storage", str(error), "make it writable, or change it"
             ) from None
+        for notice in prepared.notices:
+            print_notice(notice)
         stop = stop_event_on_sigterm()
         with (folder / "logs" / "supervisor.log").open("a") as log:
-            console, sys.stderr = sys.stderr, log
+            streams, sys.stderr = (sys.stdout, sys.stderr), log
             try:
                 configure_logging("supervisor")
-                return _supervised(manifest, folder, stop, quiet=quiet)
+                return _supervised(prepared, folder, stop, quiet=quiet)
             finally:
-                sys.stderr = console
+                sys.stdout, sys.stderr = streams
 
 
-def _supervised(manifest: TrainingRun, folder: Path, stop: threading.Event, *, quiet: bool) -> bool:
-    supervisor = Supervisor(manifest.spec, folder)
-    console = Console(quiet=quiet)
+def _supervised(
+    prepared: workdir.Prepared, folder: Path, stop: threading.Event, *, quiet: bool
+) -> bool:
+    supervisor = Supervisor(prepared.manifest.spec, folder)
+    screen = console(quiet=quiet)
+    view = look(folder)
+    if view.complete is not None:  # nothing is left to train; a branch may still have to end
+        total = prepared.manifest.spec.training.total_steps
+        if view.active == 0:
+            screen.print(f"complete since step {view.complete.step} of {total}; raise {_MORE}")
+            return True
+        supervisor.children["trainer"].done = True
+    elif said := _about_the_rate(prepared, view.progress.get("step", 0)):
+        screen.print(f"learning rate: {said}", soft_wrap=True)
     losses: list[float] = []
-    shown = 0.0
+    last_shown, told = 0.0, ""
     try:
-        with Live(console=console, refresh_per_second=2, transient=False) as live:
+        with Live(console=screen, refresh_per_second=2, transient=False) as live:
             while not stop.is_set():
                 supervisor.look()
+                if supervisor.trouble not in ("", told):
+                    told = supervisor.trouble
+                    screen.print(f"{told}; training goes on, it is tried again", soft_wrap=True)
                 view = look(folder)
                 if supervisor.finished(view.active):
                     live.update(panel(view, losses))
                     return True
-                if console.is_terminal and time.monotonic() - shown > _SHOW_SECONDS:
-                    shown = time.monotonic()
+                if screen.is_terminal and time.monotonic() - last_shown > _SHOW_SECONDS:
+                    last_shown = time.monotonic()
                     loss = view.progress.get("loss")
                     if loss is not None:
                         losses.append(loss)
@@ -76,12 +96,20 @@ def _supervised(manifest: TrainingRun, folder: Path, stop: threading.Event, *, q
         supervisor.stop()
 
 
+def _about_the_rate(prepared: workdir.Prepared, step: int) -> str:
+    """What this start changes about the learning rate of the steps to come."""
+    if prepared.before is None:
+        return ""
+    before = workdir.resolve(prepared.before, prepared.info)
+    return rate.change(before.spec, prepared.manifest.spec, step)
+
+
 def panel(view: RunView, losses: list[float]) -> Group:
     """The live view: a bar, the loss, the phase, the branches."""
     p = view.progress
-    bar = Progress(*Progress.get_default_columns())
+    bar, state = Progress(*Progress.get_default_columns()), p.get("state", "starting")
     bar.add_task(
-        f"{view.manifest.metadata.name}  epoch {p.get('epoch', 0)}  {p.get('state', 'starting')}",
+        escape(f"{view.manifest.metadata.name}  epoch {p.get('epoch', 0)}  {state}"),
         total=p.get("total_steps", view.manifest.spec.training.total_steps),
         completed=p.get("step", 0),
     )

@@ -24,10 +24,14 @@ _STALE_SECONDS = 15.0
 
 
 def state_word(folder: Path, view: RunView) -> str:
-    """complete, or what the trainer last said, or `stalled` where it has long said nothing."""
+    """complete, or what the trainer last said, or `not running` if it has long said nothing or
+    finished fewer steps than are wanted now.
+    """
     if view.complete is not None:
         return "complete"
     said = str(view.progress.get("state", "not started"))
+    if said == "finished":
+        return "not running"
     try:
         age = time.time() - (folder / "progress.json").stat().st_mtime
     except OSError:

@@ -13,8 +13,10 @@ from pathlib import Path
 import structlog
 
 from forkcast_cli.workdir import MANIFEST, next_attempt
-from forkcast_wire import crash, keys
+from forkcast_wire import crash
+from forkcast_wire.completion import completion
 from forkcast_wire.manifest import Mode, TrainingRunSpec
+from forkcast_wire.store import open_store
 
 _log = structlog.get_logger()
 _MONITOR, _PROXY = "unix:sockets/monitor.sock", "unix:sockets/proxy.sock"
@@ -57,6 +59,7 @@ class Supervisor:
             if spec.proxy.mode == "Service":
                 names.insert(1, "proxy")
         self.children = {name: Child(name) for name in names}
+        self.trouble = ""  # what keeps a child from running, in words
 
     def _command(self, name: str) -> list[str]:
         python = [sys.executable, "-m"]
@@ -118,7 +121,7 @@ class Supervisor:
                 continue
             if child.process is None:
                 if now >= child.not_before:
-                    self.start(name)
+                    self._try_to_start(child, now)
                 continue
             code = child.process.poll()
             if code is None:
@@ -129,6 +132,20 @@ class Supervisor:
                 continue
             self._died(child, code, now)
 
+    def _try_to_start(self, child: Child, now: float) -> None:
+        """Start it, or say what this machine refuses now: space on the disk, a process."""
+        try:
+            self.start(child.name)
+        except OSError as error:
+            child.not_before = now + _BACKOFF[-1]
+            self._trouble(f"{child.name} cannot be started: {error.filename}: {error.strerror}")
+        else:
+            self.trouble = ""
+
+    def _trouble(self, what: str) -> None:
+        self.trouble = what
+        _log.warning("supervisor.trouble", what=what)
+
     def _died(self, child: Child, code: int, now: float) -> None:
         fast = now - child.started < _FAST_SECONDS
         child.deaths = child.deaths + 1 if fast else 1
@@ -136,19 +153,18 @@ class Supervisor:
         # torchrun exits with 1 whatever its ranks say
         launched = child.name == "trainer" and self.spec.parallelism.processes_per_node > 1
         usage = code == _USAGE or (launched and _last_error(log, child.log_from) is not None)
-        if usage or child.deaths >= _MOST_FAST_DEATHS:
+        often = child.deaths >= _MOST_FAST_DEATHS
+        if usage or (often and (child.name == "trainer" or self.children["trainer"].done)):
             raise RunFailedError(_last_error(log) or f"{child.name} exits with {code}; see {log}")
+        if often:  # the run does without
+            self._trouble(f"{child.name} exits with {code} again and again; see {log}")
         child.not_before = now + _BACKOFF[min(child.deaths, len(_BACKOFF)) - 1]
         _log.warning("supervisor.died", child=child.name, code=code)
 
     def _complete(self) -> bool:
-        """Complete, and not overtaken by a newer epoch (then the trainer has to go on)."""
-        path = self.folder / keys.COMPLETE
-        if self.spec.storage.bucket is None and self.spec.storage.path is None:
-            return path.exists()
-        from forkcast_wire.store import open_store
-
-        return open_store(self.spec.storage, self.folder).head(keys.COMPLETE) is not None
+        """Whether the run has taken all steps wanted now."""
+        store = open_store(self.spec.storage, self.folder)
+        return completion(store, self.spec.training.total_steps) is not None
 
     def finished(self, active_branches: int) -> bool:
         """The run has ended: the trainer is done and no branch is open."""
@@ -179,7 +195,10 @@ class Supervisor:
 
 def _last_error(log: Path, start: int | None = None) -> str | None:
     """The last `error: ...` line of a log: among its last lines, or after ``start`` bytes."""
-    text = log.read_bytes()[start or 0 :].decode(errors="replace")
+    try:
+        text = log.read_bytes()[start or 0 :].decode(errors="replace")
+    except OSError:
+        return None
     lines = text.splitlines()[-50 if start is None else 0 :]
     for line in reversed(lines):
         if line.startswith("error: "):

@@ -12,7 +12,9 @@ from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import Trial, Trigger
-from forkcast_wire.documents import Complete, lineage_entries, load
+from forkcast_cli.workdir import read_manifest, read_progress
+from forkcast_wire.completion import completion
+from forkcast_wire.documents import Complete, DocumentError, lineage_entries, load, load_at
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.store import open_store, read_document
 
@@ -40,7 +42,7 @@ class SuppressedView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """One look at a run."""
+    """One look at a run. complete: its end, None while it has not taken all steps wanted now."""
 
     manifest: TrainingRun
     progress: dict[str, Any]
@@ -62,25 +64,17 @@ class RunView:
         return [one for one in self.suppressed if one.reason is not Refusal.NO_LOAN]
 
 
-def manifest_of(folder: Path) -> TrainingRun:
-    """The resolved manifest of a work directory. Raises FileNotFoundError."""
-    return TrainingRun.model_validate(json.loads((folder / "manifest.json").read_text()))
-
-
 def look(folder: Path) -> RunView:
     """Read the whole view. Raises FileNotFoundError where the folder holds no run."""
-    manifest = manifest_of(folder)
+    manifest = read_manifest(folder)
     store = open_store(manifest.spec.storage, folder)
-    progress = folder / "progress.json"
     return RunView(
         manifest=manifest,
-        progress=json.loads(progress.read_text()) if progress.exists() else {},
+        progress=read_progress(folder),
         branches=_branches(store),
-        suppressed=[
-            load(SuppressedView, store.get(info.key)[0]) for info in store.list("suppressed/")
-        ],
+        suppressed=[load_at(store, SuppressedView, info.key) for info in store.list("suppressed/")],
         lineage=lineage_entries(store),
-        complete=read_document(store, Complete, "complete.json"),
+        complete=completion(store, manifest.spec.training.total_steps),
     )
 
 
@@ -98,13 +92,19 @@ def _branches(store: Store) -> list[BranchView]:
 def _branch(store: Store, branch: str, files: set[str]) -> BranchView | None:
     if "branch.json" not in files:
         return None
-    opened = json.loads(store.get(f"branches/{branch}/branch.json")[0])
-    phase = "Forking"
+    key = f"branches/{branch}/branch.json"
+    try:
+        trigger = load(Trigger, json.dumps(_object(store, key)["trigger"]).encode())
+    except (KeyError, DocumentError) as error:
+        raise DocumentError(f"{key}: is damaged ({error}); restore it from a copy") from None
+    phase, ended = "Forking", dict[str, Any]()
     if "phase.json" in files:
-        phase = json.loads(store.get(f"branches/{branch}/phase.json")[0])["kind"]
-    ended = {}
+        saved = _object(store, f"branches/{branch}/phase.json")
+        phase = str(saved.get("kind", "Unknown"))
+        if phase == "Finished":
+            ended = dict(saved.get("phase", {}))
     if "outcome.json" in files:
-        ended = json.loads(store.get(f"branches/{branch}/outcome.json")[0])
+        ended = _object(store, f"branches/{branch}/outcome.json") or ended
     trials: dict[str, dict[int, Trial]] = {}
     for info in store.list(f"rollouts/{branch}/"):
         parts = info.key.split("/")
@@ -114,10 +114,19 @@ def _branch(store: Store, branch: str, files: set[str]) -> BranchView | None:
                 trials.setdefault(parts[2], {})[trial.rung] = trial
     return BranchView(
         id=branch,
-        trigger=load(Trigger, json.dumps(opened["trigger"]).encode()),
+        trigger=trigger,
         phase=phase,
         outcome=ended.get("outcome"),
         reason=ended.get("reason", ""),
         decision=read_document(store, Decision, f"branches/{branch}/decision.json"),
         trials=trials,
     )
+
+
+def _object(store: Store, key: str) -> dict[str, Any]:
+    """The JSON object under a key; {} if it is damaged."""
+    try:
+        found = json.loads(store.get(key)[0])
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

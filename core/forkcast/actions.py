@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+#: The choice of the clipping axis that keeps the run's own policy.
 KEEP = "Keep"
-#: Clipping policies an action may switch to; Keep is the run's own.
-CLIPPING_CHOICES = (KEEP, "ZClip", "ARC", "SPAM", "None")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

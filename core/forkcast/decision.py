@@ -80,7 +80,8 @@ class Draft:
 
     seed: of the search, derived from the branch's identity. source: who ordered. model: digest of
     the model whose forecasts are recorded with the candidates (it may have gated while the heuristic
-    ordered), empty if there are none. proxy: how asking the proxy went. detail: free text beside it,
+    ordered), empty if there are none. horizon: steps after the trigger that they forecast; 0 if nothing
+    was asked, or in schema 1. proxy: how asking the proxy went. detail: free text beside it,
     for people: what the proxy said, or which error came instead.
     """
 
@@ -88,6 +89,7 @@ class Draft:
     strategy: str
     source: DraftSource
     model: str
+    horizon: int
     proxy: ProxyAnswer
     detail: str
     candidates: tuple[Candidate, ...]
@@ -264,5 +266,5 @@ def _schema_1(decision: Decision) -> Json:
     draft = document["draft"]
     assert isinstance(draft, dict)
     draft["note"] = draft.pop("detail")
-    del draft["proxy"]
+    del draft["proxy"], draft["horizon"]
     return document

@@ -76,6 +76,7 @@ def draft(trigger: Trigger, bases: Sequence[StateRef], lineage: Sequence[Lineage
         strategy=STRATEGY,
         source=DraftSource.HEURISTIC,
         model="",
+        horizon=0,
         proxy=ProxyAnswer.NOT_ASKED,
         detail=f"step {step_of(trigger, lineage) + 1} of 3",
         candidates=(only,),

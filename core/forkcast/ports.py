@@ -28,7 +28,13 @@ class World(Protocol):
 
 
 class Signal(Protocol):
-    """One source of uncertainty. A signal sees one record at a time and nothing else."""
+    """One source of uncertainty. A signal sees one record at a time and nothing else.
+
+    weight: its share of the index beside the other signals' shares, >= 0, unless a manifest gives
+    weights.
+    """
+
+    weight: float
 
     def update(self, stats: StepStats) -> Mapping[str, float | None]:
         """Raw values of this step by channel name; the signal's u is the largest robust z among

@@ -114,11 +114,18 @@ class Ema:
         """None before the first value."""
         return self.total / self.weight if self.weight else None
 
-    def push(self, value: float) -> None:
-        """Fold a finite value."""
-        self.total = self.decay * self.total + (1 - self.decay) * value
-        self.weight = self.decay * self.weight + (1 - self.decay)
+    def push(self, value: float, steps: int = 1) -> None:
+        """Fold a finite value; steps: since the value before, >= 1, so that the baseline spans the
+        same number of steps however often it is sampled.
+        """
+        decay = self.decay if steps == 1 else self.decay**steps
+        self.total = decay * self.total + (1 - decay) * value
+        self.weight = decay * self.weight + (1 - decay)
 
     def state(self) -> list[float]:
         """[total, weight]."""
         return [self.total, self.weight]
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Become what `state` was taken from."""
+        self.total, self.weight = map(float, state)

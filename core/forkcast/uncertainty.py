@@ -13,26 +13,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
 from forkcast.records import Index
 from forkcast.robust import MAD_TO_SD, RobustWindow, usable
 
-_WEIGHTS: Mapping[str, float] = MappingProxyType(
-    {"volatility": 0.5, "entropy": 0.3, "disagreement": 0.2}
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexRules:
-    """window: accepted values, W. weights: by signal. warmup_steps: no z before so many steps.
+    """weights: by signal, of all signals. window: accepted values, W. warmup_steps: no z before so many steps.
     outside_z: a step's values stay out of the history while the index stands above this z.
     """
 
+    weights: Mapping[str, float]
     window: int = 512
-    weights: Mapping[str, float] = field(default_factory=lambda: _WEIGHTS)
     warmup_steps: int = 200
     outside_z: float = 2.5
 
@@ -68,7 +63,7 @@ class UncertaintyIndex:
             ]
             if scores:
                 components[signal] = max(scores)
-        weights = {name: self.rules.weights.get(name, 0.0) for name in components}
+        weights = {name: self.rules.weights[name] for name in components}
         total = math.fsum(weights.values())
         index = (
             math.fsum(weights[name] * u for name, u in components.items()) / total if total else 0.0

@@ -20,7 +20,7 @@ class Detector:
 
     def __init__(self, config: DetectorConfig, run_uid: str) -> None:
         self.config = config
-        self._signals = {n: make(config.ema_decay, config.horizon) for n, make in SIGNALS.items()}
+        self._signals = {name: make(config.signals) for name, make in SIGNALS.items()}
         self._index = UncertaintyIndex(config.index)
         self.triggers = TriggerMachine(config.trigger, run_uid)
         self._spikes = SpikeScore()

@@ -12,15 +12,16 @@ from typing import Any
 import structlog
 
 from forkcast.records import Index, StepStats
+from forkcast_monitor.signals import SIGNALS
 from forkcast_wire import crash
-from forkcast_wire.statistics import TAIL, last_steps, read_tail, write_chunk
+from forkcast_wire.files import replaced
+from forkcast_wire.statistics import COMPONENT, TAIL, last_steps, read_tail, write_chunk
 
 _log = structlog.get_logger()
 _CHUNK_ROWS = 1024
 #: After a chunk that could not be written; each try reads the whole tail.
 _RETRY_ROWS = 64
 _COLUMNS = tuple(field.name for field in fields(StepStats))
-_SIGNALS = ("volatility", "entropy", "disagreement")
 
 
 class LineFile:
@@ -48,12 +49,8 @@ class LineFile:
 
     def replace(self, rows: list[dict[str, Any]]) -> None:
         """Hold exactly these rows, atomically."""
-        partial = self._path.with_suffix(".part")
-        with partial.open("wb") as file:
+        with replaced(self._path) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
         self._file.close()
         self._file = self._path.open("ab", buffering=0)
         self.length = self._path.stat().st_size
@@ -87,8 +84,8 @@ class History:
         """
         row = stats_row(stats)
         row["index"], row["z"] = (index.index, index.z) if index else (0.0, 0.0)
-        for name in _SIGNALS:
-            row[f"u_{name}"] = index.components.get(name) if index else None
+        for name in SIGNALS:
+            row[COMPONENT + name] = index.components.get(name) if index else None
         crash.reach("before-append")
         self._file.append(row)
         crash.reach("after-append")

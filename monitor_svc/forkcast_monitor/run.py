@@ -19,10 +19,12 @@ from forkcast_monitor.attempts import ALL, Attempt, Attempts
 from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.detector import Detector
 from forkcast_monitor.history import History, LineFile, stats_row
+from forkcast_monitor.signals import SIGNALS
 from forkcast_monitor.snapshots import Snapshot, Snapshots
 from forkcast_wire import crash
 from forkcast_wire.documents import dump, load
 from forkcast_wire.fields import MOST_STEPS
+from forkcast_wire.files import replaced
 from forkcast_wire.statistics import read_lines, row_to_stats, sound
 
 _log = structlog.get_logger()
@@ -32,7 +34,7 @@ SNAPSHOT_STEPS = 500
 #: Declared gaps ahead of what is judged; a trainer joins its own to so many.
 MOST_GAPS = 256
 #: Rises whenever Detector.state changes its meaning: older snapshots are then not used.
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
 
 
 class Accepted(Enum):
@@ -61,7 +63,9 @@ class WatchedRun:
         self._known_triggers = {one.id for one in self.triggers}
         self.total_steps = 0
         self._attempts = Attempts(state_dir / "attempts.json")
-        configuration = hashlib.sha256(f"{_STATE_FORMAT} {config}".encode()).hexdigest()
+        # a snapshot of other signals is not used: the state is folded again from the history
+        key = f"{_STATE_FORMAT} {sorted(SIGNALS)} {config}"
+        configuration = hashlib.sha256(key.encode()).hexdigest()
         self._snapshots = Snapshots(state_dir / "snapshots", configuration)
         self._recent: deque[array[float]] = deque(maxlen=config.index.window)
         self._last: StepStats | None = None
@@ -321,10 +325,9 @@ class WatchedRun:
         if trigger.id in self._known_triggers:
             return
         path = self._dir / "triggers" / f"{len(self.triggers) + 1:06d}.json"
-        partial = path.with_suffix(".part")
-        partial.write_bytes(dump(trigger))
-        crash.reach("before-trigger")
-        partial.replace(path)
+        with replaced(path) as file:
+            file.write(dump(trigger))
+            crash.reach("before-trigger")
         crash.reach("after-trigger")
         self.triggers.append(trigger)
         self._known_triggers.add(trigger.id)

@@ -25,7 +25,7 @@ def window_reply(run: WatchedRun, steps: int) -> pb.WindowReply:
 def summary(hosted: Hosted, run: WatchedRun) -> pb.RunSummary:
     """Where a run stands."""
     given, last, index = hosted.registration, run.last(), run.detector.last
-    return pb.RunSummary(
+    told = pb.RunSummary(
         run_uid=given.run_uid,
         name=given.name,
         namespace=given.namespace,
@@ -44,3 +44,6 @@ def summary(hosted: Hosted, run: WatchedRun) -> pb.RunSummary:
         streams=len(hosted.streams),
         seconds_since_report=seconds_since(hosted),
     )
+    if index is not None and index.ready:
+        told.over_threshold = run.detector.over_threshold
+    return told

@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -34,7 +35,13 @@ from forkcast_wire.process import (
     configure_logging,
     die_with_parent,
 )
-from forkcast_wire.store import StoreError, open_store
+from forkcast_wire.store import (
+    StoreError,
+    StoreMisconfigured,
+    StoreUnavailable,
+    open_store,
+    wait_for,
+)
 
 _log = structlog.get_logger()
 _ACTIVE_SECONDS, _IDLE_SECONDS = 0.05, 0.5
@@ -110,7 +117,13 @@ def main() -> int:
         return 0
     spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
     info = load(RunInfo, (given.workdir / keys.RUN).read_bytes())
-    store = open_store(spec.storage, given.workdir)
+    try:
+        store = wait_for(lambda: open_store(spec.storage, given.workdir), stop)
+    except StoreUnavailable:  # told to leave while the store was away
+        return 0
+    except StoreMisconfigured as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     operator = LocalOperator(spec, info, store, given.workdir, given.monitor, given.proxy)
     threading.Thread(target=operator.watch, args=(stop,), daemon=True).start()
     while not stop.is_set():

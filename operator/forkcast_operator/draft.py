@@ -52,9 +52,11 @@ def draft(
     """The whole draft. A proxy that is down, slow or wrong costs its opinion, nothing else."""
     candidates = draw(spec, lattice, window, history, seed)
     forecasts: dict[str, Forecast] = {}
-    answer, model, detail = ProxyAnswer.NOT_ASKED, "", ""
+    answer, horizon, model, detail = ProxyAnswer.NOT_ASKED, 0, "", ""
     if proxy is not None:
-        answer, forecasts, model, detail = _ask(spec, window, candidates, proxy)
+        left = spec.training.total_steps - int(window.columns["step"][-1]) if len(window) else 1
+        horizon = max(1, min(spec.proxy.horizon_steps, left))
+        answer, forecasts, model, detail = _ask(spec, window, candidates, horizon, proxy)
     candidates = tuple(replace(c, forecast=forecasts.get(c.name)) for c in candidates)
     finalists, source = rank(
         candidates,
@@ -66,6 +68,7 @@ def draft(
         strategy=spec.branching.search,
         source=source,
         model=model,
+        horizon=horizon,
         proxy=answer,
         detail=detail,
         candidates=candidates,
@@ -74,14 +77,17 @@ def draft(
 
 
 def _ask(
-    spec: TrainingRunSpec, window: Window, candidates: Sequence[Candidate], proxy: ProxyStub
+    spec: TrainingRunSpec,
+    window: Window,
+    candidates: Sequence[Candidate],
+    horizon: int,
+    proxy: ProxyStub,
 ) -> tuple[ProxyAnswer, dict[str, Forecast], str, str]:
     """How it went, the forecasts by candidate, the model's digest and what was said beside."""
-    left = spec.training.total_steps - int(window.columns["step"][-1]) if len(window) else 1
     request = pb.ForecastRequest(
         window=window_to_wire(window),
         candidates=[candidate_to_wire(one) for one in candidates],
-        horizon_steps=max(1, min(spec.proxy.horizon_steps, left)),
+        horizon_steps=horizon,
     )
     try:
         answer = proxy.Forecast(request, timeout=spec.proxy.timeout_seconds)

@@ -18,6 +18,7 @@ from forkcast.records import Trigger, TriggerRule
 from forkcast_operator.branch_records import BranchRecord, Suppression, load_phase
 from forkcast_operator.rules import branch_rules
 from forkcast_wire import keys
+from forkcast_wire.completion import completion
 from forkcast_wire.documents import lineage_entries, lineage_head
 from forkcast_wire.manifest import Mode, TrainingRunSpec
 from forkcast_wire.store import AlreadyExists, put_document, read_document
@@ -95,7 +96,7 @@ class Intake:
         """
         if not triggers:
             return []
-        seen, budget, told = self._look(), _budget(spec), []
+        seen, budget, told = self._look(spec.training.total_steps), _budget(spec), []
         for trigger in triggers:
             rules = self._rules(spec, trigger)
             fits, owed = rules is not None, self._owed(spec, trigger)
@@ -112,11 +113,11 @@ class Intake:
                 told.append((Received.KNOWN, ""))
         return told
 
-    def _look(self) -> RunSeen:
+    def _look(self, total_steps: int) -> RunSeen:
         """What the store shows of the run; the names of its branches and triggers are ids."""
         head = lineage_head(self._store)
         return RunSeen(
-            finished=self._store.head(keys.COMPLETE) is not None,
+            finished=completion(self._store, total_steps) is not None,
             epoch=head.epoch if head else 0,
             opened=frozenset(
                 info.key.split("/")[1]

@@ -11,8 +11,7 @@ from forkcast.branch import BranchRules, Policy
 from forkcast.lineage import LineageEntry
 from forkcast.records import StateRef, Trigger, TriggerRule
 from forkcast_wire.manifest import Mode, TrainingRunSpec
-
-_ARC_LEAST = 3
+from forkcast_wire.shelves import SHELVES
 
 
 def branch_rules(spec: TrainingRunSpec, trigger: Trigger, *, hold_main: bool = True) -> BranchRules:
@@ -31,7 +30,7 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger, *, hold_main: bool = T
     rungs = tuple(r for r in wanted if r <= left and (not confirm or r < confirm))
     if not rungs:
         raise ValueError(f"only {left} steps are left, the first rung is {wanted[0]}")
-    acceptance = branching.acceptance
+    acceptance, decay = branching.acceptance, spec.uncertainty.ema_decay
     return BranchRules(
         rungs=rungs,
         confirm_steps=confirm,
@@ -46,7 +45,7 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger, *, hold_main: bool = T
             max_risk=acceptance.max_risk_quantile,
             max_volatility_ratio=acceptance.max_volatility_ratio,
             unknown_margin=acceptance.margin,
-            ema_decay=spec.uncertainty.ema_decay or 0.98,
+            ema_decay=AcceptanceRules().ema_decay if decay is None else decay,
         ),
     )
 
@@ -70,7 +69,8 @@ def lattice_of(
         )
     choices = spec.branching.actions
     micro = spec.training.gradient_accumulation_steps * spec.parallelism.processes
-    clipping = tuple(name for name in choices.clipping if name != "ARC" or micro >= _ARC_LEAST)
+    least = {name: of["leastMicroBatches"] for name, of in SHELVES["clipping"].items()}
+    clipping = tuple(name for name in choices.clipping if micro >= least.get(name, 1))
     return Lattice(
         learning_rate_scales=tuple(choices.learning_rate_scales),
         weight_decay_scales=tuple(choices.weight_decay_scales),

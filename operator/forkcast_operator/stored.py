@@ -7,6 +7,7 @@ left to the two worlds made of this one.
 
 from __future__ import annotations
 
+import math
 import time
 
 import grpc
@@ -43,6 +44,7 @@ from forkcast_operator.rules import lattice_of
 from forkcast_wire import catalogue, keys
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import window_from_wire
+from forkcast_wire.completion import completion
 from forkcast_wire.documents import (
     RolloutJob,
     RolloutUntil,
@@ -100,14 +102,22 @@ class StoredWorld:
             lineage=read_document(self.store, LineageEntry, lineage.key(epoch)),
             durable_epoch=self._durable_epoch(epoch),
             expired=expired,
-            run_finished=self.store.head(keys.COMPLETE) is not None,
+            run_finished=completion(self.store, self.spec.training.total_steps) is not None,
             released=self.store.head(self._key("outcome")) is not None and not self._occupied(),
         )
 
+    def started_at(self) -> float | None:
+        """Since when the branch's deadline counts, Unix seconds; None: it does not count yet."""
+        return self.record.opened_at
+
+    def deadline(self) -> float | None:
+        """The branch's deadline, Unix seconds: it goes on while no operator runs."""
+        started = self.started_at()
+        return None if started is None else started + self.spec.branching.budget.deadline_seconds
+
     def _seconds_left(self) -> float:
-        """Until the branch's deadline, by the wall clock: it goes on while no operator runs."""
-        deadline = self.record.opened_at + self.spec.branching.budget.deadline_seconds
-        return deadline - time.time()
+        deadline = self.deadline()
+        return math.inf if deadline is None else deadline - time.time()
 
     def _held(self) -> bool:
         """Whether the main run waits for this branch."""

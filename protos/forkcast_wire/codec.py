@@ -38,7 +38,7 @@ _PLAIN = (
 
 
 #: The largest integers of a record: what JSON, float64 and Parquet's int64 all hold exactly.
-_MOST = {
+MOST = {
     "epoch": MOST_EPOCHS,
     "attempt": 1_000_000,
     "rank": 1 << 20,
@@ -47,7 +47,7 @@ _MOST = {
 }
 MOST_LAYERS = 1024
 _MOST_GROUPS, _MOST_GROUP_NAME, _MOST_UID = 64, 64, 64
-_bounded, _bounds = attrgetter(*_MOST), tuple(_MOST.values())
+_bounded, _bounds = attrgetter(*MOST), tuple(MOST.values())
 
 
 _NAMES = (*_PLAIN, *_OPTIONAL, *_LAYERS)
@@ -80,7 +80,7 @@ def stats_from_wire(message: pb.StepStats) -> StepStats:
 
 
 def _refuse(message: pb.StepStats) -> NoReturn:
-    for name, most in _MOST.items():
+    for name, most in MOST.items():
         if getattr(message, name) > most:
             raise ValueError(f"{name}: at most {most}")
     raise ValueError(f"run_uid: at most {_MOST_UID} characters")

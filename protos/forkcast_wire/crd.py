@@ -1,8 +1,12 @@
 """Parts to structural schemas, and the custom resource definitions `TrainingRun` and `Branch`.
 
 The models are the only truth: types, ranges, defaults, descriptions and rules come from them, and
-a field without a description or without a maximum is refused here. What a structural schema cannot
-say about a decimal (a string, because a float changes with whoever prints it) becomes a CEL rule.
+a field without a description or without a maximum is refused here.
+
+A decimal of a manifest is a number or a text (`3e-4` is a number to kubectl, a text to PyYAML, which
+therefore writes such texts without quotes). A structural schema has no such type, so the field has
+none and is `x-kubernetes-preserve-unknown-fields`; its pattern bounds the text, `minimum` and
+`maximum` the number, and `not` refuses everything else. CEL sees no such field: no rule may read one.
 """
 
 from __future__ import annotations
@@ -16,9 +20,10 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from pydantic import TypeAdapter, WithJsonSchema
 from pydantic.fields import FieldInfo
 
-from forkcast_wire.fields import API_GROUP, DECIMAL_PATTERN, Part, Rule
+from forkcast_wire.fields import API_GROUP, DECIMAL_PATTERN, POWER_PATTERN, Part, Rule
 from forkcast_wire.manifest import Metadata, TrainingRunSpec
 from forkcast_wire.resources import BranchSpec, BranchStatus, TrainingRunStatus
+from forkcast_wire.shelves import Shares, Shelf
 
 Schema = dict[str, Any]
 _LIST_KEYS: Final = "x-kubernetes-list-map-keys"
@@ -54,6 +59,7 @@ def part_schema(model: type[Part], description: str = "") -> Schema:
     }
     if required:
         schema["required"] = required
+    schema |= model.SCHEMA
     if model.RULES:
         schema[_RULES] = [_validation(rule) for rule in model.RULES]
     return schema
@@ -124,6 +130,8 @@ def _plain(kind: Any, facts: Schema) -> Schema:
     if kind is str:
         if "max_length" not in facts:
             raise SchemaError("a text needs max_length")
+        if "names" in facts:
+            return {"type": "string", "enum": facts["names"]}
         names = {"min_length": "minLength", "max_length": "maxLength", "pattern": "pattern"}
         return {"type": "string", **{new: facts[old] for old, new in names.items() if old in facts}}
     if kind is dt.datetime:
@@ -145,18 +153,7 @@ def _container(origin: Any, inner: tuple[Any, ...], facts: Schema) -> Schema:
     if "max_length" not in facts:
         raise SchemaError("a list or mapping needs max_length")
     if origin is dict:
-        longest = _facts(getattr(inner[0], "__metadata__", ())).get("max_length", _KEY_LENGTH)
-        return {
-            "type": "object",
-            "additionalProperties": _schema(inner[1], ()),
-            "maxProperties": facts["max_length"],
-            _RULES: [
-                {
-                    "rule": f"self.all(name, size(name) > 0 && size(name) <= {longest})",
-                    "message": f"names must have 1 to {longest} characters",
-                }
-            ],
-        }
+        return _mapping(_facts(getattr(inner[0], "__metadata__", ())), _schema(inner[1], ()), facts)
     schema: Schema = {
         "type": "array",
         "items": _schema(inner[0], ()),
@@ -168,20 +165,111 @@ def _container(origin: Any, inner: tuple[Any, ...], facts: Schema) -> Schema:
     return schema
 
 
+def _mapping(keys: Schema, values: Schema, facts: Schema) -> Schema:
+    """Names of a shelf are properties, so that a cluster knows which there are; other names only have
+    a length, which is a rule, and a rule needs values of one type.
+    """
+    if "names" in keys:
+        schema = {
+            "type": "object",
+            "properties": {
+                name: {**values, "description": f"Of {name}."} for name in keys["names"]
+            },
+        }
+        return {**schema, "required": keys["names"]} if facts.get("shares") else schema
+    mapping: Schema = {
+        "type": "object",
+        "additionalProperties": values,
+        "maxProperties": facts["max_length"],
+    }
+    if "type" in values:
+        longest = keys.get("max_length", _KEY_LENGTH)
+        said = f"names must have 1 to {longest} characters"
+        rule = f"self.all(name, size(name) > 0 && size(name) <= {longest})"
+        mapping[_RULES] = [{"rule": rule, "message": said}]
+    return mapping
+
+
 def _given(given: Schema, facts: Schema) -> Schema:
-    """A schema that the kind brings along; a decimal's range becomes a rule."""
+    """A schema that the kind brings along, with the range that the field adds."""
     schema = dict(given)
-    if schema.get("pattern") != DECIMAL_PATTERN:
-        return schema
-    bounds = [(sign, facts[name]) for name, sign in _SIGNS.items() if name in facts]
-    if bounds:
+    bounds = {name: float(facts[name]) for name in _SIGNS if name in facts}
+    if schema.get("type") == ["number", "string"]:
+        return number_or_text(schema, bounds)
+    if schema.get("pattern") == DECIMAL_PATTERN and bounds:
         schema[_RULES] = [
             {
-                "rule": " && ".join(f"double(self) {sign} {float(x)!r}" for sign, x in bounds),
-                "message": "must be " + " and ".join(f"{sign} {x:g}" for sign, x in bounds),
+                "rule": " && ".join(f"double(self) {_SIGNS[n]} {x!r}" for n, x in bounds.items()),
+                "message": "must be "
+                + " and ".join(f"{_SIGNS[n]} {x:g}" for n, x in bounds.items()),
             }
         ]
     return schema
+
+
+# --------------------------------------------------------------------------------- numbers or texts
+
+_ZERO: Final = r"0+\.?0*|\.0+"
+_NOT_ZERO: Final = r"0*[1-9][0-9]*(\.[0-9]*)?|[0-9]*\.[0-9]*[1-9][0-9]*"
+_WITH_POWER: Final = rf"[1-9](\.[0-9]*)?{POWER_PATTERN}"
+#: Neither a number nor a text satisfies it; everything else does, for nothing in it is about it.
+_NEITHER: Final[Schema] = {"pattern": "^$", "minimum": 1, "maximum": 0}
+
+
+def number_or_text(given: Schema, bounds: Mapping[str, float]) -> Schema:
+    """The structural schema of a number or a text of a pattern; a decimal's text within ``bounds``
+    (by pydantic's names: gt, ge, lt, le). Raises SchemaError for bounds that no pattern can say.
+    """
+    schema: Schema = {
+        "x-kubernetes-preserve-unknown-fields": True,
+        "pattern": _decimal_pattern(bounds) if bounds else given["pattern"],
+        "maxLength": given["maxLength"],
+        "not": dict(_NEITHER),
+        **{name: given[name] for name in ("minimum",) if name in given},
+    }
+    for name, bound in bounds.items():
+        side = "minimum" if name in ("gt", "ge") else "maximum"
+        schema[side] = bound
+        if name in ("gt", "lt"):
+            schema[f"exclusive{side.capitalize()}"] = True
+    return schema
+
+
+def _decimal_pattern(bounds: Mapping[str, float]) -> str:
+    """What spells a decimal within the bounds: at least 0, at most a digit and zeros."""
+    if any(bounds.get(name, 0) != 0 for name in ("gt", "ge")):
+        raise SchemaError("a decimal's least value is 0, or there is none")
+    texts = [_NOT_ZERO, _WITH_POWER]
+    if (most := bounds.get("le", bounds.get("lt"))) is not None:
+        texts = _up_to(most, itself="le" in bounds)
+    texts = [rf"\+?({'|'.join(texts)})"]
+    if "gt" not in bounds:
+        texts.append(rf"[+-]?({_ZERO})")
+    if not {"gt", "ge"} & set(bounds):
+        texts.append(rf"-({_NOT_ZERO}|{_WITH_POWER})")
+    return f"^({'|'.join(texts)})$"
+
+
+def _up_to(most: float, *, itself: bool) -> list[str]:
+    """Patterns of decimals in (0, most), with most itself if ``itself``."""
+    digit, _, exponent = f"{most:.0e}".partition("e")
+    first, zeros = int(digit), int(exponent)
+    if float(f"{first}e{zeros}") != most or zeros < 0:
+        raise SchemaError(f"a decimal's greatest value is a digit and zeros, not {most:g}")
+    power = rf"\+?0?{zeros}" if zeros else "[+-]?00?"
+    texts = [r"0*\.[0-9]*[1-9][0-9]*"]  # below 1
+    if zeros:  # below 10 to the zeros
+        texts.append(rf"0*[1-9][0-9]{{0,{zeros - 1}}}(\.[0-9]*)?")
+    if first > 1:
+        texts.append(rf"0*[1-{first - 1}][0-9]{{{zeros}}}(\.[0-9]*)?")
+        texts.append(rf"[1-{first - 1}](\.[0-9]*)?[eE]{power}")
+    if itself:
+        texts.append(rf"0*{first}0{{{zeros}}}(\.0*)?")
+        texts.append(rf"{first}(\.0*)?[eE]{power}")
+    if zeros:
+        texts.append(rf"[1-9](\.[0-9]*)?[eE](\+?0?[0-{zeros - 1}]|-00?)")
+    texts.append(r"[1-9](\.[0-9]*)?[eE]-(0?[1-9]|[1-9][0-9]|[12][0-9]{2}|30[0-7])")
+    return texts
 
 
 def _facts(metadata: Iterable[Any]) -> Schema:
@@ -192,6 +280,10 @@ def _facts(metadata: Iterable[Any]) -> Schema:
             found |= _facts(one.metadata)
         elif isinstance(one, WithJsonSchema):
             found["schema"] = one.json_schema
+        elif isinstance(one, Shelf):
+            found["names"] = list(one.names)
+        elif isinstance(one, Shares):
+            found["shares"] = True
         for name in (*_SIGNS, "min_length", "max_length", "pattern"):
             if (value := getattr(one, name, None)) is not None and not isinstance(one, FieldInfo):
                 found[name] = value

@@ -6,15 +6,26 @@ rule over them may cost.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
+from forkcast_wire.echo import shown
+
 API_GROUP: Final = "forkcast.dev"
 API_VERSION: Final = "forkcast.dev/v1alpha1"
-DECIMAL_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+#: A plain decimal, or digits with a power of ten behind a first digit that is not 0: what is
+#: greater than a bound can be told from such a text by its pattern alone, see `crd.py`.
+POWER_PATTERN = r"[eE][+-]?([0-9]{1,2}|[12][0-9]{2}|30[0-7])"
+DECIMAL_PATTERN = rf"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+|[1-9](\.[0-9]*)?{POWER_PATTERN})$"
+_DECIMAL_LENGTH = 32
+#: What the pattern can spell, but for 0.
+_LEAST, _MOST = 1e-307, 1e308
+_LIKE = "write one like 0.98 or 3e-4"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 MOST_STEPS = 100_000_000
 #: Lineage epochs of a run: each is a branch's collapse, and as many branches a manifest may allow.
@@ -22,14 +33,20 @@ MOST_EPOCHS = 10_000
 
 
 def _decimal(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, str):
-        raise ValueError(f'a decimal is a quoted string; write "{value}"')
+    """A number as it is, or a text that spells one. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"not a decimal: {shown(value)}; {_LIKE}")
+    if isinstance(value, str) and not re.fullmatch(DECIMAL_PATTERN, value):
+        raise ValueError(f"not a decimal: {shown(value)}; {_LIKE}")
+    if isinstance(value, str) and len(value) > _DECIMAL_LENGTH:
+        raise ValueError(f"longer than {_DECIMAL_LENGTH} characters: {shown(value)}; {_LIKE}")
     try:
         number = float(value)
-    except ValueError:
-        raise ValueError(f'not a decimal: "{value}"; write one like "0.98" or "3e-4"') from None
-    if number != number or number in (float("inf"), float("-inf")):  # noqa: PLR0124
-        raise ValueError(f'not a finite decimal: "{value}"')
+    except OverflowError:
+        number = math.inf
+    if number and not _LEAST <= abs(number) < _MOST:
+        rule = f"not between {_LEAST:g} and {_MOST:g}: {shown(value)}"
+        raise ValueError(f"{rule}; {_LIKE}")
     return number
 
 
@@ -38,11 +55,22 @@ def decimal_text(value: float) -> str:
     return f"{value:.17g}" if value != float(f"{value:g}") else f"{value:g}"
 
 
+#: A decimal of the manifest: a number, or a text, for YAML tools disagree on which of the two
+#: `3e-4` is. It is written as a text, since a float changes with whoever prints it.
 Decimal = Annotated[
     float,
     BeforeValidator(_decimal),
     PlainSerializer(decimal_text),
-    WithJsonSchema({"type": "string", "pattern": DECIMAL_PATTERN, "maxLength": 32}),
+    WithJsonSchema(
+        {"type": ["number", "string"], "pattern": DECIMAL_PATTERN, "maxLength": _DECIMAL_LENGTH}
+    ),
+]
+#: A decimal that only our own services write: always a text.
+WrittenDecimal = Annotated[
+    float,
+    BeforeValidator(_decimal),
+    PlainSerializer(decimal_text),
+    WithJsonSchema({"type": "string", "pattern": DECIMAL_PATTERN, "maxLength": _DECIMAL_LENGTH}),
 ]
 Positive = Annotated[Decimal, Field(gt=0)]
 NonNegative = Annotated[Decimal, Field(ge=0)]
@@ -52,7 +80,9 @@ Steps = Annotated[int, Field(ge=1, le=MOST_STEPS, strict=True)]
 StepsOrZero = Annotated[int, Field(ge=0, le=MOST_STEPS, strict=True)]
 Seed = Annotated[int, Field(ge=0, le=2**53 - 1, strict=True)]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1, strict=True)]
-Uri = Annotated[str, Field(min_length=1, max_length=1024)]
+#: One line of text.
+PLAIN_PATTERN = r"^[^\x00-\x1f\x7f]*$"
+Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=PLAIN_PATTERN)]
 #: A DNS subdomain: the name of a Secret, a claim, a class, a queue.
 ObjectName = Annotated[
     str,
@@ -88,6 +118,8 @@ class Part(BaseModel):
 
     #: Rules across this part's fields.
     RULES: ClassVar[tuple[Rule, ...]] = ()
+    #: What else a cluster checks, as a schema: of decimals, which no rule can read.
+    SCHEMA: ClassVar[dict[str, Any]] = {}
 
     model_config = ConfigDict(
         alias_generator=to_camel,

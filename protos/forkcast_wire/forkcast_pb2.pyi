@@ -53,7 +53,7 @@ class ListRunsResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunSummary, _Mapping]]] = ...) -> None: ...
 
 class RunSummary(_message.Message):
-    __slots__ = ("run_uid", "name", "namespace", "mode", "epoch", "attempt", "next_step", "total_steps", "tokens", "loss", "grad_norm", "index", "z", "triggers", "last_trigger_step", "streams", "seconds_since_report")
+    __slots__ = ("run_uid", "name", "namespace", "mode", "epoch", "attempt", "next_step", "total_steps", "tokens", "loss", "grad_norm", "index", "z", "triggers", "last_trigger_step", "streams", "seconds_since_report", "over_threshold")
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class RunSummary(_message.Message):
     LAST_TRIGGER_STEP_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_SINCE_REPORT_FIELD_NUMBER: _ClassVar[int]
+    OVER_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     run_uid: str
     name: str
     namespace: str
@@ -88,7 +89,8 @@ class RunSummary(_message.Message):
     last_trigger_step: int
     streams: int
     seconds_since_report: float
-    def __init__(self, run_uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., mode: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., next_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., tokens: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., index: _Optional[float] = ..., z: _Optional[float] = ..., triggers: _Optional[int] = ..., last_trigger_step: _Optional[int] = ..., streams: _Optional[int] = ..., seconds_since_report: _Optional[float] = ...) -> None: ...
+    over_threshold: bool
+    def __init__(self, run_uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., mode: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., next_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., tokens: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., index: _Optional[float] = ..., z: _Optional[float] = ..., triggers: _Optional[int] = ..., last_trigger_step: _Optional[int] = ..., streams: _Optional[int] = ..., seconds_since_report: _Optional[float] = ..., over_threshold: bool = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("run_uid", "epoch", "attempt", "rank", "start_step", "total_steps", "base_step")

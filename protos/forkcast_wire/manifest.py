@@ -1,17 +1,18 @@
 """The TrainingRun manifest, `forkcast.dev/v1alpha1`: one model for the local world and the cluster.
 
-Conventions of the format: camelCase names, enums in CamelCase, integers with a maximum, and every
-decimal as a quoted string ("0.98"), because a float in a manifest changes with whoever prints it.
+Conventions of the format: camelCase names, enums in CamelCase, integers with a maximum, and decimals
+as numbers or as texts (3e-4, "0.98"), for YAML tools disagree on which of the two 3e-4 is.
 Every field says what it is and its unit; the reference page in docs/ and the custom resource
 definitions are generated from here. The parts stand by subject in manifest_*.py.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from forkcast.schedule import LearningRate
 from forkcast_wire.fields import NAME_PATTERN, Part, Rule
 from forkcast_wire.manifest_branching import (
     Acceptance,
@@ -22,7 +23,6 @@ from forkcast_wire.manifest_branching import (
     Mode,
     Proxy,
     Rollback,
-    SignalWeights,
     TriggerThresholds,
     Uncertainty,
 )
@@ -42,6 +42,8 @@ from forkcast_wire.manifest_data import (
 from forkcast_wire.manifest_pods import (
     CaRef,
     Images,
+    LabelKey,
+    LabelValue,
     Lifecycle,
     PodPatch,
     Resources,
@@ -60,8 +62,7 @@ from forkcast_wire.manifest_training import (
 )
 
 __all__ = [
-    "CHANGEABLE",
-    "IMMUTABLE",
+    "FIXED",
     "STRESSOR_PROBABILITY",
     "Acceptance",
     "ActionChoices",
@@ -89,7 +90,6 @@ __all__ = [
     "Schedule",
     "Scheduling",
     "SecretRef",
-    "SignalWeights",
     "Statistics",
     "Storage",
     "Stressor",
@@ -105,16 +105,24 @@ __all__ = [
 ]
 
 
-#: What makes a run the run it is.
-IMMUTABLE: Final = ("model", "data", "stressors", "optimizer", "parallelism", "storage")
-#: What of `training` may change within a run; totalSteps may only grow.
-CHANGEABLE: Final = ("totalSteps", "threads")
+def _fields(part: type[Part], path: str, *but: str) -> tuple[str, ...]:
+    """The dotted paths of a part's fields, except those named."""
+    names = (field.alias or name for name, field in part.model_fields.items())
+    return tuple(f"{path}.{name}" for name in names if name not in but)
+
+
+#: What makes a run the run it is: dotted paths below `spec`. Of `training`, totalSteps may grow.
+FIXED: Final = (
+    "model",
+    "data",
+    "stressors",
+    "optimizer",
+    *_fields(Training, "training", "totalSteps", "scheduleSteps", "threads"),
+    "parallelism",
+    "storage",
+)
 _WHILE_SUSPENDED = ("resources", "scheduling", "podPatch")
-_TRAINING_FIXED = [
-    field.alias or name
-    for name, field in Training.model_fields.items()
-    if field.alias not in CHANGEABLE
-]
+_STEPS = "self.training.scheduleSteps"
 
 
 class TrainingRunSpec(Part):
@@ -127,15 +135,7 @@ class TrainingRunSpec(Part):
                 f"self.{name} == oldSelf.{name}",
                 "cannot change within a run; undo it, or create another TrainingRun",
             )
-            for name in IMMUTABLE
-        ),
-        *(
-            Rule(
-                f".training.{name}",
-                f"self.training.{name} == oldSelf.training.{name}",
-                "cannot change within a run; undo it, or create another TrainingRun",
-            )
-            for name in _TRAINING_FIXED
+            for name in FIXED
         ),
         Rule(
             ".training.totalSteps",
@@ -150,6 +150,17 @@ class TrainingRunSpec(Part):
             )
             for name in _WHILE_SUSPENDED
         ),
+        Rule(
+            ".training.scheduleSteps",
+            f"has({_STEPS}) == has(oldS{_STEPS[1:]}) && (!has({_STEPS}) || "
+            f"{_STEPS} == oldS{_STEPS[1:]}) || oldSelf.suspend",
+            "may change only while the run is suspended; set suspend: true first",
+        ),
+        Rule(
+            ".training.scheduleSteps",
+            f"self.optimizer.schedule.type == 'Cosine' || !has({_STEPS})",
+            "is the length of Cosine; leave it out with Constant",
+        ),
     )
 
     model: Model = Model()
@@ -161,7 +172,7 @@ class TrainingRunSpec(Part):
     optimizer: Optimizer = Optimizer()
     """How the weights are updated. Cannot change."""
     training: Training
-    """Steps and batches; only `totalSteps` may change, and only grow."""
+    """Steps and batches. `totalSteps` may grow, `scheduleSteps` and `threads` may change."""
     parallelism: Parallelism = Parallelism()
     """Processes. Cannot change."""
     statistics: Statistics = Statistics()
@@ -189,6 +200,34 @@ class TrainingRunSpec(Part):
     lifecycle: Lifecycle = Lifecycle()
     """How long the run and its objects live (Kubernetes only)."""
 
+    def learning_rate(self) -> LearningRate:
+        """The schedule. One without a length is as long as the run."""
+        schedule, training = self.optimizer.schedule, self.training
+        cosine = schedule.type == "Cosine"
+        return LearningRate(
+            peak=self.optimizer.learning_rate,
+            low=schedule.min_learning_rate,
+            warmup=schedule.warmup_steps,
+            steps=(training.schedule_steps or training.total_steps) if cosine else None,
+        )
+
+    def with_schedule(self, steps: int | None) -> TrainingRunSpec:
+        """The spec with the length of its schedule filled in, where it gives none and has one."""
+        known = self.training.schedule_steps
+        if steps is None or known is not None or self.optimizer.schedule.type != "Cosine":
+            return self
+        training = self.training.model_copy(update={"schedule_steps": steps})
+        return self.model_copy(update={"training": training})
+
+    @model_validator(mode="after")
+    def _length_of_cosine(self) -> Self:
+        cosine = self.optimizer.schedule.type == "Cosine"
+        if not cosine and self.training.schedule_steps is not None:
+            raise ValueError(
+                "training.scheduleSteps: is the length of Cosine; leave it out with Constant"
+            )
+        return self
+
 
 class Metadata(Part):
     """Of the object."""
@@ -197,9 +236,9 @@ class Metadata(Part):
     """Also names branches, so it is a DNS label of at most 40 characters."""
     namespace: Annotated[str, Field(max_length=63, pattern=NAME_PATTERN)] | None = None
     """Kubernetes only: the namespace. Absent: the current one."""
-    labels: dict[str, str] = {}
+    labels: dict[LabelKey, LabelValue] = {}
     """Labels of the object."""
-    annotations: dict[str, str] = {}
+    annotations: dict[LabelKey, str] = {}
     """Annotations of the object."""
 
 

@@ -19,69 +19,48 @@ from forkcast_wire.fields import (
     Steps,
     StepsOrZero,
 )
-
-
-class SignalWeights(Part):
-    """Weights of the signals in the index; they sum to 1."""
-
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "",
-            "double(self.volatility) + double(self.entropy) + double(self.disagreement) > 0.999999"
-            " && double(self.volatility) + double(self.entropy) + double(self.disagreement)"
-            " < 1.000001",
-            "weights must sum to 1; change one of them",
-        ),
-    )
-
-    volatility: NonNegative = 0.5
-    """Of loss and gradient norm against their moving baselines."""
-    entropy: NonNegative = 0.3
-    """Of the attention's entropy, per layer."""
-    disagreement: NonNegative = 0.2
-    """Of simple forecasts of the loss."""
-
-    @model_validator(mode="after")
-    def _sum_to_one(self) -> Self:
-        total = self.volatility + self.entropy + self.disagreement
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"weights sum to {total:g}, not to 1; change one of them")
-        return self
+from forkcast_wire.shelves import ClippingChoice, SearchName, Shares, SignalName
 
 
 class TriggerThresholds(Part):
     """When the index fires."""
 
-    z: Positive = 2.5
-    """Threshold that must be exceeded at `consecutiveSteps` steps in a row."""
-    consecutive_steps: Annotated[int, Field(ge=1, le=1000, strict=True)] = 3
-    """How many steps in a row."""
-    single_z: Positive = 3.2
-    """Threshold that fires at once."""
+    z: Positive | None = None
+    """Threshold that must be exceeded at `consecutiveSteps` steps in a row; 2.5 if absent."""
+    consecutive_steps: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None
+    """How many steps in a row; 3 if absent."""
+    single_z: Positive | None = None
+    """Threshold that fires at once; 3.2 if absent."""
     force_every_steps: StepsOrZero = 0
     """A trigger every so many steps whatever the index says (0 = off); for tests and evaluations."""
 
 
 class Uncertainty(Part):
-    """The detector. Absent fields keep the shipped uncertainty_config.yaml's values."""
+    """The detector. Each absent field keeps its default."""
 
     window: Annotated[int, Field(ge=16, le=65536, strict=True)] | None = None
-    """Accepted values that each signal's spread is taken over."""
+    """Accepted values that each signal's spread is taken over; 512 if absent."""
     ema_decay: Decay | None = None
-    """Decay of the moving baselines."""
-    weights: SignalWeights | None = None
-    """Weights of the signals in the index."""
+    """Decay of the moving baselines per step; 0.98 if absent."""
+    weights: (
+        Annotated[
+            dict[SignalName, NonNegative], Field(min_length=1, max_length=16), Shares("signals")
+        ]
+        | None
+    ) = None
+    """Weights of all signals in the index, by name; they sum to 1. If absent, each signal has its own
+    share of them."""
     trigger: TriggerThresholds | None = None
     """When the index fires."""
     warmup_steps: StepsOrZero | None = None
-    """No trigger before so many accepted steps."""
+    """No trigger before so many accepted steps; 200 if absent."""
     cooldown_steps: StepsOrZero | None = None
-    """No trigger for so many steps after a branch."""
+    """No trigger for so many steps after a trigger or a collapse; 200 if absent."""
     calm_steps: StepsOrZero | None = None
     """After so many steps without a departure since a collapse a branch may be opened that raises a
-    cut learning rate again; 0 = never."""
+    cut learning rate again; 0 = never; 1000 if absent."""
     forecast_horizon_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
-    """Horizon of the disagreement signal's forecasts, steps."""
+    """Horizon of the disagreement signal's forecasts, steps; 50 if absent."""
 
 
 class Mode(StrEnum):
@@ -116,9 +95,13 @@ class ActionChoices(Part):
         list[Annotated[Decimal, Field(gt=0, le=10)]], Field(min_length=1, max_length=16)
     ] = [0.5, 1.0, 2.0]
     """Factors on the weight decay."""
-    clipping: Annotated[
-        list[Literal["Keep", "ZClip", "ARC", "SPAM", "None"]], Field(min_length=1, max_length=5)
-    ] = ["Keep", "ZClip", "ARC", "SPAM", "None"]
+    clipping: Annotated[list[ClippingChoice], Field(min_length=1, max_length=16)] = [
+        "Keep",
+        "ZClip",
+        "ARC",
+        "SPAM",
+        "None",
+    ]
     """Clipping policies to switch to; Keep is the run's own."""
     momentum_reset: bool = True
     """Whether zeroing both moments is among the choices."""
@@ -205,7 +188,7 @@ class Branching(Part):
     """The confirm rung, after the last of them."""
     max_concurrent_rollouts: Annotated[int, Field(ge=1, le=64, strict=True)] = 2
     """Rollouts that run at once."""
-    search: Literal["Lattice", "Random", "Bandit", "Bayesian"] = "Lattice"
+    search: SearchName = "Lattice"
     """Strategy that draws the candidates."""
     rollback: Rollback = Rollback()
     """How far back a branch may go."""

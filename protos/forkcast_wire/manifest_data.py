@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from forkcast_wire.fields import Count, Decimal, Fraction, Part, Rule, Seed, Steps, StepsOrZero, Uri
+from forkcast_wire.fields import (
+    PLAIN_PATTERN,
+    Count,
+    Decimal,
+    Fraction,
+    Part,
+    Rule,
+    Seed,
+    Steps,
+    StepsOrZero,
+    Uri,
+)
 
 
 class Dtype(StrEnum):
@@ -51,7 +62,7 @@ class Model(Part):
         ),
     )
 
-    architecture: Annotated[str, Field(min_length=1, max_length=63)] = "gpt2"
+    architecture: Annotated[str, Field(min_length=1, max_length=63, pattern=PLAIN_PATTERN)] = "gpt2"
     """A name of the trainer's model shelf: gpt2-tiny, gpt2, gpt2-medium, gpt2-large."""
     size: ModelSize = ModelSize()
     """Overrides of the architecture's shape."""
@@ -92,11 +103,11 @@ class TextSource(Part):
     `datasets` library. Relative paths are relative to the manifest."""
     format: TextFormat = TextFormat.AUTO
     """What stands at the uri. Auto: by the file's suffix. Dataset: a hub id."""
-    config_name: Annotated[str, Field(max_length=256)] | None = None
+    config_name: Annotated[str, Field(max_length=256, pattern=PLAIN_PATTERN)] | None = None
     """Configuration of the data set, e.g. wikitext-103-raw-v1."""
-    split: Annotated[str, Field(min_length=1, max_length=64)] = "train"
+    split: Annotated[str, Field(min_length=1, max_length=64, pattern=PLAIN_PATTERN)] = "train"
     """Split of the data set."""
-    text_column: Annotated[str, Field(min_length=1, max_length=128)] = "text"
+    text_column: Annotated[str, Field(min_length=1, max_length=128, pattern=PLAIN_PATTERN)] = "text"
     """Column that holds the text, in Parquet files and data sets."""
     max_bytes: Count = 0
     """Stop reading after this much text, bytes; 0 = all of it."""
@@ -161,12 +172,13 @@ class Stressor(Part):
             "self.toStep == 0 || self.toStep > self.fromStep",
             "must be > fromStep; set 0 for 'to the end'",
         ),
-        Rule(
-            ".magnitude",
-            "!has(self.magnitude) || self.type == 'AggressiveWarmup'",
-            "belongs to AggressiveWarmup; remove it",
-        ),
     )
+    SCHEMA: ClassVar[dict[str, Any]] = {
+        "anyOf": [
+            {"not": {"required": ["magnitude"]}},
+            {"properties": {"type": {"enum": ["AggressiveWarmup"]}}},
+        ]
+    }
 
     type: StressorType
     """What it does; the table of stressors stands in docs/manifest.md."""

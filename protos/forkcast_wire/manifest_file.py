@@ -1,68 +1,144 @@
-"""A manifest file to a TrainingRun, or one clear line: the field, the rule, the remedy."""
+"""A manifest file to a TrainingRun, or what is wrong with it: for each fault the field, the rule and
+the remedy.
+"""
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
-from collections.abc import Hashable
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from forkcast_wire.fields import NAME_PATTERN
+from forkcast_wire.echo import shown
+from forkcast_wire.fields import NAME_PATTERN, PLAIN_PATTERN
 from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest_error import ManifestError
+from forkcast_wire.manifest_yaml import read_documents, unusable
 
-_MOST_BYTES = 1 << 20
+__all__ = [
+    "ManifestError",
+    "load_manifest",
+    "looks_like_path",
+    "read_manifest",
+    "refuse_cluster_only",
+]
+
+_MOST_FAULTS: Final = 20
+_MOST_DEPTH: Final = 64
 _INNER = re.compile(r"([a-z][A-Za-z.]*): (.*)", re.DOTALL)
 _LOCAL = ("python-stdlib:",)
-
-
-class ManifestError(ValueError):
-    """What is wrong with a manifest, in one line."""
-
-    def __init__(self, field: str, rule: str, remedy: str) -> None:
-        super().__init__(f"{field}: {rule}; {remedy}")
-        self.field, self.rule, self.remedy = field, rule, remedy
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without duplicate keys and without aliases (which could expand without bound)."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise ManifestError(_place(event.start_mark), "aliases are refused", "write it out")
-        node: yaml.Node | None = super().compose_node(parent, index)
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable) or key in seen:
-                raise ManifestError(
-                    _place(key_node.start_mark), f"duplicate key {key}", "remove one of them"
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _place(mark: Any) -> str:
-    return f"line {mark.line + 1}"
+#: What an API server sets, so that `kubectl get -o yaml` can be given back as it is.
+_SET_BY_SERVER: Final = frozenset(
+    {
+        "creationTimestamp",
+        "deletionGracePeriodSeconds",
+        "deletionTimestamp",
+        "finalizers",
+        "generateName",
+        "generation",
+        "managedFields",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    }
+)
+_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 def load_manifest(path: Path) -> TrainingRun:
     """The manifest in a file; relative data paths become absolute. Raises ManifestError."""
-    document = _parse(_read(path))
+    return _anchored(read_manifest(path), path.resolve().parent)
+
+
+def read_manifest(path: Path) -> TrainingRun:
+    """The manifest in a file, by its text alone: what `kubectl apply` takes, with the same values.
+
+    Raises ManifestError with every fault.
+    """
+    document = _without_nulls(_the_run(read_documents(path)), 0)
+    document.pop("status", None)
+    _drop_what_the_server_sets(document)
     try:
-        manifest = TrainingRun.model_validate(document)
+        return TrainingRun.model_validate_json(
+            json.dumps(document), strict=True, by_alias=True, by_name=False
+        )
     except ValidationError as error:
-        raise _explained(error.errors()[0]) from None
-    return _anchored(manifest, path.resolve().parent)
+        raise _together([_explained(one) for one in error.errors()]) from None
+
+
+def _the_run(documents: Sequence[Any]) -> dict[str, Any]:
+    """The one TrainingRun among the documents of a file; lists of objects are opened, and objects
+    of other kinds are left to kubectl.
+    """
+    found: list[Any] = []
+    for one in documents:
+        items = one.get("items") if isinstance(one, dict) and one.get("kind") == "List" else None
+        found += items if isinstance(items, list) else [one]
+    runs = [one for one in found if isinstance(one, dict) and one.get("kind") == "TrainingRun"]
+    chosen = runs or found
+    if len(chosen) != 1:
+        what = "TrainingRuns" if runs else "documents"
+        rule = f"holds {len(chosen)} {what}" if chosen else "is empty"
+        raise ManifestError("document", rule, "write exactly one TrainingRun")
+    if not isinstance(chosen[0], dict):
+        raise ManifestError("document", "is not a mapping", "begin with apiVersion: and kind:")
+    return chosen[0]
+
+
+def _without_nulls(value: Any, depth: int) -> Any:
+    """Without the fields that are null: an API server drops them, too, and Helm and kustomize leave
+    them behind.
+    """
+    if depth > _MOST_DEPTH:
+        raise ManifestError("document", "too deep", "write it flatter")
+    if isinstance(value, dict):
+        return {
+            _whole(key): _without_nulls(one, depth + 1)
+            for key, one in value.items()
+            if one is not None
+        }
+    if isinstance(value, list):
+        return [_without_nulls(one, depth + 1) for one in value]
+    return _whole(value) if isinstance(value, str) else value
+
+
+def _whole(text: str) -> str:
+    """A text that is one: JSON can spell halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        rule = f"half a character in {shown(text)}"
+        raise ManifestError("document", rule, "write the character itself") from None
+    return text
+
+
+def _drop_what_the_server_sets(document: dict[str, Any]) -> None:
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict):
+        return
+    for name in _SET_BY_SERVER:
+        metadata.pop(name, None)
+    if isinstance(annotations := metadata.get("annotations"), dict):
+        annotations.pop(_LAST_APPLIED, None)
+
+
+def _together(faults: Sequence[ManifestError]) -> ManifestError:
+    """All faults as one error; it is the first of them."""
+    unique = list({str(one): one for one in faults}.values())
+    first, *rest = unique[:_MOST_FAULTS]
+    if len(unique) > _MOST_FAULTS:
+        rule = f"{len(unique) - _MOST_FAULTS} more faults"
+        rest.append(ManifestError("document", rule, "correct these first"))
+    return ManifestError(first.field, first.rule, first.remedy, rest)
 
 
 def refuse_cluster_only(spec: TrainingRunSpec) -> None:
@@ -78,73 +154,35 @@ def refuse_cluster_only(spec: TrainingRunSpec) -> None:
         raise ManifestError("spec.branching.executor", "Pod needs a cluster", "set Auto")
 
 
-def _read(path: Path) -> str:
-    name = str(path)
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ManifestError(name, "larger than 1 MiB", "a manifest is a few kilobytes")
-        data = path.read_bytes()
-    except IsADirectoryError:
-        raise ManifestError(name, "is a folder", "give the manifest file in it") from None
-    except OSError as error:
-        remedy = "check the path" if isinstance(error, FileNotFoundError) else "make it readable"
-        raise ManifestError(name, (error.strerror or "unreadable").lower(), remedy) from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(name, f"byte {error.start} is not UTF-8", "save it as UTF-8") from None
-
-
-def _parse(text: str) -> Any:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.startswith("\t") or (line.lstrip(" ").startswith("\t")):
-            raise ManifestError(f"line {number}", "indented with a tab", "indent with spaces")
-    try:
-        documents = list(yaml.load_all(text, Loader=_Loader))
-    except yaml.MarkedYAMLError as error:
-        place = _place(error.problem_mark) if error.problem_mark else "document"
-        raise ManifestError(place, f"not YAML: {error.problem}", "mend the syntax") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, ManifestError):
-            raise
-        first = str(error).splitlines()[0] if str(error) else "too deep"
-        raise ManifestError("document", f"not YAML: {first}", "mend the syntax") from None
-    documents = [one for one in documents if one is not None]
-    if len(documents) != 1:
-        rule = "is empty" if not documents else f"holds {len(documents)} documents"
-        raise ManifestError("document", rule, "write exactly one TrainingRun")
-    if not isinstance(documents[0], dict):
-        raise ManifestError("document", "is not a mapping", "begin with apiVersion: and kind:")
-    return documents[0]
-
-
 def _explained(error: ErrorDetails) -> ManifestError:
-    field = _path(error["loc"])
+    location = error["loc"]
+    field = _path(location)
     kind, context = error["type"], error.get("ctx", {})
+    given = "***" if "env" in location and location[-1] == "value" else shown(error["input"])
     if kind == "extra_forbidden":
-        return ManifestError(field, "unknown field", _nearest(error["loc"]))
+        return ManifestError(field, "unknown field", _nearest(location))
     if kind == "missing":
         return ManifestError(field, "is required", "add it")
     if kind in ("literal_error", "enum"):
-        return ManifestError(
-            field, f"{error['input']!r} is not allowed", f"use one of {context.get('expected')}"
-        )
+        known = str(context.get("expected"))
+        close = difflib.get_close_matches(str(error["input"]), re.findall(r"'([^']*)'", known), n=1)
+        mean = f"did you mean {close[0]}? " if close else ""
+        return ManifestError(field, f"{given} is not allowed", f"{mean}use one of {known}")
     if kind == "value_error":
         said = str(context.get("error", error["msg"]))
         if (inner := _INNER.match(said)) is not None:  # a rule across fields names its own
             field, said = f"{field}.{inner[1]}", inner[2]
         rule, _, remedy = said.partition("; ")
         return ManifestError(field, rule, remedy or "correct it")
-    if kind == "string_pattern_mismatch" and context.get("pattern") == NAME_PATTERN:
-        rule = f"not a name: {_short(error['input'])}"
-        return ManifestError(field, rule, "use lower-case letters, digits and '-' inside")
+    if kind == "string_pattern_mismatch":
+        pattern = context.get("pattern")
+        if pattern == NAME_PATTERN:
+            remedy = "use lower-case letters, digits and '-' inside"
+            return ManifestError(field, f"not a name: {given}", remedy)
+        if pattern == PLAIN_PATTERN:
+            return ManifestError(field, f"control characters in {given}", "remove them")
     message = error["msg"][0].lower() + error["msg"][1:]
-    return ManifestError(field, f"{message}, got {_short(error['input'])}", "correct it")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return ManifestError(field, f"{message}, got {given}", "correct it")
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -177,33 +215,59 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
-    """Local paths made absolute against the manifest's folder; checks that local text exists."""
+    """Local paths made absolute against the manifest's folder; checks that local text exists.
+
+    Raises ManifestError with everything that is missing.
+    """
     document = manifest.document()
-    data = document["spec"]["data"]
-    sources = [("spec.data.train", data["train"])]
-    if held := data.get("validation", {}).get("source"):
+    spec = document["spec"]
+    faults: list[ManifestError] = []
+    sources = [("spec.data.train", spec["data"]["train"])]
+    if held := spec["data"]["validation"].get("source"):
         sources.append(("spec.data.validation.source", held))
     for field, source in sources:
-        if source["uri"] in _LOCAL or source.get("format") == "Dataset":
-            continue
-        target = folder / source["uri"]
-        if not target.exists():
-            raise ManifestError(f"{field}.uri", f"{target} does not exist", "give a file or folder")
-        _readable_text(f"{field}.uri", target)
-        source["uri"] = str(target.resolve())
-    if data["tokenizer"] != "bytes":
-        data["tokenizer"] = _folder_or_hub("spec.data.tokenizer", folder, data["tokenizer"])
-    model = document["spec"]["model"]
-    if "source" in model:
-        model["source"] = _folder_or_hub("spec.model.source", folder, model["source"])
-    storage = document["spec"]["storage"]
-    for name in ("credentialsDir", "caFile"):
+        if source["uri"] not in _LOCAL and source["format"] != "Dataset":
+            with _noted(f"{field}.uri", faults):
+                source["uri"] = str(_readable_text(f"{field}.uri", _found(folder, source["uri"])))
+    for part, name in ((spec["data"], "tokenizer"), (spec["model"], "source")):
+        field = f"spec.{'data' if name == 'tokenizer' else 'model'}.{name}"
+        if part.get(name) not in (None, "bytes"):
+            with _noted(field, faults):
+                part[name] = _folder_or_hub(field, folder, part[name])
+    storage = spec["storage"]
+    for name in ("credentialsDir", "caFile", "path"):
         if storage.get(name):
-            storage[name] = str((folder / storage[name]).resolve())
-    if storage.get("path"):
-        storage["path"] = str((folder / storage["path"]).resolve())
-        _usable_store(Path(storage["path"]))
+            with _noted(f"spec.storage.{name}", faults):
+                storage[name] = str(_found(folder, storage[name]).resolve())
+                if name == "path":
+                    _usable_store(Path(storage[name]))
+    if faults:
+        raise _together(faults)
     return TrainingRun.model_validate(document)
+
+
+@contextmanager
+def _noted(field: str, faults: list[ManifestError]) -> Iterator[None]:
+    """What is wrong with a path joins the faults: also what no file system can look up."""
+    try:
+        yield
+    except ManifestError as error:
+        faults.append(error)
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        given = error if isinstance(error, OSError) else ValueError(str(error))
+        faults.append(unusable(field, given))
+
+
+def _found(folder: Path, text: str) -> Path:
+    """A path of the manifest. Its text is UTF-8, and so are most names of files; a locale of another
+    encoding would look for other bytes.
+    """
+    path = folder / text
+    try:
+        named = folder / os.fsdecode(text.encode())
+        return named if not os.path.lexists(path) and os.path.lexists(named) else path
+    except UnicodeError:
+        return path
 
 
 def looks_like_path(text: str) -> bool:
@@ -213,7 +277,7 @@ def looks_like_path(text: str) -> bool:
 
 def _folder_or_hub(field: str, folder: Path, value: str) -> str:
     """A folder made absolute, or a hub id as it is. Raises ManifestError for a path to nothing."""
-    target = (folder / value).resolve()
+    target = _found(folder, value).resolve()
     if target.is_dir():
         return str(target)
     if target.exists():
@@ -223,14 +287,24 @@ def _folder_or_hub(field: str, folder: Path, value: str) -> str:
     return value
 
 
-def _readable_text(field: str, target: Path) -> None:
-    """Refuse a text that is empty or cannot be read, before anything is started."""
+def _readable_text(field: str, target: Path) -> Path:
+    """The resolved path of a text; one that is empty, is no file or cannot be read is refused before
+    anything is started.
+    """
+    if not os.path.lexists(target):
+        raise ManifestError(field, f"{target} does not exist", "give a file or folder")
+    target = target.resolve(strict=True)
+    kind = target.stat()
     if not os.access(target, os.R_OK):
         raise ManifestError(field, f"{target} cannot be read", "make it readable")
-    if target.is_file() and target.stat().st_size == 0:
+    if stat.S_ISDIR(kind.st_mode):
+        if not any(path.is_file() for path in target.rglob("*")):
+            raise ManifestError(field, f"{target} holds no text files", "put text there")
+    elif not stat.S_ISREG(kind.st_mode):
+        raise ManifestError(field, f"{target} is no regular file", "give a file or folder")
+    elif kind.st_size == 0:
         raise ManifestError(field, f"{target} is empty", "give some text")
-    if target.is_dir() and not any(path.is_file() for path in target.rglob("*")):
-        raise ManifestError(field, f"{target} holds no text files", "put text there")
+    return target
 
 
 def _usable_store(path: Path) -> None:

@@ -17,15 +17,17 @@ QUANTITY_PATTERN = r"^([0-9]+\.?[0-9]*|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei
 
 
 def _quantity(value: object) -> object:
-    """A whole number stands for itself, as everywhere in Kubernetes (`nvidia.com/gpu: 8`)."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """A number stands for itself, as everywhere in Kubernetes (`nvidia.com/gpu: 8`, `cpu: 0.5`)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return f"{value:.15g}"
 
 
 _QUANTITY_SCHEMA = {
-    "x-kubernetes-int-or-string": True,
-    "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "type": ["number", "string"],
     "pattern": QUANTITY_PATTERN,
     "maxLength": 24,
+    "minimum": 0,
 }
 Quantity = Annotated[
     str,
@@ -34,10 +36,19 @@ Quantity = Annotated[
     WithJsonSchema(_QUANTITY_SCHEMA),
 ]
 QualifiedName = Annotated[str, Field(min_length=1, max_length=316)]
+#: A name with or without a DNS subdomain and a slash before it.
+LabelKey = Annotated[
+    str,
+    Field(
+        max_length=317,
+        pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+        r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+    ),
+]
 LabelValue = Annotated[
     str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
 ]
-ImageName = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
+ImageName = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x20\x7f]+$")]
 Seconds = Annotated[int, Field(ge=0, le=31_536_000, strict=True)]
 
 
@@ -169,7 +180,7 @@ class EnvironmentVariable(Part):
 
     name: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
     """Name of the variable. FORKCAST_* and PET_* are the operator's."""
-    value: Annotated[str, Field(max_length=4096)] = ""
+    value: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")] = ""
     """Its value."""
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from forkcast_wire.fields import (
+    PLAIN_PATTERN,
     Decay,
     Decimal,
     NonNegative,
@@ -19,12 +20,13 @@ from forkcast_wire.fields import (
     Uri,
 )
 from forkcast_wire.manifest_pods import CaRef, SecretRef
+from forkcast_wire.shelves import ClippingName
 
 
 class Clipping(Part):
     """The run's own clipping policy."""
 
-    policy: Literal["None", "Norm", "ZClip", "ARC", "SPAM"] = "Norm"
+    policy: ClippingName = "Norm"
     """A name of the trainer's clipping shelf."""
     params: Annotated[
         dict[Annotated[str, Field(min_length=1, max_length=64)], Decimal], Field(max_length=16)
@@ -36,7 +38,7 @@ class Schedule(Part):
     """The learning rate's course: linear warm-up, then Cosine or Constant."""
 
     type: Literal["Cosine", "Constant"] = "Cosine"
-    """Cosine: down to `minLearningRate` at the last step."""
+    """Cosine: down to `minLearningRate` at the schedule's last step, and there from then on."""
     warmup_steps: StepsOrZero = 100
     """Steps of the linear warm-up."""
     min_learning_rate: NonNegative = 0.0
@@ -67,6 +69,10 @@ class Training(Part):
 
     total_steps: Steps
     """Optimizer steps in all; may only grow."""
+    schedule_steps: Steps | None = None
+    """Length of the Cosine schedule, its warm-up included. Absent: `totalSteps` of the run's first
+    start, so that a run that is extended goes on at `minLearningRate`. May change between two
+    starts; on a cluster while the run is suspended."""
     micro_batch_size: Annotated[int, Field(ge=1, le=65536, strict=True)] = 8
     """Sequences of one forward and backward pass of one process."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65536, strict=True)] = 1
@@ -131,7 +137,7 @@ class Storage(Part):
     prefix: Annotated[str, Field(max_length=512, pattern=r"^([A-Za-z0-9._-]+/)*$")] = ""
     """What all keys begin with; ends with a slash. On a cluster it continues below the run's own
     prefix, `<prefix of the release><namespace>/<name>-<uid>/`."""
-    region: Annotated[str, Field(max_length=64)] = "us-east-1"
+    region: Annotated[str, Field(max_length=64, pattern=PLAIN_PATTERN)] = "us-east-1"
     """Region that requests are signed for."""
     credentials_dir: Uri | None = None
     """Folder with the files accessKeyId and secretAccessKey. Absent: the AWS_* variables; on a

@@ -20,13 +20,12 @@ from forkcast.records import TriggerRule
 from forkcast_wire.fields import (
     NAME_PATTERN,
     Count,
-    Decimal,
-    NonNegative,
     ObjectName,
     Part,
     Rule,
     Steps,
     StepsOrZero,
+    WrittenDecimal,
 )
 
 FINALIZER: Final = "forkcast.dev/finalizer"
@@ -55,6 +54,7 @@ Reason = Annotated[
 Key = Annotated[str, Field(max_length=1024)]
 Small = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
 CandidateName = Annotated[str, Field(min_length=1, max_length=63)]
+NonNegative = Annotated[WrittenDecimal, Field(ge=0)]
 
 
 class ConditionStatus(StrEnum):
@@ -71,11 +71,13 @@ class RunCondition(StrEnum):
     """
 
     READY = "Ready"
-    """True while nothing is wrong and nothing is pending; its reason says what the run does."""
+    """True while pods run and steps come, and once the run is complete; its reason says what the run
+    does, or what is wrong."""
     SUSPENDED = "Suspended"
     BRANCHING = "Branching"
+    """A branch is open; its reason says so, or why its rollouts do not run."""
     STABLE = "Stable"
-    """The Uncertainty Index is below its threshold."""
+    """The monitor finds the Uncertainty Index not over its threshold; Unknown during warm-up."""
     CHECKPOINT_AVAILABLE = "CheckpointAvailable"
     """A restart would find a state whose bytes verify."""
     COMPLETE = "Complete"
@@ -116,6 +118,8 @@ class RunState(StrEnum):
     BRANCHING = "Branching"
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
+    NO_PROGRESS = "NoProgress"
+    """Pods run, and no step has been reported for long."""
     RESTARTING = "Restarting"
     COMPLETED = "Completed"
     FAILED = "Failed"
@@ -159,16 +163,16 @@ class MetricValue(Part):
 
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*$")]
     """Its name, e.g. train_loss."""
-    value: Decimal
+    value: WrittenDecimal
     """Its value, a decimal."""
 
 
 class UncertaintyStatus(Part):
     """The detector's view, as of the last write of this status."""
 
-    index: Decimal
+    index: WrittenDecimal
     """Uncertainty Index."""
-    z: Decimal
+    z: WrittenDecimal
     """Index over its own healthy spread; the thresholds apply to it."""
     ready: bool
     """False during warm-up."""
@@ -338,16 +342,18 @@ class BranchTrigger(Part):
     """First step of the departure."""
     rule: TriggerRule
     """Which rule fired."""
-    z: Decimal
+    z: WrittenDecimal
     """The index over its healthy spread, then."""
-    index: Decimal
+    index: WrittenDecimal
     """The Uncertainty Index, then."""
     components: Annotated[
-        dict[Annotated[str, Field(min_length=1, max_length=64)], Decimal], Field(max_length=16)
+        dict[Annotated[str, Field(min_length=1, max_length=64)], WrittenDecimal],
+        Field(max_length=16),
     ] = {}
     """Each signal's part of it, a robust z."""
     thresholds: Annotated[
-        dict[Annotated[str, Field(min_length=1, max_length=64)], Decimal], Field(max_length=16)
+        dict[Annotated[str, Field(min_length=1, max_length=64)], WrittenDecimal],
+        Field(max_length=16),
     ] = {}
     """The limits in force, by name."""
 
@@ -377,9 +383,9 @@ class BranchSpec(Part):
     trigger: BranchTrigger
     """Why it was opened."""
     opened_at: Time
-    """When; the deadline counts from here."""
+    """When."""
     deadline_seconds: Annotated[int, Field(ge=1, le=604_800, strict=True)]
-    """How long it may take, seconds."""
+    """How long it may take, seconds: from opening, or from when a queue admits its first rollout."""
     candidates: Annotated[int, Field(ge=1, le=500, strict=True)]
     """How many actions are drafted."""
     top_k: Annotated[int, Field(ge=1, le=16, strict=True)]
@@ -448,15 +454,19 @@ class RolloutStatus(Part):
     """The Job that ran it last."""
     state: RolloutState
     """How it stands."""
+    reason: Reason | None = None
+    """Why it has no running pod: NotAdmitted, NoPods, or what its pod waits for."""
+    message: Text = ""
+    """The same in a sentence, or why it failed."""
     rung: StepsOrZero = 0
     """The last rung it was measured at, steps after the trigger."""
-    validation_loss: Decimal | None = None
+    validation_loss: WrittenDecimal | None = None
     """There, with the mean of its recent weights, nats/token."""
-    improvement: Decimal | None = None
+    improvement: WrittenDecimal | None = None
     """The control's loss less its own, nats/token."""
-    volatility_ratio: Decimal | None = None
+    volatility_ratio: WrittenDecimal | None = None
     """Its volatility over the control's."""
-    risk: Decimal | None = None
+    risk: WrittenDecimal | None = None
     """The proxy's calibrated risk, where there is one."""
     verdict: Verdict | None = None
     """What became of it."""
@@ -508,6 +518,8 @@ class BranchStatus(Part):
     """The decision."""
     cost: BranchCost = BranchCost()
     """What the branch spent."""
+    deadline_time: Time | None = None
+    """When it ends at the latest. Absent while a queue holds its rollouts back."""
     completion_time: Time | None = None
     """When it ended."""
 

@@ -29,6 +29,7 @@ def _upgrade(document: dict[str, Any]) -> bool:
     """Changes the document; returns whether there was anything to change."""
     changed = False
     if "finalists" in document and "note" in document:
+        document["horizon"] = 0
         document["proxy"] = _answer(document).value
         document["detail"] = document.pop("note")
         changed = True

@@ -6,9 +6,8 @@ The monitor writes it; reports and replays read it. The schema is documented in 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,14 @@ import pyarrow.parquet as pq
 
 from forkcast.records import StepStats
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
+from forkcast_wire.files import replaced
 
 TAIL = "tail.jsonl"
 _LISTS = ("attention_entropy", "activation_mean", "activation_sd")
 _INTS = ("epoch", "attempt", "rank", "step", "tokens")
-_INDEX = ("index", "z", "u_volatility", "u_entropy", "u_disagreement")
+_INDEX = ("index", "z")
+#: How the columns of the index's components begin, one a signal: their names are the signals'.
+COMPONENT = "u_"
 
 
 def _type(name: str) -> pa.DataType:
@@ -35,6 +37,7 @@ def _type(name: str) -> pa.DataType:
     return {"run_uid": pa.string(), "skipped": pa.bool_()}.get(name, pa.float64())
 
 
+#: The columns of every row; those of the components come after them.
 SCHEMA = pa.schema(
     [(field.name, _type(field.name)) for field in fields(StepStats)]
     + [(name, pa.float64()) for name in _INDEX]
@@ -50,17 +53,25 @@ def write_chunk(rows: list[dict[str, Any]], folder: Path) -> Path:
     """Write rows as one Parquet file, atomically."""
     first = rows[0]
     path = folder / chunk_name(first["epoch"], first["attempt"], first["step"])
-    partial = path.with_suffix(".part")
     prepared = [
         {**row, "group_grad_norms": list((row.get("group_grad_norms") or {}).items())}
         for row in rows
     ]
-    with partial.open("wb") as file:
-        pq.write_table(pa.Table.from_pylist(prepared, SCHEMA), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replaced(path) as file:
+        pq.write_table(pa.Table.from_pylist(prepared, _schema_of(rows)), file)
     return path
+
+
+def components(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The signals that have a column in any of the rows, in the order of their first one."""
+    names = {name: None for row in rows for name in row if name.startswith(COMPONENT)}
+    return [name.removeprefix(COMPONENT) for name in names]
+
+
+def _schema_of(rows: list[dict[str, Any]]) -> pa.Schema:
+    return pa.schema(
+        [*SCHEMA, *(pa.field(COMPONENT + name, pa.float64()) for name in components(rows))]
+    )
 
 
 def read_tail(folder: Path) -> list[dict[str, Any]]:

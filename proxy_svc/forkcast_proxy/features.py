@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forkcast.actions import CLIPPING_CHOICES, KEEP, Action
+from forkcast.actions import KEEP, Action
 from forkcast.records import WINDOW_COLUMNS, FloatArray, Window
 
 FloatMatrix = NDArray[np.float32]
 
 #: Rises whenever the meaning of a column changes; a model of another version is refused.
 FEATURE_VERSION = 1
+#: The clipping policies that version 1 has a column for; any other is "other" to its models.
+_CLIPPING = ("ZClip", "ARC", "SPAM", "None")
 SPAN = 64
 #: Steps that count as "now", and the decay of the reference EMA.
 _RECENT, _DECAY = 8, 0.95
@@ -178,14 +180,9 @@ def _of_action(action: Action) -> dict[str, float]:
         "rewind": math.log1p(action.rewind_steps / _REWIND_SCALE),
         "data_reorder": float(action.data_reorder),
         "skip_batches": math.log1p(action.skip_batches),
-        "clipping_other": float(action.clipping not in CLIPPING_CHOICES),
+        "clipping_other": float(action.clipping not in (KEEP, *_CLIPPING)),
     }
-    named |= {
-        f"clipping_{name}": float(action.clipping == name)
-        for name in CLIPPING_CHOICES
-        if name != KEEP
-    }
-    return named
+    return named | {f"clipping_{name}": float(action.clipping == name) for name in _CLIPPING}
 
 
 _EMPTY = Window("", 0, 1, {name: np.zeros(0) for name in WINDOW_COLUMNS})

@@ -95,6 +95,7 @@ def decided(t, epoch, base, *, accept):
             strategy="Lattice",
             source=DraftSource.HEURISTIC,
             model="",
+            horizon=0,
             proxy=ProxyAnswer.NOT_ASKED,
             detail="<proxy & down>",
             candidates=candidates,

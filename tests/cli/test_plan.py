@@ -16,7 +16,7 @@ from forkcast_wire.manifest import Data, TextSource, TrainingRun
 TEXT = ["some plain words, again and again"] * 10
 
 
-def manifest(tokenizer="bytes", length=1024, **model):
+def manifest(tokenizer="bytes", length=1024, schedule=None, steps=None, **model):
     return TrainingRun.model_validate(
         {
             "apiVersion": "forkcast.dev/v1alpha1",
@@ -29,7 +29,8 @@ def manifest(tokenizer="bytes", length=1024, **model):
                     "tokenizer": str(tokenizer),
                     "sequenceLength": length,
                 },
-                "training": {"totalSteps": 1000},
+                "optimizer": {"learningRate": "1e-3", "schedule": schedule or {}},
+                "training": {"totalSteps": 1000} | ({"scheduleSteps": steps} if steps else {}),
             },
         }
     )
@@ -126,3 +127,24 @@ def test_a_published_name_is_known_and_another_is_not_guessed():
 def test_planning_loads_no_torch():
     program = "import sys, forkcast_cli.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "said"),
+    [
+        ({}, None, "up to 0.001 over 100 steps, cosine to 0 at step 999"),
+        ({"warmupSteps": 0}, None, "from 0.001, cosine to 0 at step 999"),
+        ({"type": "Constant"}, None, "up to 0.001 over 100 steps, then 0.001"),
+        (
+            {"warmupSteps": 5000},
+            None,
+            "the peak 0.001 is never reached, the highest rate is 0.0002",
+        ),
+        ({}, 50, "longer than the schedule of 50 steps: then at once 0"),
+        ({}, 400, "at step 399; steps 400 to 999 keep 0, so they change no weight"),
+        ({"minLearningRate": "1e-4"}, 400, "steps 400 to 999 keep 0.0001; spec.train"),
+        ({}, 2000, "at step 1,999, beyond the run: its last step has 0.0005"),
+    ],
+)
+def test_the_course_of_the_learning_rate_is_planned(schedule, steps, said):
+    assert said in dict(lines(plan(manifest(schedule=schedule, steps=steps))))["learning rate"]

@@ -1,9 +1,20 @@
 """The figures of a run, on a made run whose true values are known."""
 
+from dataclasses import replace
+
 import pytest
 
+from forkcast.decision import Decision
+from forkcast.records import Forecast, Interval
 from forkcast_cli.facts import gather
-from forkcast_cli.metrics import Point, lineage_points, poisson_interval, rung_passes, spearman
+from forkcast_cli.metrics import (
+    Point,
+    lineage_points,
+    poisson_interval,
+    proxy_gaps,
+    rung_passes,
+    spearman,
+)
 
 
 def test_made_run(made_run):
@@ -30,8 +41,6 @@ def test_made_run(made_run):
 
 
 def test_a_calm_trigger_with_nothing_to_pay_back_is_no_refusal(made_run):
-    from dataclasses import replace
-
     from forkcast.records import TriggerRule
     from forkcast_cli.show import status_document
     from forkcast_cli.view import SuppressedView, look
@@ -93,3 +102,44 @@ def test_shapes_are_those_of_the_model_shelf():
     )
     built = gpt2.build(spec.model, 257, 64, 1)
     assert plan_model(spec).parameters == sum(p.numel() for p in built.parameters())
+
+
+def forecast(name: str, loss: float | None, abstained: str | None = None) -> Forecast:
+    point = None if loss is None else Interval(loss, loss - 1, loss + 1)
+    return Forecast(
+        candidate=name,
+        loss=point,
+        p_divergence=None,
+        risk=None,
+        recovery_steps=None,
+        abstained=abstained,
+    )
+
+
+def forecast_decision(made_run, horizon: int, losses: dict[str, float | None]) -> Decision:
+    """The made decision, its candidates forecast so many steps ahead and measured at +20."""
+    decision = gather(made_run).view.branches[0].decision
+    candidates = tuple(
+        replace(one, forecast=forecast(one.name, losses.get(one.name)))
+        for one in decision.draft.candidates
+    )
+    trial = next(one for one in decision.trials if one.candidate == "c000" and one.rung == 20)
+    other = replace(
+        trial,
+        candidate="c001",
+        mean_weights_loss=trial.mean_weights_loss + 0.5,
+        validation_loss=9.0,
+    )
+    draft = replace(decision.draft, horizon=horizon, candidates=candidates)
+    return replace(decision, draft=draft, trials=(*decision.trials, other))
+
+
+def test_a_forecast_is_compared_with_the_same_loss_at_the_same_step(made_run):
+    probe = forecast_decision(made_run, 20, {})
+    measured = {one.candidate: one.mean_weights_loss for one in probe.trials if one.rung == 20}
+    told = {"c000": measured["c000"] + 0.1, "c001": measured["c001"] - 0.3}
+    gaps, correlations = proxy_gaps([forecast_decision(made_run, 20, told)])
+    assert sorted(gaps) == pytest.approx([0.1, 0.3])
+    assert correlations == []  # two pairs have no order worth a figure
+    assert proxy_gaps([forecast_decision(made_run, 200, told)]) == ([], [])
+    assert proxy_gaps([forecast_decision(made_run, 20, {"c000": None})]) == ([], [])

@@ -34,12 +34,13 @@ def folder(tmp_path):
         {"training": {"totalSteps": 20}},
         {"training": {"totalSteps": 10, "threads": 2}},
         {"branching": {"mode": "Observe"}},
+        {"training": {"totalSteps": 10, "scheduleSteps": 20}},
         {"image": {"trainer": "forkcast/trainer"}},
     ],
 )
 def test_may_change(folder, spec):
-    uid = workdir.prepare(folder, _manifest()).uid
-    assert workdir.prepare(folder, _manifest(**spec)).uid == uid
+    uid = workdir.prepare(folder, _manifest()).info.uid
+    assert workdir.prepare(folder, _manifest(**spec)).info.uid == uid
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,7 @@ def test_may_change(folder, spec):
         ({"training": {"totalSteps": 9}}, "spec.training.totalSteps: may only grow"),
         ({"training": {"totalSteps": 10, "seed": 7}}, "spec.training.seed: cannot change"),
         ({"model": {"architecture": "gpt2-tiny"}}, "spec.model: cannot change"),
+        ({"optimizer": {"learningRate": "1e-3"}}, "spec.optimizer: cannot change"),
         ({"parallelism": {"processesPerNode": 2}}, "spec.parallelism: cannot change"),
     ],
 )

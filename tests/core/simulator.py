@@ -209,6 +209,7 @@ class SimWorld:
             strategy="Lattice",
             source=DraftSource.HEURISTIC,
             model="",
+            horizon=0,
             proxy=ProxyAnswer.NOT_ASKED,
             detail="",
             candidates=candidates,

@@ -59,6 +59,7 @@ def evidence(action, mine, control, *, forecast=None, over=False, main=None, cut
         strategy="Lattice",
         source=DraftSource.HEURISTIC,
         model="",
+        horizon=0,
         proxy=ProxyAnswer.NOT_ASKED,
         detail="",
         candidates=(Candidate(name="c000", action=action, forecast=forecast),),

@@ -60,6 +60,7 @@ DECISION = Decision(
         strategy="Lattice",
         source=DraftSource.HEURISTIC,
         model="",
+        horizon=0,
         proxy=ProxyAnswer.NOT_ASKED,
         detail="",
         candidates=(),

@@ -113,6 +113,7 @@ def evidence(
         strategy="Lattice",
         source=DraftSource.HEURISTIC,
         model="",
+        horizon=0,
         proxy=ProxyAnswer.NOT_ASKED,
         detail="",
         candidates=(Candidate(name="c000", action=action, forecast=forecast),),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -13,7 +14,8 @@ import pytest
 
 from forkcast.records import Index, StepStats
 from forkcast_monitor.history import History
-from forkcast_wire.statistics import SCHEMA, read_tail
+from forkcast_monitor.signals import SIGNALS
+from forkcast_wire.statistics import COMPONENT, SCHEMA, read_tail
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = json.loads(files("forkcast_monitor").joinpath("log_schema.json").read_text())
@@ -66,6 +68,12 @@ SAMPLED = {
 }
 
 
+def component_column(name):
+    ((pattern, column),) = DOCUMENT["patternProperties"].items()
+    assert re.fullmatch(pattern, name)
+    return column
+
+
 @pytest.fixture
 def rows(tmp_path):
     """The rows of a real history: from its Parquet file and from its tail."""
@@ -88,15 +96,16 @@ def test_its_columns_are_those_that_are_written_in_their_order_and_type():
         field.name: type_name(field.type) for field in SCHEMA
     }
     assert list(COLUMNS) == SCHEMA.names == DOCUMENT["required"]
-    assert all(one["description"].endswith(".") for one in COLUMNS.values())
+    (component,) = DOCUMENT["patternProperties"].values()
+    assert all(one["description"].endswith(".") for one in (*COLUMNS.values(), component))
 
 
 def test_every_row_keeps_to_it(rows):
     assert len(rows) == 6
     for row in rows:
-        assert list(row) == list(COLUMNS)
+        assert list(row) == [*COLUMNS, *(COMPONENT + name for name in SIGNALS)]
         for name, value in row.items():
-            column = COLUMNS[name]
+            column = COLUMNS.get(name) or component_column(name)
             kinds = column["type"] if isinstance(column["type"], list) else [column["type"]]
             assert isinstance(value, tuple(JSON_TYPES[kind] for kind in kinds)), name
             inner = column.get("items") or column.get("additionalProperties") or column
@@ -109,9 +118,7 @@ def test_every_row_keeps_to_it(rows):
 
 
 def test_a_column_is_nullable_exactly_where_the_record_may_lack_it():
-    optional = {"u_volatility", "u_entropy", "u_disagreement"} | {
-        name for name in SAMPLED if name != "group_grad_norms"
-    }
+    optional = {name for name in SAMPLED if name != "group_grad_norms"}
     assert {name for name, one in COLUMNS.items() if "null" in one["type"]} == optional
 
 

@@ -31,7 +31,15 @@ from forkcast_wire import catalogue, keys
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import listen, open_channel
 from forkcast_wire.codec import window_to_wire
-from forkcast_wire.documents import RolloutJob, RolloutUntil, StateManifest, dump, lineage_head
+from forkcast_wire.completion import record
+from forkcast_wire.documents import (
+    Complete,
+    RolloutJob,
+    RolloutUntil,
+    StateManifest,
+    dump,
+    lineage_head,
+)
 from forkcast_wire.forkcast_pb2_grpc import (
     MonitorServicer,
     MonitorStub,
@@ -173,6 +181,16 @@ def test_a_branch_goes_to_its_end_with_an_operator_that_forgets_between_passes(
     assert left == [keys.state_manifest(decision.adopted.key)]
     posted = dict.fromkeys(monitor[0].directives)
     assert list(posted) == [f"hold/{TRIGGER.id}", "collapse/1", f"release/{TRIGGER.id}"]
+
+
+def test_a_branch_sees_the_end_only_if_it_is_the_one_wanted_now(world, tmp_path) -> None:
+    done = Complete(epoch=0, step=1000, tokens=1, validation_loss=2.0, seconds=1.0)
+    record(world.store, done)
+    assert world.observe(start(world)).run_finished
+    training = SPEC.training.model_copy(update={"total_steps": 3000})
+    longer = SPEC.model_copy(update={"training": training})
+    again = LocalWorld(longer, world.store, world.record, world._monitor, None, tmp_path)
+    assert not again.observe(start(world)).run_finished
 
 
 def test_a_lost_release_comes_again_while_the_run_is_held(world, monitor, tmp_path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkcast.actions import CLIPPING_CHOICES, Action, Lattice
+from forkcast.actions import Action, Lattice
 from forkcast.records import WINDOW_COLUMNS, Window
 from forkcast_proxy.features import (
     ACTION_FEATURES,
@@ -45,7 +45,7 @@ actions = st.builds(
     Action,
     learning_rate_scale=st.floats(1e-300, 1e300),
     weight_decay_scale=st.floats(1e-300, 1e300),
-    clipping=st.sampled_from([*CLIPPING_CHOICES, "New"]),
+    clipping=st.sampled_from([*Lattice().clipping, "New"]),
     momentum_reset=st.booleans(),
     rewind_steps=st.integers(0, 2**40),
     data_reorder=st.booleans(),

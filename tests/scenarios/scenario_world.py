@@ -111,6 +111,7 @@ class ScenarioWorld:
             strategy="Lattice",
             source=DraftSource.PROXY,
             model="",
+            horizon=0,
             proxy=ProxyAnswer.NOT_ASKED,
             detail="",
             candidates=self.candidates,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkcast.actions import CLIPPING_CHOICES, Action
+from forkcast.actions import Action, Lattice
 from forkcast.decision import Candidate
 from forkcast.records import (
     WINDOW_COLUMNS,
@@ -35,15 +35,15 @@ NUMBERS = st.dictionaries(TEXT, ANY, max_size=4)
 STATS = st.builds(
     StepStats,
     run_uid=TEXT,
-    epoch=UINT32,
-    attempt=UINT32,
-    rank=UINT32,
-    step=UINT64,
+    epoch=st.integers(0, codec.MOST["epoch"]),
+    attempt=st.integers(0, codec.MOST["attempt"]),
+    rank=st.integers(0, codec.MOST["rank"]),
+    step=st.integers(0, codec.MOST["step"]),
     loss=ANY,
     grad_norm=ANY,
     grad_norm_clipped=ANY,
     learning_rate=ANY,
-    tokens=UINT64,
+    tokens=st.integers(0, codec.MOST["tokens"]),
     update_ratio=st.none() | ANY,
     rms_max=st.none() | ANY,
     update_cosine=st.none() | ANY,
@@ -76,7 +76,7 @@ CANDIDATES = st.builds(
         Action,
         learning_rate_scale=SCALES,
         weight_decay_scale=SCALES,
-        clipping=st.sampled_from(CLIPPING_CHOICES),
+        clipping=st.sampled_from(Lattice().clipping),
         momentum_reset=st.booleans(),
         rewind_steps=UINT64,
         data_reorder=st.booleans(),

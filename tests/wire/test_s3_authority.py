@@ -10,14 +10,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from forkcast_wire.manifest import Storage
-from forkcast_wire.store import StoreUnavailable
+from forkcast_wire.store import StoreMisconfigured, StoreUnavailable
 from forkcast_wire.store.s3 import S3Store
 
 
 class _Answers(BaseHTTPRequestHandler):
-    def do_HEAD(self):
+    def do_GET(self):
+        empty = b"<ListBucketResult><Name>some</Name><IsTruncated>false</IsTruncated></ListBucketResult>"
         self.send_response(200)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(empty)))
         self.end_headers()
+        self.wfile.write(empty)
 
     def log_message(self, *_):
         pass
@@ -68,5 +72,5 @@ def test_another_is_not(endpoint, credentials):
 
 def test_a_missing_file_is_named(endpoint, credentials, tmp_path):
     storage = _storage(endpoint, credentials, caFile=str(tmp_path / "gone"))
-    with pytest.raises(StoreUnavailable, match=r"spec\.storage\.caFile"):
+    with pytest.raises(StoreMisconfigured, match=r"spec\.storage\.caFile"):
         S3Store.connect(storage)

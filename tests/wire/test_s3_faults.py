@@ -2,106 +2,41 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
+from forkcast.ports import Store
 from forkcast_wire.manifest import Storage
-from forkcast_wire.store import AlreadyExists, Conflict, FolderStore, StoreUnavailable, open_store
+from forkcast_wire.store import (
+    AlreadyExists,
+    Conflict,
+    FolderStore,
+    StoreMisconfigured,
+    StoreRefused,
+    StoreUnavailable,
+    deadline,
+    open_store,
+    s3,
+    wait_for,
+)
 from forkcast_wire.store.s3 import S3Store
+from tests.s3_gateway import Gateway, gateway_to
 
 MakeStorage = Callable[..., Storage]
-_CONDITIONS = {"if-match", "if-none-match"}
-
-
-class FaultyProxy(ThreadingHTTPServer):
-    """Passes requests on. ``faults``: what befalls the next requests, one each, "" for nothing:
-    a status answered without passing on, or "lose": passed on, and the answer is dropped.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, upstream: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.upstream = urlsplit(upstream).netloc
-        self.faults: list[str] = []
-        self.always = ""
-        self.ignore_conditions = False
-        self.corrupt = False
-        self.torn_reads = 0
-        self.seen: list[str] = []
-        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: FaultyProxy
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def _pass(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        proxy = self.server
-        proxy.seen.append(self.command)
-        fault = proxy.always or (proxy.faults.pop(0) if proxy.faults else "")
-        if fault.isdigit():
-            self._answer(int(fault), [], b"")
-            return
-        connection = http.client.HTTPConnection(proxy.upstream, timeout=30)
-        headers = dict(self.headers.items())
-        if proxy.ignore_conditions:
-            headers = {k: v for k, v in headers.items() if k.lower() not in _CONDITIONS}
-        connection.request(self.command, self.path, body, headers)
-        response = connection.getresponse()
-        data = response.read()
-        connection.close()
-        if fault == "lose":
-            self.close_connection = True
-            return
-        if proxy.corrupt and self.command == "GET" and data:
-            data = bytes([data[0] ^ 1]) + data[1:]
-        answer = response.getheaders()
-        if proxy.torn_reads and self.command == "GET":
-            proxy.torn_reads -= 1
-            answer = [(k, f'"{"0" * 32}"' if k.lower() == "etag" else v) for k, v in answer]
-        self._answer(response.status, answer, data)
-
-    def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
-        self.send_response_only(status)
-        length = str(len(data))
-        for name, value in headers:
-            if name.lower() == "content-length":
-                length = value if self.command == "HEAD" else length
-            elif name.lower() not in ("transfer-encoding", "connection"):
-                self.send_header(name, value)
-        self.send_header("Content-Length", length)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _pass  # noqa: N815
 
 
 @pytest.fixture
-def proxy(moto_endpoint: str) -> Iterator[FaultyProxy]:
-    server = FaultyProxy(moto_endpoint)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def proxy(moto_endpoint: str) -> Iterator[Gateway]:
+    with gateway_to(moto_endpoint) as gateway:
+        yield gateway
 
 
 @pytest.fixture
-def storage(proxy: FaultyProxy, make_storage: MakeStorage) -> Storage:
+def storage(proxy: Gateway, make_storage: MakeStorage) -> Storage:
     return make_storage(proxy.endpoint)
 
 
@@ -111,7 +46,7 @@ def store(storage: Storage) -> S3Store:
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "429", "lose"])
-def test_passing_faults_are_waited_out(store: S3Store, proxy: FaultyProxy, fault: str) -> None:
+def test_passing_faults_are_waited_out(store: S3Store, proxy: Gateway, fault: str) -> None:
     for number, use in enumerate(
         (
             lambda: store.put("a", b"1"),
@@ -130,7 +65,7 @@ def test_passing_faults_are_waited_out(store: S3Store, proxy: FaultyProxy, fault
 
 
 def test_a_create_whose_answer_was_lost_is_not_somebody_elses(
-    store: S3Store, proxy: FaultyProxy
+    store: S3Store, proxy: Gateway
 ) -> None:
     proxy.faults = ["lose"]
     etag = store.put("lineage/1.json", b"ours", create=True)
@@ -139,7 +74,7 @@ def test_a_create_whose_answer_was_lost_is_not_somebody_elses(
         store.put("lineage/1.json", b"ours", create=True)
 
 
-def test_a_swap_whose_answer_was_lost_is_not_a_conflict(store: S3Store, proxy: FaultyProxy) -> None:
+def test_a_swap_whose_answer_was_lost_is_not_a_conflict(store: S3Store, proxy: Gateway) -> None:
     old = store.put("catalogue.json", b"1")
     proxy.faults = ["lose"]
     new = store.put("catalogue.json", b"2", match=old)
@@ -149,7 +84,7 @@ def test_a_swap_whose_answer_was_lost_is_not_a_conflict(store: S3Store, proxy: F
 
 
 def test_after_a_fault_a_create_that_lost_the_race_still_loses(
-    store: S3Store, proxy: FaultyProxy
+    store: S3Store, proxy: Gateway
 ) -> None:
     store.put("lineage/1.json", b"theirs", create=True)
     proxy.faults = ["503"]
@@ -158,24 +93,24 @@ def test_after_a_fault_a_create_that_lost_the_race_still_loses(
     assert store.get("lineage/1.json")[0] == b"theirs"
 
 
-def test_a_lasting_fault_ends_as_unavailable(store: S3Store, proxy: FaultyProxy) -> None:
+def test_a_lasting_fault_ends_as_unavailable(store: S3Store, proxy: Gateway) -> None:
     proxy.always = "503"
-    proxy.seen.clear()
+    proxy.requests.clear()
     with pytest.raises(StoreUnavailable):
         store.put("a", b"1")
     assert len(proxy.seen) == 5
 
 
-def test_a_refusal_is_not_repeated(store: S3Store, proxy: FaultyProxy) -> None:
+def test_a_refusal_is_not_repeated(store: S3Store, proxy: Gateway) -> None:
     proxy.always = "403"
-    proxy.seen.clear()
+    proxy.requests.clear()
     with pytest.raises(StoreUnavailable):
         store.put("a", b"1", create=True)
     assert len(proxy.seen) == 1
 
 
 def test_a_file_that_changed_on_the_way_is_refused(
-    store: S3Store, proxy: FaultyProxy, tmp_path: Path
+    store: S3Store, proxy: Gateway, tmp_path: Path
 ) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(b"state")
@@ -190,7 +125,7 @@ def test_a_file_that_changed_on_the_way_is_refused(
 
 
 def test_bytes_of_one_version_with_the_etag_of_another_are_read_again(
-    store: S3Store, proxy: FaultyProxy
+    store: S3Store, proxy: Gateway
 ) -> None:
     etag = store.put("catalogue.json", b"1")
     proxy.torn_reads = 3
@@ -200,14 +135,14 @@ def test_bytes_of_one_version_with_the_etag_of_another_are_read_again(
 
 @pytest.mark.parametrize("how", ["ignores", "501"])
 def test_a_server_without_conditional_writes(
-    proxy: FaultyProxy, storage: Storage, tmp_path: Path, how: str
+    proxy: Gateway, storage: Storage, tmp_path: Path, how: str
 ) -> None:
     def refuse_or_ignore() -> None:
         proxy.ignore_conditions = how == "ignores"
         proxy.faults = [] if how == "ignores" else ["", "501"]  # "": the look at the bucket
 
     refuse_or_ignore()
-    with pytest.raises(StoreUnavailable, match="conditionalWrites"):
+    with pytest.raises(StoreMisconfigured, match="conditionalWrites"):
         open_store(storage.model_copy(update={"conditional_writes": "Required"}), tmp_path)
     refuse_or_ignore()
     store = S3Store.connect(storage)
@@ -221,8 +156,8 @@ def test_a_server_without_conditional_writes(
     assert store.get("a")[0] == b"2"
 
 
-def test_off_asks_nothing_of_the_server(proxy: FaultyProxy, storage: Storage) -> None:
-    proxy.seen.clear()
+def test_off_asks_nothing_of_the_server(proxy: Gateway, storage: Storage) -> None:
+    proxy.requests.clear()
     store = S3Store.connect(storage.model_copy(update={"conditional_writes": "Off"}))
     assert not store.conditional
     assert "PUT" not in proxy.seen
@@ -275,3 +210,79 @@ def test_a_folder_store_may_stand_in_a_hidden_folder(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / ".forkcast" / "run")
     store.put("lineage/1.json", b"1", create=True)
     assert [info.key for info in store.list("lineage/")] == ["lineage/1.json"]
+
+
+@pytest.mark.parametrize("fault", ["silent", "drip"])
+def test_a_caller_gives_the_store_a_deadline(store: S3Store, proxy: Gateway, fault: str) -> None:
+    proxy.always = fault
+    with deadline(0.3), pytest.raises(StoreUnavailable, match="in time"):
+        store.get("a")
+    proxy.always = ""
+    store.put("a", b"1")
+
+
+def test_time_that_is_over_asks_nothing(store: S3Store, proxy: Gateway) -> None:
+    proxy.requests.clear()
+    with deadline(0), pytest.raises(StoreUnavailable, match="in time"):
+        store.put("a", b"1", create=True)
+    assert proxy.requests == []
+
+
+def test_an_outage_uses_up_the_retries(
+    store: S3Store, proxy: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_pause", lambda _: 0.0)
+    proxy.always = "503"
+    proxy.requests.clear()
+    for _ in range(12):
+        with pytest.raises(StoreUnavailable):
+            store.put("a", b"1")
+    assert len(proxy.requests) < 2 * 12 + 20  # 60 without a budget
+    proxy.always = ""
+    for _ in range(20):  # each success gives a retry back
+        store.put("a", b"1")
+    proxy.faults = ["503", "503"]
+    store.put("a", b"1")
+
+
+def test_refusals_and_outages_are_different_errors(storage: Storage, proxy: Gateway) -> None:
+    for fault, kind, said in (
+        ("denied", StoreRefused, "AccessDenied: A policy wants encryption."),
+        ("page", StoreRefused, "no S3 API answers here"),
+        ("bad-request", StoreRefused, "InvalidRequest: Content-MD5"),
+        ("skew", StoreUnavailable, "RequestTimeTooSkewed"),
+        ("slow-down", StoreUnavailable, "SlowDown"),
+        ("close", StoreUnavailable, "closed"),
+    ):
+        proxy.always = fault
+        with pytest.raises(kind, match=said) as raised:
+            S3Store.connect(storage)
+        assert isinstance(raised.value, StoreRefused) is (kind is StoreRefused), fault
+        assert str(raised.value).count("spec.storage") == 1, fault
+
+
+@pytest.mark.parametrize("fault", ["503", "close", "skew", "denied", "no-key", "page", "drip"])
+def test_who_may_wait_outlasts_every_outage(
+    storage: Storage, proxy: Gateway, tmp_path: Path, fault: str
+) -> None:
+    proxy.always = fault
+    heard: list[StoreUnavailable] = []
+
+    def tell(error: StoreUnavailable) -> None:
+        heard.append(error)
+        proxy.always = ""
+
+    def attempt() -> Store:
+        with deadline(2.0):
+            return open_store(storage, tmp_path)
+
+    store = wait_for(attempt, threading.Event(), tell=tell)
+    store.put("a", b"1", create=True)
+    assert heard
+
+
+def test_who_waits_leaves_when_told(proxy: Gateway, storage: Storage, tmp_path: Path) -> None:
+    proxy.always = "denied"
+    stop = threading.Event()
+    with pytest.raises(StoreUnavailable):
+        wait_for(lambda: open_store(storage, tmp_path), stop, tell=lambda _: stop.set())

@@ -14,8 +14,10 @@ import os
 import sys
 from pathlib import Path
 
+import structlog
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.starts import adopt_identity, attempt_of_all
@@ -26,15 +28,18 @@ from forkcast_wire.process import (
     die_with_parent,
     stop_when_orphaned,
 )
-from forkcast_wire.store import StoreUnavailable
+from forkcast_wire.store import StoreError, StoreMisconfigured, StoreUnavailable
 
 #: A rank whose torchrun has died saves and leaves in so much time, or is ended.
 _LEAVE_SECONDS = 30.0
+#: Exit codes. Only the last is final: whoever started the process must not start it again.
+DONE, AGAIN, UNUSABLE = 0, 1, 2
+_log = structlog.get_logger()
 
 
 def main() -> int:
-    """0: complete, or stopped with everything saved; 1: stopped, and the store did not take the
-    last state; 2: the manifest cannot be carried out.
+    """0: complete, or stopped with everything saved; 1: another start may succeed (the store did
+    not take the last state, or something failed); 2: the manifest cannot be carried out.
     """
     parser = argparse.ArgumentParser(prog="forkcast_trainer", description=__doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="resolved manifest, JSON")
@@ -55,12 +60,12 @@ def main() -> int:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     else:
         die_with_parent()
-    manifest = Manifest.model_validate(json.loads(given.manifest.read_text()))
     if given.run is not None:
         adopt_identity(given.run, given.workdir)
     try:
+        manifest = Manifest.model_validate(json.loads(given.manifest.read_text()))
         if given.claim_attempt:
-            given.attempt = attempt_of_all(manifest.spec.storage, given.workdir, ranks)
+            given.attempt = attempt_of_all(manifest.spec.storage, given.workdir, ranks, stop)
         run = TrainingRun(
             manifest.spec,
             given.workdir,
@@ -70,13 +75,24 @@ def main() -> int:
             ranks=ranks,
         )
         run.run()
-    except (TrainerError, StoreUnavailable, ValueError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        print(f"error: {field}: {first['msg']}; correct it", file=sys.stderr)
+        return UNUSABLE
+    except (TrainerError, StoreMisconfigured) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return UNUSABLE
+    except StoreUnavailable as error:
+        _log.warning("train.left_while_store_away", error=str(error))
+        return DONE if stop.is_set() else AGAIN
+    except (StoreError, ValueError) as error:
+        _log.error("train.died", error=f"{type(error).__name__}: {error}")
+        return AGAIN
     finally:
         if world > 1:
             dist.destroy_process_group()
-    return 1 if run.unsaved else 0
+    return AGAIN if run.unsaved else DONE
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ class Engine:
         train, held = prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length
+        self._schedule = spec.learning_rate()
         self.batches = Batches(train, length, on_data)
         self.validation = validation_batches(
             held, length, spec.training.micro_batch_size, spec.data.validation.max_batches
@@ -235,7 +236,7 @@ class Engine:
     def rates(self, step: int) -> tuple[float, float]:
         """(learning rate, weight decay) of a step, everything that scales them included."""
         spec, actions = self.spec, self.actions
-        rate = scheduled_rate(step, spec.optimizer, spec.training.total_steps, self._on_rate)
+        rate = scheduled_rate(step, self._schedule, self._on_rate)
         rate *= actions.learning_rate_factor * self.clipping.rate_scale(step)
         if actions.reset_at is not None:
             rate *= rewarm_scale(step - actions.reset_at, _REWARM_STEPS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from forkcast_trainer.engine import ActionState, Position
+from forkcast_wire.files import replace_bytes
 
 _log = structlog.get_logger()
 _SECONDS = 0.5
@@ -61,9 +62,7 @@ class Progress:
             "device": self._device,
             "dropped": dropped,
         }
-        partial = self._path.with_suffix(".part")
         try:
-            partial.write_text(json.dumps(document))
-            partial.replace(self._path)
+            replace_bytes(self._path, json.dumps(document).encode(), durable=False)
         except OSError as error:
             _log.warning("train.progress_not_written", error=str(error))

@@ -8,10 +8,13 @@ then the trial, and waits to be asked for more. It never writes anything that th
 from __future__ import annotations
 
 import math
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import torch
@@ -26,14 +29,22 @@ from forkcast_trainer.slots import Slots
 from forkcast_wire import crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.store import AlreadyExists, put_document, read_document
+from forkcast_wire.store import AlreadyExists, put_document, read_document, wait_for
 
+T = TypeVar("T")
 _log = structlog.get_logger()
 _POLL_SECONDS = 0.05
 _MEAN_WEIGHTS = 25
 _MOST_LOSSES = 1024
 #: Diverged: this many nats above the base's loss at this many steps in a row, or not finite.
 _DIVERGED_NATS, _DIVERGED_STEPS = 3.0, 5
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """A rollout outlives an outage of its store: what it has measured is not measured again. Who
+    no longer wants it ends its process.
+    """
+    return wait_for(call, threading.Event())
 
 
 @dataclass
@@ -77,7 +88,7 @@ class Rollout:
         self.engine = Engine(spec, job.run_uid, workdir, placement(spec))
         self.slots = slots_of(spec, workdir)
         scratch, admit = workdir / "scratch", partial(state.admit, self.engine)
-        base = checkpoint.fetch(store, job.base, scratch, job.run_uid, admit)
+        base = _patiently(lambda: checkpoint.fetch(store, job.base, scratch, job.run_uid, admit))
         state.restore(self.engine, base)
         self.engine.position.attempt = 0
         apply(self.engine, job.action)
@@ -105,7 +116,7 @@ class Rollout:
         key = keys.rollout_until(self.job.trigger_id, self.job.candidate)
         until = time.monotonic() + self._park_seconds
         while True:
-            wish = read_document(self.store, RolloutUntil, key)
+            wish = _patiently(lambda: read_document(self.store, RolloutUntil, key))
             if wish is None or wish.until is None:
                 return False
             if wish.until >= rung:
@@ -118,7 +129,7 @@ class Rollout:
     def _published(self, rung: int) -> bool:
         """Whether a former process of this rollout has measured this rung."""
         key = keys.rollout_trial(self.job.trigger_id, self.job.candidate, rung)
-        return self.store.head(key) is not None
+        return _patiently(lambda: self.store.head(key)) is not None
 
     def _advance(self, target: int) -> None:
         """Step until the lineage stands at ``target``, or has diverged."""
@@ -172,7 +183,8 @@ class Rollout:
             state=ref,
         )
         try:
-            put_document(self.store, keys.rollout_trial(job.trigger_id, job.candidate, rung), trial)
+            key = keys.rollout_trial(job.trigger_id, job.candidate, rung)
+            _patiently(lambda: put_document(self.store, key, trial))
         except AlreadyExists:
             _log.info("rollout.trial_already", rung=rung)  # a former process of this rollout
         _log.info("rollout.trial", candidate=job.candidate, rung=rung, loss=mean)
@@ -193,11 +205,13 @@ class Rollout:
                 parameter.copy_(weight)
 
     def _publish_state(self, rung: int) -> StateRef:
-        return checkpoint.publish(
-            self.store,
-            state.snapshot(self.engine),
-            keys.rollout_state(self.job.trigger_id, self.job.candidate, rung),
-            StateKind.ROLLOUT,
-            self.workdir / "scratch",
-            level=0,  # it is adopted or deleted within minutes
+        return _patiently(
+            lambda: checkpoint.publish(
+                self.store,
+                state.snapshot(self.engine),
+                keys.rollout_state(self.job.trigger_id, self.job.candidate, rung),
+                StateKind.ROLLOUT,
+                self.workdir / "scratch",
+                level=0,  # it is adopted or deleted within minutes
+            )
         )

@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import sys
+import threading
 from pathlib import Path
 
 import structlog
@@ -24,7 +25,13 @@ from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.process import configure_logging
-from forkcast_wire.store import StoreError, open_store, read_document
+from forkcast_wire.store import (
+    StoreError,
+    StoreMisconfigured,
+    open_store,
+    read_document,
+    wait_for,
+)
 
 _POLL_SECONDS = 1.0
 _log = structlog.get_logger()
@@ -47,8 +54,10 @@ def main() -> int:
     spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
     torch.set_num_threads(spec.training.threads)
     try:
-        store = open_store(spec.storage, given.workdir)
-        job = read_document(store, RolloutJob, keys.rollout_job(given.trigger, given.candidate))
+        away = threading.Event()  # never set: SIGTERM ends the process
+        store = wait_for(lambda: open_store(spec.storage, given.workdir), away)
+        key = keys.rollout_job(given.trigger, given.candidate)
+        job = wait_for(lambda: read_document(store, RolloutJob, key), away)
         if job is None:
             _log.warning("rollout.no_job", trigger=given.trigger, candidate=given.candidate)
             return 0
@@ -60,7 +69,7 @@ def main() -> int:
             poll_seconds=_POLL_SECONDS,
             park_seconds=given.park_seconds,
         ).run()
-    except TrainerError as error:
+    except (TrainerError, StoreMisconfigured) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  the pod's last words
         return 2
     except (StoreError, ValueError) as error:

@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -36,7 +37,16 @@ from forkcast_wire import crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
 from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
 from forkcast_wire.process import configure_logging, die_with_parent
-from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_document, read_document
+from forkcast_wire.store import (
+    AlreadyExists,
+    StoreError,
+    StoreMisconfigured,
+    StoreUnavailable,
+    open_store,
+    put_document,
+    read_document,
+    wait_for,
+)
 
 _log = structlog.get_logger()
 _LOOK_SECONDS = 0.1
@@ -175,7 +185,14 @@ def main() -> int:
     stop = termination.stop_event_on_sigterm()
     spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
     torch.set_num_threads(spec.training.threads)
-    server = RolloutServer(spec, open_store(spec.storage, given.workdir), given.workdir)
+    try:
+        store = wait_for(lambda: open_store(spec.storage, given.workdir), stop)
+    except StoreUnavailable:  # told to leave while the store was away
+        return 0
+    except StoreMisconfigured as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  its last words
+        return 2
+    server = RolloutServer(spec, store, given.workdir)
     _log.info("rollouts.serving")
     while not stop.is_set():
         try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
 import socket
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import torch.distributed as dist
 
 from forkcast.ports import Store
 from forkcast_wire import keys
+from forkcast_wire.files import replace_bytes
 from forkcast_wire.manifest import Storage
-from forkcast_wire.store import AlreadyExists, open_store, put_document
+from forkcast_wire.store import AlreadyExists, open_store, put_document, wait_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +44,19 @@ def claim_attempt(store: Store) -> int:
             return attempt
 
 
-def attempt_of_all(storage: Storage, workdir: Path, ranks: tuple[int, int, int]) -> int:
-    """The number of this start, the same on all ranks: rank 0 takes it. ranks: (rank, world, local).
+def attempt_of_all(
+    storage: Storage, workdir: Path, ranks: tuple[int, int, int], stop: threading.Event
+) -> int:
+    """The number of this start, the same on all ranks: rank 0 takes it, and waits for the store if
+    it is away. ranks: (rank, world, local).
 
-    Raises StoreUnavailable.
+    Raises StoreMisconfigured; StoreUnavailable once ``stop`` is set.
     """
     rank, world, _ = ranks
-    attempt = torch.tensor(claim_attempt(open_store(storage, workdir)) if rank == 0 else 0)
+    claimed = 0
+    if rank == 0:
+        claimed = wait_for(lambda: claim_attempt(open_store(storage, workdir)), stop)
+    attempt = torch.tensor(claimed)
     if world > 1:
         dist.broadcast(attempt, src=0)
     return int(attempt.item())
@@ -59,6 +65,4 @@ def attempt_of_all(storage: Storage, workdir: Path, ranks: tuple[int, int, int])
 def adopt_identity(run_file: Path, workdir: Path) -> None:
     """Put run.json into the work directory, where everything looks for it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = workdir / f"{keys.RUN}.{os.getpid()}.part"
-    shutil.copyfile(run_file, partial)
-    partial.replace(workdir / keys.RUN)
+    replace_bytes(workdir / keys.RUN, run_file.read_bytes())

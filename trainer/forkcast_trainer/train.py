@@ -23,10 +23,10 @@ from forkcast_trainer.progress import Progress
 from forkcast_trainer.randomness import Randomness
 from forkcast_trainer.report import Hello, Reporter
 from forkcast_trainer.saver import Saver
-from forkcast_wire import crash, keys
+from forkcast_wire import completion, crash, keys
 from forkcast_wire.documents import Complete, RunInfo, lineage_head, load, survey
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.store import AlreadyExists, StoreError, open_store, put_document
+from forkcast_wire.store import StoreError, open_store, wait_for
 
 _log = structlog.get_logger()
 _HELD_POLL_SECONDS = 0.2
@@ -55,7 +55,7 @@ class TrainingRun:
     ) -> None:
         self.spec, self.workdir, self.stop = spec, workdir, stop
         self.info = load(RunInfo, (workdir / keys.RUN).read_bytes())
-        self.store: Store = open_store(spec.storage, workdir)
+        self.store: Store = wait_for(lambda: open_store(spec.storage, workdir), stop)
         self.place: Placement = placement(spec, *ranks)
         self.engine = Engine(spec, self.info.uid, workdir, self.place)
         self.engine.position.attempt = attempt
@@ -94,12 +94,12 @@ class TrainingRun:
         about the epoch, and names the state it was opened with. Rank 0 looks, all ranks follow: a
         record that appears meanwhile must not part them.
         """
-        start = [self._newest()] if self.place.rank == 0 else [(None, None)]
+        start = [wait_for(self._newest, self.stop)] if self.place.rank == 0 else [(None, None)]
         if self.place.world > 1:
             dist.broadcast_object_list(start, src=0)
         entry, ref = start[0]
         if self.place.rank and ref is not None:
-            state.restore(self.engine, self._fetched(ref))
+            state.restore(self.engine, wait_for(lambda: self._fetched(ref), self.stop))
         if entry is not None:
             self.engine.position.epoch, self.base_step = entry.epoch, entry.base_step
         _log.info("train.start", step=self.engine.position.step, epoch=self.engine.position.epoch)
@@ -147,6 +147,8 @@ class TrainingRun:
         except checkpoint.CheckpointError as error:
             _log.warning("train.checkpoint_refused", key=ref.key, error=str(error))
             return False
+        if others := checkpoint.other_versions(self.store, ref):
+            _log.warning("train.other_versions", written_with=others, key=ref.key)
         return True
 
     def _become(self, entry: LineageEntry, saved: checkpoint.Snapshot) -> None:
@@ -360,9 +362,8 @@ class TrainingRun:
             seconds=time.monotonic() - self._started,
         )
         try:
-            put_document(self.store, keys.COMPLETE, done)
-        except AlreadyExists:
-            _log.info("train.complete_already")
+            if not completion.record(self.store, done):
+                _log.info("train.complete_already")
         except StoreError as error:
             _log.warning("train.not_completed", error=str(error))
             return False

@@ -1,17 +1,37 @@
-"""Uncertainty signals by name. To add one: a file here, and a line in SIGNALS."""
+"""Uncertainty signals by name. To add one: a file here, a line in SIGNALS, and
+`scripts/generate_crds.py`, which makes its name known to manifests.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
+from typing import Protocol
 
 from forkcast.ports import Signal
+from forkcast_monitor.signals.base import SignalRules
 from forkcast_monitor.signals.disagreement import Disagreement
 from forkcast_monitor.signals.entropy import InternalEntropy
 from forkcast_monitor.signals.volatility import Volatility
 
-#: (EMA decay, forecast horizon in steps) -> signal
-SIGNALS: Mapping[str, Callable[[float, int], Signal]] = {
+
+class SignalKind(Protocol):
+    """What makes a signal; see `forkcast.ports.Signal` for its weight."""
+
+    weight: float
+
+    def __call__(self, rules: SignalRules) -> Signal:
+        """A signal that has seen nothing."""
+
+
+SIGNALS: Mapping[str, SignalKind] = {
     "volatility": Volatility,
     "entropy": InternalEntropy,
     "disagreement": Disagreement,
 }
+
+
+def default_weights() -> dict[str, float]:
+    """The share of each signal in the index where a manifest says nothing; they sum to 1."""
+    total = math.fsum(kind.weight for kind in SIGNALS.values())
+    return {name: kind.weight / total for name, kind in SIGNALS.items()}

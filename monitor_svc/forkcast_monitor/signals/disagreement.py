@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 from forkcast.records import StepStats
 from forkcast.robust import Ema, usable
+from forkcast_monitor.signals.base import SignalRules
 
 
 class Disagreement:
-    """Three forecasts of the smoothed loss ``horizon`` steps ahead: the last value, a line through
+    """Three forecasts of the smoothed loss, `SignalRules.horizon` steps ahead: the last value, a line through
     two baselines of different span, the same line in log t. Channels: ``spread`` of the three now,
     and ``error`` of the mean forecast that was made for this step.
     """
 
-    def __init__(self, decay: float, horizon: int) -> None:
-        self._horizon = horizon
+    weight = 0.2
+
+    def __init__(self, rules: SignalRules) -> None:
+        decay = self._decay = rules.ema_decay
+        self._horizon = rules.horizon
         self._fast, self._slow = Ema(decay), Ema(1 - (1 - decay) / 4)
-        self._pending: deque[float | None] = deque(maxlen=horizon)
-        self._decay = decay
+        self._pending: deque[float | None] = deque(maxlen=rules.horizon)
         self._step: int | None = None
 
     def update(self, stats: StepStats) -> Mapping[str, float | None]:
@@ -60,9 +64,9 @@ class Disagreement:
             "step": self._step,
         }
 
-    def restore(self, state: Mapping[str, object]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._fast.total, self._fast.weight = state["fast"]  # type: ignore[misc]
-        self._slow.total, self._slow.weight = state["slow"]  # type: ignore[misc]
-        self._pending = deque(state["pending"], maxlen=self._horizon)  # type: ignore[call-overload]
-        self._step = state["step"]  # type: ignore[assignment]
+        self._fast.restore(state["fast"])
+        self._slow.restore(state["slow"])
+        self._pending = deque(state["pending"], maxlen=self._horizon)
+        self._step = state["step"]

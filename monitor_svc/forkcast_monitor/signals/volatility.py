@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from forkcast.records import StepStats
 from forkcast.robust import Ema, usable
+from forkcast_monitor.signals.base import SignalRules
 
 
 class Volatility:
     """Channels ``loss`` and ``grad_norm``: value minus its EMA before this step."""
 
-    def __init__(self, decay: float, horizon: int) -> None:
-        del horizon
-        self._loss, self._norm = Ema(decay), Ema(decay)
+    weight = 0.5
+
+    def __init__(self, rules: SignalRules) -> None:
+        self._loss, self._norm = Ema(rules.ema_decay), Ema(rules.ema_decay)
 
     def update(self, stats: StepStats) -> Mapping[str, float | None]:
         """Departures of this step, nats/token and log units."""
@@ -30,10 +33,10 @@ class Volatility:
         """The two baselines."""
         return {"loss": self._loss.state(), "norm": self._norm.state()}
 
-    def restore(self, state: Mapping[str, object]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
-        for ema, name in ((self._loss, "loss"), (self._norm, "norm")):
-            ema.total, ema.weight = state[name]  # type: ignore[misc]
+        self._loss.restore(state["loss"])
+        self._norm.restore(state["norm"])
 
 
 def _departure(ema: Ema, value: float) -> float | None:

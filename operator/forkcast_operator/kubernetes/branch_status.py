@@ -4,68 +4,35 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from forkcast.branch import (
-    Collapsing,
     Drafting,
-    Finished,
     Forking,
-    Phase,
-    Releasing,
-    RolloutSeen,
     control_of,
 )
-from forkcast.decision import CONTROL, Decision, Draft, Judgement, Outcome
-from forkcast.records import StateRef, Trial, TrialStatus
+from forkcast.decision import CONTROL, Draft, Judgement
 from forkcast_operator.branch_records import BranchRecord
+from forkcast_operator.kubernetes.branch_conditions import conditions
+from forkcast_operator.kubernetes.branch_facts import BranchFacts
+from forkcast_operator.kubernetes.rollout_state import RolloutStands, rollout_trouble
 from forkcast_operator.kubernetes.run import Run
-from forkcast_operator.kubernetes.seen import JobSeen, Work
+from forkcast_operator.kubernetes.seen import JobSeen
 from forkcast_wire import keys
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.resources import (
     BranchAcceptance,
-    BranchCondition,
     BranchCost,
     BranchSpec,
     BranchStatus,
     BranchTrigger,
-    Condition,
-    ConditionStatus,
     DecisionStatus,
     DraftStatus,
-    RolloutState,
     RolloutStatus,
     RunRef,
-    set_condition,
 )
 
 _MOST_TEXT = 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BranchFacts:
-    """What the store holds of a branch."""
-
-    record: BranchRecord
-    phase: Phase
-    bases: tuple[StateRef, ...]
-    draft: Draft | None
-    decision: Decision | None
-    rollouts: Mapping[str, RolloutSeen]
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has ended."""
-        return isinstance(self.phase, Finished)
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """How it ends, as soon as that is known."""
-        if isinstance(self.phase, Releasing | Finished):
-            return self.phase.outcome
-        return self.decision.outcome if self.decision else None
 
 
 def branch_spec(run: Run, record: BranchRecord, spec: TrainingRunSpec) -> dict[str, Any]:
@@ -109,18 +76,21 @@ def _text(value: float) -> Any:
 def branch_status(
     facts: BranchFacts,
     jobs: Sequence[JobSeen],
+    stands: Mapping[str, RolloutStands],
     before: BranchStatus,
     *,
     generation: int,
     now: dt.datetime,
 ) -> BranchStatus:
-    """The status of the Branch object."""
+    """The status of the Branch object. stands: its rollouts, by candidate."""
     cost = facts.decision.cost if facts.decision else None
     return BranchStatus(
         observed_generation=generation,
-        conditions=_conditions(facts, before.conditions, generation, now),
+        conditions=conditions(
+            facts, rollout_trouble(stands), before.conditions, generation=generation, now=now
+        ),
         draft=_draft(facts.draft),
-        rollouts=_rollouts(facts, jobs),
+        rollouts=_rollouts(facts, jobs, stands),
         decision=_decision(facts, before, now),
         cost=BranchCost(
             rollout_steps=cost.rollout_steps,
@@ -128,45 +98,15 @@ def branch_status(
         )
         if cost
         else BranchCost(),
+        deadline_time=_deadline(facts, before),
         completion_time=(before.completion_time or now) if facts.finished else None,
     )
 
 
-def _conditions(
-    facts: BranchFacts, before: Sequence[Condition], generation: int, now: dt.datetime
-) -> list[Condition]:
-    phase, outcome = facts.phase, facts.outcome
-    word = type(phase).__name__
-    ended, failed = facts.finished, outcome in (Outcome.FAILED, Outcome.SUPERSEDED)
-    reason = outcome.value if outcome is not None and ended else word
-    message = phase.reason.value if isinstance(phase, Releasing | Finished) else ""
-    collapsed = outcome is not None and outcome.adopts and isinstance(phase, Releasing | Finished)
-    collapsed = collapsed and bool(facts.decision and facts.decision.applied)
-    drafted = facts.draft is not None
-    verified = facts.decision is not None or isinstance(phase, Collapsing)
-    said: dict[BranchCondition, tuple[bool | None, str, str]] = {
-        BranchCondition.READY: (ended and not failed, reason, message),
-        BranchCondition.DRAFTED: (drafted, "Ranked" if drafted else word, ""),
-        BranchCondition.VERIFIED: (verified, "Measured" if verified else word, ""),
-        BranchCondition.ACCEPTED: (
-            None if outcome is None else outcome.adopts,
-            outcome.value if outcome else word,
-            message,
-        ),
-        BranchCondition.COLLAPSED: (collapsed, "Adopted" if collapsed else reason, ""),
-        BranchCondition.COMPLETE: (ended and not failed, reason, message),
-        BranchCondition.FAILED: (ended and failed, reason, message),
-        BranchCondition.FINISHED: (ended, reason, message),
-    }
-    conditions = list(before)
-    for kind, (holds, why, text) in said.items():
-        status = ConditionStatus.UNKNOWN
-        if holds is not None:
-            status = ConditionStatus.TRUE if holds else ConditionStatus.FALSE
-        conditions = set_condition(
-            conditions, kind, status, why, text, generation=generation, now=now
-        )
-    return conditions
+def _deadline(facts: BranchFacts, before: BranchStatus) -> dt.datetime | None:
+    if facts.deadline is None:
+        return before.deadline_time
+    return dt.datetime.fromtimestamp(facts.deadline, dt.UTC)
 
 
 def _draft(draft: Draft | None) -> DraftStatus | None:
@@ -197,31 +137,43 @@ def _decision(facts: BranchFacts, before: BranchStatus, now: dt.datetime) -> Dec
     )
 
 
-def _rollouts(facts: BranchFacts, jobs: Sequence[JobSeen]) -> list[RolloutStatus]:
-    if facts.draft is None:
-        return []
+def newest(jobs: Sequence[JobSeen]) -> dict[str, JobSeen]:
+    """The Job of the highest rung, by candidate."""
+    return {job.candidate: job for job in sorted(jobs, key=lambda job: job.rung)}
+
+
+def participants(facts: BranchFacts) -> list[str]:
+    """The control and the finalists; none before the draft."""
+    return [] if facts.draft is None else [CONTROL, *facts.draft.finalists]
+
+
+def _rollouts(
+    facts: BranchFacts, jobs: Sequence[JobSeen], stands: Mapping[str, RolloutStands]
+) -> list[RolloutStatus]:
     judged = {one.candidate: one for one in facts.decision.judgements} if facts.decision else {}
-    newest = {job.candidate: job for job in sorted(jobs, key=lambda job: job.rung)}
-    names = [CONTROL, *facts.draft.finalists]
+    latest = newest(jobs)
     return [
-        _rollout(facts, name, facts.rollouts.get(name), newest.get(name), judged.get(name))
-        for name in names
+        _rollout(facts, name, stands[name], latest.get(name), judged.get(name))
+        for name in participants(facts)
     ]
 
 
 def _rollout(
     facts: BranchFacts,
     name: str,
-    seen: RolloutSeen | None,
+    stands: RolloutStands,
     job: JobSeen | None,
     judged: Judgement | None,
 ) -> RolloutStatus:
+    seen = facts.rollouts.get(name)
     last = seen.trials[max(seen.trials)] if seen and seen.trials else None
     return RolloutStatus(
         name=name,
         action=_action(facts, name)[:256],
         job_name=job.name if job else None,
-        state=_state(seen, last, job),
+        state=stands.state,
+        reason=stands.reason or None,
+        message=stands.message[:_MOST_TEXT],
         rung=last.rung if last else 0,
         validation_loss=_maybe(last.mean_weights_loss if last else None),
         improvement=_maybe(judged.improvement if judged else None),
@@ -241,16 +193,3 @@ def _action(facts: BranchFacts, name: str) -> str:
     if isinstance(facts.phase, Forking | Drafting) or not facts.bases:
         return ""
     return control_of(facts.record.trigger, facts.bases).action.describe()
-
-
-def _state(seen: RolloutSeen | None, last: Trial | None, job: JobSeen | None) -> RolloutState:
-    if last is not None and last.status is TrialStatus.FAILED:
-        return RolloutState.FAILED
-    if seen is None:
-        return RolloutState.PENDING
-    if seen.until is None:
-        return RolloutState.STOPPED if last is None else RolloutState.MEASURED
-    if seen.until in seen.trials:
-        return RolloutState.MEASURED
-    running = job is not None and job.work is Work.ACTIVE
-    return RolloutState.RUNNING if running else RolloutState.PENDING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -12,16 +12,30 @@ from pydantic import ValidationError
 from forkcast.branch import Finished
 from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes import manifests, metrics
-from forkcast_operator.kubernetes.branch_status import BranchFacts, branch_status
+from forkcast_operator.kubernetes.branch_facts import BranchFacts
+from forkcast_operator.kubernetes.branch_status import branch_status, newest, participants
 from forkcast_operator.kubernetes.cluster import BRANCH, JOB, Cluster, ClusterError
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.events import Recorder, branch_events, opened_event
 from forkcast_operator.kubernetes.failures import refused
 from forkcast_operator.kubernetes.ledger import Ledger, Look
+from forkcast_operator.kubernetes.rollout_state import (
+    RolloutStands,
+    rollout_stands,
+    rollout_trouble,
+)
 from forkcast_operator.kubernetes.rollouts import Act, Start, Stop, park_seconds
 from forkcast_operator.kubernetes.run import Run, StorePlace
-from forkcast_operator.kubernetes.run_status import Failure
-from forkcast_operator.kubernetes.seen import JobSeen, job_seen
+from forkcast_operator.kubernetes.run_facts import Failure
+from forkcast_operator.kubernetes.seen import (
+    LABEL_JOB,
+    JobSeen,
+    PodSeen,
+    Work,
+    job_seen,
+    pod_seen,
+    runs_or_will,
+)
 from forkcast_operator.kubernetes.view import View
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.resources import BranchCondition, BranchStatus, ConditionStatus
@@ -48,10 +62,11 @@ class Branches:
         ledger: Ledger,
     ) -> Failure | None:
         """Bring objects and Jobs of a run's branches to what the records say. Returns why a rollout
-        was refused; its branch waits for the others, until its deadline.
+        was refused (its branch waits for the others, until its deadline), or does not run.
         """
         started = time.perf_counter()
         failure: Failure | None = None
+        trouble: Failure | None = None
         for facts in (*look.active, *look.ended):
             shown = await self._object(run, facts.record, spec)
             if spec.suspend:
@@ -63,7 +78,10 @@ class Branches:
                 except ClusterError as error:
                     if (failure := refused("Rollout", error)) is None:
                         raise
-            await self._say(run, facts, shown)
+            stands = self._stands(run, facts)
+            if not facts.finished and not spec.suspend:
+                trouble = rollout_trouble(stands)
+            await self._say(run, facts, stands, shown)
         for facts in look.ended:
             self._ended(run, facts)
         await self._catch_up(run, spec, ledger, look)
@@ -72,7 +90,26 @@ class Branches:
         if look.active:
             seconds = time.perf_counter() - started
             metrics.RECONCILE_SECONDS.labels("Branch").observe(seconds)
-        return failure
+        return failure or trouble
+
+    def _stands(self, run: Run, facts: BranchFacts) -> dict[str, RolloutStands]:
+        """How the rollouts stand, by candidate, the control first."""
+        now, jobs = dt.datetime.now(dt.UTC), newest(self._jobs(run, facts.record))
+        pods: dict[str, list[PodSeen]] = {}
+        for body in self._view.of_run("Pod", run.key):
+            if runs_or_will(body):
+                pods.setdefault(body["metadata"]["labels"].get(LABEL_JOB, ""), []).append(
+                    pod_seen(body)
+                )
+        return {
+            name: rollout_stands(
+                facts.rollouts.get(name),
+                job := jobs.get(name),
+                pods.get(job.name, []) if job else [],
+                now,
+            )
+            for name in participants(facts)
+        }
 
     async def _object(self, run: Run, record: BranchRecord, spec: TrainingRunSpec) -> Any:
         known = self._view.get("Branch", (run.namespace, record.name))
@@ -103,7 +140,9 @@ class Branches:
     ) -> None:
         limit = spec.branching.max_concurrent_rollouts
         entrants = sum(one.until is not None for one in facts.rollouts.values())
-        deadline = facts.record.opened_at + spec.branching.budget.deadline_seconds
+        seconds_left = spec.branching.budget.deadline_seconds
+        if facts.deadline is not None:
+            seconds_left = int(facts.deadline - time.time())
         for act in acts:
             if isinstance(act, Stop):
                 await self._cluster.delete(JOB, run.namespace, act.job)
@@ -118,7 +157,7 @@ class Branches:
                         branch_uid=shown["metadata"]["uid"],
                         candidate=act.candidate,
                         rung=act.rung,
-                        seconds_left=int(deadline - time.time()),
+                        seconds_left=seconds_left,
                         park_seconds=park_seconds(entrants, limit),
                     )
                 )
@@ -127,16 +166,19 @@ class Branches:
 
     async def _stop_all(self, run: Run, record: BranchRecord) -> None:
         for job in self._jobs(run, record):
-            if job.work.alive and job.work.value != "Going":
+            if job.work in (Work.QUEUED, Work.ACTIVE):
                 await self._cluster.delete(JOB, run.namespace, job.name)
 
-    async def _say(self, run: Run, facts: BranchFacts, shown: Any) -> None:
+    async def _say(
+        self, run: Run, facts: BranchFacts, stands: Mapping[str, RolloutStands], shown: Any
+    ) -> None:
         if shown is None:
             return
         before = _status(shown)
         after = branch_status(
             facts,
             self._jobs(run, facts.record),
+            stands,
             before,
             generation=int(shown["metadata"].get("generation", 0)),
             now=dt.datetime.now(dt.UTC),
@@ -164,7 +206,7 @@ class Branches:
             if name in open_names or name not in objects or not facts.finished:
                 continue
             if not _finished(objects[name]):
-                await self._say(run, facts, objects[name])
+                await self._say(run, facts, self._stands(run, facts), objects[name])
             ended.append(name)
         surplus = len(ended) - spec.lifecycle.branch_history
         for name in ended[: max(0, surplus)]:

@@ -18,9 +18,10 @@ from forkcast.decision import Outcome, ProxyAnswer
 from forkcast.records import Trigger
 from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.intake import Received
-from forkcast_operator.kubernetes.branch_status import BranchFacts
+from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.cluster import Cluster, ClusterError
 from forkcast_operator.kubernetes.ledger import Settled
+from forkcast_operator.kubernetes.rollout_state import NOT_ADMITTED
 from forkcast_wire.resources import (
     BranchCondition,
     BranchStatus,
@@ -31,7 +32,7 @@ from forkcast_wire.resources import (
 )
 
 _log = structlog.get_logger()
-_WARNINGS = frozenset({RunState.FAILED, RunState.RESTARTING})
+_WARNINGS = frozenset({RunState.FAILED, RunState.RESTARTING, RunState.NO_PROGRESS})
 #: Passing states, not worth an event.
 _QUIET = frozenset({RunState.PENDING, RunState.STARTING, RunState.DELETING, RunState.SUSPENDING})
 
@@ -48,6 +49,19 @@ class Event:
 
 def _ready_reason(status: TrainingRunStatus) -> str:
     return next((c.reason for c in status.conditions if c.type == RunCondition.READY), "")
+
+
+def _said_of_rollouts(status: BranchStatus) -> tuple[str, str]:
+    """Reason and message of Ready if they tell why rollouts do not run, else empty."""
+    held = {one.reason for one in status.rollouts}
+    return next(
+        (
+            (c.reason, c.message)
+            for c in status.conditions
+            if c.type == BranchCondition.READY and c.reason in held
+        ),
+        ("", ""),
+    )
 
 
 def _stalled(status: TrainingRunStatus) -> tuple[str, str] | None:
@@ -122,8 +136,12 @@ def branch_events(facts: BranchFacts, before: BranchStatus, after: BranchStatus)
         note = f"{len(draft.candidates)} candidates, {len(draft.finalists)} finalists"
         found.append(Event(reason="Drafted", note=f"{note}, by {draft.source.value}", token=name))
         if draft.proxy in (ProxyAnswer.UNAVAILABLE, ProxyAnswer.INVALID):
-            reason = f"Proxy{draft.proxy.value}"
-            found.append(Event(reason=reason, note=draft.note, token=name, warning=True))
+            word = f"Proxy{draft.proxy.value}"
+            found.append(Event(reason=word, note=draft.note, token=name, warning=True))
+    reason, message = _said_of_rollouts(after)
+    if reason and reason != _said_of_rollouts(before)[0]:
+        waits = reason == NOT_ADMITTED
+        found.append(Event(reason=reason, note=message, token=name, warning=not waits))
     if facts.decision is not None and before.decision is None:
         decision = facts.decision
         who = f"{decision.winner}: " if decision.winner else ""

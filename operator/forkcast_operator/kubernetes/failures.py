@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from forkcast_operator.kubernetes.cluster import ClusterError
+from forkcast_operator.kubernetes.rollout_state import PODLESS_SECONDS
 from forkcast_operator.kubernetes.run import StorePlace
-from forkcast_operator.kubernetes.run_status import Failure
+from forkcast_operator.kubernetes.run_facts import Failure
 from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen, Work
 from forkcast_wire.store import StoreError, StoreUnavailable
 
 #: Answers that the same request gets again: malformed, forbidden, invalid.
 _REFUSALS: Final = (400, 403, 422)
-#: A Job without a pod for so long gets none: its controller is refused, again and again.
-_PODLESS_SECONDS: Final = 30.0
 
 
 def store_unavailable(place: StorePlace, error: StoreError) -> Failure:
@@ -54,7 +53,7 @@ def trainer_trouble(
         )
     if pods or trainer.created is None:
         return None
-    if (now - trainer.created).total_seconds() < _PODLESS_SECONDS:
+    if (now - trainer.created).total_seconds() < PODLESS_SECONDS:
         return None
     kind = trainer.kind.lower()
     return Failure(

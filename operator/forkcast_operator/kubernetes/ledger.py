@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
@@ -16,14 +16,22 @@ from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, Trigger
 from forkcast_operator.branch_records import Bases, BranchRecord
 from forkcast_operator.intake import Intake, Received
-from forkcast_operator.kubernetes.branch_status import BranchFacts
+from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.rollouts import Act
 from forkcast_operator.kubernetes.run import Run, SpecError
-from forkcast_operator.kubernetes.run_status import StoreFacts
+from forkcast_operator.kubernetes.run_facts import StoreFacts
 from forkcast_operator.kubernetes.seen import JobSeen
 from forkcast_operator.kubernetes.world import ClusterWorld
 from forkcast_wire import catalogue, keys
-from forkcast_wire.documents import Complete, DocumentError, RunInfo, lineage_head, saved_states
+from forkcast_wire.completion import completion, ended
+from forkcast_wire.documents import (
+    Complete,
+    DocumentError,
+    RunInfo,
+    dump,
+    lineage_head,
+    saved_states,
+)
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import AlreadyExists, put_document, read_document
@@ -71,14 +79,20 @@ class Ledger:
         self._complete: Complete | None = None
         self._info: RunInfo | None = None
 
-    def claim(self, digest: str) -> RunInfo:
-        """Make the place this run's: run.json is its alone. digest: of the manifest, first time.
+    def claim(self, digest: str, total_steps: int) -> RunInfo:
+        """Make the place this run's: run.json is its alone. digest, total_steps: of the manifest,
+        recorded the first time.
 
         Raises SpecError if another run's records are there, or below it.
         """
         if self._info is None:
             self._refuse_runs_below(info.key for info in self.store.list(""))
-            info = RunInfo(uid=self._run_uid, name=self._name, manifest_digest=digest)
+            info = RunInfo(
+                uid=self._run_uid,
+                name=self._name,
+                manifest_digest=digest,
+                first_total_steps=total_steps,
+            )
             try:
                 put_document(self.store, keys.RUN, info)
             except AlreadyExists:
@@ -90,6 +104,9 @@ class Ledger:
                         f"spec.storage.prefix holds run {other} already; choose another prefix",
                     ) from None
                 info = standing
+                if info.first_total_steps is None:  # claimed by an older operator
+                    info = replace(info, first_total_steps=total_steps)
+                    self.store.put(keys.RUN, dump(info))
             self._info = info
         return self._info
 
@@ -133,21 +150,22 @@ class Ledger:
             )
         ]
         active: list[BranchFacts] = []
-        ended: list[BranchFacts] = []
+        over: list[BranchFacts] = []
         acts: dict[str, list[Act]] = {}
         for record in self._intake.active():
+            deadline: float | None = None
             if monitor is not None and not paused:
                 world = ClusterWorld(spec, self.store, record, monitor, proxy, jobs)
                 self._advance(world, record)
-                acts[record.name] = world.acts()
-            facts = self.facts_of(record)
-            (ended if facts.finished else active).append(facts)
+                acts[record.name], deadline = world.acts(), world.deadline()
+            facts = replace(self.facts_of(record), deadline=deadline)
+            (over if facts.finished else active).append(facts)
         return Look(
-            facts=self._facts(fresh=bool(ended)),
+            facts=self._facts(spec.training.total_steps, fresh=bool(over)),
             active=active,
             acts=acts,
             settled=settled,
-            ended=ended,
+            ended=over,
         )
 
     def _advance(self, world: ClusterWorld, record: BranchRecord) -> None:
@@ -191,12 +209,12 @@ class Ledger:
         found = self._finished.values()
         return sorted(found, key=lambda one: (one.record.opened_at, one.record.name))
 
-    def _facts(self, *, fresh: bool) -> StoreFacts:
+    def _facts(self, total_steps: int, *, fresh: bool) -> StoreFacts:
         if fresh or self._now() - self._states_at >= _STATES_SECONDS:
             self._states = tuple(saved_states(self.store, StateKind.CHECKPOINT))
             self._states_at = self._now()
-        if self._complete is None:
-            self._complete = read_document(self.store, Complete, keys.COMPLETE)
+        if not ended(self._complete, total_steps):
+            self._complete = completion(self.store, total_steps)
         branches = self.branches()
         outcomes: dict[str, Outcome | None] = {}
         steps = 0

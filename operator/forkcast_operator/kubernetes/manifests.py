@@ -11,7 +11,9 @@ from forkcast_operator.kubernetes.branch_status import branch_spec
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.pods import RUN_FOLDER, WORKDIR, Document, labels, pod_template
 from forkcast_operator.kubernetes.run import (
+    ANNOTATION_RETRY,
     LABEL_CANDIDATE,
+    LABEL_QUEUE,
     LABEL_RUNG,
     LABEL_START,
     Run,
@@ -25,7 +27,6 @@ from forkcast_wire.fields import API_VERSION
 from forkcast_wire.manifest import Mode, TrainingRunSpec
 from forkcast_wire.resources import LABEL_BRANCH
 
-_QUEUE: Final = "kueue.x-k8s.io/queue-name"
 _RENDEZVOUS_PORT: Final = 29400
 _REPLICATED: Final = "node"
 #: The trainer's exit code for a manifest that cannot be carried out: no use in starting again.
@@ -49,7 +50,7 @@ def config_map(
 ) -> Document:
     """What the run's pods read: the resolved manifest, the run's identity, the monitor's CA."""
     data = {
-        "manifest.json": manifest_json(run, spec, place),
+        "manifest.json": manifest_json(run, spec.with_schedule(info.first_total_steps), place),
         "run.json": canonical_json(info).decode(),
     }
     if monitor_ca:
@@ -116,8 +117,10 @@ def trainer(
     }
     marks = {**labels(run, "trainer"), LABEL_START: str(start)}
     if queue := spec.scheduling.queue_name:
-        marks[_QUEUE] = queue
+        marks[LABEL_QUEUE] = queue
     metadata = _metadata(run, name, marks)
+    if run.retry:
+        metadata["annotations"] = {ANNOTATION_RETRY: run.retry}
     if not jobset:
         if spec.parallelism.nodes > 1:
             job["template"]["spec"]["subdomain"] = service_name(run)
@@ -241,7 +244,7 @@ def rollout_job(
     metadata = {
         "name": rollout_name(record.name, candidate, rung),
         "namespace": run.namespace,
-        "labels": {**marks, **({_QUEUE: queue} if queue else {})},
+        "labels": {**marks, **({LABEL_QUEUE: queue} if queue else {})},
         "ownerReferences": [owner_reference("Branch", record.name, branch_uid)],
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}

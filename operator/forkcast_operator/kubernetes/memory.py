@@ -51,7 +51,7 @@ class Memory:
         """
         ledger, place = self.records(run, place, open_store)
         digest = hashlib.sha256(manifest_json(run, spec, place).encode()).hexdigest()
-        return ledger, place, ledger.claim(digest)
+        return ledger, place, ledger.claim(digest, spec.training.total_steps)
 
     def records(
         self, run: Run, place: StorePlace, open_store: Callable[[Storage], Store]

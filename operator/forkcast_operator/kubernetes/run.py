@@ -19,6 +19,9 @@ from forkcast_wire.store.errors import is_key
 LABEL_CANDIDATE: Final = "forkcast.dev/candidate"
 LABEL_RUNG: Final = "forkcast.dev/rung"
 LABEL_START: Final = "forkcast.dev/start"
+LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
+#: On a TrainingRun that has failed: a new value lets it go on.
+ANNOTATION_RETRY: Final = "forkcast.dev/retry"
 #: A Job's pods carry its name as a label (63) and a suffix in their host name.
 MOST_NAME: Final = 52
 
@@ -45,7 +48,7 @@ def child_name(*parts: str) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One TrainingRun as it stands in the API. uid: metadata.uid, and the run's identity in all
-    records.
+    records. retry: value of the annotation by which a user asks a failed run to go on.
     """
 
     namespace: str
@@ -57,6 +60,7 @@ class Run:
     finalizers: tuple[str, ...]
     spec: Mapping[str, Any]
     status: Mapping[str, Any]
+    retry: str = ""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Run:
@@ -72,6 +76,7 @@ class Run:
             finalizers=tuple(meta.get("finalizers", ())),
             spec=body.get("spec", {}),
             status=body.get("status", {}),
+            retry=str(meta.get("annotations", {}).get(ANNOTATION_RETRY, "")),
         )
 
     @property

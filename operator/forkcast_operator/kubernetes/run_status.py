@@ -3,153 +3,36 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, Final
-
-from pydantic import ValidationError
 
 from forkcast.decision import Outcome
 from forkcast.lineage import LineageEntry
-from forkcast.records import StateRef
+from forkcast_operator.kubernetes.rollout_state import NOT_ADMITTED
 from forkcast_operator.kubernetes.run import Run
-from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen, Work
+from forkcast_operator.kubernetes.run_conditions import Case, conditions
+from forkcast_operator.kubernetes.run_facts import RunFacts, StoreFacts, former_status
+from forkcast_operator.kubernetes.run_state import run_state
 from forkcast_wire import forkcast_pb2 as pb
-from forkcast_wire.documents import Complete
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.resources import (
     BranchesStatus,
     CheckpointInfo,
     CheckpointsStatus,
-    Condition,
-    ConditionStatus,
     LastFailure,
     LineageStatus,
     MetricValue,
-    RunCondition,
     RunProgress,
     RunState,
     TrainerStatus,
     TrainingRunStatus,
     UncertaintyStatus,
-    set_condition,
 )
 
 #: What changes all the time is written at most so often, seconds.
 VOLATILE_SECONDS: Final = 30.0
 _VOLATILE: Final = ("lastHeartbeatTime", "progress", "metrics", "uncertainty", "checkpoints")
-_STALE_SECONDS: Final = 60.0
 _MOST_TEXT: Final = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreFacts:
-    """What the store shows of a run. states: its durable checkpoints, oldest first."""
-
-    lineage: LineageEntry | None = None
-    complete: Complete | None = None
-    states: tuple[StateRef, ...] = ()
-    outcomes: Mapping[str, Outcome | None] = field(default_factory=dict)  # by branch, as opened
-    suppressed: int = 0
-    rollout_steps: int = 0
-    attempts: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """Something that went wrong. Stalled: it needs a person."""
-
-    reason: str
-    message: str
-    stalled: bool = False
-    retry_at: dt.datetime | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFacts:
-    """One look at everything. store: None where it could not be read in this pass. late_mounts: a
-    pod has waited long for its volumes; secret: the one it needs.
-    """
-
-    trainer: TrainerSeen | None = None
-    pods: Sequence[PodSeen] = ()
-    store: StoreFacts | None = None
-    summary: pb.RunSummary | None = None
-    failure: Failure | None = None
-    failed: tuple[str, str] | None = None
-    restarts: int = 0
-    restarting_at: dt.datetime | None = None
-    late_mounts: bool = False
-    secret: str = ""
-
-
-def run_state(run: Run, spec: TrainingRunSpec | None, facts: RunFacts) -> tuple[RunState, str]:
-    """What the run does, and a sentence about it. While the store cannot be read, what it said last
-    holds: a run is complete, or a branch open.
-    """
-    trainer, store = facts.trainer, facts.store
-    alive = trainer is not None and trainer.work.alive
-    if run.deleting:
-        return RunState.DELETING, "what belongs to it is being deleted"
-    if facts.failed is not None:
-        return RunState.FAILED, facts.failed[1]
-    if store is not None and store.complete is not None:
-        loss = store.complete.validation_loss
-        return RunState.COMPLETED, f"validation loss {loss:.4f} nats/token"
-    if store is None and (done := _stood(run, RunCondition.COMPLETE)) is not None:
-        return RunState.COMPLETED, done.message
-    if spec is not None and spec.suspend:
-        return (RunState.SUSPENDING, "saving") if alive else (RunState.SUSPENDED, "spec.suspend")
-    if facts.failure is not None and facts.failure.stalled and not alive:
-        return RunState.PENDING, facts.failure.message
-    if facts.restarting_at is not None:
-        return RunState.RESTARTING, f"again at {facts.restarting_at:%H:%M:%S} UTC"
-    if trainer is None or trainer.work in (Work.SUCCEEDED, Work.FAILED):
-        return RunState.PENDING, "the trainer is being created"
-    if trainer.work is Work.QUEUED:
-        return RunState.QUEUED, "waits for its queue"
-    if store is None:
-        branching = _stood(run, RunCondition.BRANCHING) is not None
-    else:
-        branching = None in store.outcomes.values()
-    if branching:
-        return RunState.BRANCHING, "a branch is open"
-    ready = sum(pod.ready for pod in facts.pods)
-    if ready < trainer.wanted:
-        return RunState.STARTING, _why_not_ready(facts)
-    return RunState.RUNNING, ""
-
-
-def _why_not_ready(facts: RunFacts) -> str:
-    waiting = next((pod for pod in facts.pods if pod.waiting), None)
-    if waiting is not None:
-        return f"{waiting.waiting}: {waiting.message}"
-    if facts.late_mounts:
-        return f"volumes are not mounted: is there a Secret {facts.secret} with the right keys?"
-    return "pods are starting"
-
-
-_GOOD: Final = (RunState.RUNNING, RunState.BRANCHING, RunState.SUSPENDED, RunState.COMPLETED)
-
-
-def former_status(run: Run) -> TrainingRunStatus:
-    """The status as it stands; one that somebody has made unreadable counts as none."""
-    try:
-        return TrainingRunStatus.model_validate(run.status)
-    except ValidationError:
-        return TrainingRunStatus()
-
-
-def _stood(run: Run, kind: RunCondition) -> Condition | None:
-    """The condition of the last status, where it was True."""
-    return next(
-        (
-            one
-            for one in former_status(run).conditions
-            if one.type == kind and one.status is ConditionStatus.TRUE
-        ),
-        None,
-    )
 
 
 def run_status(
@@ -157,7 +40,7 @@ def run_status(
 ) -> TrainingRunStatus:
     """The status to be. What this look could not see keeps its last value."""
     before = former_status(run)
-    state, message = run_state(run, spec, facts)
+    state, message = run_state(run, spec, facts, now)
     ended = state in (RunState.COMPLETED, RunState.FAILED)
     store, summary = facts.store, facts.summary
     started = facts.trainer is not None and any(pod.ready for pod in facts.pods)
@@ -165,9 +48,17 @@ def run_status(
     if summary is not None and summary.HasField("seconds_since_report"):
         heard = now - dt.timedelta(seconds=summary.seconds_since_report)
     failures = facts.restarts
+    case = Case(
+        run=run,
+        spec=spec,
+        facts=facts,
+        state=state,
+        message=message,
+        before={one.type: one for one in before.conditions},
+    )
     return TrainingRunStatus(
         observed_generation=run.generation,
-        conditions=_conditions(run, state, message, facts, before.conditions, now),
+        conditions=conditions(case, before.conditions, now),
         start_time=before.start_time or (now if started else None),
         completion_time=(before.completion_time or now) if ended else None,
         last_heartbeat_time=heard,
@@ -180,80 +71,6 @@ def run_status(
         trainer=_trainer(facts, failures, before),
         last_failure=_last_failure(facts, before, now),
     )
-
-
-def _conditions(
-    run: Run,
-    state: RunState,
-    message: str,
-    facts: RunFacts,
-    before: Sequence[Condition],
-    now: dt.datetime,
-) -> list[Condition]:
-    store, summary, failure = facts.store, facts.summary, facts.failure
-    unstable = summary is not None and summary.HasField("z") and summary.z > _threshold(run)
-    stalled = failure is not None and failure.stalled
-    reconciling = (
-        state in (RunState.PENDING, RunState.STARTING, RunState.SUSPENDING) and not stalled
-    )
-    word = state.value
-    said: dict[RunCondition, tuple[bool | None, str, str]] = {
-        RunCondition.READY: (state in _GOOD and failure is None, word, message),
-        RunCondition.SUSPENDED: (state is RunState.SUSPENDED, word, ""),
-        RunCondition.BRANCHING: (state is RunState.BRANCHING, word, ""),
-        RunCondition.STABLE: (
-            None if summary is None or not summary.HasField("z") else not unstable,
-            "NotReported" if summary is None else "OverThreshold" if unstable else "BelowThreshold",
-            "",
-        ),
-        RunCondition.COMPLETE: (state is RunState.COMPLETED, word, message),
-        RunCondition.FAILED: (
-            state is RunState.FAILED,
-            facts.failed[0] if facts.failed else word,
-            facts.failed[1][:_MOST_TEXT] if facts.failed else "",
-        ),
-        RunCondition.FINISHED: (state in (RunState.COMPLETED, RunState.FAILED), word, message),
-    }
-    if store is not None or not any(c.type == RunCondition.CHECKPOINT_AVAILABLE for c in before):
-        found = bool(store and store.states)
-        said[RunCondition.CHECKPOINT_AVAILABLE] = (
-            None if store is None else found,
-            "Saved" if found else "NoneYet" if store else "StoreNotRead",
-            "",
-        )
-    if reconciling:
-        said[RunCondition.RECONCILING] = (True, word, message)
-    if failure is not None and failure.stalled:
-        said[RunCondition.STALLED] = (True, failure.reason, failure.message)
-    conditions = [
-        one
-        for one in before
-        if one.type not in (RunCondition.RECONCILING, RunCondition.STALLED) or one.type in said
-    ]
-    if failure is not None and state is not RunState.FAILED:
-        said[RunCondition.READY] = (False, word if not stalled else failure.reason, failure.message)
-    for kind, (holds, why, text) in said.items():
-        status = ConditionStatus.UNKNOWN
-        if holds is not None:
-            status = ConditionStatus.TRUE if holds else ConditionStatus.FALSE
-        conditions = set_condition(
-            conditions,
-            kind,
-            status,
-            why,
-            text[:_MOST_TEXT],
-            generation=run.generation,
-            now=now,
-        )
-    return conditions
-
-
-def _threshold(run: Run) -> float:
-    given = run.spec.get("uncertainty", {}).get("trigger", {}).get("z", "2.5")
-    try:
-        return float(given)
-    except (TypeError, ValueError):
-        return 2.5
 
 
 def _progress(
@@ -313,7 +130,8 @@ def _uncertainty(summary: pb.RunSummary | None) -> UncertaintyStatus | None:
     last = summary.last_trigger_step if summary.HasField("last_trigger_step") else None
     index: Any = f"{summary.index:.6g}"
     z: Any = f"{summary.z:.6g}" if summary.HasField("z") else "0"
-    return UncertaintyStatus(index=index, z=z, ready=summary.HasField("z"), last_trigger_step=last)
+    ready = summary.HasField("over_threshold")
+    return UncertaintyStatus(index=index, z=z, ready=ready, last_trigger_step=last)
 
 
 def _checkpoints(store: StoreFacts) -> CheckpointsStatus:
@@ -380,7 +198,8 @@ def _trainer(facts: RunFacts, failures: int, before: TrainingRunStatus) -> Train
 def _last_failure(
     facts: RunFacts, before: TrainingRunStatus, now: dt.datetime
 ) -> LastFailure | None:
-    failure = facts.failure
+    held = facts.rollouts
+    failure = facts.failure or (held if held and held.reason != NOT_ADMITTED else None)
     if failure is None:
         return before.last_failure
     last = before.last_failure

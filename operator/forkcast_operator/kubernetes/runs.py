@@ -40,17 +40,14 @@ from forkcast_operator.kubernetes.run import (
     check_account,
     store_place,
 )
-from forkcast_operator.kubernetes.run_status import (
-    Failure,
-    RunFacts,
-    former_status,
-    run_state,
-)
+from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status, stood
+from forkcast_operator.kubernetes.run_state import run_state
 from forkcast_operator.kubernetes.seen import (
     TrainerSeen,
     job_seen,
     last_words,
     pod_seen,
+    runs_or_will,
     trainer_seen,
 )
 from forkcast_operator.kubernetes.telling import Teller
@@ -60,6 +57,7 @@ from forkcast_operator.kubernetes.trainer_plan import (
     Leave,
     StartTrainer,
     TrainerAct,
+    asks_for_retry,
     plan_trainer,
 )
 from forkcast_operator.kubernetes.view import View
@@ -71,7 +69,6 @@ from forkcast_wire.resources import (
     FINALIZER,
     LABEL_COMPONENT,
     LABEL_RUN,
-    ConditionStatus,
     RunCondition,
     RunState,
 )
@@ -172,7 +169,7 @@ class Runs:
         labels = f"{LABEL_RUN}={run.name}"
         for kind in kinds:
             listed = await self._cluster.list(kind, run.namespace, labels)
-            self._view.settle(kind[1], run.key, listed)
+            self._view.settle(kind[1], run.key, listed, listed.version)
         memory.relisted = time.monotonic()
 
     def _trainer(self, run: Run) -> TrainerSeen | None:
@@ -188,30 +185,22 @@ class Runs:
 
     def _facts(self, run: Run, spec: TrainingRunSpec | None) -> RunFacts:
         status = former_status(run)
-        failed = next(
-            (
-                (c.reason, c.message)
-                for c in status.conditions
-                if c.type == RunCondition.FAILED and c.status is ConditionStatus.TRUE
-            ),
-            None,
-        )
+        failed = stood(run, RunCondition.FAILED)
         now = dt.datetime.now(dt.UTC)
         trainer, all_pods = self._trainer(run), self._trainer_pods(run)
-        pods = [
-            pod_seen(pod)
-            for pod in all_pods
-            if pod.get("status", {}).get("phase") in (None, "Pending", "Running")
-        ]
+        pods = [pod_seen(pod) for pod in all_pods if runs_or_will(pod)]
         mounting = [pod.created for pod in pods if pod.mounting and pod.created is not None]
         watched = spec is not None and spec.branching.mode is not Mode.DISABLED
         return RunFacts(
             trainer=trainer,
             pods=pods,
+            pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
             summary=self._link.summary(run.uid) if self._link and watched else None,
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
-            failed=failed,
+            failed=(failed.reason, failed.message) if failed else None,
+            retry=failed is not None
+            and asks_for_retry(failed.observed_generation, run.generation, run.retry, trainer),
             restarts=status.trainer.restarts if status.trainer else 0,
         )
 
@@ -250,8 +239,10 @@ class Runs:
                 raise
             facts = replace(facts, failure=refusal)
         if look is not None:
-            refusal = await self._branches.look(run, spec, place, look, ledger)
-            facts = replace(facts, failure=facts.failure or refusal)
+            trouble = await self._branches.look(run, spec, place, look, ledger)
+            if trouble is not None and trouble.stalled:
+                facts = replace(facts, failure=facts.failure or trouble)
+            facts = replace(facts, rollouts=trouble)
         if unheard and facts.failure is None:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
             facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
@@ -312,11 +303,14 @@ class Runs:
         act: TrainerAct = plan_trainer(
             facts.trainer,
             spec.lifecycle,
-            wanted=not spec.suspend and facts.failed is None,
+            wanted=not spec.suspend and (facts.failed is None or facts.retry),
             complete=facts.store is not None and facts.store.complete is not None,
             failures=facts.restarts,
             now=dt.datetime.now(dt.UTC),
+            retried=facts.retry,
         )
+        if facts.retry and facts.trainer is not None and facts.trainer.work.alive:
+            facts = replace(facts, failed=None, restarts=0)
         match act:
             case StartTrainer() if known:
                 body = manifests.trainer(
@@ -331,7 +325,9 @@ class Runs:
                 await self._start(run, body, facts.trainer)
                 if act.failures > facts.restarts:
                     metrics.RESTARTS.labels(*run.key).inc()
-                facts = replace(facts, trainer=self._trainer(run), restarts=act.failures)
+                facts = replace(
+                    facts, trainer=self._trainer(run), restarts=act.failures, failed=None
+                )
             case EndTrainer(name=name):
                 kind = JOBSET if facts.trainer and facts.trainer.kind == "JobSet" else JOB
                 await self._cluster.delete(kind, run.namespace, name)
@@ -372,7 +368,7 @@ class Runs:
             await self._cluster.delete(kind, run.namespace, before.name)
 
     def _next(self, run: Run, spec: TrainingRunSpec, facts: RunFacts) -> float:
-        state, _ = run_state(run, spec, facts)
+        state, _ = run_state(run, spec, facts, dt.datetime.now(dt.UTC))
         if facts.failure is not None:
             idle = facts.failure.stalled and state is RunState.PENDING
             return _REFUSED_SECONDS if idle else _STARTING_SECONDS
@@ -380,7 +376,7 @@ class Runs:
             return _BRANCH_SECONDS
         if facts.store is not None and None in facts.store.outcomes.values():
             return _BRANCH_SECONDS
-        if state is RunState.RUNNING:
+        if state in (RunState.RUNNING, RunState.NO_PROGRESS):
             return _RUNNING_SECONDS
         if state in (RunState.SUSPENDED, RunState.COMPLETED, RunState.FAILED):
             return self._ttl(spec, state, run) or _RESYNC_SECONDS

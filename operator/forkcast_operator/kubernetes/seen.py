@@ -6,12 +6,20 @@ import datetime as dt
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
-from forkcast_operator.kubernetes.run import LABEL_CANDIDATE, LABEL_RUNG, LABEL_START
+from forkcast_operator.kubernetes.run import (
+    ANNOTATION_RETRY,
+    LABEL_CANDIDATE,
+    LABEL_QUEUE,
+    LABEL_RUNG,
+    LABEL_START,
+)
 from forkcast_wire.resources import LABEL_BRANCH, LABEL_COMPONENT
 
 Body = Mapping[str, Any]
+#: The Job controller's label on a pod: its Job.
+LABEL_JOB: Final = "batch.kubernetes.io/job-name"
 
 
 class Work(Enum):
@@ -31,7 +39,9 @@ class Work(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSeen:
-    """A rollout's Job. reason, message: of its failure."""
+    """A rollout's Job. reason, message: of its failure. queue: the name of the queue that it waits
+    in, "" for none.
+    """
 
     name: str
     branch: str
@@ -40,11 +50,20 @@ class JobSeen:
     work: Work
     reason: str = ""
     message: str = ""
+    queue: str = ""
+    created: dt.datetime | None = None
+
+    @property
+    def admitted(self) -> bool:
+        """Whether it may run, or has run."""
+        return self.work in (Work.ACTIVE, Work.SUCCEEDED, Work.FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSeen:
-    """The trainer's workload of one start. ended_at: when it succeeded or failed."""
+    """The trainer's workload of one start. ended_at: when it succeeded or failed.
+    retry: the value of the run's annotation that it answers.
+    """
 
     kind: str
     name: str
@@ -55,13 +74,14 @@ class TrainerSeen:
     message: str = ""
     created: dt.datetime | None = None
     ended_at: dt.datetime | None = None
+    retry: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSeen:
-    """A pod of the trainer. waiting: why its container does not run, "" where nothing is wrong.
-    mounting: it has a node and no container yet. lost: the node does not answer, and what runs
-    there is not known.
+    """A pod. waiting: why its container does not run, "" where nothing is wrong.
+    mounting: it has a node and no container yet. ready: one that is leaving is not. ready_at: since
+    when. lost: the node does not answer, and what runs there is not known.
     """
 
     name: str
@@ -73,6 +93,8 @@ class PodSeen:
     message: str = ""
     node: str = ""
     lost: bool = False
+    ready_at: dt.datetime | None = None
+    leaving: bool = False
 
 
 def condition(body: Body, kind: str) -> Body | None:
@@ -114,6 +136,8 @@ def job_seen(body: Body) -> JobSeen | None:
         work=work,
         reason=why.get("reason", ""),
         message=why.get("message", ""),
+        queue=marks.get(LABEL_QUEUE, ""),
+        created=instant(body["metadata"].get("creationTimestamp")),
     )
 
 
@@ -136,6 +160,7 @@ def trainer_seen(bodies: Iterable[Body]) -> TrainerSeen | None:
                 message=why.get("message", ""),
                 created=instant(body["metadata"].get("creationTimestamp")),
                 ended_at=instant(why.get("lastTransitionTime")),
+                retry=body["metadata"].get("annotations", {}).get(ANNOTATION_RETRY, ""),
             )
         )
     return max(found, key=lambda one: (one.start, one.work.alive), default=None)
@@ -148,8 +173,13 @@ def _wanted(body: Body) -> int:
     return int(spec.get("parallelism", 1))
 
 
+def runs_or_will(body: Body) -> bool:
+    """Whether a pod has not ended."""
+    return body.get("status", {}).get("phase") in (None, "Pending", "Running")
+
+
 def pod_seen(body: Body) -> PodSeen:
-    """A pod of the trainer."""
+    """A pod of a trainer or of a rollout."""
     status = body.get("status", {})
     waiting, message = "", ""
     for container in status.get("containerStatuses", ()):
@@ -161,18 +191,22 @@ def pod_seen(body: Body) -> PodSeen:
             scheduled = one.get("status") == "True"
             if not scheduled and one.get("reason") == "Unschedulable":
                 waiting, message = "Unschedulable", one.get("message", "")
+    leaving = "deletionTimestamp" in body["metadata"]
+    ready = None if leaving else condition(body, "Ready")
     mounting = scheduled and waiting in ("", "ContainerCreating", "PodInitializing")
     running = any("running" in one.get("state", {}) for one in status.get("containerStatuses", ()))
     return PodSeen(
         name=body["metadata"]["name"],
         created=instant(body["metadata"].get("creationTimestamp")),
         mounting=mounting and not running,
-        ready=condition(body, "Ready") is not None,
+        ready=ready is not None,
+        ready_at=instant(ready.get("lastTransitionTime")) if ready else None,
         scheduled=scheduled,
         waiting="" if waiting in ("ContainerCreating", "PodInitializing") else waiting,
         message=message,
         node=body.get("spec", {}).get("nodeName", ""),
         lost=_lost(body),
+        leaving=leaving,
     )
 
 

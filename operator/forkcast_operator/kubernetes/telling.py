@@ -11,13 +11,9 @@ from forkcast_operator.kubernetes.cluster import RUN, Cluster
 from forkcast_operator.kubernetes.events import Recorder, run_events
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.run import Run
-from forkcast_operator.kubernetes.run_status import (
-    RunFacts,
-    former_status,
-    run_state,
-    run_status,
-    worth_writing,
-)
+from forkcast_operator.kubernetes.run_facts import RunFacts, former_status
+from forkcast_operator.kubernetes.run_state import run_state
+from forkcast_operator.kubernetes.run_status import run_status, worth_writing
 from forkcast_operator.kubernetes.view import View
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.resources import RunCondition, RunState, TrainingRunStatus
@@ -56,9 +52,9 @@ class Teller:
         now = dt.datetime.now(dt.UTC)
         before = former_status(run)
         after = run_status(run, spec, facts, now)
-        state, message = run_state(run, spec, facts)
+        state, message = run_state(run, spec, facts, now)
         self._measure(run, state, after, memory)
-        await self._expire(run, spec, before, now)
+        await self._expire(run, spec, after, now)
         document = after.document()
         passed = time.monotonic() - memory.written
         if not worth_writing(run.status, document, passed):
@@ -70,10 +66,10 @@ class Teller:
             self._view.put("TrainingRun", written)
 
     async def _expire(
-        self, run: Run, spec: TrainingRunSpec | None, before: TrainingRunStatus, now: dt.datetime
+        self, run: Run, spec: TrainingRunSpec | None, after: TrainingRunStatus, now: dt.datetime
     ) -> None:
         ttl = spec.lifecycle.ttl_seconds_after_finished if spec else None
-        ended = before.completion_time
+        ended = after.completion_time
         if ttl is not None and ended is not None and (now - ended).total_seconds() >= ttl:
             await self._cluster.delete(RUN, run.namespace, run.name)
 

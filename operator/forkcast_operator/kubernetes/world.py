@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from forkcast.ports import Store
 from forkcast.records import Trial, TrialStatus
-from forkcast_operator.branch_records import BranchRecord
+from forkcast_operator.branch_records import Admission, BranchRecord
 from forkcast_operator.kubernetes.rollouts import Act, GiveUp, plan
 from forkcast_operator.kubernetes.seen import JobSeen
 from forkcast_operator.stored import StoredWorld
@@ -35,6 +36,24 @@ class ClusterWorld(StoredWorld):
     ) -> None:
         super().__init__(spec, store, record, monitor, proxy)
         self._jobs = [job for job in jobs if job.branch == record.name]
+        self._admitted: Admission | None = None
+
+    def started_at(self) -> float | None:
+        """From its opening; rollouts that wait in a queue start the clock when the first of them is
+        admitted, which is recorded, so that a restarted operator or a deleted Job changes nothing.
+        """
+        scheduling = self.spec.scheduling
+        if not (scheduling.rollout_queue_name or scheduling.queue_name):
+            return self.record.opened_at
+        if self._admitted is None:
+            self._admitted = read_document(self.store, Admission, self._key("admitted"))
+        if self._admitted is None and any(job.admitted for job in self._jobs):
+            self._create("admitted", Admission(at=time.time()))
+            self._admitted = read_document(self.store, Admission, self._key("admitted"))
+        if self._admitted is not None:
+            return self._admitted.at
+        drafted = self.store.head(self._key("draft")) is not None
+        return None if drafted else self.record.opened_at
 
     def _occupied(self) -> bool:
         return any(job.work.alive for job in self._jobs)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from forkcast.ports import Store
 from forkcast_wire import crash
-from forkcast_wire.documents import dump, load
+from forkcast_wire.documents import dump, load, load_at
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store.errors import (
     AlreadyExists,
@@ -18,9 +18,13 @@ from forkcast_wire.store.errors import (
     Conflict,
     KeyMissing,
     StoreError,
+    StoreMisconfigured,
+    StoreRefused,
     StoreUnavailable,
 )
 from forkcast_wire.store.folder import FolderStore
+from forkcast_wire.store.limits import deadline
+from forkcast_wire.store.waiting import wait_for
 
 __all__ = [
     "AlreadyExists",
@@ -29,26 +33,38 @@ __all__ = [
     "FolderStore",
     "KeyMissing",
     "StoreError",
+    "StoreMisconfigured",
+    "StoreRefused",
     "StoreUnavailable",
+    "deadline",
     "open_store",
     "put_document",
     "read_document",
     "update_document",
+    "wait_for",
 ]
 
 T = TypeVar("T")
 _SWAPS = 64
 
 
-def open_store(storage: Storage, workdir: Path) -> Store:
-    """The store that a manifest names. Raises StoreUnavailable where it cannot be reached."""
+def open_store(storage: Storage, workdir: Path, *, write: bool = True) -> Store:
+    """The store that a manifest names: one a process, kept for its life.
+
+    write: whether the caller will write. Then the store is tried first: reached, and asked whether
+    it honours conditional writes (which writes and deletes a key). Without, nothing is asked of a
+    server, and nothing is created in a folder.
+
+    Raises StoreUnavailable where it cannot be reached or refuses, StoreMisconfigured where the
+    storage section cannot work.
+    """
     store: Store
     if storage.bucket is not None:
         from forkcast_wire.store.s3 import S3Store  # the client is slow to import
 
-        store = S3Store.connect(storage)
+        store = S3Store.connect(storage) if write else S3Store(storage)
     else:
-        store = FolderStore(Path(storage.path) if storage.path else workdir)
+        store = FolderStore(Path(storage.path) if storage.path else workdir, create=write)
     return crash.CrashingStore(store) if crash.ENABLED else store
 
 
@@ -70,7 +86,7 @@ def put_document(store: Store, key: str, record: object) -> bool:
 def read_document(store: Store, kind: type[T], key: str) -> T | None:
     """The document, or None where there is none. Raises DocumentError where it is damaged."""
     try:
-        return load(kind, store.get(key)[0])
+        return load_at(store, kind, key)
     except KeyMissing:
         return None
 

@@ -5,7 +5,12 @@ StoreError
 ├── AlreadyExists       create-only write of a key that exists
 ├── Conflict            compare-and-swap against another version
 ├── BadKey              a key that could leave the store's prefix
+├── StoreMisconfigured  the storage section cannot work as it is written: trying again is of no use
 └── StoreUnavailable    the server or the disk does not answer; try again later
+    └── StoreRefused    it answers and refuses: keys, rights, bucket. It goes on when these change
+
+A caller that may wait tries again on StoreUnavailable, however long that takes; StoreMisconfigured
+is bad input (exit code 2).
 """
 
 from __future__ import annotations
@@ -39,6 +44,14 @@ class StoreUnavailable(StoreError):
     def __init__(self, message: str, *, why: str = "") -> None:
         super().__init__(message)
         self.why = why or message
+
+
+class StoreRefused(StoreUnavailable):
+    """The store answers, and refuses: wrong or expired keys, missing rights, no such bucket."""
+
+
+class StoreMisconfigured(StoreError):
+    """The manifest's storage section cannot work as it is written; names field and remedy."""
 
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")

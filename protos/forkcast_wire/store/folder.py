@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from forkcast.ports import ObjectInfo
+from forkcast_wire.files import flush_folder, replaced
 from forkcast_wire.store.errors import (
     AlreadyExists,
     Conflict,
@@ -36,9 +37,12 @@ class FolderStore:
     StoreUnavailable where the disk refuses.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, create: bool = True) -> None:
+        """create: make the folder where it is missing; without, the store is only to be read."""
         self.root = root
         self._scratch = root / _HIDDEN
+        if not create:
+            return
         with self._disk():
             self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -84,14 +88,8 @@ class FolderStore:
                 reader = source.open("rb")
             except _NO_FILE:
                 raise KeyMissing(key) from None
-            with reader, tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
-                try:
-                    shutil.copyfileobj(reader, partial, _LARGE)
-                    partial.flush()
-                    os.replace(partial.name, path)  # noqa: PTH105  a name, not a Path
-                except OSError:
-                    os.unlink(partial.name)  # noqa: PTH108
-                    raise
+            with reader, replaced(path, durable=False) as partial:
+                shutil.copyfileobj(reader, partial, _LARGE)
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object's facts, None where it does not exist."""
@@ -175,14 +173,17 @@ class FolderStore:
         with self._locked():
             if match is not None and ((info := self.head(key)) is None or info.etag != match):
                 raise Conflict(key)
+            new = [p for p in (target.parent, *target.parents) if not p.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not create:
+            if create:
+                try:
+                    os.link(temporary, target)  # fails where the name exists, whoever made it
+                except FileExistsError:
+                    raise AlreadyExists(key) from None
+            else:
                 temporary.replace(target)
-                return etag
-            try:
-                os.link(temporary, target)  # fails where the name exists, whoever made it
-            except FileExistsError:
-                raise AlreadyExists(key) from None
+            for folder in {target.parent, *(p.parent for p in new)}:
+                flush_folder(folder)  # a new name is on disk when its folder is
         return etag
 
 

@@ -1,48 +1,65 @@
 """Any S3 API as a store, through the `minio` client.
 
 The client's 7.x line has no conditional writes; they go as presigned PUT requests that carry
-If-None-Match or If-Match. Whether the server honours them is probed once: an endpoint that ignores
-them would let two operators both "create" a lineage record.
+If-None-Match or If-Match. Whether the server honours them is probed once by each process that
+writes: an endpoint that ignores them would let two operators both "create" a lineage record.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
+from xml.etree.ElementTree import ParseError
 
 import structlog
 import urllib3
 from minio import Minio
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from minio.error import MinioException, S3Error, ServerError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from forkcast.ports import ObjectInfo
+from forkcast_wire.files import replaced
 from forkcast_wire.manifest import Storage
+from forkcast_wire.store import limits
 from forkcast_wire.store.errors import (
     AlreadyExists,
     Conflict,
     KeyMissing,
     StoreError,
+    StoreMisconfigured,
+    StoreRefused,
     StoreUnavailable,
     check_key,
     check_prefix,
 )
+from forkcast_wire.store.s3_credentials import keys_for
+from forkcast_wire.store.s3_http import AnsweredError, network_words, pool_for
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _PART = 64 << 20
 _CHUNK = 1 << 20
 _READS = 20
+_PROBES = "probe/"
 _MISSING = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
+#: What passes by itself although its HTTP status says otherwise.
+_PASSING = {
+    *("RequestTimeTooSkewed", "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"),
+    *("TooManyRequests", "OperationAborted", "ConditionalRequestConflict", "InternalError"),
+}
 _SHA256 = "x-amz-meta-sha256"
+_ATTEMPTS = 5
 _log = structlog.get_logger()
 
 
@@ -50,91 +67,141 @@ class _TransientError(StoreUnavailable):
     """The next attempt may succeed: network, 5xx, throttling, a concurrent write."""
 
 
-class _UnsupportedError(StoreUnavailable):
+class _UnsupportedError(StoreRefused):
     """The server refuses conditional headers as such."""
 
 
-_patient = retry(
-    retry=retry_if_exception_type(_TransientError),
-    wait=wait_random_exponential(multiplier=0.2, max=5),
-    stop=stop_after_attempt(5),
-    reraise=True,
-)
+class _RetryBudget:
+    """Retries that are left: an outage must not multiply its requests. Each success gives
+    a retry back.
+    """
+
+    MOST = 20
+
+    def __init__(self) -> None:
+        self._left, self._lock = self.MOST, threading.Lock()
+
+    def take(self) -> bool:
+        with self._lock:
+            self._left -= self._left > 0
+            return self._left > 0
+
+    def give(self) -> None:
+        with self._lock:
+            self._left = min(self.MOST, self._left + 1)
+
+
+def _pause(state: RetryCallState) -> float:
+    wait = wait_random_exponential(multiplier=0.2, max=5)(state)
+    return max(0.0, min(wait, limits.left()))
+
+
+def _patient(call: Callable[P, T]) -> Callable[P, T]:
+    """A method of S3Store that is tried again after passing errors."""
+
+    @functools.wraps(call)
+    def tried(*args: P.args, **kwargs: P.kwargs) -> T:
+        store = cast("S3Store", args[0])
+        return store._tried(lambda: call(*args, **kwargs))
+
+    return tried
+
+
+def _brief(call: Callable[P, T]) -> Callable[P, T]:
+    """An operation on a small object: it ends in DOCUMENT_SECONDS, retries included."""
+
+    @functools.wraps(call)
+    def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
+        with limits.limited(limits.of_document()):
+            return call(*args, **kwargs)
+
+    return bounded
+
+
+def _steady(call: Callable[P, T]) -> Callable[P, T]:
+    """An operation on a file: it goes on while bytes move."""
+
+    @functools.wraps(call)
+    def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
+        with limits.limited(limits.of_file()):
+            return call(*args, **kwargs)
+
+    return bounded
 
 
 class S3Store:
     """Objects of one bucket below one prefix; safe for use from several threads, and in the
     children of a fork: each process has its own connections.
 
-    Raises StoreUnavailable where the server cannot be reached (after five attempts) or refuses.
+    Every operation ends: on documents within DOCUMENT_SECONDS, on files while bytes move (see
+    `limits`). Raises StoreRefused where the server refuses, StoreUnavailable where it does not
+    answer, after up to five attempts.
     """
 
     def __init__(self, storage: Storage) -> None:
+        """Nothing is asked of the server yet: enough for who only reads. Raises StoreMisconfigured."""
         if storage.endpoint is None or storage.bucket is None:
-            raise StoreUnavailable("spec.storage: endpoint and bucket are not set; set both")
+            raise StoreMisconfigured("spec.storage: endpoint and bucket are not set; set both")
         self._storage = storage
         self._bucket = storage.bucket
         self._prefix = storage.prefix
-        self._credentials = _credentials(storage)
         self._pid = 0
+        self._budget = _RetryBudget()
         self._dial()
         self.conditional = storage.conditional_writes != "Off"
         self._md5_etags = False
 
     @classmethod
     def connect(cls, storage: Storage) -> S3Store:
-        """Open the bucket of a manifest. Raises StoreUnavailable, with the remedy, where the
-        endpoint does not answer, refuses the credentials, has no such bucket, or ignores
-        conditional writes while the manifest requires them.
+        """For who writes: looks into the bucket, and probes conditional writes.
+
+        Raises StoreUnavailable where the endpoint does not answer; StoreRefused where it refuses
+        the credentials or has no such bucket; StoreMisconfigured where it ignores conditional
+        writes while the manifest requires them. All name the field.
         """
         store = cls(storage)
-        bucket = store._bucket
         try:
-            exists = store._call(bucket, lambda: store._client.bucket_exists(bucket))
+            store._look_into_bucket()
+            if store.conditional:
+                store.conditional = store._honours_conditions()
+        except StoreRefused as error:
+            if "NoSuchBucket" in error.why:
+                raise StoreRefused(
+                    f"spec.storage.bucket: no bucket {storage.bucket}; create it"
+                ) from None
+            said = str(error)
+            if not said.startswith("spec.storage"):
+                said = f"spec.storage.endpoint: {storage.endpoint}: {error.why}; check address, "
+                said += "credentials and rights"
+            raise StoreRefused(said, why=error.why) from error
         except StoreUnavailable as error:
             raise StoreUnavailable(
-                f"spec.storage.endpoint: {storage.endpoint}: {error}; check address and credentials"
+                f"spec.storage.endpoint: {storage.endpoint}: {error.why}; check the address",
+                why=error.why,
             ) from error
-        if not exists:
-            raise StoreUnavailable(f"spec.storage.bucket: no bucket {storage.bucket}; create it")
-        if store.conditional:
-            store.conditional = store._honours_conditions()
-            if not store.conditional and storage.conditional_writes == "Required":
-                raise StoreUnavailable(
-                    "spec.storage.conditionalWrites: the server ignores If-None-Match or If-Match; "
-                    "use another server, or set Off and run a single operator"
-                )
-            if not store.conditional:
-                _log.warning("store.no_conditional_writes", bucket=bucket)
+        if not store.conditional and storage.conditional_writes == "Required":
+            raise StoreMisconfigured(
+                "spec.storage.conditionalWrites: the server ignores If-None-Match or If-Match; "
+                "use another server, or set Off and run a single operator"
+            )
+        if not store.conditional and storage.conditional_writes != "Off":
+            _log.warning("store.no_conditional_writes", bucket=store._bucket)
         return store
 
     def _dial(self) -> None:
         url = urlsplit(self._storage.endpoint or "")
-        access, secret, session = self._credentials
-        authority = self._storage.ca_file
-        if authority is not None and not os.access(authority, os.R_OK):
-            raise StoreUnavailable(
-                f"spec.storage.caFile: {authority} cannot be read; give a PEM file"
-            )
-        self._http = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=5, read=60),
-            retries=False,
-            maxsize=32,
-            cert_reqs="CERT_REQUIRED",
-            ca_certs=authority,
-        )
+        self._http = pool_for(self._storage.endpoint or "", self._storage.ca_file)
+        self._keys = keys_for(self._storage.credentials_dir, self._http)
         try:
             self._minio = Minio(
                 url.netloc,
-                access_key=access,
-                secret_key=secret,
-                session_token=session,
                 secure=url.scheme == "https",
                 region=self._storage.region,
                 http_client=self._http,
+                credentials=self._keys,
             )
         except ValueError as error:
-            raise StoreUnavailable(f"spec.storage.endpoint: {error}; correct it") from error
+            raise StoreMisconfigured(f"spec.storage.endpoint: {error}; correct it") from error
         self._pid = os.getpid()
 
     @property
@@ -143,8 +210,16 @@ class S3Store:
             self._dial()
         return self._minio
 
+    @_brief
+    @_patient
+    def _look_into_bucket(self) -> None:
+        """A list, not HEAD: its refusal has a body that says why."""
+        start = f"{self._prefix}{_PROBES}"
+        found = self._client.list_objects(self._bucket, prefix=start, recursive=True)
+        self._call(self._bucket, lambda: next(iter(found), None))
+
     def _honours_conditions(self) -> bool:
-        key = f"probe/{secrets.token_hex(8)}"
+        key = f"{_PROBES}{secrets.token_hex(8)}"
         try:
             etag = self.put(key, b"1", create=True)
             self._md5_etags = etag == _md5(b"1")
@@ -161,21 +236,52 @@ class S3Store:
                 self.delete(key)
         return True
 
+    def _tried(self, call: Callable[[], T]) -> T:
+        """Again after passing errors, as far as limits and the retry budget allow."""
+
+        def give_up(state: RetryCallState) -> bool:
+            if limits.left() <= 0 or state.attempt_number >= _ATTEMPTS:
+                return True
+            return not self._budget.take()
+
+        passing = retry_if_exception_type(_TransientError)
+        result = Retrying(retry=passing, wait=_pause, stop=give_up, reraise=True)(call)
+        self._budget.give()
+        return result
+
     def _call(self, key: str, call: Callable[[], T]) -> T:
         try:
             return call()
-        except S3Error as error:
+        except AnsweredError as error:
             if error.code in _MISSING:
                 raise KeyMissing(key) from None
-            raise _refusal(error.response.status, key, f"{error.code}: {error.message}") from error
-        except (InvalidResponseError, ServerError) as error:
-            status = error.status_code if isinstance(error, ServerError) else error._code
-            raise _refusal(status, key, f"HTTP {status}") from error
+            raise self._refusal(error.status, error.code, key, error.said) from error
+        except S3Error as error:  # of a HEAD, made by the client from the status alone
+            if error.code in _MISSING:
+                raise KeyMissing(key) from None
+            status = error.response.status
+            said = f"HTTP {status} ({error.code}: {error.message})"
+            raise self._refusal(status, error.code or "", key, said) from error
+        except ServerError as error:
+            status = error.status_code
+            raise self._refusal(status, "", key, f"HTTP {status}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            why = f"{type(error).__name__}: {error}"
+            why = network_words(error)
             raise _TransientError(f"{key}: {why}", why=why) from error
+        except ParseError as error:
+            why = f"no S3 API answers here ({error})"
+            raise StoreRefused(f"{key}: {why}", why=why) from error
         except (MinioException, ValueError) as error:
-            raise StoreUnavailable(f"{key}: {type(error).__name__}: {error}") from error
+            why = f"{type(error).__name__}: {error}"
+            raise StoreRefused(f"{key}: {why}", why=why) from error
+
+    def _refusal(self, status: int, code: str, key: str, why: str) -> StoreUnavailable:
+        passing = status >= 500 and status != 501
+        if passing or status in (408, 409, 429) or code in _PASSING:
+            return _TransientError(f"{key}: {why}", why=why)
+        if status in (400, 401, 403) and self._keys.renewed():
+            return _TransientError(f"{key}: {why}", why=why)  # rotated meanwhile
+        return StoreRefused(f"{key}: {why}", why=why)
 
     def _name(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -194,11 +300,14 @@ class S3Store:
             response.close()
             response.release_conn()
 
+    @_brief
     @_patient
     def get(self, key: str) -> tuple[bytes, str]:
-        """(bytes, etag). Raises KeyMissing.
+        """(bytes, etag). Raises KeyMissing."""
+        return self._get(key)
 
-        versitygw may answer with one version's bytes and another's etag while the object is being
+    def _get(self, key: str) -> tuple[bytes, str]:
+        """Versitygw may answer with one version's bytes and another's etag while the object is being
         replaced; a swap on such a pair would undo somebody's write unseen. Where etags are MD5
         sums, which the probe has found out, a pair that does not match is read again.
         """
@@ -210,6 +319,7 @@ class S3Store:
             time.sleep(secrets.randbelow(50) / 1e3)
         raise _TransientError(f"{key}: read {_READS} times, never whole")
 
+    @_steady
     @_patient
     def get_file(self, key: str, path: Path) -> None:
         """Download to ``path`` and verify the sha256 that `put_file` recorded. Raises KeyMissing.
@@ -218,26 +328,25 @@ class S3Store:
         request, which cannot carry metadata, may keep its predecessor's (seen on versitygw with
         sidecar metadata).
         """
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         seen = hashlib.sha256()
-        try:
-            with partial.open("wb") as file:
+        with replaced(path, durable=False) as file:
 
-                def write(chunk: bytes) -> None:
-                    seen.update(chunk)
-                    file.write(chunk)
+            def write(chunk: bytes) -> None:
+                seen.update(chunk)
+                file.write(chunk)
 
-                _, promised = self._read(key, write)
+            _, promised = self._read(key, write)
             if promised not in (None, seen.hexdigest()):
                 raise _TransientError(f"{key}: the bytes differ from their recorded sha256")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
+    @_brief
     def put(self, key: str, data: bytes, *, create: bool = False, match: str | None = None) -> str:
         """Write and return the etag; see `forkcast.ports.Store`. On a server without conditional
         writes the check and the write are two steps, which only a single writer may rely on.
         """
+        return self._put(key, data, create=create, match=match)
+
+    def _put(self, key: str, data: bytes, *, create: bool, match: str | None) -> str:
         if (create or match is not None) and self.conditional:
             return self._put_conditional(key, data, match=match)
         if create and self.head(key) is not None:
@@ -265,7 +374,6 @@ class S3Store:
         headers = {"If-None-Match": "*"} if match is None else {"If-Match": f'"{match}"'}
         in_doubt = False
 
-        @_patient
         def attempt() -> str:
             nonlocal in_doubt
             url = self._call(
@@ -282,28 +390,30 @@ class S3Store:
                 in_doubt = True
                 raise
 
-        return attempt()
+        return self._tried(attempt)
 
     def _send(self, key: str, url: str, data: bytes, headers: dict[str, str]) -> str:
-        response = self._call(
-            key, lambda: self._http.request("PUT", url, body=data, headers=headers)
-        )
         create = "If-None-Match" in headers
-        if response.status == 412:
-            raise AlreadyExists(key) if create else Conflict(key)
-        if response.status == 404 and not create and b"NoSuchBucket" not in response.data:
-            raise Conflict(key)
-        if response.status == 409:
-            raise _TransientError(f"{key}: concurrent writes")
-        if response.status in (400, 501):
-            raise _UnsupportedError(f"{key}: HTTP {response.status} to a conditional write")
-        if response.status >= 300:
-            raise _refusal(response.status, key, f"HTTP {response.status}")
+
+        def send() -> urllib3.BaseHTTPResponse:
+            try:
+                return self._http.request("PUT", url, body=data, headers=headers)
+            except AnsweredError as error:
+                if error.status == 412:
+                    raise AlreadyExists(key) if create else Conflict(key) from None
+                if error.status == 404 and not create and error.code != "NoSuchBucket":
+                    raise Conflict(key) from None
+                unsupported = error.status == 501 and not error.code
+                if unsupported or error.code == "NotImplemented":
+                    raise _UnsupportedError(f"{key}: {error.said} to a conditional write") from None
+                raise
+
+        response = self._call(key, send)
         return str(response.headers.get("ETag", "")).strip('"')
 
     def _standing(self, key: str, data: bytes) -> str | None:
         with suppress(KeyMissing):
-            there, etag = self.get(key)
+            there, etag = self._get(key)
             return etag if there == data else None
         return None
 
@@ -313,12 +423,16 @@ class S3Store:
         upload; such keys carry the attempt that writes them.
         """
         if create and path.stat().st_size <= _PART:
-            return self.put(key, path.read_bytes(), create=True)
+            return self._put_small_file(key, path)
         if create and self.head(key) is not None:
             raise AlreadyExists(key)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return self._put_parts(key, path, digest)
+
+    @_steady
+    def _put_small_file(self, key: str, path: Path) -> str:
+        return self._put(key, path.read_bytes(), create=True, match=None)
 
     @_patient
     def _put_parts(self, key: str, path: Path, digest: str) -> str:
@@ -331,6 +445,7 @@ class S3Store:
         )
         return (result.etag or "").strip('"')
 
+    @_brief
     @_patient
     def head(self, key: str) -> ObjectInfo | None:
         """The object's facts, None where it does not exist."""
@@ -341,6 +456,7 @@ class S3Store:
             return None
         return ObjectInfo(key, stat.size or 0, (stat.etag or "").strip('"'))
 
+    @_brief
     @_patient
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects whose key starts with the prefix, in key order."""
@@ -359,6 +475,7 @@ class S3Store:
         ]
         return iter(sorted(infos, key=lambda info: info.key))
 
+    @_brief
     @_patient
     def delete(self, key: str) -> None:
         """Delete; a missing key is success."""
@@ -369,36 +486,3 @@ class S3Store:
 
 def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def _refusal(status: int, key: str, why: str) -> StoreUnavailable:
-    if status >= 500 or status in (408, 409, 429):
-        return _TransientError(f"{key}: {why}", why=why)
-    return StoreUnavailable(f"{key}: {why}", why=why)
-
-
-def _credentials(storage: Storage) -> tuple[str, str, str | None]:
-    """(access key, secret key, session token)."""
-    if storage.credentials_dir is not None:
-        folder = Path(storage.credentials_dir)
-        try:
-            return (
-                (folder / "accessKeyId").read_text().strip(),
-                (folder / "secretAccessKey").read_text().strip(),
-                None,
-            )
-        except OSError as error:
-            raise StoreUnavailable(
-                f"spec.storage.credentialsDir: {error.filename}: {error.strerror}; put the files "
-                "accessKeyId and secretAccessKey there"
-            ) from error
-    try:
-        return (
-            os.environ["AWS_ACCESS_KEY_ID"],
-            os.environ["AWS_SECRET_ACCESS_KEY"],
-            os.environ.get("AWS_SESSION_TOKEN"),
-        )
-    except KeyError as error:
-        raise StoreUnavailable(
-            f"spec.storage: no credentials; set credentialsDir, or {error.args[0]}"
-        ) from error

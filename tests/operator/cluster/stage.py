@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
@@ -33,7 +34,7 @@ from forkcast_operator.kubernetes.monitor_link import MonitorLink
 from forkcast_operator.kubernetes.runs import Runs
 from forkcast_operator.kubernetes.seen import job_seen
 from forkcast_operator.kubernetes.view import View
-from forkcast_wire import crash, keys
+from forkcast_wire import completion, crash, keys
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import trigger_to_wire, window_to_wire
@@ -76,7 +77,11 @@ class SmallMonitor(MonitorServicer):
                 yield pb.TriggerEvent(seq=told, trigger=trigger_to_wire(one))
 
     def ListRuns(self, request, context):
-        return pb.ListRunsResponse(runs=[pb.RunSummary(run_uid=uid) for uid in list(self.runs)])
+        told = [
+            pb.RunSummary(run_uid=uid, streams=1, seconds_since_report=0.0)
+            for uid in list(self.runs)
+        ]
+        return pb.ListRunsResponse(runs=told)
 
     def RegisterRun(self, request, context):
         created = request.run_uid not in self.runs
@@ -173,6 +178,12 @@ class Stage:
     async def set(self, name="gpt", **spec):
         return await self.cluster.merge(RUN, self.namespace, name, {"spec": spec})
 
+    async def annotate(self, name="gpt", **marks):
+        marks = {f"forkcast.dev/{key}": value for key, value in marks.items()}
+        return await self.cluster.merge(
+            RUN, self.namespace, name, {"metadata": {"annotations": marks}}
+        )
+
     async def run(self, name="gpt"):
         return await self.cluster.get(RUN, self.namespace, name)
 
@@ -262,6 +273,30 @@ class Stage:
         )
         put_document(self.store, keys.rollout_trial(*where, rung), trial)
 
+    async def run_pods(self, *, ready=True, of="trainer") -> int:
+        """What a kubelet would say of the pods of a component; returns how many there are."""
+        labels = f"app.kubernetes.io/component={of}"
+        pods = await self.cluster.list(POD, self.namespace, labels)
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        for pod in pods:
+            conditions = [
+                {"type": kind, "status": str(ready), "lastTransitionTime": now}
+                for kind in ("PodScheduled", "Initialized", "ContainersReady", "Ready")
+            ]
+            status = {"phase": "Running" if ready else "Pending", "conditions": conditions}
+            name = pod["metadata"]["name"]
+            await self.cluster.merge(POD, self.namespace, name, {"status": status}, status=True)
+        return len(pods)
+
+    async def until(self, holds, seconds=60):
+        """Look until an async function says something; returns what it said."""
+        async with asyncio.timeout(seconds):
+            while True:
+                await self.look()
+                if said := await holds():
+                    return said
+                await asyncio.sleep(0.1)
+
     async def finish_job(self, name, kind, reason="", namespace=None) -> None:
         """What the Job controller would say of its pods. kind: Complete or Failed."""
         before = {"Complete": "SuccessCriteriaMet", "Failed": "FailureTarget"}[kind]
@@ -303,9 +338,9 @@ class Stage:
             self.save_state(StateKind.CHECKPOINT, 140, epoch=1)
         return head is not None
 
-    def complete(self) -> None:
-        done = Complete(epoch=0, step=1000, tokens=9, validation_loss=2.5, seconds=1.0)
-        put_document(self.store, keys.COMPLETE, done)
+    def complete(self, step=1000) -> None:
+        done = Complete(epoch=0, step=step, tokens=9, validation_loss=2.5, seconds=1.0)
+        completion.record(self.store, done)
 
 
 CONFIG = OperatorConfig.model_validate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -17,6 +18,7 @@ from forkcast_operator.kubernetes.cluster import (
 )
 from forkcast_wire import catalogue
 from forkcast_wire.documents import lineage_head
+from forkcast_wire.resources import LABEL_RUN
 
 pytestmark = pytest.mark.slow
 BRANCH_NAME = "gpt-e0-t100"
@@ -65,6 +67,10 @@ def test_a_run_from_its_object_to_its_end(stage) -> None:
         jobs = await stage.names(JOB)
         assert len(jobs) == 3  # of the three entrants two may run at once
         assert f"{BRANCH_NAME}-control-r10" in jobs
+        assert await stage.condition("Ready") == ("False", "Starting")  # no pod runs yet
+        assert await stage.condition("Branching") == ("True", "BranchOpen")
+        await stage.until(stage.run_pods)
+        await stage.look()
         assert await stage.condition("Ready") == ("True", "Branching")
         branch = await to_the_end_of_the_branch(stage)
         seen = conditions(branch)
@@ -95,6 +101,111 @@ def test_a_run_from_its_object_to_its_end(stage) -> None:
     play(stage, scene)
 
 
+def test_ready_goes_with_the_pods_whatever_else_is_open(stage) -> None:
+    async def scene():
+        await open_branch(stage)
+        await stage.until(stage.run_pods)
+        await stage.look()
+        assert await stage.condition("Ready") == ("True", "Branching")
+        for pod in await stage.cluster.list(
+            POD, stage.namespace, "app.kubernetes.io/component=trainer"
+        ):
+            await stage.cluster.delete(POD, stage.namespace, pod["metadata"]["name"], grace=0)
+        await stage.look()  # another one is made, and nothing runs it
+        assert await stage.condition("Ready") == ("False", "Starting")
+        assert await stage.condition("Branching") == ("True", "BranchOpen")
+
+    play(stage, scene)
+
+
+def test_a_finished_run_that_is_wanted_longer_trains_again_and_ends_again(stage) -> None:
+    """Regression: totalSteps of a finished run was raised, the patch taken, and nothing started."""
+
+    async def scene():
+        await stage.create()
+        await stage.look()
+        stage.complete()
+        await stage.finish_job("gpt-trainer-0", "Complete")
+        await stage.look()
+        assert await stage.condition("Complete") == ("True", "AllStepsDone")
+        await stage.set(training={"totalSteps": 3000})
+        await stage.look()
+        assert "gpt-trainer-1" in await stage.names(JOB)
+        await stage.look()
+        assert await stage.condition("Complete") == ("False", "StepsLeft")
+        (settings,) = await stage.cluster.list(CONFIG_MAP, stage.namespace, f"{LABEL_RUN}=gpt")
+        resolved = json.loads(settings["data"]["manifest.json"])["spec"]
+        assert resolved["training"]["totalSteps"] == 3000
+        assert resolved["training"]["scheduleSteps"] == 1000
+        stage.link.hear(stage.trigger(step=1200))
+        await stage.look()
+        assert "gpt-e0-t1200" in await stage.names(BRANCH)
+        stage.complete(3000)
+        await stage.finish_job("gpt-trainer-1", "Complete")
+        await stage.look()
+        assert await stage.condition("Complete") == ("True", "AllStepsDone")
+        assert (await stage.run())["status"]["progress"]["step"] == 3000
+
+    play(stage, scene)
+
+
+def test_rollouts_without_a_pod_are_said_and_their_queue_stops_the_clock(stage) -> None:
+    async def branch():
+        return await stage.cluster.get(BRANCH, stage.namespace, BRANCH_NAME)
+
+    async def admit():
+        for name in await stage.names(JOB):
+            await stage.cluster.merge(JOB, stage.namespace, name, {"spec": {"suspend": False}})
+
+    async def scene():
+        budget = {"deadlineSeconds": 1}
+        given = {"candidates": 16, "topK": 2, "rungs": [10], "confirm": {"steps": 0}}
+        await open_branch(
+            stage,
+            scheduling={"rolloutQueueName": "spare"},
+            branching={**given, "budget": budget},
+        )
+        await asyncio.sleep(1.1)  # its deadline, if that counted from the opening
+        await stage.look()
+        seen = await branch()
+        ready = next(c for c in seen["status"]["conditions"] if c["type"] == "Ready")
+        assert (ready["status"], ready["reason"]) == ("False", "NotAdmitted")
+        assert "queue spare" in ready["message"]
+        assert {r["state"] for r in seen["status"]["rollouts"]} == {"Pending"}
+        assert "deadlineTime" not in seen["status"]
+        assert await stage.condition("Branching") == ("True", "NotAdmitted")
+        assert conditions(seen)["Finished"] == "False"
+        await admit()
+        await stage.look()
+        assert "deadlineTime" in (await branch())["status"]
+
+        async def ended():
+            body = await branch()
+            return body if conditions(body)["Finished"] == "True" else None
+
+        assert (await stage.until(ended))["status"]["decision"]["reason"] == "DeadlineExceeded"
+
+    play(stage, scene)
+
+
+def test_the_schedules_length_changes_only_while_the_run_is_suspended(stage) -> None:
+    async def scene():
+        await stage.create()
+        with pytest.raises(ClusterError, match="only while the run is suspended"):
+            await stage.set(training={"scheduleSteps": 500})
+        await stage.set(suspend=True)
+        await stage.set(training={"scheduleSteps": 500}, suspend=False)
+        assert (await stage.run())["spec"]["training"]["scheduleSteps"] == 500
+        with pytest.raises(ClusterError, match="leave it out with Constant"):
+            await stage.create(
+                "other",
+                optimizer={"schedule": {"type": "Constant"}},
+                training={"totalSteps": 9, "scheduleSteps": 5},
+            )
+
+    play(stage, scene)
+
+
 def test_a_rollout_that_fails_fails_its_candidate_only(stage) -> None:
     async def scene():
         await open_branch(
@@ -120,8 +231,8 @@ def test_suspended_in_a_branch_nothing_runs_and_resumed_it_goes_on(stage) -> Non
                 break
         assert await stage.names(JOB) == []
         await stage.look()
-        assert await stage.condition("Suspended") == ("True", "Suspended")
-        assert await stage.condition("Ready") == ("True", "Suspended")
+        assert await stage.condition("Suspended") == ("True", "SuspendedBySpec")
+        assert await stage.condition("Ready") == ("False", "Suspended")
         await stage.set(suspend=False)
         await stage.look()
         assert "gpt-trainer-0" in await stage.names(JOB)
@@ -161,7 +272,7 @@ def test_a_trainer_that_fails_starts_again_and_in_the_end_the_run_fails(stage) -
         await stage.create(lifecycle={"maxRestarts": 1, "restartBackoffSeconds": 1})
         await stage.look()
         await stage.finish_job("gpt-trainer-0", "Failed", "BackoffLimitExceeded")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while "gpt-trainer-1" not in await stage.names(JOB):
                 await asyncio.sleep(0.2)
                 await stage.look()
@@ -171,6 +282,51 @@ def test_a_trainer_that_fails_starts_again_and_in_the_end_the_run_fails(stage) -
         assert await stage.condition("Finished") == ("True", "Failed")
         await stage.look()
         assert [n for n in await stage.names(JOB) if n > "gpt-trainer-1"] == []
+
+    play(stage, scene)
+
+
+async def fail_for_good(stage, **spec):
+    """A run whose trainer ended in a way that no start of it is of use."""
+    await stage.create(**spec)
+    await stage.look()
+    await stage.finish_job("gpt-trainer-0", "Failed", "PodFailurePolicy")
+    await stage.look()
+    assert await stage.condition("Failed") == ("True", "Unusable")
+    await stage.look()
+    assert "gpt-trainer-1" not in await stage.names(JOB)
+
+
+@pytest.mark.parametrize("remedy", ["suspend", "maxRestarts", "annotation"])
+def test_a_failed_run_goes_on_once_its_cause_is_mended(stage, remedy) -> None:
+    """Regression: nothing that a user could do made a failed run go on."""
+
+    async def ask(value):
+        match remedy:
+            case "suspend":
+                await stage.set(suspend=True)
+                await stage.look()
+                assert "gpt-trainer-1" not in await stage.names(JOB)
+                await stage.set(suspend=False)
+            case "maxRestarts":
+                await stage.set(lifecycle={"maxRestarts": 10 + value})
+            case "annotation":
+                await stage.annotate(retry=str(value))
+        await stage.look()
+
+    async def scene():
+        await fail_for_good(stage)
+        await ask(1)
+        assert "gpt-trainer-1" in await stage.names(JOB)
+        await stage.look()
+        assert await stage.condition("Failed") == ("False", "NotFailed")
+        assert await stage.condition("Finished") == ("False", "NotEnded")
+        assert (await stage.run())["status"]["trainer"]["restarts"] == 0
+        await stage.finish_job("gpt-trainer-1", "Failed", "PodFailurePolicy")
+        await stage.look()
+        await stage.look()
+        assert await stage.condition("Failed") == ("True", "Unusable")  # asked once, tried once
+        assert "gpt-trainer-2" not in await stage.names(JOB)
 
     play(stage, scene)
 
@@ -193,7 +349,7 @@ def test_rollouts_that_the_api_server_refuses_are_said_and_the_run_goes_on(stage
         await open_branch(stage, resources={"rollout": wrong})
         assert await stage.names(JOB) == ["gpt-trainer-0"]
         assert await stage.condition("Stalled") == ("True", "RolloutRefused")
-        assert await stage.condition("Branching") == ("True", "Branching")
+        assert await stage.condition("Branching") == ("True", "RolloutRefused")
         assert "RolloutRefused" in await stage.events()
         assert BRANCH_NAME in await stage.names(BRANCH)
 

@@ -9,14 +9,9 @@ import pytest
 
 from forkcast.decision import Outcome
 from forkcast_operator.kubernetes.events import run_events
-from forkcast_operator.kubernetes.run_status import (
-    Failure,
-    RunFacts,
-    StoreFacts,
-    run_state,
-    run_status,
-    worth_writing,
-)
+from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, StoreFacts
+from forkcast_operator.kubernetes.run_state import run_state
+from forkcast_operator.kubernetes.run_status import run_status, worth_writing
 from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen, Work
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.documents import Complete
@@ -33,7 +28,12 @@ def trainer(work=Work.ACTIVE):
     return TrainerSeen(kind="Job", name="gpt-trainer-0", start=0, work=work, wanted=1)
 
 
-def pod(*, ready=True, waiting="", message=""):
+def heard(ago):
+    """The monitor's summary; ago: seconds since the last record, None before the first."""
+    return pb.RunSummary(next_step=100, seconds_since_report=ago, streams=1)
+
+
+def pod(*, ready=True, waiting="", message="", ready_for=3600):
     return PodSeen(
         name="p",
         created=NOW,
@@ -42,6 +42,7 @@ def pod(*, ready=True, waiting="", message=""):
         scheduled=True,
         waiting=waiting,
         message=message,
+        ready_at=NOW - dt.timedelta(seconds=ready_for) if ready else None,
     )
 
 
@@ -78,6 +79,52 @@ CASES = {
         "True",
         "Current",
     ),
+    "a branch is open, and the trainer's pod waits": (
+        replace(
+            RUNNING,
+            pods=[pod(ready=False, waiting="Unschedulable", message="0/1 nodes")],
+            store=replace(STORE, outcomes={"b": None}),
+        ),
+        {},
+        RunState.STARTING,
+        "False",
+        "InProgress",
+    ),
+    "pods run and report nothing yet": (
+        replace(RUNNING, summary=heard(None)),
+        {},
+        RunState.STARTING,
+        "False",
+        "InProgress",
+    ),
+    "the last report is of an earlier start": (
+        replace(RUNNING, summary=heard(30), pods=[pod(ready_for=20)]),
+        {},
+        RunState.STARTING,
+        "False",
+        "InProgress",
+    ),
+    "steps come": (
+        replace(RUNNING, summary=heard(10), pods=[pod(ready_for=20)]),
+        {},
+        RunState.RUNNING,
+        "True",
+        "Current",
+    ),
+    "no step for long": (
+        replace(RUNNING, summary=heard(400), pods=[pod(ready_for=900)]),
+        {},
+        RunState.NO_PROGRESS,
+        "False",
+        "InProgress",
+    ),
+    "a rollout pod is still leaving": (
+        RunFacts(store=STORE, pods_left=1),
+        {"suspend": True},
+        RunState.SUSPENDING,
+        "False",
+        "InProgress",
+    ),
     "saving to be suspended": (
         RUNNING,
         {"suspend": True},
@@ -89,8 +136,8 @@ CASES = {
         RunFacts(store=STORE),
         {"suspend": True},
         RunState.SUSPENDED,
-        "True",
-        "Current",
+        "False",
+        "InProgress",
     ),
     "starts again": (
         replace(RUNNING, trainer=trainer(Work.FAILED), restarting_at=NOW),
@@ -147,7 +194,7 @@ def kstatus(generation, status) -> str:
 def test_state_and_conditions(make_run, case) -> None:
     facts, spec, state, ready, expected = case
     run = make_run(**spec)
-    assert run_state(run, run.parsed(), facts)[0] is state
+    assert run_state(run, run.parsed(), facts, NOW)[0] is state
     document = run_status(run, run.parsed(), facts, NOW).document()
     conditions = {one["type"]: one for one in document["conditions"]}
     assert conditions["Ready"]["status"] == ready
@@ -157,20 +204,79 @@ def test_state_and_conditions(make_run, case) -> None:
     assert all(one["observedGeneration"] == 3 for one in document["conditions"])
     ended = state in (RunState.COMPLETED, RunState.FAILED)
     assert (conditions["Finished"]["status"] == "True") is ended
+    lasting = [c for c in document["conditions"] if c["type"] in always | {"Failed", "Finished"}]
+    assert all(one["message"] for one in lasting)
+    assert len({one["message"] for one in lasting}) == len(lasting)
+    reasons = [one["reason"] for one in lasting if one["status"] == "False"]
+    assert len(set(reasons)) == len(reasons)  # none is copied from another
+
+
+def test_a_slow_run_is_given_the_time_of_its_steps(make_run) -> None:
+    run = make_run()
+    facts = replace(RUNNING, summary=heard(400))
+    assert run_state(run, run.parsed(), facts, NOW)[0] is RunState.NO_PROGRESS
+    slow = {"step": 100, "totalSteps": 1000, "estimatedRemainingSeconds": 60 * 900}
+    run = replace(run, status={"progress": slow})
+    assert run_state(run, run.parsed(), facts, NOW)[0] is RunState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "reason"),
+    [
+        (pb.RunSummary(z=2.9, over_threshold=False), "True", "BelowThreshold"),
+        (pb.RunSummary(z=1.1, over_threshold=True), "False", "OverThreshold"),
+        (pb.RunSummary(z=0.0), "Unknown", "WarmingUp"),
+        (None, "Unknown", "NotReported"),
+    ],
+)
+def test_stable_is_what_the_monitor_says_whatever_z_is(make_run, said, status, reason) -> None:
+    run = make_run()
+    made = run_status(run, run.parsed(), replace(RUNNING, summary=said), NOW)
+    (stable,) = [one for one in made.conditions if one.type == "Stable"]
+    assert (stable.status, stable.reason) == (status, reason)
+
+
+def test_rollouts_that_do_not_run_are_said_of_the_run_which_trains_on(make_run) -> None:
+    run = make_run()
+    why = Failure(reason="NoPods", message="rollouts control do not run: no pod")
+    facts = replace(RUNNING, store=replace(STORE, outcomes={"b": None}), rollouts=why)
+    made = run_status(run, run.parsed(), facts, NOW)
+    held = {one.type: one for one in made.conditions}
+    assert (held["Ready"].status, held["Ready"].reason) == ("True", "Branching")
+    assert (held["Branching"].status, held["Branching"].reason) == ("True", "NoPods")
+    assert made.last_failure.reason == "NoPods"
+    events = run_events(TrainingRunStatus(), made, RunState.BRANCHING, "m")
+    assert ("NoPods", True) in [(one.reason, one.warning) for one in events]
+
+
+def test_checkpoints_that_stay_away_are_said(make_run) -> None:
+    run = make_run(checkpoint={"everySteps": 40, "ringEverySteps": 10})
+    late = replace(RUNNING, summary=pb.RunSummary(next_step=81, seconds_since_report=1))
+    for step, reason in ((80, "NoneYet"), (81, "Late")):
+        facts = replace(late, summary=pb.RunSummary(next_step=step, seconds_since_report=1))
+        made = run_status(run, run.parsed(), facts, NOW)
+        (found,) = [one for one in made.conditions if one.type == "CheckpointAvailable"]
+        assert (found.status, found.reason) == ("False", reason)
 
 
 def test_a_pod_that_cannot_start_is_named(make_run) -> None:
     run = make_run()
     waiting = pod(ready=False, waiting="ImagePullBackOff", message="no such image")
     facts = RunFacts(trainer=trainer(), pods=[waiting], store=STORE)
-    assert run_state(run, run.parsed(), facts)[1] == "ImagePullBackOff: no such image"
+    assert run_state(run, run.parsed(), facts, NOW)[1] == "ImagePullBackOff: no such image"
     late = replace(facts, pods=[pod(ready=False)], late_mounts=True, secret="s3")
-    assert "Secret s3" in run_state(run, run.parsed(), late)[1]
+    assert "Secret s3" in run_state(run, run.parsed(), late, NOW)[1]
 
 
 def summary(step):
     return pb.RunSummary(
-        next_step=step, tokens=step * 10, loss=3.0, index=1.0, z=3.0, seconds_since_report=2
+        next_step=step,
+        tokens=step * 10,
+        loss=3.0,
+        index=1.0,
+        z=3.0,
+        over_threshold=True,
+        seconds_since_report=2,
     )
 
 
@@ -186,7 +292,9 @@ def test_figures_alone_are_written_twice_a_minute_and_news_at_once(make_run) -> 
     assert moved["progress"]["estimatedRemainingSeconds"] > 0
     assert not worth_writing(first, moved, 10)
     assert worth_writing(first, moved, 30)
-    calm = pb.RunSummary(next_step=111, index=0.1, z=0.1)
+    calm = pb.RunSummary(
+        next_step=111, index=0.1, z=0.1, over_threshold=False, seconds_since_report=1
+    )
     news = run_status(again, run.parsed(), replace(RUNNING, summary=calm), later).document()
     assert worth_writing(first, news, 1)  # Stable has changed
     assert not worth_writing(first, first, 1000)
@@ -223,5 +331,22 @@ def test_what_the_store_said_last_holds_while_it_is_away(make_run, seen, state) 
     held = {c.type: (c.status, c.reason) for c in before.conditions if c.type != "Ready"}
     assert {c.type: (c.status, c.reason) for c in after.conditions if c.type != "Ready"} == held
     (ready,) = [c for c in after.conditions if c.type == "Ready"]
-    assert (ready.status, ready.reason, ready.message) == ("False", state, "no answer")
+    assert (ready.status, ready.reason, ready.message) == ("False", away.reason, "no answer")
+    assert run_state(run, run.parsed(), replace(seen, store=None, failure=away), NOW)[0] is state
     assert (after.trainer, after.completion_time) == (before.trainer, before.completion_time)
+
+
+@pytest.mark.parametrize("store", [STORE, None])
+def test_a_run_that_is_wanted_longer_than_it_has_run_is_not_complete(make_run, store) -> None:
+    """Regression: a run that had ended once was complete for ever."""
+    ended = RunFacts(trainer=trainer(Work.SUCCEEDED), store=DONE)
+    before = run_status(make_run(), make_run().parsed(), ended, NOW)
+    longer = {"training": {"totalSteps": 5000}}
+    run = replace(make_run(**longer), status=before.document())
+    seen = replace(ended, store=store)
+    assert run_state(run, run.parsed(), seen, NOW)[0] is RunState.PENDING
+    after = run_status(run, run.parsed(), seen, NOW)
+    assert after.completion_time is None
+    assert (after.progress.step, after.progress.total_steps) == (1000, 5000)
+    states = {one.type: one.status for one in after.conditions}
+    assert states["Complete"] == states["Finished"] == "False"

@@ -35,6 +35,7 @@ def facts(answer: ProxyAnswer, detail: str) -> BranchFacts:
         strategy="Lattice",
         source=DraftSource.HEURISTIC,
         model="",
+        horizon=0,
         proxy=answer,
         detail=detail,
         candidates=(),

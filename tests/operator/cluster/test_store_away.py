@@ -28,7 +28,7 @@ def test_a_branch_survives_a_store_that_is_away(live, seconds) -> None:
         holder, end = live.lease(), time.monotonic() + seconds
         while time.monotonic() < end:
             assert live.healthy()
-            assert await live.stage.condition("Branching") == ("True", "Branching")
+            assert await live.stage.condition("Branching") == ("True", "BranchOpen")
             await asyncio.sleep(1)
         lease = live.lease()
         assert lease["renewTime"] > holder["renewTime"]

@@ -214,7 +214,7 @@ def place(shared, make_run):
 
 def test_erased_are_the_runs_own_records_and_nothing_else(place, whole) -> None:
     _, found, ledger = place
-    ledger.claim("0")
+    ledger.claim("0", 1000)
     prefix = found.operator.prefix
     mine = [
         keys.state_manifest(keys.state(StateKind.CHECKPOINT, 0, 0, 5)),
@@ -231,7 +231,7 @@ def test_erased_are_the_runs_own_records_and_nothing_else(place, whole) -> None:
 @pytest.mark.parametrize("where", ["", "other-1234/", "a/b/"])
 def test_nothing_is_erased_where_another_run_has_records(place, shared, whole, where) -> None:
     run, _, ledger = place
-    ledger.claim("0")
+    ledger.claim("0", 1000)
     other = RunInfo(uid="another", name="other", manifest_digest="0")
     ledger.store.delete(f"{where}{keys.RUN}")
     put_document(ledger.store, f"{where}{keys.RUN}", other)
@@ -241,7 +241,7 @@ def test_nothing_is_erased_where_another_run_has_records(place, shared, whole, w
     with pytest.raises(SpecError, match="run"):
         fresh.erase()
     with pytest.raises(SpecError, match=r"another|holds run other"):
-        fresh.claim("0")
+        fresh.claim("0", 1000)
     assert whole() == before
 
 
@@ -277,7 +277,8 @@ def test_a_run_goes_on_where_it_has_records_already(
     stores = [shared.stores[0].model_copy(update={"prefix": release})]
     config = shared.model_copy(update={"stores": stores})
     old = _open(shared.stores[0].storage(former))
-    put_document(old, keys.RUN, RunInfo(uid=run.uid, name="gpt", manifest_digest="0"))
+    identity = RunInfo(uid=run.uid, name="gpt", manifest_digest="0", first_total_steps=1000)
+    put_document(old, keys.RUN, identity)
     before = whole()
     memory = Memory()
     _, place, info = _claim(memory, run, config)

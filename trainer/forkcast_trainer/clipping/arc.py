@@ -25,8 +25,6 @@ from forkcast_trainer.clipping.base import (
     gradients,
 )
 
-LEAST_MICRO_BATCHES = 3
-
 
 def threshold(norms: Sequence[float], faulty: int) -> float:
     """The (k+1)-th largest norm, k = floor(2 (f/n) (n - f)). Raises ValueError unless n > 2f."""
@@ -42,15 +40,16 @@ class Arc(ClippingPolicy):
     constant clip on top.
     """
 
+    least_micro_batches = 3
     needs_micro_gradients = True
     takes = {"faulty": Parameter(0.0, least=0.0, whole=True), "maxNorm": MAX_NORM}
 
     def check(self, micro_batches: int) -> None:
         """Raises ValueError below three micro-batches, or where half of them may be faulty."""
-        if micro_batches < LEAST_MICRO_BATCHES:
+        if micro_batches < self.least_micro_batches:
             raise ValueError(
                 "spec.optimizer.clipping.policy: ARC needs processes x gradientAccumulationSteps "
-                f">= {LEAST_MICRO_BATCHES}, got {micro_batches}; raise it, or use ZClip"
+                f">= {self.least_micro_batches}, got {micro_batches}; raise it, or use ZClip"
             )
         faulty = int(self.params["faulty"])
         if 2 * faulty >= micro_batches:
@@ -72,7 +71,7 @@ class Arc(ClippingPolicy):
         mine = torch.stack(local)
         norms = _gathered(mine)
         finite = [x for x in norms.tolist() if math.isfinite(x)]
-        if len(finite) < LEAST_MICRO_BATCHES:
+        if len(finite) < self.least_micro_batches:
             lost = torch.full_like(norms[0], math.nan)
             return ClipResult(lost, lost, skip=True)
         faulty = int(self.params["faulty"]) or max(1, len(finite) // 8)

@@ -64,6 +64,8 @@ class ClipResult:
 class ClippingPolicy:
     """Base: no clipping. Every policy refuses a non-finite gradient and learns nothing from it."""
 
+    #: How many micro-batches, over all processes, a step must have.
+    least_micro_batches = 1
     #: Whether `ClipContext.micro_gradients` must be filled.
     needs_micro_gradients = False
     #: What a manifest may set.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from forkcast_trainer.data.text import documents, source_files
 from forkcast_trainer.errors import DataError
+from forkcast_wire.files import replace_bytes, replaced
 from forkcast_wire.manifest import Data, TextSource
 from forkcast_wire.manifest_file import looks_like_path
 
@@ -182,7 +183,7 @@ def _tokenise(
     with _alone(folder):
         if (kept := _kept(path, card)) is not None:
             return kept  # another process has made it meanwhile
-        with _replacing(path) as partial, partial.open("wb") as file:
+        with replaced(path) as file:
             count = 0
             for ids in _encoded(source, field, tokenizer, progress=progress):
                 file.write(ids.astype(dtype).tobytes())
@@ -193,8 +194,7 @@ def _tokenise(
             "vocabulary_size": tokenizer.vocabulary_size,
             "end_of_text": tokenizer.end_of_text,
         }
-        with _replacing(card) as partial:
-            partial.write_text(json.dumps(facts))
+        replace_bytes(card, json.dumps(facts).encode())
     return TokenFile(path=path, **json.loads(card.read_text()))
 
 
@@ -217,17 +217,6 @@ def _kept(path: Path, card: Path) -> TokenFile | None:
     except (OSError, ValueError, TypeError):
         return None
     return file if whole else None
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes the path's place at the end, or vanishes on an error."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _identity(source: TextSource, tokenizer_uri: str, field: str) -> str:

@@ -1,0 +1,73 @@
+"""How a rollout stands, and why it does not run, from its records, its Job and its pods. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from forkcast.branch import RolloutSeen
+from forkcast.records import TrialStatus
+from forkcast_operator.kubernetes.run_facts import Failure
+from forkcast_operator.kubernetes.seen import JobSeen, PodSeen, Work
+from forkcast_wire.resources import RolloutState
+
+#: A Job without a pod for so long gets none: its controller is refused, again and again.
+PODLESS_SECONDS: Final = 30.0
+NOT_ADMITTED: Final = "NotAdmitted"
+_NO_PODS: Final = "NoPods"
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutStands:
+    """One rollout. reason, message: why it has no running pod, "" if it has, or shall have none."""
+
+    state: RolloutState
+    reason: str = ""
+    message: str = ""
+
+
+def rollout_stands(
+    seen: RolloutSeen | None, job: JobSeen | None, pods: Sequence[PodSeen], now: dt.datetime
+) -> RolloutStands:
+    """job: the newest of the candidate; pods: of that Job, ended ones left out."""
+    last = seen.trials[max(seen.trials)] if seen and seen.trials else None
+    if last is not None and last.status is TrialStatus.FAILED:
+        return RolloutStands(RolloutState.FAILED, "", last.failure or "")
+    if seen is None:
+        return RolloutStands(RolloutState.PENDING)
+    if seen.until is None:
+        return RolloutStands(RolloutState.STOPPED if last is None else RolloutState.MEASURED)
+    if seen.until in seen.trials:
+        return RolloutStands(RolloutState.MEASURED)
+    if any(pod.ready for pod in pods):
+        return RolloutStands(RolloutState.RUNNING)
+    return RolloutStands(RolloutState.PENDING, *_why_not(job, pods, now))
+
+
+def _why_not(job: JobSeen | None, pods: Sequence[PodSeen], now: dt.datetime) -> tuple[str, str]:
+    if job is None:
+        return "", "waits until another rollout of the branch has left its place"
+    if job.work is Work.QUEUED:
+        queue = f"queue {job.queue}" if job.queue else "whoever suspended it"
+        return NOT_ADMITTED, f"{queue} has not admitted Job {job.name}"
+    if job.work is not Work.ACTIVE:
+        return "", f"Job {job.name} has ended"
+    waiting = next((pod for pod in pods if pod.waiting), None)
+    if waiting is not None:
+        return waiting.waiting, f"pod {waiting.name}: {waiting.message}"
+    old = job.created is not None and (now - job.created).total_seconds() >= PODLESS_SECONDS
+    if not pods and old:
+        return _NO_PODS, f"no pod could be created: see `kubectl describe job {job.name}`"
+    return "", "its pod is starting"
+
+
+def rollout_trouble(stands: Mapping[str, RolloutStands]) -> Failure | None:
+    """Why rollouts of a branch do not run, if so. stands: by candidate, the most important first."""
+    held = {name: one for name, one in stands.items() if one.reason}
+    if not held:
+        return None
+    first = next(iter(held.values()))
+    names = ", ".join(name for name, one in held.items() if one.reason == first.reason)
+    return Failure(reason=first.reason, message=f"rollouts {names} do not run: {first.message}")

@@ -1,0 +1,86 @@
+"""What one look at a run shows: workload and pods, store, monitor, and what went wrong."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from forkcast.decision import Outcome
+from forkcast.lineage import LineageEntry
+from forkcast.records import StateRef
+from forkcast_operator.kubernetes.run import Run
+from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.documents import Complete
+from forkcast_wire.resources import Condition, ConditionStatus, RunCondition, TrainingRunStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFacts:
+    """What the store shows of a run. complete: its end, if it has reached the steps wanted now.
+    states: its durable checkpoints, oldest first.
+    """
+
+    lineage: LineageEntry | None = None
+    complete: Complete | None = None
+    states: tuple[StateRef, ...] = ()
+    outcomes: Mapping[str, Outcome | None] = field(default_factory=dict)  # by branch, as opened
+    suppressed: int = 0
+    rollout_steps: int = 0
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Something that went wrong. Stalled: it needs a person."""
+
+    reason: str
+    message: str
+    stalled: bool = False
+    retry_at: dt.datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """One look at everything. store: None if it could not be read in this pass. late_mounts: a
+    pod has waited long for its volumes; secret: the one it needs. pods_left: of the
+    trainer and of rollouts, those that are leaving among them. failed: why the run has
+    ended without its last step; retry: it is to go on all the same. failure: of the run; rollouts: why rollouts of the open branch have no running pod, which does not touch the run's training.
+    """
+
+    trainer: TrainerSeen | None = None
+    pods: Sequence[PodSeen] = ()
+    pods_left: int = 0
+    store: StoreFacts | None = None
+    summary: pb.RunSummary | None = None
+    failure: Failure | None = None
+    rollouts: Failure | None = None
+    failed: tuple[str, str] | None = None
+    retry: bool = False
+    restarts: int = 0
+    restarting_at: dt.datetime | None = None
+    late_mounts: bool = False
+    secret: str = ""
+
+
+def former_status(run: Run) -> TrainingRunStatus:
+    """The status as it stands; one that somebody has made unreadable counts as none."""
+    try:
+        return TrainingRunStatus.model_validate(run.status)
+    except ValidationError:
+        return TrainingRunStatus()
+
+
+def stood(run: Run, kind: RunCondition) -> Condition | None:
+    """The condition of the last status, where it was True."""
+    return next(
+        (
+            one
+            for one in former_status(run).conditions
+            if one.type == kind and one.status is ConditionStatus.TRUE
+        ),
+        None,
+    )

@@ -1,0 +1,33 @@
+"""A toy signal: calm noise that depends on the step alone, and a jump at step 60."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from forkcast.records import StepStats
+from forkcast_monitor.signals.base import SignalRules
+
+
+class Jumpy:
+    """Channel ``jump``."""
+
+    weight = 0.25
+
+    def __init__(self, rules: SignalRules) -> None:
+        self._rules = rules
+        self._seen = 0
+
+    def update(self, stats: StepStats) -> Mapping[str, float | None]:
+        """100 at step 60, else below 1."""
+        self._seen += 1
+        return {"jump": 100.0 if stats.step == 60 else math.sin(stats.step**2)}
+
+    def state(self) -> Mapping[str, object]:
+        """How many steps it has seen."""
+        return {"seen": self._seen}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._seen = int(state["seen"])

@@ -1,0 +1,242 @@
+"""A signal, a search strategy and a clipping policy are one file and one line each: put into a copy
+of the tree, they are in the manifest, the cluster's definitions, a real run, its decision, its
+history and its report, and the shipped proxy still answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from forkcast.actions import Lattice
+from forkcast.decision import Decision, ProxyAnswer
+from forkcast_wire.documents import load
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.statistics import read_history
+
+ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
+PACKAGES = ("core", "protos", "trainer", "monitor_svc", "proxy_svc", "operator", "cli")
+#: The file of a thing, where it goes, its registry's import and line.
+TOYS = {
+    "jumpy": ("monitor_svc/forkcast_monitor/signals", "Jumpy", "SIGNALS"),
+    "backwards": ("operator/forkcast_operator/search", "Backwards", "SEARCH"),
+    "halving": ("trainer/forkcast_trainer/clipping", "Halving", "CLIPPING"),
+}
+WEIGHTS = {"volatility": "0", "entropy": "0", "disagreement": "0", "jumpy": "1"}
+MANIFEST: dict[str, Any] = {
+    "apiVersion": "forkcast.dev/v1alpha1",
+    "kind": "TrainingRun",
+    "metadata": {"name": "toys"},
+    "spec": {
+        "model": {
+            "architecture": "gpt2-tiny",
+            "size": {"layers": 1, "width": 16, "heads": 2},
+            "dtype": "Float32",
+            "device": "Cpu",
+        },
+        "data": {
+            "train": {"uri": "python-stdlib:", "maxBytes": 100000},
+            "validation": {"maxBatches": 2, "everySteps": 50},
+            "sequenceLength": 32,
+        },
+        "optimizer": {"schedule": {"warmupSteps": 5}, "clipping": {"policy": "halving"}},
+        "training": {"totalSteps": 100, "microBatchSize": 2},
+        "checkpoint": {"everySteps": 50, "ringEverySteps": 10, "ringKeep": 16},
+        "uncertainty": {
+            "window": 32,
+            "warmupSteps": 20,
+            "weights": WEIGHTS,
+            "trigger": {"z": "20", "singleZ": "20"},
+        },
+        "branching": {
+            "mode": "DryRun",
+            "search": "backwards",
+            "actions": {"clipping": ["Keep", "halving"]},
+            "topK": 1,
+            "candidates": 4,
+            "rungs": [2],
+            "confirm": {"steps": 0},
+            "rollback": {"depths": [0]},
+            "budget": {"maxBranches": 1},
+        },
+        "proxy": {"horizonSteps": 50, "timeoutSeconds": "60"},
+    },
+}
+
+
+class Copy:
+    """The tree with the toys in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        for name in (*PACKAGES, "scripts", "charts"):
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        for name, (shelf, kind, registry) in TOYS.items():
+            shutil.copy(HERE / f"{name}.py", folder / shelf)
+            path = folder / shelf / "__init__.py"
+            module = f"{Path(shelf).parent.name}.{Path(shelf).name}.{name}"
+            head, named, rest = path.read_text().partition(f"\n{registry}: ")
+            assert named
+            opening, brace, entries = rest.partition("= {\n")
+            line = f'    "{name}": {kind},\n'
+            text = f"{head}\nfrom {module} import {kind}\n{named}{opening}{brace}{line}{entries}"
+            path.write_text(text)
+        paths = [str(folder / name) for name in PACKAGES]
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.python("scripts/generate_crds.py")
+
+    def python(self, *arguments: str, code: int = 0, cwd: Path | None = None) -> str:
+        """Run Python on the copy; returns what it printed, both ways."""
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd or self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    return Copy(tmp_path_factory.mktemp("copy"))
+
+
+def test_the_generated_definitions_name_them_and_are_then_up_to_date(copy: Copy) -> None:
+    copy.python("scripts/generate_crds.py", "--check")
+    path = copy.folder / "charts/forkcast/files/crds/trainingruns.forkcast.dev.yaml"
+    spec = yaml.safe_load(path.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    spec = spec["properties"]["spec"]["properties"]
+    branching = spec["branching"]["properties"]
+    assert "backwards" in branching["search"]["enum"]
+    assert "halving" in branching["actions"]["properties"]["clipping"]["items"]["enum"]
+    clipping = spec["optimizer"]["properties"]["clipping"]["properties"]
+    assert "halving" in clipping["policy"]["enum"]
+    weights = spec["uncertainty"]["properties"]["weights"]
+    assert "jumpy" in weights["properties"]
+    assert "jumpy" in weights["required"]
+
+
+def test_a_manifest_takes_them_here_and_not_where_they_are_not(copy: Copy, tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump(MANIFEST))
+    load_it = (
+        "import sys, pathlib; from forkcast_wire.manifest_file import load_manifest as f; "
+        "f(pathlib.Path(sys.argv[1]))"
+    )
+    copy.python("-c", load_it, str(path))
+    spec = MANIFEST["spec"]
+    for parts, said in (
+        ({"uncertainty": spec["uncertainty"]}, "one of volatility, entropy, disagreement; got"),
+        ({"branching": {"search": "backwards"}}, "one of Lattice, Random, Bandit, Bayesian; got"),
+        ({"optimizer": spec["optimizer"]}, "one of None, Norm, ZClip, ARC, SPAM; got 'halving'"),
+    ):
+        needed = {name: spec[name] for name in ("data", "training")}
+        with pytest.raises(ValidationError, match=said):
+            TrainingRunSpec.model_validate({**needed, **parts})
+    without = dict.fromkeys(("volatility", "entropy"), "0.5") | {"disagreement": "0"}
+    lacking = json.loads(json.dumps(MANIFEST))
+    lacking["spec"]["uncertainty"]["weights"] = without
+    path.write_text(yaml.safe_dump(lacking))
+    assert "jumpy missing" in copy.python("-c", load_it, str(path), code=1)
+
+
+def test_without_weights_a_signal_has_the_share_that_its_file_gives(copy: Copy) -> None:
+    said = copy.python(
+        "-c",
+        "from forkcast_monitor.config import configure as c\n"
+        "from forkcast_wire.manifest import Uncertainty\n"
+        "import json; print(json.dumps(dict(c(Uncertainty()).index.weights)))",
+    )
+    shares = {"jumpy": 0.2, "volatility": 0.4, "entropy": 0.24, "disagreement": 0.16}
+    assert json.loads(said) == pytest.approx(shares)
+
+
+def test_the_shipped_proxy_answers_about_all_other_actions(copy: Copy) -> None:
+    test = (ROOT / "tests/proxy/test_shipped_model.py").read_text()
+    (copy.folder / "test_shipped_model.py").write_text(test)
+    copy.python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shipped_model.py", "-k", "loads"
+    )
+    said = copy.python("-c", _ASK)
+    assert json.loads(said.splitlines()[-1]) == {
+        "note": "",
+        "halving": "out of distribution: clipping_other",  # it has met none like it
+        "ZClip": "answered",
+    }
+
+
+_ASK = """
+import json, numpy as np
+from forkcast.actions import Action
+from forkcast.decision import Candidate
+from forkcast.records import WINDOW_COLUMNS, Window
+from forkcast_proxy.forecast import forecast
+from forkcast_proxy.server import Proxy
+rng = np.random.default_rng(0)
+columns = {name: np.exp(0.05 * rng.standard_normal(64)) for name in WINDOW_COLUMNS}
+columns |= {
+    "step": np.arange(150.0, 214.0), "loss": 2.8 + 0.05 * rng.standard_normal(64),
+    "learning_rate": np.full(64, 3e-3), "update_ratio": np.full(64, 2e-3),
+    "update_cosine": np.full(64, 0.1), "attention_logit_max": np.full(64, 2.0),
+    "validation_loss": np.full(64, 2.8), "index_z": rng.standard_normal(64),
+}
+columns["grad_norm_clipped"] = np.minimum(columns["grad_norm"], 1.0)
+proxy = Proxy()
+asked = [Candidate(name=n, action=Action(clipping=n, rewind_steps=5)) for n in ("halving", "ZClip")]
+answers, _ = forecast(proxy.model, Window("u", 0, 600, columns), asked, 50)
+said = {one.candidate: one.abstained or "answered" for one in answers}
+print(json.dumps({"note": proxy.note, **said}))
+"""
+
+
+@pytest.fixture(scope="module")
+def run(copy: Copy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the manifest on the copy."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "m.yaml").write_text(yaml.safe_dump(MANIFEST))
+    command = ("-m", "forkcast_cli", "run", "m.yaml", "--workdir", "w", "--quiet")
+    copy.python(*command, cwd=folder)
+    return folder / "w"
+
+
+def test_a_signal_counts_in_the_index_and_is_in_trigger_history_and_report(
+    copy: Copy, run: Path
+) -> None:
+    rows = {row["step"]: row for row in read_history(run / "statistics")}
+    assert rows[60]["u_jumpy"] == rows[60]["index"] > 50  # its weight is 1
+    assert all(abs(row["u_jumpy"] or 0) < 10 for step, row in rows.items() if step < 60)
+    explained = copy.python("-m", "forkcast_cli", "explain", "last", "-d", str(run))
+    assert f"jumpy {rows[60]['u_jumpy']:+.1f}" in " ".join(explained.split())
+    copy.python("-m", "forkcast_cli", "report", str(run))
+    page = (run / "report.html").read_text()
+    assert "jumpy" in page.partition("Parts of the index")[2]
+
+
+def test_a_search_drafts_and_a_clipping_policy_clips(run: Path) -> None:
+    decision = load(Decision, (run / "branches/e0-t60/decision.json").read_bytes())
+    lattice = Lattice(clipping=("Keep", "halving"), rewind_steps=(60 - decision.bases[0].step,))
+    drawn = [one.action for one in decision.draft.candidates]
+    assert decision.draft.strategy == "backwards"
+    assert drawn == list(lattice.actions())[::-1][:4]
+    assert decision.draft.proxy in (ProxyAnswer.ANSWERED, ProxyAnswer.ABSTAINED)
+    for row in read_history(run / "statistics")[:50]:
+        assert row["grad_norm_clipped"] == pytest.approx(0.5 * row["grad_norm"], rel=1e-5)
