@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+from typing import NoReturn
+
 import torch
 import torch.distributed as dist
 
@@ -12,7 +17,7 @@ def join() -> None:
     # later (the first step of an optimizer does so), they keep the group, and so Gloo's threads,
     # beyond `leave`: a thread that releases a tensor while the interpreter ends aborts the process
     # ("terminate called without an active exception").
-    import torch.distributed.nn.functional  # noqa: F401
+    import torch.distributed.nn.functional
 
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
@@ -20,10 +25,19 @@ def join() -> None:
 def leave() -> None:
     """The end of a rank that has closed its files and streams: what its device still computes is
     waited for, then the ranks meet a last time, so that none takes its connections away from
-    another's collective, then the group and its threads end. All ranks call it, or none: a rank
-    that fails just goes, the others cannot meet it.
+    another's collective, then the group and its threads end. All ranks call it, or none.
     """
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     dist.all_reduce(torch.zeros(1))
     dist.destroy_process_group()
+
+
+def abandon(code: int) -> NoReturn:
+    """The end of a rank that failed, perhaps alone: the others cannot be met, and neither NCCL nor
+    the interpreter may wait for them or turn the exit code into a death by signal.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
