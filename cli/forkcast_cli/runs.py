@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forkcast.canonical import digest
 from forkcast.decision import CONTROL
 from forkcast.records import Trial
 from forkcast.relapse import WATCHED_STEPS, Aftermath, aftermaths
@@ -96,7 +95,7 @@ def _branch_rows(branch: BranchView, after: Aftermath | None) -> list[dict[str, 
         "rule": trigger.rule.value,
         "z": trigger.z,
         "outcome": branch.outcome,
-        "decision_digest": digest(decision) if decision else None,
+        "decision_digest": decision.digest if decision else None,
     }
     if after is not None:
         base |= {f"relapsed_within_{n}": after.relapsed_within(n) for n in WATCHED_STEPS}

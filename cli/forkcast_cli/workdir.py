@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from forkcast.records import StateKind
+from forkcast_cli.terminal import print_notice
 from forkcast_wire import keys
 from forkcast_wire.documents import DocumentError, RunInfo, StateManifest, dump, load
 from forkcast_wire.files import replace_bytes
@@ -30,9 +32,12 @@ _TOTAL = "training.totalSteps"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises ManifestError where another `forkcast run` holds it."""
+    """Hold the folder's lock. Raises ManifestError if another `forkcast run` holds it, or others
+    could change what is in it.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(folder)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise ManifestError(
@@ -46,6 +51,21 @@ def locked(folder: Path) -> Iterator[None]:
                 "--workdir", f"{folder} is in use by another forkcast run", "choose another"
             ) from None
         yield
+
+
+def _close_to_others(folder: Path) -> None:
+    """Take the right to write from everybody: with it another user swaps a manifest, and with it
+    what the run executes. Raises ManifestError, OSError.
+    """
+    facts = folder.stat()
+    if not facts.st_mode & stat.S_IWOTH:
+        return
+    if facts.st_mode & stat.S_ISVTX or facts.st_uid != os.geteuid():  # a shared place, or not ours
+        raise ManifestError(
+            "--workdir", f"{folder} is writable for every user", "choose a folder of your own"
+        )
+    folder.chmod(stat.S_IMODE(facts.st_mode) & ~stat.S_IWOTH)
+    print_notice(f"{folder} was writable for every user; it no longer is")
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,11 +45,15 @@ class Bases:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeRecord:
-    """outcome.json: how a branch ended; written once, when nothing of it is left."""
+    """outcome.json: how a branch ended; written once, when nothing of it is left.
+
+    decision_digest: of decision.json; None without one, and in records from before it was kept.
+    """
 
     branch: str
     outcome: Outcome
     reason: Reason
+    decision_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,13 +29,21 @@ STATE_FORMAT = 1
 class RunInfo:
     """run.json: the run's identity. uid: drawn once, when the work directory is created.
     first_total_steps: `training.totalSteps` of the first start, the learning rate's default
-    schedule; None in a run from before it was recorded.
+    schedule; None in a run from before it was recorded. holder_uid, held_by: uid and name of the
+    TrainingRun that has adopted the records, "" while they are the run's own.
     """
 
     uid: str
     name: str
     manifest_digest: str
     first_total_steps: int | None = None
+    holder_uid: str = ""
+    held_by: str = ""
+
+    @property
+    def holder(self) -> str:
+        """Uid of the TrainingRun whose records these are."""
+        return self.holder_uid or self.uid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

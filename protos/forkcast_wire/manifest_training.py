@@ -134,11 +134,19 @@ class Storage(Part):
         Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] | None
     ) = None
     """Name of the bucket; it must exist."""
-    prefix: Annotated[str, Field(max_length=512, pattern=r"^([A-Za-z0-9._-]+/)*$")] = ""
-    """What all keys begin with; ends with a slash. On a cluster it continues below the run's own
+    prefix: Annotated[
+        str, Field(max_length=512, pattern=r"^(\.?[A-Za-z0-9_-][A-Za-z0-9._-]*/)*$")
+    ] = ""
+    """What all keys begin with; ends with a slash, and no folder of it is `..`. On a cluster it continues below the run's own
     prefix, `<prefix of the release><namespace>/<name>-<uid>/`."""
+    adopt_from: (
+        Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")] | None
+    ) = None
+    """Kubernetes only: name or uid of a former run of the namespace, ended, suspended or deleted with
+    its records retained; its records, states and statistics become this run's."""
     region: Annotated[str, Field(max_length=64, pattern=PLAIN_PATTERN)] = "us-east-1"
-    """Region that requests are signed for."""
+    """Region that requests are signed for. On a cluster us-east-1 stands for the region that the
+    operator's configuration gives the store."""
     credentials_dir: Uri | None = None
     """Folder with the files accessKeyId and secretAccessKey. Absent: the AWS_* variables; on a
     cluster the operator sets it to where `secretRef` is mounted."""
@@ -150,8 +158,8 @@ class Storage(Part):
     ca_ref: CaRef | None = None
     """Kubernetes only: where `caFile` comes from."""
     conditional_writes: Literal["Auto", "Required", "Off"] = "Auto"
-    """Whether create-only and compare-and-swap writes are used. Auto: where a probe shows that the
-    server honours them."""
+    """Whether create-only and compare-and-swap writes are used. Auto: if a probe shows that the
+    server honours them; on a cluster, what the operator's configuration says of the store."""
 
     @model_validator(mode="after")
     def _folder_or_bucket(self) -> Self:

@@ -8,6 +8,7 @@ import fcntl
 import io
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -86,6 +87,15 @@ def configure_logging(component: str) -> None:
     )
     logging.basicConfig(handlers=[libraries], level=logging.WARNING, force=True)
     structlog.contextvars.bind_contextvars(component=component)
+
+
+def raise_file_limit() -> None:
+    """Allow this process as many open files as it may have: each connection takes one, and the
+    usual soft limit of 1,024 is for programs that call select().
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS gives no such number
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def die_with_parent() -> None:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
+from forkcast.decision import Decision
 from forkcast.records import StateKind
 from forkcast_cli import workdir
 from forkcast_cli.__main__ import app
@@ -127,3 +128,37 @@ def test_an_edited_document_is_named_with_its_key(made_run):
     done = CliRunner().invoke(app, ["status", str(made_run)])
     assert done.exit_code == 2
     assert "branches/e0-t150/decision.json: is damaged (Decision: outcome" in done.output
+
+
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def texts(folder):
+    for command in ("status", "branches", "explain last -d", "explain e0-t150 -d", "report --json"):
+        done = CliRunner().invoke(app, [*command.split(), str(folder)], env={"COLUMNS": "300"})
+        assert done.exit_code == 0, done.output
+        yield command, done.output
+
+
+@pytest.mark.parametrize("branch", ["e0-t150", "e1-t250"])
+def test_a_decision_that_was_edited_is_not_shown_as_true(made_run, branch):
+    """The adopted one's digest is in the lineage, the other's in outcome.json."""
+    path = made_run / "branches" / branch / "decision.json"
+    digest = load(Decision, path.read_bytes()).digest
+    edit(made_run / "branches" / branch / "outcome.json", decision_digest=digest)
+    for _, said in texts(made_run):
+        assert "NOT AS RECORDED" not in said
+        assert "was edited" not in said
+    edit(path, cost={"rollout_steps": 1, "rollout_seconds": 1.0})
+    said = dict(texts(made_run))
+    assert "decision.json was edited" in said["status"]
+    assert "decision.json was edited" in said["branches"]
+    assert "NOT AS RECORDED" in said["report --json"]
+    shown = said["explain last -d" if branch == "e1-t250" else "explain e0-t150 -d"]
+    assert "NOT AS RECORDED" in shown
+
+
+def test_the_lineage_alone_shows_that_an_adopted_decision_was_edited(made_run):
+    edit(made_run / "branches/e0-t150/decision.json", reason="NoSafeCheckpoint")
+    assert [one.edited for one in look(made_run).branches] == [True, False]

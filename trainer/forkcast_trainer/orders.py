@@ -46,6 +46,7 @@ class Orders:
         self._hold: Hold | None = None
         self._released: set[str] = set()
         self._checkpoint = False
+        self._saved: set[str] = set()
         self._digest = ""
         self.epoch = 0
 
@@ -72,7 +73,8 @@ class Orders:
             if self._hold is not None:  # what it waited for is decided; its state may never come
                 until = min(self._hold.until, time.monotonic() + COLLAPSE_SECONDS)
                 self._hold = Hold(self._hold.branch, until)
-        elif kind == "checkpoint_now":
+        elif kind == "checkpoint_now" and directive.id not in self._saved:
+            self._saved.add(directive.id)
             self._checkpoint = True
 
     def holds(self, now: float) -> bool:

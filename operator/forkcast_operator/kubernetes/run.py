@@ -22,6 +22,8 @@ LABEL_START: Final = "forkcast.dev/start"
 LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
 #: On a TrainingRun that has failed: a new value lets it go on.
 ANNOTATION_RETRY: Final = "forkcast.dev/retry"
+#: On a TrainingRun that trains: a new value has a checkpoint saved now.
+ANNOTATION_CHECKPOINT: Final = "forkcast.dev/checkpoint"
 #: A Job's pods carry its name as a label (63) and a suffix in their host name.
 MOST_NAME: Final = 52
 
@@ -48,7 +50,9 @@ def child_name(*parts: str) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One TrainingRun as it stands in the API. uid: metadata.uid, and the run's identity in all
-    records. retry: value of the annotation by which a user asks a failed run to go on.
+    records. records_uid: uid in its records and at the monitor, if it has adopted those of another
+    run; else empty. retry: value of the annotation by which a user asks a failed run to go on;
+    checkpoint: a running one to save now.
     """
 
     namespace: str
@@ -61,6 +65,8 @@ class Run:
     spec: Mapping[str, Any]
     status: Mapping[str, Any]
     retry: str = ""
+    checkpoint: str = ""
+    records_uid: str = ""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Run:
@@ -76,6 +82,7 @@ class Run:
             finalizers=tuple(meta.get("finalizers", ())),
             spec=body.get("spec", {}),
             status=body.get("status", {}),
+            checkpoint=str(meta.get("annotations", {}).get(ANNOTATION_CHECKPOINT, "")),
             retry=str(meta.get("annotations", {}).get(ANNOTATION_RETRY, "")),
         )
 
@@ -83,6 +90,11 @@ class Run:
     def key(self) -> tuple[str, str]:
         """(namespace, name)."""
         return self.namespace, self.name
+
+    @property
+    def identity(self) -> str:
+        """The uid in its records and at the monitor."""
+        return self.records_uid or self.uid
 
     @property
     def holds_finalizer(self) -> bool:
@@ -120,7 +132,9 @@ class StorePlace:
     """Where a run's records are stored: as the operator opens it, and as pods do.
 
     secret: name of the Secret that the pods mount. former: the prefix at which operators up to
-    0.1 kept this run's records, "" if that is the same one.
+    0.1 kept this run's records, "" if that is the same one. around: the prefix of all runs of the
+    namespace. adopt_from: uid or name of the run whose records this one adopts. busy: uids of runs
+    that are at work on theirs.
     """
 
     operator: Storage
@@ -129,6 +143,9 @@ class StorePlace:
     access_key_id_key: str
     secret_access_key_key: str
     former: str = ""
+    around: str = ""
+    adopt_from: str = ""
+    busy: frozenset[str] = frozenset()
 
     def below(self, prefix: str) -> StorePlace:
         """The same store below another prefix."""
@@ -137,6 +154,7 @@ class StorePlace:
             operator=self.operator.model_copy(update={"prefix": prefix}),
             pods=self.pods.model_copy(update={"prefix": prefix}),
             former="",
+            adopt_from="",
         )
 
 
@@ -152,7 +170,7 @@ def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> Stor
     continues below it. Raises SpecError.
     """
     given = spec.storage
-    known = _known_store(given, config)
+    known = _as_asked(_known_store(given, config), given)
     if given.prefix and not is_key(given.prefix.removesuffix("/")):
         raise SpecError(
             "InvalidSpec",
@@ -169,9 +187,9 @@ def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> Stor
             "endpoint": known.endpoint,
             "bucket": known.bucket,
             "region": known.region,
+            "conditional_writes": known.conditional_writes,
             "prefix": prefix,
             "credentials_dir": STORE_FOLDER,
-            "conditional_writes": known.conditional_writes,
             "ca_file": f"{CA_FOLDER}/ca.crt" if given.ca_ref is not None else None,
         }
     )
@@ -182,6 +200,8 @@ def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> Stor
         access_key_id_key=secret.access_key_id_key if secret else "accessKeyId",
         secret_access_key_key=secret.secret_access_key_key if secret else "secretAccessKey",
         former=former if former != prefix else "",
+        around=f"{known.prefix}{run.namespace}/",
+        adopt_from=given.adopt_from or "",
     )
 
 
@@ -196,6 +216,27 @@ def check_account(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> No
             f"spec.podPatch.serviceAccountName: {name} is an account of the Forkcast installation in "
             f"{run.namespace}; use another account, or another namespace",
         )
+
+
+def check_executor(spec: TrainingRunSpec) -> None:
+    """Raises SpecError if rollouts are to be processes: here they are Jobs."""
+    if spec.branching.executor == "Process":
+        raise SpecError(
+            "InvalidSpec",
+            "spec.branching.executor: Process runs rollouts on one machine; on a cluster set Auto or Pod",
+        )
+
+
+def _as_asked(known: StoreConfig, given: Storage) -> StoreConfig:
+    """The installation's store, with the region and the writes that the run asks for; the fields'
+    defaults ask for nothing.
+    """
+    asked = {
+        name: getattr(given, name)
+        for name in ("region", "conditional_writes")
+        if getattr(given, name) != Storage.model_fields[name].default
+    }
+    return known.model_copy(update=asked)
 
 
 def _known_store(given: Storage, config: OperatorConfig) -> StoreConfig:

@@ -38,6 +38,7 @@ from forkcast_operator.kubernetes.run import (
     SpecError,
     StorePlace,
     check_account,
+    check_executor,
     store_place,
 )
 from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status, stood
@@ -57,6 +58,7 @@ from forkcast_operator.kubernetes.trainer_plan import (
     Leave,
     StartTrainer,
     TrainerAct,
+    active_seconds,
     asks_for_retry,
     plan_trainer,
 )
@@ -71,6 +73,7 @@ from forkcast_wire.resources import (
     LABEL_RUN,
     RunCondition,
     RunState,
+    TrainerStatus,
 )
 from forkcast_wire.store import StoreError
 
@@ -141,6 +144,7 @@ class Runs:
 
     async def _look(self, run: Run, body: Any) -> float | None:
         memory = self._memories.setdefault(run.uid, Memory())
+        run = replace(run, records_uid=memory.identity)
         await self._relist(run, memory)
         if run.deleting:
             return await self._end(run, body, memory)
@@ -191,12 +195,16 @@ class Runs:
         pods = [pod_seen(pod) for pod in all_pods if runs_or_will(pod)]
         mounting = [pod.created for pod in pods if pod.mounting and pod.created is not None]
         watched = spec is not None and spec.branching.mode is not Mode.DISABLED
+        known = status.trainer or TrainerStatus(kind="Job", name="none")
+        active, counted = active_seconds(known.active_seconds, known.counted, trainer)
         return RunFacts(
+            active_seconds=active,
+            counted=counted,
             trainer=trainer,
             pods=pods,
             pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
-            summary=self._link.summary(run.uid) if self._link and watched else None,
+            summary=self._link.summary(run.identity) if self._link and watched else None,
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
             failed=(failed.reason, failed.message) if failed else None,
             retry=failed is not None
@@ -213,7 +221,8 @@ class Runs:
         try:
             spec = run.parsed()
             check_account(run, spec, self._config)
-            place = store_place(run, spec, self._config)
+            check_executor(spec)
+            place = replace(store_place(run, spec, self._config), busy=self._busy(run))
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), None, _RESYNC_SECONDS
@@ -222,6 +231,8 @@ class Runs:
             ledger, place, info = await asyncio.to_thread(
                 memory.claim, run, spec, place, self._open_store
             )
+            if facts.trainer is None or not facts.trainer.work.alive:
+                await asyncio.to_thread(ledger.confirm)
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), spec, _RESYNC_SECONDS
@@ -229,6 +240,7 @@ class Runs:
             metrics.STORE_ERRORS.inc()
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
             return replace(facts, failure=store_unavailable(place, error)), spec, _STARTING_SECONDS
+        run = replace(run, records_uid=memory.identity)
         unheard = await self._register(run, spec)
         facts, look = await self._records(run, spec, place, ledger, facts)
         epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
@@ -248,10 +260,27 @@ class Runs:
             facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
         return facts, spec, self._next(run, spec, facts)
 
+    def _busy(self, run: Run) -> frozenset[str]:
+        """Uids of the namespace's other runs that have not ended and are not suspended."""
+        others = [Run.of(body) for body in self._view.all("TrainingRun")]
+        return frozenset(
+            one.uid
+            for one in others
+            if one.namespace == run.namespace
+            and one.uid != run.uid
+            and (
+                one.deleting
+                or not (stood(one, RunCondition.FINISHED) or stood(one, RunCondition.SUSPENDED))
+            )
+        )
+
     async def _register(self, run: Run, spec: TrainingRunSpec) -> str:
         if self._link is None or spec.branching.mode is Mode.DISABLED:
             return ""
-        return await asyncio.to_thread(self._link.register, run, spec)
+        unheard = await asyncio.to_thread(self._link.register, run, spec)
+        if not unheard:
+            await asyncio.to_thread(self._link.save_now, run)
+        return unheard
 
     async def _records(
         self,
@@ -262,7 +291,7 @@ class Runs:
         facts: RunFacts,
     ) -> tuple[RunFacts, Look | None]:
         """A pass over the records; where store or monitor are away, the run stays as it is."""
-        triggers = self._link.triggers(run.uid) if self._link else []
+        triggers = self._link.triggers(run.identity) if self._link else []
         jobs = [seen for job in self._view.of_run("Job", run.key) if (seen := job_seen(job))]
         stub = self._link.stub if self._link else None
         try:
@@ -281,7 +310,7 @@ class Runs:
             if one.received is Received.SUPPRESSED and one.word in metrics.SUPPRESSIONS:
                 metrics.SUPPRESSED.labels(one.word).inc()
             if self._link is not None:
-                self._link.settled(run.uid, one.trigger)
+                self._link.settled(run.identity, one.trigger)
         about = self._view.get("TrainingRun", run.key)
         if about is not None:
             await self._recorder.record(about, suppressed_events(look.settled))
@@ -308,6 +337,7 @@ class Runs:
             failures=facts.restarts,
             now=dt.datetime.now(dt.UTC),
             retried=facts.retry,
+            active_seconds=facts.active_seconds,
         )
         if facts.retry and facts.trainer is not None and facts.trainer.work.alive:
             facts = replace(facts, failed=None, restarts=0)
@@ -321,6 +351,7 @@ class Runs:
                     start=act.start,
                     epoch=epoch,
                     jobset=self._jobsets,
+                    active_seconds=facts.active_seconds,
                 )
                 await self._start(run, body, facts.trainer)
                 if act.failures > facts.restarts:
