@@ -144,7 +144,8 @@ class Storage(Part):
     """Kubernetes only: name or uid of a former run of the namespace, ended, suspended or deleted with
     its records retained; its records, states and statistics become this run's."""
     region: Annotated[str, Field(max_length=64, pattern=PLAIN_PATTERN)] = "us-east-1"
-    """Region that requests are signed for."""
+    """Region that requests are signed for. On a cluster us-east-1 stands for the region that the
+    operator's configuration gives the store."""
     credentials_dir: Uri | None = None
     """Folder with the files accessKeyId and secretAccessKey, and sessionToken for temporary keys;
     they may change at any time. Absent: the AWS_* variables, web identity, profile, container or
@@ -157,8 +158,8 @@ class Storage(Part):
     ca_ref: CaRef | None = None
     """Kubernetes only: where `caFile` comes from."""
     conditional_writes: Literal["Auto", "Required", "Off"] = "Auto"
-    """Whether create-only and compare-and-swap writes are used. Auto: where a probe shows that the
-    server honours them."""
+    """Whether create-only and compare-and-swap writes are used. Auto: if a probe shows that the
+    server honours them; on a cluster, what the operator's configuration says of the store."""
 
     @model_validator(mode="after")
     def _folder_or_bucket(self) -> Self:

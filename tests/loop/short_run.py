@@ -56,7 +56,7 @@ MANIFEST = {
             "topK": 2,
             "candidates": 8,
             "rungs": [4, 8],
-            "confirm": {"steps": 20, "finalists": 1},
+            "confirm": {"steps": 0},
             "rollback": {"depths": [0, 20], "steps": 60},
             "acceptance": {"preset": "Literal"},
             "budget": {"maxBranches": 1, "deadlineSeconds": 1800},

@@ -39,6 +39,7 @@ class Orders:
         self._hold: Hold | None = None
         self._released: set[str] = set()
         self._checkpoint = False
+        self._saved: set[str] = set()
         self._digest = ""
         self.epoch = 0
 
@@ -59,7 +60,8 @@ class Orders:
         elif kind == "collapse" and directive.collapse.epoch > self.epoch:
             self.epoch = directive.collapse.epoch
             self._digest = directive.collapse.decision_digest
-        elif kind == "checkpoint_now":
+        elif kind == "checkpoint_now" and directive.id not in self._saved:
+            self._saved.add(directive.id)
             self._checkpoint = True
 
     def holds(self, now: float) -> bool:
