@@ -11,10 +11,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
 
-from forkcast.records import WINDOW_COLUMNS, StepStats, Trigger, Window
+from forkcast.records import StepStats, Trigger, Window, window_row
 from forkcast_monitor.attempts import ALL, Attempt, Attempts
 from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.detector import Detector
@@ -333,8 +332,8 @@ class WatchedRun:
         return self._last
 
     def _note(self, stats: StepStats, z: float) -> None:
-        """Keep a judged step for the window: its columns only, whatever size the record has."""
-        self._recent.append(array("d", (_cell(name, stats, z) for name in WINDOW_COLUMNS)))
+        """Keep a judged step for the window."""
+        self._recent.append(window_row(stats, z))
         self._last = stats
 
     def _record(self, trigger: Trigger) -> None:
@@ -355,17 +354,4 @@ class WatchedRun:
         """The last steps as columns."""
         with self.lock:
             rows = list(self._recent)[-(steps or self.config.index.window) :]
-            table = np.array(rows, dtype=np.float64).reshape(len(rows), len(WINDOW_COLUMNS))
-            columns = {name: table[:, i].copy() for i, name in enumerate(WINDOW_COLUMNS)}
-            return Window(self.run_uid, self.epoch, self.total_steps, columns)
-
-
-def _cell(name: str, stats: StepStats, z: float) -> float:
-    if name == "index_z":
-        return z
-    value = getattr(stats, name)
-    if value is None:
-        return float("nan")
-    if isinstance(value, tuple):
-        return sum(value) / len(value)
-    return float(value)
+            return Window.of(self.run_uid, self.epoch, self.total_steps, rows)

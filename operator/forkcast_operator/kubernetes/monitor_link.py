@@ -34,6 +34,7 @@ class MonitorLink:
         self._lock = threading.Lock()
         self._registered: dict[str, str] = {}
         self._objects: dict[str, str] = {}
+        self._saved: dict[str, str] = {}
         self._pending: dict[str, dict[str, Trigger]] = {}
         self._summaries: dict[str, pb.RunSummary] = {}
         self._stop = threading.Event()
@@ -80,6 +81,26 @@ class MonitorLink:
             self._registered[run.identity] = digest
             self._objects[run.identity] = run.uid
         return ""
+
+    def save_now(self, run: Run) -> None:
+        """Have the trainer save a checkpoint, once for each value of the annotation that asks for it.
+        A monitor that is away is asked again at the next pass.
+        """
+        with self._lock:
+            if not run.checkpoint or self._saved.get(run.identity) == run.checkpoint:
+                return
+        digest = hashlib.sha256(run.checkpoint.encode()).hexdigest()[:16]
+        directive = pb.Directive(
+            run_uid=run.identity, id=f"checkpoint/{digest}", checkpoint_now=pb.CheckpointNow()
+        )
+        try:
+            request = pb.PostDirectiveRequest(directive=directive)
+            self.stub.PostDirective(request, timeout=_RPC_SECONDS)
+        except grpc.RpcError as error:
+            _log.info("monitor.checkpoint_not_asked_for", code=error.code().name)
+            return
+        with self._lock:
+            self._saved[run.identity] = run.checkpoint
 
     def forget(self, uid: str) -> None:
         """Let the monitor delete what it holds of the run; a monitor that is away keeps it."""

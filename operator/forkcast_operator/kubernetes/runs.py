@@ -38,6 +38,7 @@ from forkcast_operator.kubernetes.run import (
     SpecError,
     StorePlace,
     check_account,
+    check_executor,
     store_place,
 )
 from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status, stood
@@ -57,6 +58,7 @@ from forkcast_operator.kubernetes.trainer_plan import (
     Leave,
     StartTrainer,
     TrainerAct,
+    active_seconds,
     asks_for_retry,
     plan_trainer,
 )
@@ -71,6 +73,7 @@ from forkcast_wire.resources import (
     LABEL_RUN,
     RunCondition,
     RunState,
+    TrainerStatus,
 )
 from forkcast_wire.store import StoreError
 
@@ -192,7 +195,11 @@ class Runs:
         pods = [pod_seen(pod) for pod in all_pods if runs_or_will(pod)]
         mounting = [pod.created for pod in pods if pod.mounting and pod.created is not None]
         watched = spec is not None and spec.branching.mode is not Mode.DISABLED
+        known = status.trainer or TrainerStatus(kind="Job", name="none")
+        active, counted = active_seconds(known.active_seconds, known.counted, trainer)
         return RunFacts(
+            active_seconds=active,
+            counted=counted,
             trainer=trainer,
             pods=pods,
             pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
@@ -214,6 +221,7 @@ class Runs:
         try:
             spec = run.parsed()
             check_account(run, spec, self._config)
+            check_executor(spec)
             place = replace(store_place(run, spec, self._config), busy=self._busy(run))
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
@@ -269,7 +277,10 @@ class Runs:
     async def _register(self, run: Run, spec: TrainingRunSpec) -> str:
         if self._link is None or spec.branching.mode is Mode.DISABLED:
             return ""
-        return await asyncio.to_thread(self._link.register, run, spec)
+        unheard = await asyncio.to_thread(self._link.register, run, spec)
+        if not unheard:
+            await asyncio.to_thread(self._link.save_now, run)
+        return unheard
 
     async def _records(
         self,
@@ -326,6 +337,7 @@ class Runs:
             failures=facts.restarts,
             now=dt.datetime.now(dt.UTC),
             retried=facts.retry,
+            active_seconds=facts.active_seconds,
         )
         if facts.retry and facts.trainer is not None and facts.trainer.work.alive:
             facts = replace(facts, failed=None, restarts=0)
@@ -339,6 +351,7 @@ class Runs:
                     start=act.start,
                     epoch=epoch,
                     jobset=self._jobsets,
+                    active_seconds=facts.active_seconds,
                 )
                 await self._start(run, body, facts.trainer)
                 if act.failures > facts.restarts:
