@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test e2e faults storm lint setup clean
+.PHONY: demo test e2e faults storm fuzz lint setup clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +47,12 @@ faults: setup
 storm: setup
 	$(BIN)/python tests/loop/storm.py --kills 100 --store folder
 	$(BIN)/python tests/loop/storm.py --kills 100 --store s3
+
+# the coverage-guided fuzzer, so many seconds a target, two targets at a time; hours with FUZZ_SECONDS=3600
+FUZZ_SECONDS ?= 60
+fuzz: setup
+	ls tests/fuzz/targets | sed -n 's/^\([a-z]\w*\)\.py$$/\1/p' | \
+	  OMP_NUM_THREADS=1 xargs -P 2 -I{} $(BIN)/python -m tests.fuzz {} --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs

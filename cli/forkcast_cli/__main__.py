@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from forkcast_cli.view import RunView
 
 _RUN, _LOOK, _MORE = "Run", "Look at a run", "Before and beside"
-_BAD_INPUT, _INTERRUPTED = 2, 130
+_BAD_INPUT, _FAILED = 2, 3
 _LOW = "yellow"
 app = typer.Typer(
     help="Fork a failing LLM training run, try the alternatives for real, continue with the winner.",
@@ -39,23 +39,30 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Bad input ends the command with one line for each fault and exit code 2."""
+    """Bad input ends the command with one line for each fault and exit code 2; a store that is
+    away with exit code 3.
+    """
     from forkcast_wire.documents import DocumentError
-    from forkcast_wire.store import StoreError
+    from forkcast_wire.store import StoreError, StoreRefused, StoreUnavailable
 
     try:
         yield
+    except StoreUnavailable as error:
+        print_error(error)
+        raise typer.Exit(_BAD_INPUT if isinstance(error, StoreRefused) else _FAILED) from None
     except (ManifestError, DocumentError, StoreError) as error:
         for line in error.lines() if isinstance(error, ManifestError) else [str(error)]:
             print_error(line)
         raise typer.Exit(_BAD_INPUT) from None
 
 
-def _look(folder: Path) -> RunView:
-    from forkcast_cli.view import look
+def _look(folder: Path, *, if_there: bool = False) -> RunView:
+    """if_there: without the store, too, if it is away."""
+    from forkcast_cli.view import RunReader
 
     try:
-        return look(folder)
+        reader = RunReader(folder)
+        return reader.look_if_there() if if_there else reader.look()
     except (FileNotFoundError, NotADirectoryError):
         raise ManifestError(str(folder), "holds no run", "give the --workdir of a run") from None
 
@@ -75,7 +82,11 @@ def run(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")] = False,  # noqa: FBT002
 ) -> None:
-    """Train on this machine; resume where the folder holds the run already."""
+    """Train on this machine; resume where the folder holds the run already.
+
+    Exit code 0: complete; 2: bad input; 3: failed, or stopped with steps unsaved; 130: interrupted,
+    everything is saved.
+    """
     with _one_line():
         loaded = load_manifest(manifest)
         folder = (workdir or Path("runs") / loaded.metadata.name).resolve()
@@ -83,27 +94,29 @@ def run(
         from forkcast_cli.supervisor import RunFailedError
 
         try:
-            complete = run_here(loaded, folder, quiet=quiet)
+            ending = run_here(loaded, folder, quiet=quiet)
         except RunFailedError as error:
             print_error(error)
-            raise typer.Exit(_BAD_INPUT) from None
-        if not complete:
-            print(
-                f"stopped; everything is saved. Resume: forkcast run {manifest} --workdir {folder}"
-            )
-            raise typer.Exit(_INTERRUPTED)
+            raise typer.Exit(_BAD_INPUT if error.bad_input else _FAILED) from None
+        if ending.words:
+            print(f"{shown(ending.words)}. Resume: forkcast run {manifest} --workdir {folder}")
+            raise typer.Exit(ending.code)
         _end(folder, quiet=quiet)
 
 
 def _end(folder: Path, *, quiet: bool) -> None:
     from forkcast_cli.report import write_report
     from forkcast_cli.show import status as shown
+    from forkcast_wire.store import StoreUnavailable
 
-    path = write_report(folder, folder / "report.html")
-    if not quiet:
-        screen = console()
-        screen.print()
-        screen.print(shown(folder, _look(folder)))
+    screen = console(quiet=quiet)
+    screen.print()
+    screen.print(shown(folder, _look(folder, if_there=True)))
+    try:
+        path = write_report(folder, folder / "report.html")
+    except StoreUnavailable as error:  # the run is complete all the same
+        screen.print(f"no report now: {error}; write it by: forkcast report {folder}")
+    else:
         screen.print(f"report: {path}", soft_wrap=True)
 
 
@@ -120,7 +133,7 @@ def status(
     from forkcast_cli import show
 
     with _one_line():
-        view = _look(folder)
+        view = _look(folder, if_there=True)
         if as_json:
             _print_json(show.status_document(folder, view))
         elif watch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ from forkcast_cli.workdir import read_manifest, read_progress
 from forkcast_wire.completion import completion
 from forkcast_wire.documents import Complete, DocumentError, lineage_entries, load, load_at
 from forkcast_wire.manifest import TrainingRun
-from forkcast_wire.store import open_store, read_document
+from forkcast_wire.store import (
+    Remembered,
+    StoreUnavailable,
+    deadline,
+    open_store,
+    read_document,
+)
+
+#: A look at a store that does not answer ends after so many seconds.
+_AWAY_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +56,11 @@ class SuppressedView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """One look at a run. complete: its end, None while it has not taken all steps wanted now."""
+    """One look at a run.
+
+    complete: its end, None while it has not taken all steps wanted now. away: why the store does
+    not answer; then branches, suppressed, lineage and complete are empty, not known to be so.
+    """
 
     manifest: TrainingRun
     progress: dict[str, Any]
@@ -55,6 +68,7 @@ class RunView:
     suppressed: list[SuppressedView]
     lineage: list[LineageEntry]
     complete: Complete | None
+    away: str = ""
 
     @property
     def active(self) -> int:
@@ -69,31 +83,79 @@ class RunView:
         return [one for one in self.suppressed if one.reason is not Refusal.NO_LOAN]
 
 
+class RunReader:
+    """Reads a run again and again: its store is opened once, and what cannot change any more, or
+    has not changed, is not read again. Never writes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises FileNotFoundError where the folder holds no run; StoreMisconfigured."""
+        self._folder, self._manifest = folder, read_manifest(folder)
+        self._store: Store = Remembered(
+            open_store(self._manifest.spec.storage, folder, write=False)
+        )
+        self._ended: dict[str, BranchView] = {}
+
+    def progress(self) -> dict[str, Any]:
+        """What the trainer last said; empty before its first word."""
+        return read_progress(self._folder)
+
+    def look(self) -> RunView:
+        """Read the whole view. Raises StoreUnavailable."""
+        store, total = self._store, self._manifest.spec.training.total_steps
+        lineage = lineage_entries(store)
+        return RunView(
+            manifest=self._manifest,
+            progress=self.progress(),
+            branches=self._branches(lineage),
+            suppressed=[
+                load_at(store, SuppressedView, info.key) for info in store.list("suppressed/")
+            ],
+            lineage=lineage,
+            complete=completion(store, total),
+        )
+
+    def look_if_there(self) -> RunView:
+        """The view, or what the folder alone shows while the store is away."""
+        try:
+            with deadline(_AWAY_SECONDS):
+                return self.look()
+        except StoreUnavailable as error:
+            return self.local(self.progress(), None, error.why)
+
+    def local(self, progress: dict[str, Any], last: RunView | None, away: str) -> RunView:
+        """The last view with newer progress; without one, what the folder alone shows."""
+        if last is not None:
+            return replace(last, progress=progress, away=away)
+        return RunView(
+            manifest=self._manifest,
+            progress=progress,
+            branches=[],
+            suppressed=[],
+            lineage=[],
+            complete=None,
+            away=away,
+        )
+
+    def _branches(self, lineage: Iterable[LineageEntry]) -> list[BranchView]:
+        names: dict[str, set[str]] = {}
+        for info in self._store.list("branches/"):
+            _, branch, name = info.key.split("/")
+            names.setdefault(branch, set()).add(name)
+        adopted = {(one.epoch - 1, one.trigger_step): one.decision_digest for one in lineage}
+        found = []
+        for branch, files in names.items():
+            view = self._ended.get(branch) or _branch(self._store, branch, files, adopted)
+            if view is not None:
+                found.append(view)
+                if view.outcome is not None and view.phase == "Finished":
+                    self._ended[branch] = view
+        return sorted(found, key=lambda b: (b.trigger.epoch, b.trigger.step))
+
+
 def look(folder: Path) -> RunView:
-    """Read the whole view. Raises FileNotFoundError where the folder holds no run."""
-    manifest = read_manifest(folder)
-    store = open_store(manifest.spec.storage, folder)
-    lineage = lineage_entries(store)
-    return RunView(
-        manifest=manifest,
-        progress=read_progress(folder),
-        branches=_branches(store, lineage),
-        suppressed=[load_at(store, SuppressedView, info.key) for info in store.list("suppressed/")],
-        lineage=lineage,
-        complete=completion(store, manifest.spec.training.total_steps),
-    )
-
-
-def _branches(store: Store, lineage: Iterable[LineageEntry]) -> list[BranchView]:
-    names: dict[str, set[str]] = {}
-    for info in store.list("branches/"):
-        _, branch, name = info.key.split("/")
-        names.setdefault(branch, set()).add(name)
-    adopted = {(one.epoch - 1, one.trigger_step): one.decision_digest for one in lineage}
-    found = [_branch(store, branch, files, adopted) for branch, files in names.items()]
-    return sorted(
-        (one for one in found if one is not None), key=lambda b: (b.trigger.epoch, b.trigger.step)
-    )
+    """Read the whole view once. Raises FileNotFoundError where the folder holds no run."""
+    return RunReader(folder).look()
 
 
 def _branch(

@@ -152,7 +152,9 @@ class Storm:
             "OMP_NUM_THREADS": "1",
             "FORKCAST_PACE": "trainer/step:0.02",
             "SLOW_FSYNC": str(_SLOW_FSYNC),
-            "PYTHONPATH": str(Path(__file__).parent / "slow_disk"),
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).parent / "slow_disk"), os.environ.get("PYTHONPATH", "")]
+            ),
         }
         with (self.place / "said").open("ab") as said:
             self._run = subprocess.Popen(

@@ -196,7 +196,8 @@ class Engine:
         overflow = self._overflow()
         result = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
         skip = result.skip or overflow or not math.isfinite(float(result.norm))
-        extra = self._before_update() if sampled and not skip else None
+        # only rank 0 reports: a copy of the weights on the others would be thrown away
+        extra = self._before_update() if sampled and not skip and self.place.rank == 0 else None
         if not skip:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate

@@ -34,9 +34,14 @@ class Progress:
         rate: float,
         validation_loss: float | None,
         dropped: int,
+        saved_step: int | None,
+        save_error: str,
         force: bool = False,
     ) -> None:
-        """word: running, held, stopped or finished. A disk that refuses is logged, no more."""
+        """word: running, held, stopped or finished. saved_step: of the newest durable state of the
+        epoch, or the one it was resumed from; None if there is none. save_error: why the last save
+        failed, '' if it did not. A disk that refuses is logged, no more.
+        """
         now = time.monotonic()
         if word == "running" and self.word != "held":
             self._seconds += now - self._looked
@@ -61,6 +66,8 @@ class Progress:
             "clipping": actions.clipping,
             "device": self._device,
             "dropped": dropped,
+            "saved_step": saved_step,
+            "save_error": save_error,
         }
         try:
             replace_bytes(self._path, json.dumps(document).encode(), durable=False)

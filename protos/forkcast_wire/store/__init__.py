@@ -24,6 +24,7 @@ from forkcast_wire.store.errors import (
 )
 from forkcast_wire.store.folder import FolderStore
 from forkcast_wire.store.limits import deadline
+from forkcast_wire.store.remembered import Remembered
 from forkcast_wire.store.waiting import wait_for
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Conflict",
     "FolderStore",
     "KeyMissing",
+    "Remembered",
     "StoreError",
     "StoreMisconfigured",
     "StoreRefused",
