@@ -33,6 +33,7 @@ from forkcast_trainer.stressors.long_sequence import LONGER
 from forkcast_wire.manifest import Device, Dtype, StressorType, TrainingRunSpec
 
 _REWARM_STEPS = 150
+_OPTIMIZERS = {"AdamW": torch.optim.AdamW}
 
 
 @dataclass
@@ -150,7 +151,7 @@ class Engine:
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
         self.groups = [models.group_of(name) for name in self.named]
-        self.optimizer = self._adamw()
+        self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
         self.forward: Callable[..., Any] = self.module
         if spec.model.compile:
@@ -163,11 +164,11 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ set-up
 
-    def _adamw(self) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         o = self.spec.optimizer
         decayed = [p for p in self.parameters if p.ndim >= 2]
         plain = [p for p in self.parameters if p.ndim < 2]
-        return torch.optim.AdamW(
+        return _OPTIMIZERS[o.name](
             [{"params": decayed, "decays": True}, {"params": plain, "decays": False}],
             lr=o.learning_rate,
             betas=o.betas,
