@@ -30,6 +30,7 @@ trainer:
   monitorTlsSecret: {{ .Values.trainer.monitorTlsSecret | quote }}
   tokenAudience: forkcast-monitor
   monitorCaConfigMap: {{ .Values.trainer.monitorCaConfigMap | quote }}
+managedBy: {{ .Values.managedBy | quote }}
 stores:
 {{- range $number, $store := include "forkcast.stores" . | fromJsonArray }}
   - endpoint: {{ $store.endpoint }}
