@@ -15,6 +15,7 @@ from forkcast.records import Trial, Trigger
 from forkcast_wire.completion import completion
 from forkcast_wire.documents import Complete, lineage_entries, load
 from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.manifest_file import load_manifest
 from forkcast_wire.store import open_store, read_document
 
 
@@ -64,12 +65,18 @@ class RunView:
 
 
 def manifest_of(folder: Path) -> TrainingRun:
-    """The resolved manifest of a work directory. Raises FileNotFoundError."""
+    """The resolved manifest of a work directory, or the manifest in a file. Raises FileNotFoundError,
+    ManifestError.
+    """
+    if folder.is_file():
+        return load_manifest(folder)
     return TrainingRun.model_validate(json.loads((folder / "manifest.json").read_text()))
 
 
 def look(folder: Path) -> RunView:
-    """Read the whole view. Raises FileNotFoundError where the folder holds no run."""
+    """Read the whole view; folder: a work directory, or a manifest whose storage section names where a
+    run is stored. Raises FileNotFoundError where the folder holds no run.
+    """
     manifest = manifest_of(folder)
     store = open_store(manifest.spec.storage, folder)
     progress = folder / "progress.json"
