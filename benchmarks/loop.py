@@ -1,6 +1,6 @@
 """What the loop costs on this machine: `python benchmarks/loop.py [--only A,B] [--json FILE]`.
 
-Six sections, each in its own module; all in one run, on one thread a process, in under ten minutes
+Seven sections, each in its own module; all in one run, on one thread a process, in under ten minutes
 on two cores. Ratios hold beyond this machine; absolute times do not.
 """
 
@@ -31,6 +31,7 @@ SECTIONS = {
     "checkpoint": "checkpoints",
     "proxy": "ranking",
     "decision": "decision",
+    "store": "store_requests",
 }
 
 #: Of the table where it goes to a file or a pipe.

@@ -29,7 +29,7 @@ from small_runs import draw_run
 from torch import Tensor
 
 from forkcast.actions import Action, Lattice
-from forkcast.records import WINDOW_COLUMNS, Index, StepStats, Window
+from forkcast.records import Index, StepStats, Window, window_row
 from forkcast.spikes import SpikeScore
 from forkcast_monitor.config import configure
 from forkcast_monitor.detector import Detector
@@ -165,16 +165,8 @@ def follow_main(
 
 def window_of(run: MainRun, uid: str, step: int, total_steps: int) -> Window:
     """The last 64 steps before ``step`` as the monitor would give them."""
-    rows = run.seen[max(0, step - 64) : step]
-
-    def cell(name: str, stats: StepStats, index: Index) -> float:
-        value = index.z if name == "index_z" else getattr(stats, name)
-        if isinstance(value, tuple):
-            return sum(value) / len(value)
-        return math.nan if value is None else float(value)
-
-    columns = {n: np.array([cell(n, s, i) for s, i in rows], dtype=float) for n in WINDOW_COLUMNS}
-    return Window(uid, 0, total_steps, columns)
+    rows = [window_row(stats, index.z) for stats, index in run.seen[max(0, step - 64) : step]]
+    return Window.of(uid, 0, total_steps, rows)
 
 
 # ----------------------------------------------------------------------------------------- the forks

@@ -69,7 +69,7 @@ def _cluster(
         pairs = (one.partition("=") for one in shown.stdout.decode().split("\0") if one)
         found = {name: value for name, _, value in pairs}
         if defined:
-            _define(found)
+            define(found)
         yield found
     finally:
         cluster("down", "--wipe")
@@ -107,7 +107,7 @@ def helm() -> str:
     return program
 
 
-def _define(environment: dict[str, str]) -> None:
+def define(environment: dict[str, str]) -> None:
     """Install our definitions, and wait until they are served."""
 
     def kubectl(*arguments: str) -> int:

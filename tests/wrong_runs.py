@@ -56,6 +56,8 @@ REFUSED: dict[str, tuple[str, Any, list[str]]] = {
     "bucket_without_endpoint": ("spec.storage", {"bucket": "some"}, ["spec.storage.bucket", "endpoint"]),
     "folder_and_bucket": ("spec.storage", {"path": "a", "bucket": "some", "endpoint": "https://s3"}, ["spec.storage.path"]),
     "endpoint_not_a_url": ("spec.storage", {"bucket": "some", "endpoint": "s3:9000"}, ["spec.storage.endpoint"]),
+    "prefix_upwards": ("spec.storage", {"prefix": "a/../b/"}, ["spec.storage.prefix"]),
+    "prefix_of_dots": ("spec.storage", {"prefix": "./"}, ["spec.storage.prefix"]),
     "prefix_without_slash": ("spec.storage", {"prefix": "runs"}, ["spec.storage.prefix"]),
     "secret_with_a_slash": ("spec.storage", {"secretRef": {"name": "a/b"}}, ["spec.storage.secretRef.name"]),
     "no_nodes": ("spec.parallelism.nodes", 0, ["spec.parallelism.nodes"]),

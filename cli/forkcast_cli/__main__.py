@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from forkcast_cli.terminal import carry_out, console, print_error, shown
 from forkcast_wire.manifest_file import ManifestError, load_manifest
 
 if TYPE_CHECKING:
     from forkcast_cli.view import RunView
 
 _RUN, _LOOK, _MORE = "Run", "Look at a run", "Before and beside"
-_BAD_INPUT, _INTERRUPTED = 2, 130
+_BAD_INPUT, _FAILED = 2, 3
+_LOW = "yellow"
 app = typer.Typer(
     help="Fork a failing LLM training run, try the alternatives for real, continue with the winner.",
     no_args_is_help=True,
@@ -38,23 +39,30 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Bad input ends the command with one line for each fault and exit code 2."""
+    """Bad input ends the command with one line for each fault and exit code 2; a store that is
+    away with exit code 3.
+    """
     from forkcast_wire.documents import DocumentError
-    from forkcast_wire.store import StoreError
+    from forkcast_wire.store import StoreError, StoreRefused, StoreUnavailable
 
     try:
         yield
+    except StoreUnavailable as error:
+        print_error(error)
+        raise typer.Exit(_BAD_INPUT if isinstance(error, StoreRefused) else _FAILED) from None
     except (ManifestError, DocumentError, StoreError) as error:
         for line in error.lines() if isinstance(error, ManifestError) else [str(error)]:
-            print(f"error: {line}", file=sys.stderr)
+            print_error(line)
         raise typer.Exit(_BAD_INPUT) from None
 
 
-def _look(folder: Path) -> RunView:
-    from forkcast_cli.view import look
+def _look(folder: Path, *, if_there: bool = False) -> RunView:
+    """if_there: without the store, too, if it is away."""
+    from forkcast_cli.view import RunReader
 
     try:
-        return look(folder)
+        reader = RunReader(folder)
+        return reader.look_if_there() if if_there else reader.look()
     except (FileNotFoundError, NotADirectoryError):
         raise ManifestError(str(folder), "holds no run", "give the --workdir of a run") from None
 
@@ -74,7 +82,11 @@ def run(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")] = False,  # noqa: FBT002
 ) -> None:
-    """Train on this machine; resume where the folder holds the run already."""
+    """Train on this machine; resume where the folder holds the run already.
+
+    Exit code 0: complete; 2: bad input; 3: failed, or stopped with steps unsaved; 130: interrupted,
+    everything is saved.
+    """
     with _one_line():
         loaded = load_manifest(manifest)
         folder = (workdir or Path("runs") / loaded.metadata.name).resolve()
@@ -82,28 +94,30 @@ def run(
         from forkcast_cli.supervisor import RunFailedError
 
         try:
-            complete = run_here(loaded, folder, quiet=quiet)
+            ending = run_here(loaded, folder, quiet=quiet)
         except RunFailedError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(_BAD_INPUT) from None
-        if not complete:
-            print(
-                f"stopped; everything is saved. Resume: forkcast run {manifest} --workdir {folder}"
-            )
-            raise typer.Exit(_INTERRUPTED)
+            print_error(error)
+            raise typer.Exit(_BAD_INPUT if error.bad_input else _FAILED) from None
+        if ending.words:
+            print(f"{shown(ending.words)}. Resume: forkcast run {manifest} --workdir {folder}")
+            raise typer.Exit(ending.code)
         _end(folder, quiet=quiet)
 
 
 def _end(folder: Path, *, quiet: bool) -> None:
     from forkcast_cli.report import write_report
     from forkcast_cli.show import status as shown
+    from forkcast_wire.store import StoreUnavailable
 
-    path = write_report(folder, folder / "report.html")
-    if not quiet:
-        console = Console()
-        console.print()
-        console.print(shown(folder, _look(folder)))
-        console.print(f"report: {path}", soft_wrap=True)
+    screen = console(quiet=quiet)
+    screen.print()
+    screen.print(shown(folder, _look(folder, if_there=True)))
+    try:
+        path = write_report(folder, folder / "report.html")
+    except StoreUnavailable as error:  # the run is complete all the same
+        screen.print(f"no report now: {error}; write it by: forkcast report {folder}")
+    else:
+        screen.print(f"report: {path}", soft_wrap=True)
 
 
 # -------------------------------------------------------------------------------------------- look
@@ -119,13 +133,13 @@ def status(
     from forkcast_cli import show
 
     with _one_line():
-        view = _look(folder)
+        view = _look(folder, if_there=True)
         if as_json:
             _print_json(show.status_document(folder, view))
         elif watch:
-            show.watch(folder, Console())
+            show.watch(folder, console())
         else:
-            Console().print(show.status(folder, view))
+            console().print(show.status(folder, view))
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -139,7 +153,7 @@ def branches(folder: Folder, as_json: AsJson = False) -> None:  # noqa: FBT002
         if as_json:
             _print_json([show.branch_document(one) for one in view.branches])
         elif view.branches:
-            Console().print(branch_table(view))
+            console().print(branch_table(view))
         else:
             print("no branch was opened")
 
@@ -166,7 +180,7 @@ def explain(
             decision = plain(found.decision) if found.decision else None
             _print_json({"id": found.id, "why": words.sentences(found), "decision": decision})
         else:
-            Console().print(show.explain(found))
+            console().print(show.explain(found))
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -216,9 +230,9 @@ def runs(
             won = next((m["action"] for m in members if m.get("verdict") == "Accepted"), "")
             tried = sum(m.get("candidate") is not None for m in members)
             table.add_row(name, branch, str(tried), members[0].get("outcome") or "", won)
-        console = Console()
-        console.print(table)
-        console.print(f"{len(rows)} rows in {path}", soft_wrap=True)
+        screen = console()
+        screen.print(table)
+        screen.print(f"{len(rows)} rows in {path}", soft_wrap=True)
 
 
 # -------------------------------------------------------------------------------- before and beside
@@ -246,7 +260,7 @@ def plan(
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, figure in lines(planned):
             table.add_row(name, figure)
-        Console().print(table)
+        console().print(table)
 
 
 @app.command(rich_help_panel=_MORE)
@@ -263,19 +277,19 @@ def replay(
     from forkcast_wire.manifest import Uncertainty
 
     with _one_line():
-        records = read(statistics)
+        log = read(statistics)
         view = _look(statistics) if (statistics / "manifest.json").exists() else None
         rules = view.manifest.spec.uncertainty if view is not None else Uncertainty()
         if manifest is not None:
             rules = load_manifest(manifest).spec.uncertainty
         try:
-            replayed = replay_records(records, rules, view.lineage if view is not None else ())
+            replayed = replay_records(log, rules, view.lineage if view is not None else ())
         except ValueError as error:
             raise ManifestError("spec.uncertainty", str(error), "change it") from None
         if as_json:
             _print_json(replayed.document())
         else:
-            print("\n".join(replayed.lines()))
+            print(shown("\n".join(replayed.lines())))
 
 
 @app.command(rich_help_panel=_MORE)
@@ -294,9 +308,12 @@ def doctor(
     else:
         table = Table(box=None, show_header=False, pad_edge=False)
         for one in checks:
-            mark = "[green]ok[/]" if one.ok else "[red]no[/]" if one.needed else "[yellow]--[/]"
-            table.add_row(mark, one.name, one.found + (f"\n[yellow]{one.remedy}[/]" * (not one.ok)))
-        Console().print(table)
+            word, style = (
+                ("ok", "green") if one.ok else ("no", "red") if one.needed else ("--", _LOW)
+            )
+            remedy = "" if one.ok else f"\n{one.remedy}"
+            table.add_row(Text(word, style), one.name, Text.assemble(one.found, (remedy, _LOW)))
+        console().print(table)
     if any(one.needed and not one.ok for one in checks):
         raise typer.Exit(1)
 
@@ -319,7 +336,7 @@ def checkpoint_ls(folder: Folder, as_json: AsJson = False) -> None:  # noqa: FBT
             cells = (ref.kind.value, ref.epoch, ref.attempt, ref.step, size(ref.size_bytes))
             pins = ", ".join(one.pins)
             table.add_row(*map(str, cells), "good" if ref.good else "", pins)
-        Console().print(table)
+        console().print(table)
 
 
 @checkpoint.command("verify")
@@ -328,25 +345,24 @@ def checkpoint_verify(folder: Folder, as_json: AsJson = False) -> None:  # noqa:
     import tempfile
 
     from forkcast_cli.checkpoints import verify
-    from forkcast_wire import keys
-    from forkcast_wire.documents import RunInfo, load
+    from forkcast_cli.workdir import read_identity
 
     with _one_line(), tempfile.TemporaryDirectory() as scratch:
         _look(folder)
-        uid = load(RunInfo, (folder / keys.RUN).read_bytes()).uid
+        uid = read_identity(folder).uid
         results = verify(folder, uid, Path(scratch))
     if as_json:
         _print_json([{"key": one.key, "error": one.error} for one in results])
     else:
         for one in results:
-            print(f"{'damaged' if one.error else 'ok':8}{one.key}  {one.error}".rstrip())
+            print(shown(f"{'damaged' if one.error else 'ok':8}{one.key}  {one.error}".rstrip()))
     if any(one.error for one in results):
         raise typer.Exit(1)
 
 
 def main() -> None:
     """Entry point."""
-    app()
+    carry_out(app, "forkcast")
 
 
 if __name__ == "__main__":

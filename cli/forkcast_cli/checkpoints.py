@@ -8,7 +8,7 @@ from typing import Any
 
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
-from forkcast_cli.view import manifest_of
+from forkcast_cli.workdir import read_manifest
 from forkcast_wire import keys
 from forkcast_wire.documents import Catalogue, saved_states, survey
 from forkcast_wire.store import open_store, read_document
@@ -58,7 +58,7 @@ def listing(folder: Path) -> list[Saved]:
 
 
 def _store(folder: Path) -> Store:
-    return open_store(manifest_of(folder).spec.storage, folder)
+    return open_store(read_manifest(folder).spec.storage, folder)
 
 
 def verify(folder: Path, run_uid: str, scratch: Path) -> list[Verified]:

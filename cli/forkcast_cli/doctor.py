@@ -25,7 +25,7 @@ _NEEDED = {
     ),
     "trainer": ("torch", "transformers", "zstandard"),
     "proxy": ("onnxruntime",),
-    "operator": ("optuna", "scipy"),
+    "operator": ("optuna",),
     "cli": ("typer", "rich", "jinja2", "psutil"),
 }
 _LEAST_DISK = 2 << 30

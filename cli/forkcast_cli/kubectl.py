@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from forkcast_cli.cluster_view import BranchObject, RunObject, branch_table, page, run_lines
 from forkcast_cli.cluster_view import explanation as explain_branch
+from forkcast_cli.terminal import carry_out, console, print_error
 from forkcast_wire.resources import LABEL_RUN
 
 _Object = TypeVar("_Object", RunObject, BranchObject)
@@ -51,7 +50,7 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except KubectlError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  one line for people
+        print_error(error)
         raise typer.Exit(_BAD_INPUT) from None
 
 
@@ -123,11 +122,11 @@ def status(
         if as_json:
             print(json.dumps(run.document(found), indent=1))  # noqa: T201
             return
-        console = Console()
+        screen = console()
         for line in run_lines(run):
-            console.print(line)
+            screen.print(line)
         if found:
-            console.print(branch_table(found))
+            screen.print(branch_table(found))
 
 
 @app.command()
@@ -143,7 +142,7 @@ def branches(
         if as_json:
             print(json.dumps([one.document() for one in found], indent=1))  # noqa: T201
         elif found:
-            Console().print(branch_table(found))
+            console().print(branch_table(found))
         else:
             print("no branch was opened")  # noqa: T201
 
@@ -161,7 +160,7 @@ def explain(
         if as_json:
             print(json.dumps(found.document(), indent=1))  # noqa: T201
         else:
-            Console().print(explain_branch(found))
+            console().print(explain_branch(found))
 
 
 @app.command()
@@ -208,4 +207,4 @@ def _patch(name: str, namespace: str | None, context: str | None, *, suspended: 
 
 def main() -> None:
     """Entry point of `kubectl-forkcast`."""
-    app()
+    carry_out(app, "kubectl-forkcast")

@@ -21,6 +21,7 @@ from forkcast_cli.facts import RunFacts, gather
 from forkcast_cli.figures import figures, headline_tiles
 from forkcast_cli.metrics import adopted_trial, zip_losses
 from forkcast_cli.view import BranchView
+from forkcast_wire.files import replace_bytes
 from forkcast_wire.statistics import COMPONENT, components
 
 _SERIES = ("s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8")
@@ -43,9 +44,7 @@ class BranchSection:
 def write_report(folder: Path, path: Path) -> Path:
     """Write the page. Raises FileNotFoundError where the folder holds no run."""
     page = render(gather(folder))
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    replace_bytes(path, page.encode())
     return path
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forkcast.canonical import digest
 from forkcast.decision import CONTROL
 from forkcast.records import Trial
 from forkcast.relapse import WATCHED_STEPS, Aftermath, aftermaths
 from forkcast_cli.view import BranchView, RunView, look
+from forkcast_wire.files import replaced
 from forkcast_wire.manifest_file import ManifestError
 from forkcast_wire.statistics import newest_steps
 
@@ -95,7 +95,7 @@ def _branch_rows(branch: BranchView, after: Aftermath | None) -> list[dict[str, 
         "rule": trigger.rule.value,
         "z": trigger.z,
         "outcome": branch.outcome,
-        "decision_digest": digest(decision) if decision else None,
+        "decision_digest": decision.digest if decision else None,
     }
     if after is not None:
         base |= {f"relapsed_within_{n}": after.relapsed_within(n) for n in WATCHED_STEPS}
@@ -141,10 +141,9 @@ def write_index(root: Path) -> tuple[Path, list[dict[str, Any]]]:
     """
     rows = [row for folder in find_runs(root) for row in rows_of(folder, look(folder))]
     path = root / INDEX
-    partial = path.with_suffix(".part")
     try:
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), partial)
-        partial.replace(path)
+        with replaced(path) as file:
+            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), file)
     except OSError as error:
         raise ManifestError(
             str(path), (error.strerror or "cannot be written").lower(), "make the folder writable"

@@ -15,8 +15,9 @@ from rich.text import Text
 from forkcast.canonical import plain
 from forkcast.decision import CONTROL
 from forkcast_cli import words
-from forkcast_cli.run import branch_table, panel
-from forkcast_cli.view import BranchView, RunView, look
+from forkcast_cli.run import branch_table, panel, troubles
+from forkcast_cli.store_watch import Seen, pause
+from forkcast_cli.view import BranchView, RunReader, RunView
 from forkcast_wire.documents import Complete
 
 _WATCH_SECONDS = 1.0
@@ -46,6 +47,7 @@ def status_document(folder: Path, view: RunView) -> dict[str, Any]:
         "run": view.manifest.metadata.name,
         "state": state_word(folder, view),
         "progress": view.progress,
+        "storeAway": view.away or None,
         "epoch": view.lineage[-1].epoch if view.lineage else 0,
         "openBranches": view.active,
         "branches": [branch_document(one) for one in view.branches],
@@ -66,6 +68,7 @@ def branch_document(branch: BranchView) -> dict[str, Any]:
         "phase": branch.phase,
         "outcome": branch.outcome,
         "reason": branch.reason,
+        "decisionEdited": branch.edited,
         "winner": decision.winner if decision else None,
         "action": decision.action.describe() if decision and decision.action else None,
         "rolloutSteps": decision.cost.rollout_steps if decision else None,
@@ -75,12 +78,14 @@ def branch_document(branch: BranchView) -> dict[str, Any]:
 def watch(folder: Path, console: Console) -> None:
     """The live view until the run is complete or Ctrl-C. Raises FileNotFoundError."""
     losses: list[float] = []
-    view = look(folder)
+    reader = RunReader(folder)
+    view = reader.look_if_there()
     try:
         with Live(panel(view, losses), console=console, auto_refresh=False) as live:
             while view.complete is None:
-                time.sleep(_WATCH_SECONDS)
-                view = look(folder)
+                wait = pause(view.manifest.spec.storage, Seen(view), int(bool(view.away)))
+                time.sleep(max(wait, _WATCH_SECONDS))
+                view = reader.look_if_there()
                 if (loss := view.progress.get("loss")) is not None:
                     losses.append(loss)
                 live.update(panel(view, losses), refresh=True)
@@ -106,6 +111,7 @@ def status(folder: Path, view: RunView) -> Group:
                 f"{progress['tokens_per_second']:,.0f} tokens/s on {progress.get('device', '?')}"
             )
         )
+    parts += [Text(trouble, style="yellow") for trouble in troubles(view)]
     if view.branches:
         parts.append(branch_table(view))
     if view.refused:

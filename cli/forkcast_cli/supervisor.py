@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,7 @@ import structlog
 
 from forkcast_cli.workdir import MANIFEST, next_attempt
 from forkcast_wire import crash
-from forkcast_wire.completion import completion
 from forkcast_wire.manifest import Mode, TrainingRunSpec
-from forkcast_wire.store import open_store
 
 _log = structlog.get_logger()
 _MONITOR, _PROXY = "unix:sockets/monitor.sock", "unix:sockets/proxy.sock"
@@ -28,7 +27,14 @@ _USAGE = 2
 
 
 class RunFailedError(Exception):
-    """A process of the run cannot be kept alive; the message says which and where its log is."""
+    """The trainer cannot be kept alive; the message says why, or where its log is.
+
+    bad_input: a process says that the manifest cannot be carried out.
+    """
+
+    def __init__(self, message: str, *, bad_input: bool) -> None:
+        super().__init__(message)
+        self.bad_input = bad_input
 
 
 @dataclass
@@ -41,14 +47,24 @@ class Child:
     deaths: int = 0
     not_before: float = 0.0
     done: bool = False
+    left_at: float | None = None  # when it ended as asked for; whether the run is complete is open
     log_from: int = 0  # where its log stood when it was started
 
 
 class Supervisor:
-    """Keeps the children of one run alive until the run has ended."""
+    """Keeps the children of one run alive until the run has ended. Never waits for the store."""
 
-    def __init__(self, spec: TrainingRunSpec, folder: Path) -> None:
-        self.spec, self.folder = spec, folder
+    def __init__(
+        self,
+        spec: TrainingRunSpec,
+        folder: Path,
+        complete_since: Callable[[float], bool | None] = lambda _: None,
+    ) -> None:
+        """complete_since: whether the run is complete by a look at the store that began after this
+        time (monotonic seconds), None while there was none.
+        """
+        self.spec, self.folder, self._complete_since = spec, folder, complete_since
+        self.trainer_code: int | None = None
         watched = spec.branching.mode is not Mode.DISABLED
         branching = spec.branching.mode in (Mode.DRY_RUN, Mode.ENFORCE)
         names = ["trainer"]
@@ -59,6 +75,7 @@ class Supervisor:
             if spec.proxy.mode == "Service":
                 names.insert(1, "proxy")
         self.children = {name: Child(name) for name in names}
+        self.trouble = ""  # what keeps a child from running, in words
 
     def _command(self, name: str) -> list[str]:
         python = [sys.executable, "-m"]
@@ -118,18 +135,46 @@ class Supervisor:
         for name, child in self.children.items():
             if child.done:
                 continue
+            if child.left_at is not None:
+                self._settle(child, child.left_at)
+                continue
             if child.process is None:
                 if now >= child.not_before:
-                    self.start(name)
+                    self._try_to_start(child, now)
                 continue
             code = child.process.poll()
             if code is None:
                 continue
             child.process = None
-            if name == "trainer" and code == 0 and self._complete():
-                child.done = True
+            if name == "trainer" and code == 0:
+                child.left_at = now
                 continue
             self._died(child, code, now)
+
+    def _settle(self, trainer: Child, left_at: float) -> None:
+        """The trainer has left with everything saved: the run is complete, or it goes on."""
+        complete = self._complete_since(left_at)
+        if complete is None:
+            return
+        trainer.left_at = None
+        if complete:
+            trainer.done = True
+        else:
+            self._died(trainer, 0, time.monotonic())
+
+    def _try_to_start(self, child: Child, now: float) -> None:
+        """Start it, or say what this machine refuses now: space on the disk, a process."""
+        try:
+            self.start(child.name)
+        except OSError as error:
+            child.not_before = now + _BACKOFF[-1]
+            self._trouble(f"{child.name} cannot be started: {error.filename}: {error.strerror}")
+        else:
+            self.trouble = ""
+
+    def _trouble(self, what: str) -> None:
+        self.trouble = what
+        _log.warning("supervisor.trouble", what=what)
 
     def _died(self, child: Child, code: int, now: float) -> None:
         fast = now - child.started < _FAST_SECONDS
@@ -138,22 +183,25 @@ class Supervisor:
         # torchrun exits with 1 whatever its ranks say
         launched = child.name == "trainer" and self.spec.parallelism.processes_per_node > 1
         usage = code == _USAGE or (launched and _last_error(log, child.log_from) is not None)
-        if usage or child.deaths >= _MOST_FAST_DEATHS:
-            raise RunFailedError(_last_error(log) or f"{child.name} exits with {code}; see {log}")
+        often = child.deaths >= _MOST_FAST_DEATHS
+        if usage or (often and (child.name == "trainer" or self.children["trainer"].done)):
+            said = _last_error(log) or f"{child.name} exits with {code}; see {log}"
+            raise RunFailedError(said, bad_input=usage)
+        if often:  # the run does without
+            self._trouble(f"{child.name} exits with {code} again and again; see {log}")
         child.not_before = now + _BACKOFF[min(child.deaths, len(_BACKOFF)) - 1]
         _log.warning("supervisor.died", child=child.name, code=code)
-
-    def _complete(self) -> bool:
-        """Whether the run has taken all steps wanted now."""
-        store = open_store(self.spec.storage, self.folder)
-        return completion(store, self.spec.training.total_steps) is not None
 
     def finished(self, active_branches: int) -> bool:
         """The run has ended: the trainer is done and no branch is open."""
         return self.children["trainer"].done and active_branches == 0
 
     def stop(self) -> None:
-        """End all children: trainer and rollouts first, so that what they report is kept."""
+        """End all children: trainer and rollouts first, so that what they report is kept.
+        Afterwards ``trainer_code`` is the trainer's exit code, None if it did not run.
+        """
+        if self.children["trainer"].left_at is not None:
+            self.trainer_code = 0
         for names in (("trainer",), ("rollouts", "operator"), ("proxy",), ("monitor",)):
             live = [
                 child.process
@@ -170,6 +218,8 @@ class Supervisor:
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
+            if names == ("trainer",) and live:
+                self.trainer_code = live[0].returncode
             for name in names:
                 if name in self.children:
                     self.children[name].process = None
@@ -177,7 +227,10 @@ class Supervisor:
 
 def _last_error(log: Path, start: int | None = None) -> str | None:
     """The last `error: ...` line of a log: among its last lines, or after ``start`` bytes."""
-    text = log.read_bytes()[start or 0 :].decode(errors="replace")
+    try:
+        text = log.read_bytes()[start or 0 :].decode(errors="replace")
+    except OSError:
+        return None
     lines = text.splitlines()[-50 if start is None else 0 :]
     for line in reversed(lines):
         if line.startswith("error: "):

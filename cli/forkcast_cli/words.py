@@ -125,6 +125,12 @@ def cost_sentence(decision: Decision) -> str:
     return f"It cost {cost.rollout_steps} rollout steps ({cost.rollout_seconds:.0f} s of rollouts)."
 
 
+EDITED = (
+    "NOT AS RECORDED: decision.json was changed after the decision was taken; its digest is not the "
+    "recorded one. What follows is what the file says now."
+)
+
+
 def sentences(branch: BranchView) -> list[str]:
     """The whole story of one branch."""
     said = [trigger_sentence(branch.trigger)]
@@ -135,6 +141,8 @@ def sentences(branch: BranchView) -> list[str]:
         else:
             said.append(f"It ended without a decision, {branch.outcome}: {reason(branch.reason)}.")
         return said
+    if branch.edited:
+        said.insert(0, EDITED)
     said += [draft_sentence(decision), outcome_sentence(decision), cost_sentence(decision)]
     if branch.outcome is not None and branch.outcome != decision.outcome.value:
         said.append(f"The branch then ended {branch.outcome}: {reason(branch.reason)}.")

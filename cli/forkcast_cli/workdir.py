@@ -7,16 +7,24 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from forkcast.records import StateKind
+from forkcast_cli.terminal import print_notice
 from forkcast_wire import keys
-from forkcast_wire.documents import RunInfo, dump, load
+from forkcast_wire.documents import DocumentError, RunInfo, StateManifest, dump, load
+from forkcast_wire.files import replace_bytes
 from forkcast_wire.manifest import FIXED, TrainingRun
 from forkcast_wire.manifest_file import ManifestError
+from forkcast_wire.statistics import read_history, read_tail
+from forkcast_wire.store import KeyMissing, StoreError, open_store
 
 MANIFEST = "manifest.json"
 _TOTAL = "training.totalSteps"
@@ -24,9 +32,12 @@ _TOTAL = "training.totalSteps"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises ManifestError where another `forkcast run` holds it."""
+    """Hold the folder's lock. Raises ManifestError if another `forkcast run` holds it, or others
+    could change what is in it.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(folder)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise ManifestError(
@@ -42,15 +53,32 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _close_to_others(folder: Path) -> None:
+    """Take the right to write from everybody: with it another user swaps a manifest, and with it
+    what the run executes. Raises ManifestError, OSError.
+    """
+    facts = folder.stat()
+    if not facts.st_mode & stat.S_IWOTH:
+        return
+    if facts.st_mode & stat.S_ISVTX or facts.st_uid != os.geteuid():  # a shared place, or not ours
+        raise ManifestError(
+            "--workdir", f"{folder} is writable for every user", "choose a folder of your own"
+        )
+    folder.chmod(stat.S_IMODE(facts.st_mode) & ~stat.S_IWOTH)
+    print_notice(f"{folder} was writable for every user; it no longer is")
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A run that is about to start. manifest: resolved, so that the length of the learning rate's
-    schedule is filled in. before: the manifest of the start before this one.
+    schedule is filled in. before: the manifest of the start before this one. notices: what was
+    damaged and is whole again.
     """
 
     info: RunInfo
     manifest: TrainingRun
     before: TrainingRun | None
+    notices: tuple[str, ...] = ()
 
 
 def prepare(folder: Path, manifest: TrainingRun) -> Prepared:
@@ -59,19 +87,68 @@ def prepare(folder: Path, manifest: TrainingRun) -> Prepared:
     Raises ManifestError where the folder belongs to another run, or where a field that makes the
     run what it is was changed.
     """
-    for name in ("logs", "sockets"):
-        (folder / name).mkdir(mode=0o700, exist_ok=True)
-    before, known = _before(folder), folder / keys.RUN
+    notices: list[str] = []
+    before, info = None, None
+    try:
+        before = read_manifest(folder)
+    except FileNotFoundError:
+        pass
+    except ManifestError as error:
+        notices.append(f"{error.field}: was damaged; written anew from the manifest given")
     if before is not None:
         _same_run(before.document(), manifest.document())
-    info = load(RunInfo, known.read_bytes()) if known.exists() else _identity(manifest)
+    try:
+        info = read_identity(folder)
+    except FileNotFoundError:
+        info = _identity(manifest)
+    except ManifestError as error:
+        info = replace(_identity(manifest), uid=_uid_of_what_is_saved(folder, manifest, error))
+        notices.append(
+            f"{error.field}: was damaged; the run's uid {info.uid} is from what it saved"
+        )
+        info = replace(info, first_total_steps=_schedule_of(before))
     if info.first_total_steps is None:  # of a version that did not record it
         first = (before or manifest).spec.training.total_steps
         info = replace(info, first_total_steps=first)
     resolved = resolve(manifest, info)
-    _replace(known, dump(info))
-    _replace(folder / MANIFEST, _text(resolved).encode())
-    return Prepared(info, resolved, before)
+    try:
+        for name in ("logs", "sockets"):
+            (folder / name).mkdir(mode=0o700, exist_ok=True)
+        replace_bytes(folder / keys.RUN, dump(info))
+        replace_bytes(folder / MANIFEST, _text(resolved).encode())
+    except OSError as error:
+        why = (error.strerror or "cannot be written").lower()
+        raise ManifestError(
+            "--workdir", f"{folder}: {why}", "make room, or choose another"
+        ) from None
+    return Prepared(info, resolved, before, tuple(notices))
+
+
+def _uid_of_what_is_saved(folder: Path, manifest: TrainingRun, error: ManifestError) -> str:
+    """The uid in the run's saved states or statistics; a new one if it has saved nothing.
+
+    error: what is wrong with run.json. Raises ManifestError if the store cannot be read.
+    """
+    try:
+        store = open_store(manifest.spec.storage, folder)
+        for kind in (StateKind.CHECKPOINT, StateKind.RING):
+            for one in store.list(keys.state_prefix(kind)):
+                if one.key.endswith("/manifest.json"):
+                    with suppress(DocumentError, KeyMissing):
+                        return load(StateManifest, store.get(one.key)[0]).run_uid
+    except StoreError as unread:
+        raise ManifestError(error.field, f"is damaged, and {unread}", "try again later") from None
+    statistics = folder / "statistics"
+    rows = read_history(statistics) if statistics.exists() else []
+    return str(rows[-1]["run_uid"]) if rows else secrets.token_hex(8)
+
+
+def _schedule_of(before: TrainingRun | None) -> int | None:
+    """The first start's total, as far as the former manifest tells."""
+    if before is None:
+        return None
+    training = before.spec.training
+    return training.schedule_steps or training.total_steps
 
 
 def resolve(manifest: TrainingRun, info: RunInfo) -> TrainingRun:
@@ -85,19 +162,37 @@ def going_on(folder: Path, manifest: TrainingRun) -> TrainingRun:
 
     Raises ManifestError.
     """
-    known, before = folder / keys.RUN, _before(folder)
-    if before is None or not known.exists():
-        raise ManifestError(str(folder), "holds no run", "give the --workdir of a run")
+    try:
+        before, info = read_manifest(folder), read_identity(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ManifestError(str(folder), "holds no run", "give the --workdir of a run") from None
     _same_run(before.document(), manifest.document())
-    return resolve(manifest, load(RunInfo, known.read_bytes()))
+    return resolve(manifest, info)
 
 
-def _before(folder: Path) -> TrainingRun | None:
-    """The manifest of the last start; read through the model, so that a field that is newer than
-    the run has its default.
+def read_manifest(folder: Path) -> TrainingRun:
+    """The resolved manifest of a work directory; a field that is newer than the run has its default.
+
+    Raises FileNotFoundError, NotADirectoryError, and ManifestError if it is damaged.
     """
     path = folder / MANIFEST
-    return TrainingRun.model_validate(json.loads(path.read_text())) if path.exists() else None
+    data = path.read_bytes()
+    try:
+        return TrainingRun.model_validate_json(data)
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        remedy = f"`forkcast run MANIFEST --workdir {folder}` writes it anew"
+        raise ManifestError(str(path), f"is damaged ({why})", remedy) from None
+
+
+def read_identity(folder: Path) -> RunInfo:
+    """run.json of a work directory. Raises FileNotFoundError, and ManifestError if it is damaged."""
+    path = folder / keys.RUN
+    try:
+        return load(RunInfo, path.read_bytes())
+    except DocumentError as error:
+        remedy = f"`forkcast run MANIFEST --workdir {folder}` restores it from what the run saved"
+        raise ManifestError(str(path), f"is damaged ({error})", remedy) from None
 
 
 def _identity(manifest: TrainingRun) -> RunInfo:
@@ -111,12 +206,6 @@ def _identity(manifest: TrainingRun) -> RunInfo:
 
 def _text(manifest: TrainingRun) -> str:
     return json.dumps(manifest.document(), sort_keys=True, indent=1)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(".part")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def _same_run(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -142,10 +231,38 @@ def _at(document: Any, path: str) -> Any:
 
 
 def next_attempt(folder: Path) -> int:
-    """The number of the trainer's next start, counted durably before it is used."""
+    """The number of the trainer's next start, counted durably before it is used.
+
+    A count that is lost or damaged is taken from the numbers in what the run has written. Raises
+    OSError.
+    """
     path = folder / "attempts.json"
-    attempt = json.loads(path.read_text()) + 1 if path.exists() else 0
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(attempt))
-    partial.replace(path)
-    return int(attempt)
+    known = damaged_as_none(path)
+    attempt = (known if isinstance(known, int) else _last_attempt(folder)) + 1
+    replace_bytes(path, json.dumps(attempt).encode())
+    return attempt
+
+
+def _last_attempt(folder: Path) -> int:
+    """The highest number of a start that has left a trace here; -1 if none has."""
+    kept = (keys.state_prefix(kind) for kind in (StateKind.CHECKPOINT, StateKind.RING))
+    states = [path.name for prefix in kept for path in folder.glob(f"{prefix}e*/a*")]
+    chunks = [path.name.split("-")[1] for path in (folder / "statistics").glob("e*-a*-*.parquet")]
+    rows = [row["attempt"] for row in read_tail(folder / "statistics")]
+    progress = read_progress(folder).get("attempt", -1)
+    named = [int(name[1:]) for name in (*states, *chunks) if name[1:].isdecimal()]
+    return int(max([-1, progress if isinstance(progress, int) else -1, *named, *rows]))
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """progress.json; {} if there is none or it is damaged: it only informs."""
+    found = damaged_as_none(folder / "progress.json")
+    return found if isinstance(found, dict) else {}
+
+
+def damaged_as_none(path: Path) -> Any:
+    """The JSON in a local file; None if there is no such file or it holds none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None

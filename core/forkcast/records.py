@@ -7,7 +7,9 @@ epoch (0 at the start, +1 for each collapse), never a pass over the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -124,6 +126,29 @@ class Window:
 
     def __len__(self) -> int:
         return len(self.columns["step"])
+
+    @classmethod
+    def of(
+        cls, run_uid: str, epoch: int, total_steps: int, rows: Iterable[Sequence[float]]
+    ) -> Window:
+        """From rows of `window_row`, oldest first."""
+        table = np.array(list(rows), dtype=np.float64).reshape(-1, len(WINDOW_COLUMNS))
+        columns = {name: table[:, i].copy() for i, name in enumerate(WINDOW_COLUMNS)}
+        return cls(run_uid, epoch, total_steps, columns)
+
+
+def window_row(stats: StepStats, z: float) -> array[float]:
+    """One judged step as a row of a window: its columns only, whatever size the record has."""
+    return array("d", (_cell(name, stats, z) for name in WINDOW_COLUMNS))
+
+
+def _cell(name: str, stats: StepStats, z: float) -> float:
+    if name == "index_z":
+        return z
+    value = getattr(stats, name)
+    if value is None:
+        return math.nan
+    return sum(value) / len(value) if isinstance(value, tuple) else float(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,12 +92,6 @@ class RobustWindow:
         second = values[right + above - 2] - center if above > 1 else -math.inf
         return 0.5 * from_above + 0.5 * max(second, from_below)
 
-    def quantile(self, fraction: float) -> float:
-        """The value with ``fraction`` of the window at or below it; 0 where it is empty."""
-        if not self._sorted:
-            return 0.0
-        return self._sorted[min(len(self._sorted) - 1, int(fraction * len(self._sorted)))]
-
     def state(self) -> list[float]:
         """The values, oldest first."""
         return list(self._order)

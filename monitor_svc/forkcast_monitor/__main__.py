@@ -30,6 +30,7 @@ from forkcast_wire.process import (
     alone,
     configure_logging,
     die_with_parent,
+    raise_file_limit,
 )
 
 #: Of one batch.
@@ -57,6 +58,7 @@ def main() -> int:
         parser.error("give --manifest for one run, or --state for many")
     configure_logging("monitor")
     die_with_parent()
+    raise_file_limit()
     sys.setswitchinterval(_SWITCH_SECONDS)
     stop = termination.stop_event_on_sigterm()
     folder = given.state or given.state_dir

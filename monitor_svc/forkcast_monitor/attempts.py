@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import structlog
 from forkcast import lineage
 from forkcast_wire import crash
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
+from forkcast_wire.files import replaced
 from forkcast_wire.statistics import read_history
 
 _log = structlog.get_logger()
@@ -48,6 +48,17 @@ class Attempt:
     base_step: int
 
 
+def _recorded(path: Path) -> list[Attempt]:
+    """What the file holds; nothing if it is damaged: the attempts to come are recorded anew."""
+    try:
+        return [Attempt(**row) for row in json.loads(path.read_bytes())]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        _log.error("monitor.attempts_damaged", path=str(path), error=str(error))
+        return []
+
+
 class Attempts:
     """All attempts of a run in order, durable in one file. What it costs depends on how many there
     are, never on the numbers in them: those come from a peer.
@@ -56,9 +67,8 @@ class Attempts:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._all: list[Attempt] = []
-        rows = json.loads(path.read_text()) if path.exists() else []
         unsound = 0
-        for row in sorted(Attempt(**row) for row in rows):
+        for row in sorted(_recorded(path)):
             try:
                 check(row, self.current)
             except ImpossibleAttemptError:  # written by a monitor that checked less
@@ -104,13 +114,9 @@ class Attempts:
                 f"attempt: {MOST_KEPT} attempts of this run are on record; register it anew"
             )
         rows: list[dict[str, Any]] = [asdict(one) for one in [*kept, new]]
-        partial = self._path.with_suffix(".part")
-        with partial.open("w") as file:
-            json.dump(rows, file)
-            file.flush()
-            os.fsync(file.fileno())
-        crash.reach("before-attempt")
-        partial.replace(self._path)
+        with replaced(self._path) as file:
+            file.write(json.dumps(rows).encode())
+            crash.reach("before-attempt")
         crash.reach("after-attempt")
         self._all = [*kept, new]
         self._index()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import structlog
 from forkcast.records import Index, StepStats
 from forkcast_monitor.signals import SIGNALS
 from forkcast_wire import crash
+from forkcast_wire.files import flush_folder, replaced
 from forkcast_wire.statistics import (
     COMPONENT,
     last_steps,
@@ -29,18 +31,23 @@ _RETRY_ROWS = 64
 
 
 class LineFile:
-    """JSON lines, appended whole or not at all; each is with the operating system (and so safe from
-    SIGKILL) when ``append`` returns. length: bytes so far.
+    """JSON lines, appended whole or not at all. Each is with the operating system (and so safe from
+    SIGKILL) when ``append`` returns, and on the disk after ``sync``. Open only while it is written:
+    a run that rests holds no file descriptor. length: bytes so far.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("ab", buffering=0)
-        self.length = self._file.tell()
+        self._file: FileIO | None = None
+        self._new = not path.exists()
+        self.length = 0 if self._new else path.stat().st_size
+        self.unsynced = False
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one line. Raises OSError; then the file is as before."""
         line = json.dumps(row).encode() + b"\n"
+        if self._file is None:
+            self._file = self._path.open("ab", buffering=0)
         written = 0
         try:
             written = self._file.write(line)
@@ -50,22 +57,41 @@ class LineFile:
         if written != len(line):
             raise OSError(f"{self._path}: short write, no space left?")
         self.length += len(line)
+        self.unsynced = True
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk. Raises OSError."""
+        if not self.unsynced:
+            return
+        assert self._file is not None
+        os.fdatasync(self._file.fileno())
+        if self._new:
+            flush_folder(self._path.parent)
+            self._new = False
+        self.unsynced = False
 
     def replace(self, rows: list[dict[str, Any]]) -> None:
-        """Hold exactly these rows, atomically."""
-        partial = self._path.with_suffix(".part")
-        with partial.open("wb") as file:
+        """Hold exactly these rows, atomically and on the disk."""
+        with replaced(self._path) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
-        self._file.close()
-        self._file = self._path.open("ab", buffering=0)
+        self._close()
+        self._new = self.unsynced = False
         self.length = self._path.stat().st_size
 
-    def close(self) -> None:
-        """No more lines."""
-        self._file.close()
+    def rest(self) -> None:
+        """Give the file descriptor back. Raises OSError."""
+        self.sync()
+        self._close()
+
+    def abandon(self) -> None:
+        """No more lines, and nothing of those there are matters."""
+        self.unsynced = False
+        self._close()
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 class History:
@@ -129,11 +155,24 @@ class History:
         except Exception as error:  # noqa: BLE001  nothing is lost, and the other runs close too
             _log.warning("monitor.chunk_not_written", path=str(self.folder), error=str(error))
         finally:
-            self._file.close()
+            self._file.rest()
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk. Raises OSError."""
+        self._file.sync()
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether a row may be lost with the machine."""
+        return self._file.unsynced
+
+    def rest(self) -> None:
+        """Hold no file descriptor until the next row. Raises OSError."""
+        self._file.rest()
 
     def abandon(self) -> None:
         """Close the file as it is."""
-        self._file.close()
+        self._file.abandon()
 
     @property
     def rows_to_chunk(self) -> int:

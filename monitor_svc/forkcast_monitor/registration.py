@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from forkcast_monitor.config import DetectorConfig, configure
 from forkcast_wire.documents import DocumentError, dump, load
 from forkcast_wire.fields import MOST_STEPS
+from forkcast_wire.files import replace_bytes
 from forkcast_wire.manifest import Mode, Uncertainty
 
 _log = structlog.get_logger()
@@ -87,12 +87,7 @@ class RunFolders:
         """Make a registration durable. Raises OSError."""
         folder = self.path(registration.run_uid)
         folder.mkdir(exist_ok=True)
-        partial = folder / f"{_FILE}.part"
-        with partial.open("wb") as file:
-            file.write(dump(registration))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(folder / _FILE)
+        replace_bytes(folder / _FILE, dump(registration))
 
     def delete(self, run_uid: str) -> None:
         """Delete a run's folder; once this has begun, no restart knows the run. Raises OSError."""

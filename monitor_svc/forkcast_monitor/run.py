@@ -11,10 +11,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
 
-from forkcast.records import WINDOW_COLUMNS, StepStats, Trigger, Window
+from forkcast.records import StepStats, Trigger, Window, window_row
 from forkcast_monitor.attempts import ALL, Attempt, Attempts
 from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.detector import Detector
@@ -24,6 +23,7 @@ from forkcast_monitor.snapshots import Snapshot, Snapshots
 from forkcast_wire import crash
 from forkcast_wire.documents import dump, load
 from forkcast_wire.fields import MOST_STEPS
+from forkcast_wire.files import replaced
 from forkcast_wire.statistics import read_lines, row_to_stats, sound, stats_row
 
 _log = structlog.get_logger()
@@ -285,13 +285,30 @@ class WatchedRun:
             if self.detector.last is not None:
                 self.snapshot()
             self.history.close()
-            self._waiting_file.close()
+            self._waiting_file.rest()
+
+    def sync(self) -> None:
+        """Wait until all that was accepted is on the disk. Raises OSError."""
+        with self.lock:
+            self.history.sync()
+            self._waiting_file.sync()
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether something that was accepted may be lost with the machine."""
+        return self.history.unsynced or self._waiting_file.unsynced
+
+    def rest(self) -> None:
+        """Hold no file descriptors until the next record. Raises OSError."""
+        with self.lock:
+            self.history.rest()
+            self._waiting_file.rest()
 
     def abandon(self) -> None:
         """Close the files as they are: the run is about to be deleted."""
         with self.lock:
             self.history.abandon()
-            self._waiting_file.close()
+            self._waiting_file.abandon()
 
     def syncs_within(self, records: int) -> bool:
         """Whether taking so many records may wait for the disk, and not only hand lines to the
@@ -315,8 +332,8 @@ class WatchedRun:
         return self._last
 
     def _note(self, stats: StepStats, z: float) -> None:
-        """Keep a judged step for the window: its columns only, whatever size the record has."""
-        self._recent.append(array("d", (_cell(name, stats, z) for name in WINDOW_COLUMNS)))
+        """Keep a judged step for the window."""
+        self._recent.append(window_row(stats, z))
         self._last = stats
 
     def _record(self, trigger: Trigger) -> None:
@@ -324,14 +341,12 @@ class WatchedRun:
         if trigger.id in self._known_triggers:
             return
         path = self._dir / "triggers" / f"{len(self.triggers) + 1:06d}.json"
-        partial = path.with_suffix(".part")
-        partial.write_bytes(dump(trigger))
-        crash.reach("before-trigger")
-        partial.replace(path)
+        with replaced(path) as file:
+            file.write(dump(trigger))
+            crash.reach("before-trigger")
         crash.reach("after-trigger")
         self.triggers.append(trigger)
         self._known_triggers.add(trigger.id)
-        _log.info("monitor.trigger", id=trigger.id, rule=trigger.rule.value, z=trigger.z)
 
     # ------------------------------------------------------------------------------------- views
 
@@ -339,17 +354,4 @@ class WatchedRun:
         """The last steps as columns."""
         with self.lock:
             rows = list(self._recent)[-(steps or self.config.index.window) :]
-            table = np.array(rows, dtype=np.float64).reshape(len(rows), len(WINDOW_COLUMNS))
-            columns = {name: table[:, i].copy() for i, name in enumerate(WINDOW_COLUMNS)}
-            return Window(self.run_uid, self.epoch, self.total_steps, columns)
-
-
-def _cell(name: str, stats: StepStats, z: float) -> float:
-    if name == "index_z":
-        return z
-    value = getattr(stats, name)
-    if value is None:
-        return float("nan")
-    if isinstance(value, tuple):
-        return sum(value) / len(value)
-    return float(value)
+            return Window.of(self.run_uid, self.epoch, self.total_steps, rows)

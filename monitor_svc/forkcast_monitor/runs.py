@@ -24,6 +24,8 @@ _log = structlog.get_logger()
 _T = TypeVar("_T")
 #: What blocks (the disk) happens in these threads; one run's wait is not the others'.
 _DISK_THREADS = 4
+#: Threads that wait for the disk before an ack; they hold nothing else up.
+_SYNC_THREADS = 16
 MOST_RUNS = 10_000
 
 
@@ -90,6 +92,7 @@ class Runs:
         self._series = series or metrics.SeriesTable()
         self._hosted: dict[str, Hosted] = {}
         self._pool = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk")
+        self._syncing = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync")
         self._registering = asyncio.Lock()
         self.fired = Bell()
         if self._folders is not None:
@@ -183,7 +186,7 @@ class Runs:
                 try:
                     hosted.opened = await self.blocking(hosted.make, hosted.registration)
                 except Exception as error:
-                    _log.exception("monitor.run_not_opened", run=hosted.registration.name)
+                    _log.exception("monitor.run_not_opened", **hosted.names)
                     reason = f"its state cannot be read: {type(error).__name__}"
                     raise UnusableRunError(reason) from error
             yield hosted.opened
@@ -191,6 +194,20 @@ class Runs:
     async def blocking(self, call: Callable[..., _T], *given: object) -> _T:
         """``call`` in a thread, for what waits for the disk."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *given)
+
+    async def sync(self, run: WatchedRun) -> None:
+        """Wait until what a run has accepted is on the disk: once a batch. Raises OSError."""
+        if run.unsynced:
+            await asyncio.get_running_loop().run_in_executor(self._syncing, run.sync)
+
+    def rest(self, hosted: Hosted) -> None:
+        """Close the files of a run that nobody reports for now; the next record opens them."""
+        if hosted.opened is None or hosted.streams or hosted.lock.locked():
+            return
+        try:
+            hosted.opened.rest()
+        except OSError as error:  # its rows are not acknowledged: they come again
+            _log.warning("monitor.run_not_synced", error=str(error), **hosted.names)
 
     async def close(self) -> None:
         """Close every run into Parquet, with a snapshot at its end."""
@@ -203,12 +220,15 @@ class Runs:
                     except Exception:  # noqa: BLE001  the other runs close all the same
                         _log.exception("monitor.run_not_closed", **hosted.names)
         self._pool.shutdown()
+        self._syncing.shutdown()
 
     def told(self, hosted: Hosted, before: int, run: WatchedRun) -> None:
         """Say that triggers beyond ``before`` have fired."""
         fresh = run.triggers[before:]
         for trigger in fresh:
             hosted.series.triggered(trigger)
+            rule = trigger.rule.value
+            _log.info("monitor.trigger", **hosted.names, id=trigger.id, rule=rule, z=trigger.z)
         if fresh:
             self.fired.ring()
 

@@ -30,12 +30,15 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.access import CALLER
 from forkcast_wire.codec import stats_from_wire, trigger_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
+from forkcast_wire.guard import UNDECODABLE
 
 _log = structlog.get_logger()
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Code = grpc.StatusCode
 #: Records folded before another stream has its turn: a few milliseconds.
 _SLICE = 16
+#: How long a leaving trainer may take for its last step.
+_LAST_STREAMS_SECONDS = 15.0
 
 
 class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyped
@@ -131,6 +134,9 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
             for one in hosted:
                 one.series.failed(refused.code.name)
             await _abort(context, refused.code, refused.reason)
+        finally:
+            for one in hosted:
+                self._runs.rest(one)
 
     async def _report(self, context: _Context, reporting: list[Hosted]) -> None:
         stream = Stream(context, self._quota)
@@ -148,7 +154,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                 crash.reach("after-ack")
                 if self._draining:
                     raise Refused(_Code.UNAVAILABLE, "the monitor is going away")
-                batch = await context.read()
+                batch = _decoded(await context.read())
 
     async def _first(self, context: _Context) -> pb.StatsBatch:
         """The batch that says hello. Raises Refused."""
@@ -159,6 +165,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
             reading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             raise Refused(_Code.DEADLINE_EXCEEDED, f"no hello in {seconds:g} s")
         batch: pb.StatsBatch = reading.result()
+        _decoded(batch)
         if batch is grpc.aio.EOF or not batch.HasField("hello"):
             raise Refused(_Code.FAILED_PRECONDITION, "the first batch says hello")
         return batch
@@ -195,6 +202,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                     await self._runs.blocking(run.lost, gaps)
                     hosted.series.dropped(sum(last - first + 1 for first, last in gaps))
                 await self._fold(hosted, run, batch)
+                await self._runs.sync(run)
             finally:  # what was folded before a failure has happened
                 self._runs.told(hosted, before, run)
         return ack
@@ -289,7 +297,12 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
     # ---------------------------------------------------------------------------------- who and what
 
     async def drain(self) -> None:
-        """End the streams: each after the batch it is in, the watching ones now."""
+        """End the streams: each after the batch it is in, the watching ones now. The monitor of one
+        run waits for its trainer first, which has been told to leave at the same time and has a last
+        step to report; other trainers find the next monitor.
+        """
+        if self._runs.sole is not None:
+            await self._quota.silence(_LAST_STREAMS_SECONDS)
         self._draining = True
         self._runs.fired.ring()
 
@@ -323,6 +336,14 @@ async def _abort(context: _Context, code: grpc.StatusCode, message: str) -> NoRe
     raise AssertionError  # abort has raised
 
 
+def _decoded(batch: Any) -> Any:
+    """Raises Refused."""
+    if batch is UNDECODABLE:
+        metrics.REFUSED.labels("undecodable").inc()
+        raise Refused(_Code.INVALID_ARGUMENT, "the bytes are no batch")
+    return batch
+
+
 def _refusal(error: Exception, hosted: Hosted) -> Refused:
     """What a stream ends with after an error in one of its batches."""
     match error:
@@ -336,7 +357,7 @@ def _refusal(error: Exception, hosted: Hosted) -> Refused:
             return Refused(_Code.RESOURCE_EXHAUSTED, str(error))
         case OSError():
             return Refused(_Code.RESOURCE_EXHAUSTED, f"history not written: {error}")
-    _log.error("monitor.stream_failed", run=hosted.registration.name, exc_info=error)
+    _log.error("monitor.stream_failed", **hosted.names, exc_info=error)
     return Refused(_Code.INTERNAL, type(error).__name__)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import structlog
 
 from forkcast_wire import crash
 from forkcast_wire.fields import MOST_EPOCHS
+from forkcast_wire.files import replaced
 
 _log = structlog.get_logger()
 _KEPT = 8
@@ -52,16 +52,11 @@ class Snapshots:
             }
         ).encode()
         name = f"e{snapshot.epoch:06d}-a{snapshot.attempt:06d}-{snapshot.step:012d}.json"
-        partial = self._folder / (name + ".part")
         try:
-            with partial.open("wb") as file:
+            with replaced(self._folder / name) as file:
                 file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-                file.flush()
-                os.fsync(file.fileno())
-            crash.reach("before-snapshot")
-            partial.replace(self._folder / name)
+                crash.reach("before-snapshot")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             _log.warning("monitor.snapshot_not_written", error=str(error))
             return
         crash.reach("after-snapshot")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import grpc.aio
 import structlog
 
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.access import peer_address
 
 _log = structlog.get_logger()
 #: Batches that a stream may have in flight, where few streams are open. With many it is one: then
@@ -49,6 +51,8 @@ class Quota:
         self.limits = limits
         self._peers: Counter[str] = Counter()
         self.reports = 0
+        self._silent = asyncio.Event()
+        self._silent.set()
 
     @contextmanager
     def stream(self, peer: str, *, report: bool) -> Iterator[None]:
@@ -61,13 +65,22 @@ class Quota:
             )
         self._peers[address] += 1
         self.reports += report
+        if report:
+            self._silent.clear()
         try:
             yield
         finally:
             self.reports -= report
+            if not self.reports:
+                self._silent.set()
             self._peers[address] -= 1
             if not self._peers[address]:
                 del self._peers[address]
+
+    async def silence(self, seconds: float) -> None:
+        """Wait until no Report stream is open, at most so long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._silent.wait(), seconds)
 
     def credit(self) -> int:
         """Of each Report stream now."""
@@ -94,12 +107,6 @@ class Turns:
     def spent(self, seconds: float) -> None:
         """After a slice."""
         self._spent += seconds
-
-
-def peer_address(peer: str) -> str:
-    """The address of gRPC's peer without its port; '' for a Unix socket."""
-    kind, _, rest = peer.partition(":")
-    return rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
 
 
 class Stream:

@@ -44,7 +44,10 @@ from forkcast_wire.store import (
 )
 
 _log = structlog.get_logger()
+#: Between two passes while a branch is open, and while none is; in a bucket each pass costs money,
+#: and a trigger ends the wait.
 _ACTIVE_SECONDS, _IDLE_SECONDS = 0.05, 0.5
+_BUCKET_ACTIVE_SECONDS, _BUCKET_IDLE_SECONDS = 1.0, 5.0
 
 
 class LocalOperator:
@@ -126,13 +129,16 @@ def main() -> int:
         return 2
     operator = LocalOperator(spec, info, store, given.workdir, given.monitor, given.proxy)
     threading.Thread(target=operator.watch, args=(stop,), daemon=True).start()
+    busy, idle = _ACTIVE_SECONDS, _IDLE_SECONDS
+    if spec.storage.bucket is not None:
+        busy, idle = _BUCKET_ACTIVE_SECONDS, _BUCKET_IDLE_SECONDS
     while not stop.is_set():
         try:
             active = operator.work()
         except (StoreError, MonitorUnavailableError) as error:
             _log.warning("operator.retry", error=f"{type(error).__name__}: {error}")
             active = False
-        operator.wait(_ACTIVE_SECONDS if active else _IDLE_SECONDS)
+        operator.wait(busy if active else idle)
     return 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import structlog
+
 from forkcast.admission import Refusal
 from forkcast.branch import PHASES, BranchRules, Phase
 from forkcast.decision import Outcome, Reason
@@ -13,6 +15,8 @@ from forkcast.records import StateRef, Trigger
 from forkcast_wire import keys
 from forkcast_wire.documents import load
 from forkcast_wire.store import KeyMissing
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +45,15 @@ class Bases:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeRecord:
-    """outcome.json: how a branch ended; written once, when nothing of it is left."""
+    """outcome.json: how a branch ended; written once, when nothing of it is left.
+
+    decision_digest: of decision.json; None without one, and in records from before it was kept.
+    """
 
     branch: str
     outcome: Outcome
     reason: Reason
+    decision_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +65,17 @@ class Suppression:
 
 
 def load_phase(store: Store, trigger_id: str) -> Phase | None:
-    """The phase a branch was last saved in, None where it was never saved."""
+    """The phase a branch was last saved in, None if it was never saved or what was saved is damaged:
+    then it is found again from the branch's other records.
+    """
     try:
         data = store.get(keys.branch_file(trigger_id, "phase"))[0]
     except KeyMissing:
         return None
-    document = json.loads(data)
-    phase: Phase = load(PHASES[document["kind"]], json.dumps(document["phase"]).encode())
+    try:
+        document = json.loads(data)
+        phase: Phase = load(PHASES[document["kind"]], json.dumps(document["phase"]).encode())
+    except (ValueError, KeyError, TypeError) as error:
+        _log.warning("branch.phase_damaged", trigger=trigger_id, error=str(error))
+        return None
     return phase

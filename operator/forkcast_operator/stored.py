@@ -324,7 +324,12 @@ class StoredWorld:
         self._post(pb.Directive(id=f"release/{self.id}", resume=pb.Resume(branch=self.id)))
         self._create(
             "outcome",
-            OutcomeRecord(branch=command.branch, outcome=command.outcome, reason=command.reason),
+            OutcomeRecord(
+                branch=command.branch,
+                outcome=command.outcome,
+                reason=command.reason,
+                decision_digest=decision.digest if decision is not None else None,
+            ),
         )
 
     def _drop_state(self, state: StateRef, decision: Decision | None) -> None:

@@ -6,14 +6,11 @@ certificate of our authority, or a service account's token that the cluster vouc
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import inspect
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,7 +19,8 @@ import grpc
 import grpc.aio
 import structlog
 
-from forkcast_wire.token_review import Reviewed, Reviewer, ReviewUnavailableError
+from forkcast_wire.reviews import CrowdedError, Reviews
+from forkcast_wire.token_review import Reviewed, Reviewer, ReviewUnavailableError, plausible
 
 _log = structlog.get_logger()
 #: Why a caller is refused: by the guard, and by a handler that finds what is asked not the caller's.
@@ -31,21 +29,23 @@ REASONS = (
     "invalid",
     "not_an_account",
     "review_failed",
+    "crowded",
+    "undecodable",
     "foreign_namespace",
     "operator_only",
 )
-_HEALTH = "/grpc.health.v1.Health/"
 _MOST_TOKEN_BYTES = 16 << 10
 _CACHED_SECONDS, _REFUSED_SECONDS, _MOST_CACHED = 60.0, 5.0, 4096
-_REVIEWS_AT_ONCE = 8
 #: spiffe://<trust domain>/ns/<namespace>/sa/<service account>
-_SPIFFE = re.compile(r"spiffe://[^/]+/ns/([a-z0-9-]+)/sa/([a-z0-9.-]+)")
+_SPIFFE = re.compile(r"spiffe://([^/]+)/ns/([a-z0-9-]+)/sa/([a-z0-9.-]+)")
+#: What an operator may be called: a service account, or a certificate's common name.
+OPERATOR = re.compile(r"[a-z0-9-]+/[a-z0-9.-]+|cn:.+")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """namespace, account: of a service account; namespace is empty for a certificate that names
-    none. operator: may do everything.
+    """namespace, account: of a service account; a certificate that names none has an empty
+    namespace and the account ``cn:<common name>``. operator: may do everything.
     """
 
     namespace: str
@@ -77,46 +77,59 @@ class Admission(Protocol):
 
 
 def caller(namespace: str, account: str, operators: frozenset[str]) -> Caller:
-    """A caller; ``operators`` are named namespace/account, or by a certificate's name alone."""
+    """A caller; ``operators`` are named as OPERATOR says."""
     name = f"{namespace}/{account}" if namespace else account
     return Caller(namespace, account, operator=name in operators)
 
 
 class ByCertificate:
-    """TLS has verified the certificate; its SPIFFE id says whose it is, else its common name."""
+    """TLS has verified the certificate. Its SPIFFE id says whose it is, and counts in our trust
+    domain alone: an authority may sign for several. A certificate without one is known by its
+    common name, which can never be an account's.
+    """
 
-    def __init__(self, operators: frozenset[str]) -> None:
-        self._operators = operators
+    def __init__(self, operators: frozenset[str], trust_domain: str) -> None:
+        self._operators, self._trust_domain = operators, trust_domain
 
     async def __call__(self, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
         """See Admission."""
         found = context.auth_context()
-        for uri in (*found.get("peer_spiffe_id", ()), *found.get("peer_uri", ())):
-            if match := _SPIFFE.fullmatch(uri.decode(errors="replace")):
-                return caller(match[1], match[2], self._operators)
+        uris = [*found.get("peer_spiffe_id", ()), *found.get("peer_uri", ())]
+        ids = [uri.decode(errors="replace") for uri in uris if uri.startswith(b"spiffe://")]
+        for one in ids:
+            match = _SPIFFE.fullmatch(one)
+            if match and match[1] == self._trust_domain:
+                return caller(match[2], match[3], self._operators)
+        if ids:
+            raise RefusedError(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "invalid",
+                f"the certificate's SPIFFE id is no service account of {self._trust_domain}",
+            )
         names = found.get("x509_common_name", ())
         if not names:
             raise RefusedError(
                 grpc.StatusCode.UNAUTHENTICATED, "missing", "the certificate names nobody"
             )
-        return caller("", next(iter(names)).decode(errors="replace"), self._operators)
+        return caller("", f"cn:{next(iter(names)).decode(errors='replace')}", self._operators)
 
 
 class ByToken:
-    """The bearer token of the metadata, judged by a reviewer whose answers count for a minute. The
-    same token is asked about once at a time, and a few different ones.
+    """The bearer token of the metadata, judged by a reviewer whose answers count for a minute.
+    What cannot be a token for ``audience`` is refused without a review; see Reviews for the rest.
     """
 
     def __init__(
         self,
         reviewer: Reviewer,
         operators: frozenset[str],
+        audience: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._reviewer, self._operators, self._clock = reviewer, operators, clock
-        self._known: OrderedDict[bytes, tuple[float, Reviewed]] = OrderedDict()
-        self._asked: dict[bytes, asyncio.Task[Reviewed]] = {}
-        self._pool = ThreadPoolExecutor(_REVIEWS_AT_ONCE, thread_name_prefix="token-review")
+        self._operators, self._audience, self._clock = operators, audience, clock
+        self.reviews = Reviews(reviewer, self._remember)
+        self._good: OrderedDict[bytes, tuple[float, Reviewed]] = OrderedDict()
+        self._bad: OrderedDict[bytes, tuple[float, Reviewed]] = OrderedDict()
 
     async def __call__(self, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
         """See Admission."""
@@ -126,13 +139,11 @@ class ByToken:
             raise RefusedError(
                 grpc.StatusCode.UNAUTHENTICATED, "missing", "a bearer token is needed"
             )
-        try:
-            reviewed = await self._review(token)
-        except ReviewUnavailableError as error:
-            _log.warning("access.review_failed", reason=str(error))
-            raise RefusedError(
-                grpc.StatusCode.UNAVAILABLE, "review_failed", "the token could not be reviewed"
-            ) from None
+        reviewed = self._known(key := hashlib.sha256(token.encode()).digest())
+        if reviewed is None and not plausible(token, self._audience, time.time()):
+            reviewed = Reviewed(authenticated=False)
+        if reviewed is None:
+            reviewed = await self._review(key, token, peer_address(context.peer()))
         if not reviewed.authenticated:
             # the API's own words may quote the token's content; they go into no reply
             raise RefusedError(
@@ -144,78 +155,40 @@ class ByToken:
             )
         return caller(reviewed.namespace, reviewed.account, self._operators)
 
-    async def _review(self, token: str) -> Reviewed:
-        key = hashlib.sha256(token.encode()).digest()
-        known = self._known.get(key)
-        if known is not None and self._clock() < known[0]:
-            self._known.move_to_end(key)
-            return known[1]
-        task = self._asked.get(key)
-        if task is None:
-            task = asyncio.create_task(self._ask(key, token))
-            self._asked[key] = task
-            task.add_done_callback(lambda _: self._asked.pop(key, None))
-        return await asyncio.shield(task)  # one caller's leaving is not the others' failure
-
-    async def _ask(self, key: bytes, token: str) -> Reviewed:
-        loop = asyncio.get_running_loop()
-        reviewed = await loop.run_in_executor(self._pool, self._reviewer, token)
-        seconds = _CACHED_SECONDS if reviewed.authenticated else _REFUSED_SECONDS
-        self._known[key] = (self._clock() + seconds, reviewed)
-        while len(self._known) > _MOST_CACHED:
-            self._known.popitem(last=False)
-        return reviewed
-
-
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untyped
-    """Lets no call through but health checks before it is known who calls. refused: is told the
-    reason of every refusal.
-    """
-
-    def __init__(self, admission: Admission, refused: Callable[[str], None]) -> None:
-        self._admission, self._refused = admission, refused
-
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler, behind the question who calls."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(_HEALTH):
-            return handler
-        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-        kind = next(name for name in kinds if getattr(handler, name) is not None)
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        guarded: grpc.RpcMethodHandler[Any, Any] = make(
-            self._guarded(getattr(handler, kind)),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-        return guarded
-
-    def _guarded(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        """All handlers are coroutines, or, like those of reflection, asynchronous generators."""
-        if inspect.isasyncgenfunction(inner):
-
-            async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-                await self._admit(context)
-                async for answer in inner(request, context):
-                    yield answer
-
-            return stream
-
-        async def call(request: Any, context: Any) -> Any:
-            await self._admit(context)
-            return await inner(request, context)
-
-        return call
-
-    async def _admit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def _review(self, key: bytes, token: str, peer: str) -> Reviewed:
+        """Raises RefusedError."""
         try:
-            CALLER.set(await self._admission(context))
-        except RefusedError as refused:
-            self._refused(refused.reason)
-            await context.abort(refused.code, refused.message)
+            return await self.reviews.ask(key, token, peer, known=key in self._good)
+        except ReviewUnavailableError as error:
+            _log.warning("access.review_failed", reason=str(error))
+            raise RefusedError(
+                grpc.StatusCode.UNAVAILABLE, "review_failed", "the token could not be reviewed"
+            ) from None
+        except CrowdedError:
+            raise RefusedError(
+                grpc.StatusCode.UNAVAILABLE, "crowded", "too many tokens wait for their review"
+            ) from None
+
+    def _known(self, key: bytes) -> Reviewed | None:
+        for cache in (self._good, self._bad):
+            found = cache.get(key)
+            if found is not None and self._clock() < found[0]:
+                cache.move_to_end(key)
+                return found[1]
+        return None
+
+    def _remember(self, key: bytes, reviewed: Reviewed) -> None:
+        """Two caches: invented tokens never push out good ones."""
+        self._good.pop(key, None)
+        self._bad.pop(key, None)
+        cache = self._good if reviewed.authenticated else self._bad
+        seconds = _CACHED_SECONDS if reviewed.authenticated else _REFUSED_SECONDS
+        cache[key] = (self._clock() + seconds, reviewed)
+        while len(cache) > _MOST_CACHED:
+            cache.popitem(last=False)
+
+
+def peer_address(peer: str) -> str:
+    """The address of gRPC's peer without its port; '' for a Unix socket."""
+    kind, _, rest = peer.partition(":")
+    return rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""

@@ -40,6 +40,10 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", _MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", 1024),
+    # Calls that came in one turn of the loop wait to be taken; from 1,000 on gRPC would by default
+    # cancel some of them at random, known callers' too.
+    ("grpc.server.max_pending_requests", 16_384),
+    ("grpc.server.max_pending_requests_hard_limit", 32_768),
     # Otherwise a second server binds the same port and takes every other connection.
     ("grpc.so_reuseport", 0),
 ]

@@ -29,13 +29,21 @@ STATE_FORMAT = 1
 class RunInfo:
     """run.json: the run's identity. uid: drawn once, when the work directory is created.
     first_total_steps: `training.totalSteps` of the first start, the learning rate's default
-    schedule; None in a run from before it was recorded.
+    schedule; None in a run from before it was recorded. holder_uid, held_by: uid and name of the
+    TrainingRun that has adopted the records, "" while they are the run's own.
     """
 
     uid: str
     name: str
     manifest_digest: str
     first_total_steps: int | None = None
+    holder_uid: str = ""
+    held_by: str = ""
+
+    @property
+    def holder(self) -> str:
+        """Uid of the TrainingRun whose records these are."""
+        return self.holder_uid or self.uid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,13 +135,12 @@ def load(kind: type[T], data: bytes) -> T:
     return record
 
 
-def load_any(kind: Any, data: bytes) -> Any:
-    """`load` for a union or generic type that has no class of its own."""
-    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+def load_at(store: Store, kind: type[T], key: str) -> T:
+    """The record under a key. Raises KeyMissing, and DocumentError naming the key."""
     try:
-        return adapter.validate_json(data, extra="forbid")
-    except ValidationError as error:
-        raise DocumentError(str(error.errors()[0])) from error
+        return load(kind, store.get(key)[0])
+    except DocumentError as error:
+        raise DocumentError(f"{key}: is damaged ({error}); restore it from a copy") from error
 
 
 def read_manifest(store: Store, folder: str) -> StateManifest | None:
@@ -181,7 +188,7 @@ def saved_states(store: Store, kind: StateKind) -> list[StateRef]:
 
 def lineage_entries(store: Store) -> list[LineageEntry]:
     """The whole lineage log, by epoch."""
-    found = [load(LineageEntry, store.get(i.key)[0]) for i in store.list(keys.LINEAGE_PREFIX)]
+    found = [load_at(store, LineageEntry, i.key) for i in store.list(keys.LINEAGE_PREFIX)]
     return sorted(found, key=lambda entry: entry.epoch)
 
 

@@ -17,11 +17,6 @@ SUPPRESSED_PREFIX = "suppressed/"
 HISTORY_PREFIX = "history/"
 
 
-def lineage(epoch: int) -> str:
-    """The create-only record that opened an epoch (>= 1)."""
-    return f"{LINEAGE_PREFIX}{epoch}.json"
-
-
 def attempt(number: int) -> str:
     """The create-only record that a start of the trainer took this number."""
     return f"{ATTEMPTS_PREFIX}{number:06d}.json"

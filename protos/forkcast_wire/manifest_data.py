@@ -96,19 +96,25 @@ class TextFormat(StrEnum):
 
 
 class TextSource(Part):
-    """Text from a file, a folder, the standard library's own sources, or a data set."""
+    """Text from a file, a folder, the standard library's own sources, or a data set. A file is UTF-8
+    or begins with a byte order mark, which is no text; its CRLF and CR become LF; a file of which more
+    than one character in a thousand is neither is refused, fewer are replaced and counted in the
+    trainer's log. Compressed files (gz, zst, xz, bz2) are unpacked. In a folder hidden files are
+    skipped, links followed, and each real file is read once. The text of an end-of-text token is text.
+    """
 
     uri: Uri
     """A file or folder, `python-stdlib:` (the standard library's own sources), or a hub id of the
     `datasets` library. Relative paths are relative to the manifest."""
     format: TextFormat = TextFormat.AUTO
-    """What stands at the uri. Auto: by the file's suffix. Dataset: a hub id."""
+    """What is at the uri. Auto: by the file's suffix, `.parquet`, JSON lines (`.jsonl`, `.ndjson`,
+    `.json`; in a folder `.json` only if compressed), or text. Dataset: a hub id."""
     config_name: Annotated[str, Field(max_length=256, pattern=PLAIN_PATTERN)] | None = None
     """Configuration of the data set, e.g. wikitext-103-raw-v1."""
     split: Annotated[str, Field(min_length=1, max_length=64, pattern=PLAIN_PATTERN)] = "train"
     """Split of the data set."""
     text_column: Annotated[str, Field(min_length=1, max_length=128, pattern=PLAIN_PATTERN)] = "text"
-    """Column that holds the text, in Parquet files and data sets."""
+    """Column that holds the text, in Parquet files, JSON lines and data sets."""
     max_bytes: Count = 0
     """Stop reading after this much text, bytes; 0 = all of it."""
 

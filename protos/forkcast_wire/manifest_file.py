@@ -150,6 +150,10 @@ def refuse_cluster_only(spec: TrainingRunSpec) -> None:
     if spec.parallelism.nodes > 1:
         rule = f"{spec.parallelism.nodes} nodes need a cluster"
         raise ManifestError("spec.parallelism.nodes", rule, "set 1, or use kubectl apply")
+    if spec.storage.adopt_from is not None:
+        rule = "records are adopted on a cluster only"
+        remedy = "leave it out, and give the former run's --workdir"
+        raise ManifestError("spec.storage.adoptFrom", rule, remedy)
     if spec.branching.executor == "Pod":
         raise ManifestError("spec.branching.executor", "Pod needs a cluster", "set Auto")
 

@@ -134,9 +134,16 @@ class Storage(Part):
         Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] | None
     ) = None
     """Name of the bucket; it must exist."""
-    prefix: Annotated[str, Field(max_length=512, pattern=r"^([A-Za-z0-9._-]+/)*$")] = ""
-    """What all keys begin with; ends with a slash. On a cluster it continues below the run's own
+    prefix: Annotated[
+        str, Field(max_length=512, pattern=r"^(\.?[A-Za-z0-9_-][A-Za-z0-9._-]*/)*$")
+    ] = ""
+    """What all keys begin with; ends with a slash, and no folder of it is `..`. On a cluster it continues below the run's own
     prefix, `<prefix of the release><namespace>/<name>-<uid>/`."""
+    adopt_from: (
+        Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")] | None
+    ) = None
+    """Kubernetes only: name or uid of a former run of the namespace, ended, suspended or deleted with
+    its records retained; its records, states and statistics become this run's."""
     region: Annotated[str, Field(max_length=64, pattern=PLAIN_PATTERN)] = "us-east-1"
     """Region that requests are signed for."""
     credentials_dir: Uri | None = None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
+import io
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -19,10 +23,48 @@ _TURN_SECONDS = 0.1
 _LOOK_SECONDS = 0.5
 
 
+class Lossy(io.TextIOBase):
+    """A text stream whose lines may be lost: a full disk, or a reader that has gone, ends nobody's
+    work.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's."""
+        return self._stream.encoding
+
+    def write(self, text: str, /) -> int:
+        """Write, or lose the text."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or keep it for the next time."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        """The stream's."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """The stream's."""
+        return self._stream.isatty()
+
+
 def configure_logging(component: str) -> None:
     """JSON lines on stderr, one event a line, with the component's name; control characters come
     out escaped, so that no message can forge a line. Warnings of libraries come out the same way.
+    From here on a line that cannot be written, on stdout or stderr, is lost.
     """
+    sys.stdout, sys.stderr = Lossy(sys.stdout), Lossy(sys.stderr)
     os.environ.setdefault("FORKCAST_COMPONENT", component)
     stamp: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -33,7 +75,7 @@ def configure_logging(component: str) -> None:
     render = structlog.processors.JSONRenderer()  # ASCII only: every control character is escaped
     structlog.configure(
         processors=[*stamp, render],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", sys.stderr)),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
     libraries = logging.StreamHandler(sys.stderr)
@@ -45,6 +87,15 @@ def configure_logging(component: str) -> None:
     )
     logging.basicConfig(handlers=[libraries], level=logging.WARNING, force=True)
     structlog.contextvars.bind_contextvars(component=component)
+
+
+def raise_file_limit() -> None:
+    """Allow this process as many open files as it may have: each connection takes one, and the
+    usual soft limit of 1,024 is for programs that call select().
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS gives no such number
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def die_with_parent() -> None:

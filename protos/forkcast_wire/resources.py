@@ -404,18 +404,6 @@ class BranchSpec(Part):
     """When a candidate is accepted."""
 
 
-class BranchPhase(StrEnum):
-    """Where a branch is; the names of the core's phases."""
-
-    FORKING = "Forking"
-    DRAFTING = "Drafting"
-    VERIFYING = "Verifying"
-    DECIDING = "Deciding"
-    COLLAPSING = "Collapsing"
-    RELEASING = "Releasing"
-    FINISHED = "Finished"
-
-
 class DraftStatus(Part):
     """The draft: draft.json in the store holds all of it."""
 

@@ -17,14 +17,16 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 from forkcast_wire import channel, crash, crash_calls
-from forkcast_wire.access import Admission, ByCertificate, ByToken, Guard
+from forkcast_wire.access import OPERATOR, Admission, ByCertificate, ByToken
+from forkcast_wire.guard import Guard, Places
 from forkcast_wire.termination import Stop
 from forkcast_wire.token_review import ApiReviewer
 
 _log = structlog.get_logger()
 _GRACE_SECONDS = 1.0
-#: Calls of all peers at once, streams included; more are RESOURCE_EXHAUSTED.
-_MOST_CALLS = 4096
+#: Calls of all peers at once, of those included who are being refused. The last resort: what one
+#: caller may have open is bounded by Places, with room left for operators.
+_MOST_CALLS = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,7 @@ class Serving:
     tls: Path | None
     auth: Literal["mtls", "token"]
     operators: frozenset[str]
+    trust_domain: str
     audience: str
     review: tuple[str, Path, Path] | None
     insecure_dev: bool
@@ -47,12 +50,13 @@ class Serving:
         if self.tls is None:
             return None
         if self.auth == "mtls":
-            return ByCertificate(self.operators)
+            return ByCertificate(self.operators, self.trust_domain)
         if self.review is None:
-            return ByToken(ApiReviewer.in_cluster(self.audience), self.operators)
+            in_cluster = ApiReviewer.in_cluster(self.audience)
+            return ByToken(in_cluster, self.operators, self.audience)
         url, ca, token = self.review
         reviewer = ApiReviewer(url=url, ca=ca, token=token, audience=self.audience)
-        return ByToken(reviewer, self.operators)
+        return ByToken(reviewer, self.operators, self.audience)
 
 
 def add_arguments(parser: argparse.ArgumentParser, audience: str) -> None:
@@ -71,7 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser, audience: str) -> None:
         action="append",
         default=[],
         metavar="NAMESPACE/ACCOUNT",
-        help="who may do everything; also a certificate's common name; may be given again",
+        help="who may do everything; cn:NAME for a certificate's common name; may be given again",
+    )
+    add(
+        "--trust-domain",
+        default="cluster.local",
+        help="of the certificates' SPIFFE ids; those of other domains are refused",
     )
     add("--audience", default=audience, help="of the tokens")
     add("--review-url", help="API server for TokenReview; default: the pod's own cluster")
@@ -92,11 +101,17 @@ def from_arguments(given: argparse.Namespace) -> Serving:
         raise ValueError(f"--review-url {given.review_url}: tokens go over https only")
     if given.auth == "token" and given.tls is None:
         raise ValueError("--auth token: needs --tls, tokens never go in plain text")
+    for one in given.operator:
+        if not OPERATOR.fullmatch(one):
+            raise ValueError(
+                f"--operator {one}: NAMESPACE/ACCOUNT, or cn:{one} for a certificate's common name"
+            )
     return Serving(
         listen=given.listen,
         tls=given.tls,
         auth=given.auth,
         operators=frozenset(given.operator),
+        trust_domain=given.trust_domain,
         audience=given.audience,
         review=review if all(review) else None,
         insecure_dev=given.insecure_dev,
@@ -110,7 +125,7 @@ def from_arguments(given: argparse.Namespace) -> Serving:
 class Service:
     """What is served. name: of the gRPC service. add: puts its servicer into a server. refused: is
     told the reason of every refused caller. receive_bytes: of the largest request. drain: ends the
-    open streams.
+    open streams. places: what a caller may have open.
     """
 
     name: str
@@ -119,6 +134,7 @@ class Service:
     refused: Callable[[str], None]
     receive_bytes: int
     drain: Callable[[], Awaitable[None]]
+    places: Places = Places()  # noqa: RUF009  frozen
 
 
 class Running(AbstractAsyncContextManager["Running"]):
@@ -128,10 +144,9 @@ class Running(AbstractAsyncContextManager["Running"]):
 
     def __init__(self, serving: Serving, service: Service) -> None:
         self._serving, self._service = serving, service
-        admission = serving.admission()
-        guards = () if admission is None else (Guard(admission, service.refused),)
+        guard = Guard(serving.admission(), service.refused, service.places, service.receive_bytes)
         self._server = grpc.aio.server(
-            interceptors=[*guards, *crash_calls.of_server()],
+            interceptors=[guard, *crash_calls.of_server()],
             options=channel.server_options(serving.listen, service.receive_bytes),
             maximum_concurrent_rpcs=_MOST_CALLS,
         )

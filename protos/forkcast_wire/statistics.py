@@ -6,7 +6,6 @@ The monitor writes it; reports and replays read it. The schema is documented in 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from forkcast.records import StepStats
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
+from forkcast_wire.files import replaced
 
 _COLUMNS = tuple(field.name for field in fields(StepStats))
 _LISTS = ("attention_entropy", "activation_mean", "activation_sd")
@@ -73,12 +73,8 @@ def write_chunk(rows: list[dict[str, Any]], folder: Path) -> Path:
     """Write rows as one Parquet file, atomically."""
     first = rows[0]
     path = folder / chunk_name(first["epoch"], first["attempt"], first["step"])
-    partial = path.with_name(f".{path.name}.part")  # readers of the folder pass over hidden files
-    with partial.open("wb") as file:
+    with replaced(path) as file:
         pq.write_table(to_table(rows), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
     return path
 
 

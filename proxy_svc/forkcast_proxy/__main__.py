@@ -19,10 +19,13 @@ from forkcast_proxy import metrics
 from forkcast_proxy.server import SHIPPED, Proxy
 from forkcast_wire import serving
 from forkcast_wire.forkcast_pb2_grpc import add_ProxyServicer_to_server
-from forkcast_wire.process import configure_logging, die_with_parent
+from forkcast_wire.guard import Places
+from forkcast_wire.process import configure_logging, die_with_parent, raise_file_limit
 
 #: Of one request: a window of 65,536 steps fits no more than one of the shipped size needs to.
 RECEIVE_BYTES = 4 << 20
+#: A request in service takes some 50 MiB at most; nobody but an operator asks for forecasts.
+PLACES = Places(at_once=4, waiting=64, operators_only=True)
 
 
 def main() -> int:
@@ -33,6 +36,7 @@ def main() -> int:
     given = parser.parse_args()
     configure_logging("proxy")
     die_with_parent()
+    raise_file_limit()
     stop = termination.stop_event_on_sigterm()
     try:
         asyncio.run(_serve(given, stop))
@@ -51,6 +55,7 @@ async def _serve(given: argparse.Namespace, stop: termination.Stop) -> None:
         refused=lambda reason: metrics.REFUSED.labels(reason).inc(),
         receive_bytes=RECEIVE_BYTES,
         drain=proxy.drain,
+        places=PLACES,
     )
     structlog.get_logger().info("proxy.model", note=proxy.note)
     await serving.serve_until(stop, serving.from_arguments(given), service)

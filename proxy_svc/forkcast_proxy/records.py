@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from forkcast.actions import Action
 from forkcast.records import WINDOW_COLUMNS, FloatArray, Window
+from forkcast_wire.files import replaced
 
 _MEDIAN_STEPS = 20
 _ACTION = {
@@ -103,10 +104,9 @@ class Record:
 
 def write(records: Sequence[Record], path: Path) -> None:
     """Write all records, atomically: a reader sees the old file or the new one."""
-    partial = path.with_name(path.name + ".part")
     table = pa.Table.from_pylist([_row(one) for one in records], SCHEMA)
-    pq.write_table(table, partial, compression="zstd")
-    partial.replace(path)
+    with replaced(path) as file:
+        pq.write_table(table, file, compression="zstd")
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from forkcast_cli.__main__ import app
 from forkcast_cli.facts import gather
 from forkcast_cli.report import report_document
 from forkcast_cli.supervisor import Supervisor
-from forkcast_cli.view import look
+from forkcast_cli.view import RunReader, look
 from forkcast_wire.completion import completion, record
 from forkcast_wire.documents import Complete
 from forkcast_wire.manifest import TrainingRun
@@ -123,7 +123,8 @@ def prepared(folder, total, **schedule):
 def test_a_trainer_that_was_stopped_in_the_extension_is_started_again(tmp_path):
     """Regression: the end of the shorter run made SIGTERM in the longer one a success."""
     spec = prepared(tmp_path, 80).manifest.spec
-    one = Supervisor(spec, tmp_path)
+    reader = RunReader(tmp_path)
+    one = Supervisor(spec, tmp_path, lambda _: reader.look().complete is not None)
     trainer = one.children["trainer"]
     for child in one.children.values():
         child.done = child is not trainer
@@ -132,7 +133,8 @@ def test_a_trainer_that_was_stopped_in_the_extension_is_started_again(tmp_path):
     )
     trainer.process = subprocess.Popen([sys.executable, "-c", ""])
     trainer.process.wait()
-    one.look()
+    one.look()  # it has left
+    one.look()  # and the store shows that it has to go on
     assert not trainer.done
     assert trainer.deaths == 1
     record(
@@ -140,7 +142,8 @@ def test_a_trainer_that_was_stopped_in_the_extension_is_started_again(tmp_path):
     )
     trainer.process = subprocess.Popen([sys.executable, "-c", ""])
     trainer.process.wait()
-    one.look()
+    one.look()  # it has left
+    one.look()  # and the store shows that it has to go on
     assert trainer.done
 
 

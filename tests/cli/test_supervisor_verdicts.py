@@ -41,3 +41,60 @@ def test_a_crash_is_started_again(died):
     child = died(b"Traceback (most recent call last):\nRuntimeError: a peer is gone\n", processes=2)
     assert child.not_before > 101.0
     assert died(b"error: said by a process that is not torchrun's\n", processes=1).deaths == 1
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A supervisor of a run with a monitor and an operator; nothing is started."""
+    (tmp_path / "logs").mkdir()
+    spec = TrainingRunSpec.model_validate(
+        {
+            "data": {"train": {"uri": "python-stdlib:"}},
+            "training": {"totalSteps": 10},
+            "branching": {"mode": "Enforce"},
+        }
+    )
+    return Supervisor(spec, tmp_path)
+
+
+def test_a_disk_that_is_full_delays_a_start_and_is_said(whole, monkeypatch):
+    """Regression: attempts.json could not be written, and the whole run ended in a traceback."""
+
+    def full(name):
+        raise OSError(28, "No space left on device", "attempts.json")
+
+    monkeypatch.setattr(whole, "start", full)
+    whole.look()
+    assert "attempts.json: No space left on device" in whole.trouble
+    assert all(child.not_before > 0 for child in whole.children.values())
+    started = []
+    monkeypatch.setattr(whole, "start", started.append)
+    for child in whole.children.values():
+        child.not_before = 0.0
+    whole.look()
+    assert started == list(whole.children)
+    assert whole.trouble == ""
+
+
+@pytest.mark.parametrize("name", ["monitor", "operator", "rollouts", "proxy"])
+def test_a_service_that_dies_again_and_again_does_not_end_the_training(whole, name):
+    child = whole.children[name]
+    for _ in range(20):
+        child.started = 100.0
+        whole._died(child, 1, 101.0)
+    assert f"{name} exits with 1 again and again" in whole.trouble
+    whole.children["trainer"].done = True  # a branch is open, and nobody can end it
+    with pytest.raises(RunFailedError, match=name):
+        whole._died(child, 1, 101.0)
+
+
+def test_a_trainer_that_dies_again_and_again_ends_the_run(whole):
+    trainer = whole.children["trainer"]
+
+    def die():
+        for _ in range(8):
+            trainer.started = 100.0
+            whole._died(trainer, 1, 101.0)
+
+    with pytest.raises(RunFailedError, match="trainer exits with 1"):
+        die()

@@ -66,3 +66,24 @@ def test_a_folder_older_than_a_field_is_resumed(folder):
     del document["spec"]["image"]
     path.write_text(json.dumps(document))
     workdir.prepare(folder, _manifest())
+
+
+def test_a_folder_that_everybody_may_write_to_is_closed_to_others(tmp_path, capsys):
+    folder = tmp_path / "w"
+    folder.mkdir()
+    for mode, after in ((0o777, 0o775), (0o757, 0o755), (0o775, 0o775), (0o700, 0o700)):
+        folder.chmod(mode)
+        with workdir.locked(folder):
+            assert folder.stat().st_mode & 0o777 == after
+        said = capsys.readouterr().err
+        assert ("was writable for every user; it no longer is" in said) is (mode != after)
+
+
+def test_a_shared_folder_is_refused_and_left_as_it_is(tmp_path):
+    folder = tmp_path / "w"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    refused = pytest.raises(ManifestError, match="writable for every user; choose a folder of your")
+    with refused, workdir.locked(folder):
+        pass
+    assert folder.stat().st_mode & 0o7777 == 0o1777

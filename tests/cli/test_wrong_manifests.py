@@ -420,6 +420,10 @@ def test_what_is_no_path_stays_as_it_is(folder, name):
         ("suspend: true", "spec.suspend: the run is suspended"),
         ("parallelism: {nodes: 2}", "spec.parallelism.nodes: 2 nodes need a cluster"),
         ("branching: {executor: Pod}", "spec.branching.executor: Pod needs a cluster"),
+        (
+            "storage: {adoptFrom: gpt}",
+            "spec.storage.adoptFrom: records are adopted on a cluster only",
+        ),
     ],
 )
 def test_what_only_a_cluster_can_do_is_refused_by_run(folder, lines, said):

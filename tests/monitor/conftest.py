@@ -100,10 +100,11 @@ class Process:
         self.folder, self.arguments = folder, arguments
         self.environment = {**os.environ, **dict(environment)}
         self.process = None
+        self.prefix = ()
 
     def start(self):
         self.log = (self.folder / "monitor.log").open("ab")
-        command = [sys.executable, "-m", "forkcast_monitor", *self.arguments]
+        command = [*self.prefix, sys.executable, "-m", "forkcast_monitor", *self.arguments]
         self.process = subprocess.Popen(
             command, cwd=self.folder, stderr=self.log, env=self.environment
         )

@@ -24,6 +24,7 @@ def serving(listen, **more):
         "tls": None,
         "auth": "mtls",
         "operators": frozenset(),
+        "trust_domain": "cluster.local",
         "audience": "",
         "review": None,
         "insecure_dev": True,
@@ -60,6 +61,18 @@ async def served(folder, listen=None, **limits):
         for one in channels:
             await one.close()
     await runs.close()
+
+
+@contextlib.asynccontextmanager
+async def listening(monitor, target):
+    """Any monitor at a Unix socket: a channel to it."""
+    server = grpc.aio.server()
+    add_MonitorServicer_to_server(monitor, server)
+    server.add_insecure_port(target)
+    await server.start()
+    async with open_channel(target, aio=True) as channel:
+        yield channel
+    await server.stop(None)
 
 
 async def hello(stub, uid):

@@ -30,6 +30,15 @@ AUDIENCE = "forkcast-monitor"
 OPERATOR = ("forkcast-system", "forkcast-operator")
 
 
+def token_of(name, audience=AUDIENCE, expires=1 << 40):
+    """What looks like a service account's token, and is known to the reviews by ``name``."""
+
+    def part(claims):
+        return base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+
+    return f"{part({'alg': 'RS256'})}.{part({'aud': [audience], 'exp': expires})}.{name}"
+
+
 class TokenReviews(ThreadingHTTPServer):
     """The API server's TokenReview: knows tokens, whose they are, for which audience."""
 
@@ -41,6 +50,8 @@ class TokenReviews(ThreadingHTTPServer):
         context.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self.tokens, self.asked, self.down = {}, Counter(), False
+        self.gate = threading.Event()  # no review ends while it is not set
+        self.gate.set()
         self.url = f"https://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -50,9 +61,11 @@ class TokenReviews(ThreadingHTTPServer):
             assert self.path == "/apis/authentication.k8s.io/v1/tokenreviews"
             assert self.headers["Authorization"] == "Bearer the-monitors-own"
             spec = body["spec"]
-            self.server.asked[spec["token"]] += 1
+            name = spec["token"].rpartition(".")[2]
+            self.server.asked[name] += 1
+            self.server.gate.wait(60)
             status = {"authenticated": False, "error": f"not {spec['token']}"}
-            user, audience = self.server.tokens.get(spec["token"], ("", ""))
+            user, audience = self.server.tokens.get(name, ("", ""))
             if audience in spec["audiences"]:
                 status = {
                     "authenticated": True,
@@ -86,7 +99,7 @@ class Secured:
         file = None
         if token is not None:
             file = self.folder / f"token-{token[-12:]}"
-            file.write_text(f"{token}\n")
+            file.write_text(f"{token if '.' in token else token_of(token)}\n")
         security = ClientSecurity(ca=self.ca, token=file)
         return open_channel(f"127.0.0.1:{self.port}", aio=aio, security=security)
 
@@ -217,7 +230,7 @@ def test_a_token_is_asked_about_once_and_read_anew_when_replaced(secured, review
             asked = [stub.ListRuns(pb.ListRunsRequest()) for _ in range(20)]
             assert all(len(reply.runs) == 1 for reply in await asyncio.gather(*asked))
             assert reviews.asked["first-token"] == 1
-            (secured.folder / "token-first-token").write_text("second-token")
+            (secured.folder / "token-first-token").write_text(token_of("second-token"))
             await stub.ListRuns(pb.ListRunsRequest())
             assert reviews.asked["second-token"] == 1
 
@@ -257,20 +270,24 @@ def test_the_cache_is_for_a_minute_and_bounded(monkeypatch):
     asked, now = Counter(), [0.0]
 
     def reviewer(token):
-        asked[token] += 1
-        if token == "down":
+        name = token.rpartition(".")[2]
+        asked[name] += 1
+        if name == "down":
             raise ReviewUnavailableError
-        return Reviewed(authenticated=token != "bad", namespace="n", account="a")
+        return Reviewed(authenticated=name != "bad", namespace="n", account="a")
 
     class Context:
         def __init__(self, token):
             self.token = token
 
         def invocation_metadata(self):
-            return (("authorization", f"Bearer {self.token}"),)
+            return (("authorization", f"Bearer {token_of(self.token)}"),)
+
+        def peer(self):
+            return "ipv4:10.0.0.1:1234"
 
     async def play():
-        admission = access.ByToken(reviewer, frozenset({"n/a"}), clock=lambda: now[0])
+        admission = access.ByToken(reviewer, frozenset({"n/a"}), AUDIENCE, clock=lambda: now[0])
 
         async def ask(token):
             try:
@@ -293,7 +310,7 @@ def test_the_cache_is_for_a_minute_and_bounded(monkeypatch):
             await ask(f"t{n}")
         await ask("good")
         assert asked["good"] == 3
-        assert len(admission._known) == 3
+        assert len(admission._good) == 3
 
     asyncio.run(play())
 
@@ -304,11 +321,16 @@ def test_certificates_say_whose_they_are(tmp_path):
     teams = authority.issue(tmp_path / "teams", uri="spiffe://cluster.local/ns/team/sa/trainer")
     named = authority.issue(tmp_path / "named", name="the-operator")
     strange = Authority().issue(tmp_path / "strange", name="the-operator")
+    operator = "ns/forkcast-system/sa/forkcast-operator"
+    foreign = authority.issue(tmp_path / "foreign", uri=f"spiffe://elsewhere.example/{operator}")
+    posing = authority.issue(tmp_path / "posing", name="forkcast-system/forkcast-operator")
+    prefixed = authority.issue(tmp_path / "prefixed", name="cn:the-operator")
+    true = authority.issue(tmp_path / "true", uri=f"spiffe://cluster.local/{operator}")
     target = f"127.0.0.1:{port}"
     monitor = Process(
         tmp_path,
         *("--state", "state", "--listen", target, "--tls", str(served)),
-        *("--operator", "the-operator"),
+        *("--operator", "cn:the-operator", "--operator", "forkcast-system/forkcast-operator"),
     ).start()
 
     async def ask():
@@ -324,6 +346,18 @@ def test_certificates_say_whose_they_are(tmp_path):
             window = pb.GetWindowRequest(run_uid="b")
             assert await code_of(stub.GetWindow(window)) == "PERMISSION_DENIED"
             assert await code_of(stub.RegisterRun(registration("c"))) == "PERMISSION_DENIED"
+        for tls, code in (
+            (true, None),
+            (foreign, "UNAUTHENTICATED"),  # signed by our authority, for another domain
+            (posing, "PERMISSION_DENIED"),  # a common name is never an account
+            (prefixed, "PERMISSION_DENIED"),
+        ):
+            async with open_channel(target, aio=True, tls=tls) as channel:
+                call = MonitorStub(channel).RegisterRun(registration("c"))
+                if code is None:
+                    await call
+                else:
+                    assert await code_of(call) == code
         for channel in (
             open_channel(target, aio=True, tls=strange),
             open_channel(target, aio=True, insecure_dev=True),
@@ -345,6 +379,7 @@ def test_certificates_say_whose_they_are(tmp_path):
         (["--listen", "127.0.0.1:0", "--auth", "token"], "needs --tls"),
         (["--listen", "unix:x", "--review-url", "https://x"], "go together"),
         (["--listen", "127.0.0.1:0", "--tls", "missing"], "No such file"),
+        (["--listen", "unix:x", "--operator", "the-operator"], "cn:the-operator"),
     ],
 )
 def test_what_would_not_be_safe_does_not_start(tmp_path, arguments, says):

@@ -11,6 +11,7 @@ import pytest
 from forkcast.actions import Action
 from forkcast.lineage import LineageEntry
 from forkcast.records import StateKind, StateRef, StepStats, Trigger, TriggerRule
+from forkcast_cli.log_rows import Log
 from forkcast_cli.replay import replay
 from forkcast_monitor.config import configure
 from forkcast_monitor.history import History
@@ -113,4 +114,4 @@ def test_a_replay_sees_what_was_seen_live(whole) -> None:
         trigger_step=SPIKE,
     )
     records = [row_to_stats(row) for row in read_history(whole.history.folder)]
-    assert replay(records, RULES, [entry]).triggers == whole.triggers
+    assert replay(Log(records, ()), RULES, [entry]).triggers == whole.triggers

@@ -12,8 +12,9 @@ import pytest
 
 from forkcast_monitor import server as monitor_server
 from forkcast_monitor.__main__ import RECEIVE_BYTES
-from forkcast_monitor.streams import Limits, Quota, peer_address
+from forkcast_monitor.streams import Limits, Quota
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.access import peer_address
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 
@@ -153,7 +154,9 @@ def test_a_run_whose_files_are_broken_is_the_only_one_that_fails(tmp_path):
             for uid in ("a", "b"):
                 await MonitorStub(channel).RegisterRun(registration(uid))
                 await Talker(channel, uid, statistics(uid, 5)).talk()
-        (tmp_path / "state" / "runs" / "a" / "monitor" / "attempts.json").write_text("{")
+        attempts = tmp_path / "state" / "runs" / "a" / "monitor" / "attempts.json"
+        attempts.unlink()
+        attempts.mkdir()  # cannot be read; text that is damaged would be put aside
         (tmp_path / "state" / "runs" / "c").mkdir()
         (tmp_path / "state" / "runs" / "c" / "registration.json").write_text("{")
         async with served(tmp_path) as (_, connect):

@@ -170,6 +170,19 @@ def test_a_run_of_which_no_state_is_left_does_not_begin_again(saved_run, copied,
         resumed(saved_run, copied)
 
 
+def test_a_state_that_other_versions_wrote_is_taken_and_said(saved_run, copied, capsys):
+    assert resumed(saved_run, copied) == 30
+    assert "train.other_versions" not in capsys.readouterr().out
+    path = newest(copied) / "manifest.json"
+    document = json.loads(path.read_text())
+    document["versions"]["torch"] = "1.0.0"
+    path.write_text(json.dumps(document))
+    assert resumed(saved_run, copied) == 30
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "train.other_versions" in one]
+    assert "1.0.0" in line
+    assert "transformers" not in line
+
+
 def test_a_run_whose_only_state_is_that_of_step_0_may_begin_again(saved_run, copied):
     for step in STEPS:
         shutil.rmtree(copied / keys.state(StateKind.CHECKPOINT, 0, 0, step))

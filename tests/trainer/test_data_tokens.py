@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkcast_trainer.data import tokens
-from forkcast_trainer.data.batches import Batches, validation_batches, window_count
+from forkcast_trainer.data.batches import Batches, ValidationBatches, window_count
+from forkcast_trainer.data.files import source_files
 from forkcast_trainer.data.sampler import Sampler, SamplerState
-from forkcast_trainer.data.text import documents, source_files
+from forkcast_trainer.data.text import pieces
 from forkcast_trainer.data.tokens import open_tokenizer, prepare
 from forkcast_trainer.errors import DataError
 from forkcast_wire.manifest import Data, TextSource, Validation
@@ -27,7 +28,14 @@ POEM = "Größe, 東京 and\nplain words.\n"
 
 
 def read(uri, **more):
-    return list(documents(TextSource(uri=str(uri), **more), FIELD))
+    found, parts = [], []
+    for text, ends in pieces(TextSource(uri=str(uri), **more), FIELD):
+        parts.append(text)
+        if ends:
+            found.append("".join(parts))
+            parts = []
+    assert not parts
+    return found
 
 
 def data(uri, length=8, **more):
@@ -128,7 +136,7 @@ def test_max_bytes_is_a_limit_and_cuts_no_character(most):
     [
         (None, {"uri": "/no/such/file"}, "spec.data.train.uri", "does not exist"),
         ("empty", {}, "spec.data.train.uri", "holds no text; give more text"),
-        ("no-files", {}, "spec.data.train.uri", "holds no .md"),
+        ("no-files", {}, "spec.data.train.uri", "holds no .jsonl, .md"),
         ("short", {}, "spec.data.train", "fewer than one window of 9"),
         ("bad.parquet", {}, "spec.data.train.uri", "Parquet magic bytes"),
         ("columns.parquet", {}, "spec.data.train.textColumn", "no column text; one of: a, b"),
@@ -208,11 +216,11 @@ def test_text_is_tokenised_once(text, tmp_path):
 def test_ranks_that_start_together_tokenise_once(text, tmp_path, monkeypatch):
     seen, both = [], Barrier(2)
 
-    def noted(source, field):
+    def noted(source, field, counts):
         seen.append(field)
-        yield from documents(source, field)
+        yield from pieces(source, field, counts)
 
-    monkeypatch.setattr(tokens, "documents", noted)
+    monkeypatch.setattr(tokens, "pieces", noted)
 
     def rank(_):
         both.wait(30)
@@ -356,8 +364,8 @@ def test_a_batch_is_named_by_the_samplers_state(text, tmp_path):
 @pytest.mark.parametrize(("micro", "most"), [(4, 3), (1, 1), (7, 1000)])
 def test_validation_batches_are_fixed_and_never_repeat_a_window(text, tmp_path, micro, most):
     train, _ = prepare(data(text), tmp_path / "t", progress=False)
-    chosen = validation_batches(train, 8, micro, most)
-    again = validation_batches(train, 8, micro, most)
+    chosen = list(ValidationBatches(train, 8, micro, most))
+    again = list(ValidationBatches(train, 8, micro, most))
     assert all(np.array_equal(a, b) for a, b in zip(chosen, again, strict=True))
     assert all(1 <= len(batch) <= micro for batch in chosen)
     assert sum(map(len, chosen)) == min(window_count(train, 8), micro * most)

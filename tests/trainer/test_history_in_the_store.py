@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from forkcast import lineage
 from forkcast.actions import Action
 from forkcast.lineage import LineageEntry
 from forkcast.records import StateKind, StepStats
@@ -176,7 +177,7 @@ def test_the_steps_of_an_adopted_rollout_are_the_first_of_its_epoch(new_run, run
         base_step=base.step,
         trigger_step=base.step + 5,
     )
-    store.put(keys.lineage(1), dump(entry), create=True)
+    store.put(lineage.key(1), dump(entry), create=True)
     longer = run_in(run.folder, steps=40, every=30, ring=10)
     assert longer.start(attempt=1).wait() == 0
     places = [(row["epoch"], row["step"]) for row in history.read(store)]

@@ -1,9 +1,14 @@
 """Models by name: their size, their precision, their seed, and weights from a folder."""
 
+import json
+import pickle
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from forkcast_trainer.data.tokens import open_tokenizer
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.models import GROUPS, MODELS, build, group_of
 from forkcast_trainer.models.gpt2 import SHAPES
@@ -107,6 +112,51 @@ def test_broken_weights_are_refused_in_one_line(saved, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nothing like it")
     with pytest.raises(TrainerError, match=r"spec\.model\.source"):
         build(pretrained(tmp_path), 257, 32, 1)
+
+
+class _Harmful:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("content", ["pickle", "zip", "nonsense"])
+def test_weights_in_a_pickle_are_refused_unread(saved, tmp_path, content):
+    (tmp_path / "config.json").write_text((saved[0] / "config.json").read_text())
+    weights, left = tmp_path / "pytorch_model.bin", tmp_path / "left"
+    match content:
+        case "pickle":
+            weights.write_bytes(pickle.dumps(_Harmful(left)))
+        case "zip":
+            torch.save({"transformer.wte.weight": _Harmful(left)}, weights)
+        case _:
+            weights.write_bytes(b"nothing like it")
+    with pytest.raises(TrainerError, match=r"spec\.model\.source: .*safetensors") as caught:
+        build(pretrained(tmp_path), 257, 32, 1)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not left.exists()
+
+
+def test_code_beside_a_model_or_a_tokenizer_is_not_run(saved, tmp_path):
+    folder, left = saved[0], tmp_path / "left"
+    here = tmp_path / "model"
+    here.mkdir()
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.Config"}
+    (here / "config.json").write_text(json.dumps(config))
+    (here / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    own = {"auto_map": {"AutoTokenizer": ["code.Own", None]}, "tokenizer_class": "Own"}
+    (here / "tokenizer_config.json").write_text(json.dumps(own))
+    (here / "code.py").write_text(f"open({str(left)!r}, 'w')\n")
+    build(pretrained(here), 257, 32, 1)
+    with pytest.raises(TrainerError, match=r"spec\.data\.tokenizer") as caught:
+        open_tokenizer(str(here))
+    assert len(str(caught.value).splitlines()) == 1
+    assert not left.exists()
 
 
 def test_a_run_starts_from_weights_and_a_tokenizer_in_one_folder(saved, tmp_path):

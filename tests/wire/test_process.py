@@ -164,6 +164,27 @@ except ZeroDivisionError:
     assert {"timestamp"} <= ours.keys() & theirs.keys() & failed.keys()
 
 
+def test_a_line_that_cannot_be_written_ends_nothing() -> None:
+    """Regression: one log line on a full disk ended the training."""
+    program = """
+import logging, sys, warnings, structlog
+from forkcast_wire.process import configure_logging
+configure_logging("tester")
+for number in range(5000):
+    structlog.get_logger().info("a.b", number=number)
+logging.getLogger("library").warning("said by a library")
+warnings.warn("and by Python")
+print("said")
+print("and said", file=sys.stderr)
+sys.exit(7)
+"""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=full, timeout=60, check=False
+        )
+    assert done.returncode == 7
+
+
 def test_a_part_waits_until_its_predecessor_has_gone(tmp_path: Path) -> None:
     lock, held = tmp_path / "lock", tmp_path / "held"
     former = subprocess.Popen([sys.executable, "-c", _HOLDER, str(lock), str(held)])

@@ -328,13 +328,26 @@ def publish(
         state=ref,
         lossless=True,
         loss=meta.get("loss"),
-        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+        versions=_versions(),
     )
     try:
         store.put(keys.state_manifest(folder), dump(manifest), create=True)
     except AlreadyExists:
         return _same(read_manifest(store, folder), ref)
     return ref
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def other_versions(store: Store, ref: StateRef) -> dict[str, str]:
+    """The libraries that wrote the state in another version than this process has, by name. With
+    those a resume is as good as ever, but no longer exact to the bit.
+    """
+    manifest, ours = read_manifest(store, ref.key), _versions()
+    theirs = manifest.versions if manifest is not None else {}
+    return {name: version for name, version in theirs.items() if ours.get(name) != version}
 
 
 def _same(standing: StateManifest | None, ref: StateRef) -> StateRef:

@@ -23,7 +23,7 @@ from forkcast.spikes import SpikeScore
 from forkcast_trainer import clipping, internals, models, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
-from forkcast_trainer.data.batches import Batches, validation_batches
+from forkcast_trainer.data.batches import Batches, ValidationBatches
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.errors import TrainerError
@@ -121,10 +121,10 @@ class Engine:
         length = spec.data.sequence_length
         self._schedule = spec.learning_rate()
         self.batches = Batches(train, length, on_data)
-        self.validation = validation_batches(
+        self.validation = ValidationBatches(
             held, length, spec.training.micro_batch_size, spec.data.validation.max_batches
         )
-        self.full_validation = validation_batches(
+        self.full_validation = ValidationBatches(
             held, length, spec.training.micro_batch_size, 1 << 30
         )
         self.sampler = Sampler(self.batches.windows, SamplerState(spec.data.shuffle_seed))

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from forkcast_trainer.engine import ActionState, Position
+from forkcast_wire.files import replace_bytes
 
 _log = structlog.get_logger()
 _SECONDS = 0.5
@@ -33,9 +34,14 @@ class Progress:
         rate: float,
         validation_loss: float | None,
         dropped: int,
+        saved_step: int | None,
+        save_error: str,
         force: bool = False,
     ) -> None:
-        """word: running, held, stopped or finished. A disk that refuses is logged, no more."""
+        """word: running, held, stopped or finished. saved_step: of the newest durable state of the
+        epoch, or the one it was resumed from; None if there is none. save_error: why the last save
+        failed, '' if it did not. A disk that refuses is logged, no more.
+        """
         now = time.monotonic()
         if word == "running" and self.word != "held":
             self._seconds += now - self._looked
@@ -60,10 +66,10 @@ class Progress:
             "clipping": actions.clipping,
             "device": self._device,
             "dropped": dropped,
+            "saved_step": saved_step,
+            "save_error": save_error,
         }
-        partial = self._path.with_suffix(".part")
         try:
-            partial.write_text(json.dumps(document))
-            partial.replace(self._path)
+            replace_bytes(self._path, json.dumps(document).encode(), durable=False)
         except OSError as error:
             _log.warning("train.progress_not_written", error=str(error))

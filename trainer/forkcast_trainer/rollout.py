@@ -34,7 +34,7 @@ from forkcast_wire.store import AlreadyExists, put_document, read_document, wait
 
 T = TypeVar("T")
 _log = structlog.get_logger()
-_POLL_SECONDS = 0.05
+_POLL_SECONDS, _BUCKET_POLL_SECONDS = 0.05, 1.0
 _MEAN_WEIGHTS = 25
 _MOST_LOSSES = 1024
 #: Diverged: this many nats above the base's loss at this many steps in a row, or not finite.
@@ -77,16 +77,19 @@ class Rollout:
         store: Store,
         workdir: Path,
         *,
-        poll_seconds: float = _POLL_SECONDS,
+        poll_seconds: float | None = None,
         park_seconds: float = math.inf,
     ) -> None:
-        """poll_seconds: between two looks for the next wish. park_seconds: so long it waits for
-        one, then it leaves; another process begins at the base again.
+        """poll_seconds: between two looks for the next wish; None: as often as the store's kind
+        allows. park_seconds: so long it waits for one, then it leaves; another process begins at
+        the base again.
 
         Raises CheckpointError where the base cannot be restored.
         """
         self.job, self.spec, self.store, self.workdir = job, spec, store, workdir
-        self._poll_seconds, self._park_seconds = poll_seconds, park_seconds
+        by_store = _POLL_SECONDS if spec.storage.bucket is None else _BUCKET_POLL_SECONDS
+        self._poll_seconds = by_store if poll_seconds is None else poll_seconds
+        self._park_seconds = park_seconds
         self.engine = Engine(spec, job.run_uid, workdir, placement(spec))
         self.slots = slots_of(spec, workdir)
         scratch, admit = workdir / "scratch", partial(state.admit, self.engine)

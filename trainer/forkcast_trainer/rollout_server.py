@@ -39,6 +39,7 @@ from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
 from forkcast_wire.process import configure_logging, die_with_parent
 from forkcast_wire.store import (
     AlreadyExists,
+    Remembered,
     StoreError,
     StoreMisconfigured,
     StoreUnavailable,
@@ -49,7 +50,8 @@ from forkcast_wire.store import (
 )
 
 _log = structlog.get_logger()
-_LOOK_SECONDS = 0.1
+#: Between two looks; in a bucket, where each costs money, while children run and while none does.
+_LOOK_SECONDS, _BUCKET_BUSY_SECONDS, _BUCKET_SECONDS = 0.1, 0.5, 2.0
 _STARTS = 2
 #: Exit code of a child that ran out of device memory, and how often it is started again.
 _NO_MEMORY, _MEMORY_STARTS = 75, 8
@@ -174,6 +176,12 @@ class RolloutServer:
             return
 
 
+def _pause(spec: TrainingRunSpec, *, busy: bool) -> float:
+    if spec.storage.bucket is None:
+        return _LOOK_SECONDS
+    return _BUCKET_BUSY_SECONDS if busy else _BUCKET_SECONDS
+
+
 def main() -> int:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(prog="rollout_server", description=__doc__)
@@ -192,7 +200,7 @@ def main() -> int:
     except StoreMisconfigured as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  its last words
         return 2
-    server = RolloutServer(spec, store, given.workdir)
+    server = RolloutServer(spec, Remembered(store), given.workdir)
     _log.info("rollouts.serving")
     while not stop.is_set():
         try:
@@ -200,7 +208,7 @@ def main() -> int:
         except StoreError as error:
             _log.warning("rollouts.store", error=str(error))
             time.sleep(1)
-        stop.wait(_LOOK_SECONDS)
+        stop.wait(_pause(spec, busy=bool(server.children)))
     server.close()
     return 0
 

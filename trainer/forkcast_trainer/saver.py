@@ -18,13 +18,14 @@ from forkcast_trainer.checkpoint import Snapshot
 from forkcast_trainer.journal import Journal
 from forkcast_wire import catalogue, keys
 from forkcast_wire.manifest import Checkpoint
-from forkcast_wire.store import AlreadyExists, StoreError
+from forkcast_wire.store import AlreadyExists, StoreError, StoreUnavailable
 
 _log = structlog.get_logger()
 #: Finite, unskipped steps after which a state counts as good.
 GOOD_AFTER_STEPS = 25
-#: After a failed save the next copy is taken no sooner, seconds: a copy costs the step time.
-_RETRY_SECONDS = 2.0
+#: After a failed save the next copy is taken no sooner, seconds: a copy costs the step time. It
+#: doubles with each failure in a row.
+_RETRY_SECONDS, _MOST_RETRY_SECONDS = 2.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class _Chunk:
 
 
 class Saver:
-    """Owns the writing thread of rank 0. ``saved`` lists what became durable, oldest first."""
+    """Owns the writing thread of rank 0. ``saved`` lists what became durable, oldest first;
+    ``error`` says why the last save failed, '' if it did not.
+    """
 
     def __init__(self, store: Store, workdir: Path, rules: Checkpoint) -> None:
         self._store, self._rules = store, rules
@@ -67,6 +70,8 @@ class Saver:
         self._unhealthy_step = -1
         self._awaiting_good: list[StateRef] = []
         self.saved: list[StateRef] = []
+        self.error = ""
+        self._failures = 0
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
         self._thread.start()
 
@@ -92,6 +97,11 @@ class Saver:
             ref.kind is StateKind.CHECKPOINT and (ref.epoch, ref.step) == (epoch, step)
             for ref in tuple(self.saved)
         )
+
+    def newest_step(self, epoch: int) -> int | None:
+        """The step of the newest state of this epoch that this process has made durable."""
+        steps = [ref.step for ref in tuple(self.saved) if ref.epoch == epoch]
+        return max(steps, default=None)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until nothing is pending; False where the time ran out."""
@@ -146,9 +156,14 @@ class Saver:
             except Exception as error:  # noqa: BLE001  a failed save must not end the saver
                 step = item.snapshot.meta["step"]
                 _log.error("saver.failed", step=step, error=f"{type(error).__name__}: {error}")
+                self.error = error.why if isinstance(error, StoreUnavailable) else str(error)
                 with self._lock:
                     self._failed.add(item.kind)
-                    self._not_before = time.monotonic() + _RETRY_SECONDS
+                    wait = min(_RETRY_SECONDS * 2.0**self._failures, _MOST_RETRY_SECONDS)
+                    self._not_before = time.monotonic() + wait
+                    self._failures = min(self._failures + 1, 10)
+            else:
+                self.error, self._failures = "", 0
             finally:
                 self._idle.set()
         self._journal.write(whole=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
 import socket
 import threading
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch.distributed as dist
 
 from forkcast.ports import Store
 from forkcast_wire import keys
+from forkcast_wire.files import replace_bytes
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store import AlreadyExists, open_store, put_document, wait_for
 
@@ -66,6 +65,4 @@ def attempt_of_all(
 def adopt_identity(run_file: Path, workdir: Path) -> None:
     """Put run.json into the work directory, where everything looks for it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = workdir / f"{keys.RUN}.{os.getpid()}.part"
-    shutil.copyfile(run_file, partial)
-    partial.replace(workdir / keys.RUN)
+    replace_bytes(workdir / keys.RUN, run_file.read_bytes())

@@ -60,6 +60,7 @@ class TrainingRun:
         self.engine = Engine(spec, self.info.uid, workdir, self.place)
         self.engine.position.attempt = attempt
         self.base_step = 0
+        self._durable_step: int | None = None
         opened = self._resume()
         self.leads = self.place.rank == 0
         self.saver = Saver(self.store, workdir, spec.checkpoint) if self.leads else None
@@ -105,6 +106,7 @@ class TrainingRun:
             state.restore(self.engine, wait_for(lambda: self._fetched(ref), self.stop))
         if entry is not None:
             self.engine.position.epoch, self.base_step = entry.epoch, entry.base_step
+        self._durable_step = self.engine.position.step if ref is not None else None
         _log.info("train.start", step=self.engine.position.step, epoch=self.engine.position.epoch)
         return entry if entry is not None and ref == entry.state else None
 
@@ -151,12 +153,15 @@ class TrainingRun:
         except checkpoint.CheckpointError as error:
             _log.warning("train.checkpoint_refused", key=ref.key, error=str(error))
             return False
+        if others := checkpoint.other_versions(self.store, ref):
+            _log.warning("train.other_versions", written_with=others, key=ref.key)
         return True
 
     def _become(self, entry: LineageEntry, saved: checkpoint.Snapshot) -> None:
         state.restore(self.engine, saved)
         self.engine.position.epoch = entry.epoch
         self.base_step = entry.base_step
+        self._durable_step = self.engine.position.step
 
     # -------------------------------------------------------------------------------------- loop
 
@@ -374,6 +379,12 @@ class TrainingRun:
             return False
         return True
 
+    def _saved_step(self) -> int | None:
+        """The newest step of this epoch that a store holds: resumed from, adopted, or saved."""
+        saved = self.saver.newest_step(self.engine.position.epoch) if self.saver else None
+        known = [step for step in (saved, self._durable_step) if step is not None]
+        return max(known, default=None)
+
     def _tell_progress(self, word: str, *, force: bool = False) -> None:
         if self.saver is None:
             return
@@ -385,6 +396,8 @@ class TrainingRun:
             rate=engine.rates(engine.position.step)[0],
             validation_loss=self._validation_loss,
             dropped=self.reporter.dropped,
+            saved_step=self._saved_step(),
+            save_error=self.saver.error,
             force=force,
         )
 

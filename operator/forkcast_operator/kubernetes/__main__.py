@@ -59,6 +59,9 @@ _TICK_SECONDS: Final = 0.5
 #: The event loop has not turned for so long: it hangs.
 _STUCK_SECONDS: Final = 30.0
 _CONNECT_SECONDS: Final = 2.0
+_DEFINITION_SECONDS: Final = 10.0
+#: The watches and the lease have this long to end by themselves, and again after being cancelled.
+_LEAVE_SECONDS: Final = 5.0
 _USAGE: Final = 2
 
 
@@ -110,8 +113,9 @@ class Operator:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             cluster = await self._connect(folder)
             stack.push_async_callback(cluster.close)
-            jobsets = await cluster.knows(JOBSET)
-            kinds: list[Kind] = [RUN, BRANCH, JOB, POD, *([JOBSET] if jobsets else [])]
+            jobsets, branches = await cluster.knows(JOBSET), await cluster.knows(BRANCH)
+            kinds: list[Kind] = [RUN, JOB, POD]
+            kinds += [kind for kind, known in ((BRANCH, branches), (JOBSET, jobsets)) if known]
             pulse = watch.Pulse(kinds)
             lock = LeaseLock(
                 self._given.lease_name, self._given.lease_namespace, self._identity, cluster
@@ -128,30 +132,52 @@ class Operator:
             stack.callback(tick.cancel)
             stop = termination.stop_event_on_sigterm()  # until here it had nothing to give back
             leading = asyncio.create_task(lead(lock, lambda: self._work(runs)), name="lease")
-            watching = asyncio.create_task(self._watch(kinds, pulse, stop), name="watches")
-            done, _ = await asyncio.wait({leading, watching}, return_when=asyncio.FIRST_COMPLETED)
+            stopped = asyncio.Event()
+            watching = asyncio.create_task(self._watch(kinds, pulse, stopped), name="watches")
+            stopping = asyncio.create_task(_until(stop, stopped), name="stop")
+            tasks = {leading, watching, stopping}
+            if not branches:
+                tasks.add(asyncio.create_task(self._branches_served(folder), name="definitions"))
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 if not task.cancelled() and (error := task.exception()) is not None:
                     _log.error("operator.ended", task=task.get_name(), exc_info=error)
-            for task in (leading, watching):
+            if stopping in done:
+                await asyncio.wait({watching}, timeout=_LEAVE_SECONDS)
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait({leading, watching})
+            _, hanging = await asyncio.wait(tasks, timeout=_LEAVE_SECONDS)
             await lock.release()
-            return 0 if watching in done and watching.exception() is None else 1
+            code = 0 if stopping in done else 1
+            if hanging:  # the library that keeps the watches can hang in its own end; so would ours
+                _log.warning("operator.left", hanging=sorted(task.get_name() for task in hanging))
+                os._exit(code)
+            return code
 
     async def _connect(self, folder: Path) -> Cluster:
-        """To an API server that knows our kinds; waits for both."""
+        """To an API server that knows runs; waits for it. If it knows no branches, somebody is
+        deleting the definitions: runs that are on their way out still need their finalizer taken.
+        """
+        return await self._connect_to(RUN, folder, _CONNECT_SECONDS)
+
+    async def _connect_to(self, kind: Kind, folder: Path, pause: float) -> Cluster:
         for number in itertools.count():
             try:
-                cluster = await Cluster.connect(self._access, folder / f"kinds-{number}.json")
-                if await cluster.knows(RUN) and await cluster.knows(BRANCH):
+                file = folder / f"{kind[1]}-{number}.json"
+                cluster = await Cluster.connect(self._access, file)
+                if await cluster.knows(kind):
                     return cluster
-                _log.warning("operator.no_crds", remedy="install the chart's CRDs")
+                _log.warning("operator.no_crds", kind=kind[1], remedy="install the chart's CRDs")
                 await cluster.close()
             except ClusterError as error:
                 _log.warning("operator.no_api_server", error=str(error))
-            await asyncio.sleep(_CONNECT_SECONDS)
+            await asyncio.sleep(pause)
         raise AssertionError  # it counts for ever
+
+    async def _branches_served(self, folder: Path) -> None:
+        """Wait until branches are known; the operator then begins anew, with their watch."""
+        cluster = await self._connect_to(BRANCH, folder, _DEFINITION_SECONDS)
+        await cluster.close()
 
     def _runs(self, cluster: Cluster, *, jobsets: bool, stack: AsyncExitStack) -> Runs:
         loop = asyncio.get_running_loop()
@@ -184,14 +210,7 @@ class Operator:
             if meta["uid"] == uid:
                 self._queue.add((meta["namespace"], meta["name"]))
 
-    async def _watch(self, kinds: list[Kind], pulse: watch.Pulse, stop: termination.Stop) -> None:
-        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-
-        def end() -> None:
-            loop.remove_reader(stop.fileno())  # it stays readable
-            stopped.set()
-
-        loop.add_reader(stop.fileno(), end)
+    async def _watch(self, kinds: list[Kind], pulse: watch.Pulse, stopped: asyncio.Event) -> None:
         registry = watch.registry(kinds, self._view, self._queue.add, pulse, self._access)
         await kopf.operator(
             registry=registry,
@@ -241,6 +260,17 @@ class _Loop(asyncio.SelectorEventLoop):
 
     def add_signal_handler(self, *_handler: object) -> None:
         """Nothing."""
+
+
+async def _until(stop: termination.Stop, stopped: asyncio.Event) -> None:
+    """Until SIGTERM; then the event is set."""
+    loop, heard = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(stop.fileno(), heard.set)
+    try:
+        await heard.wait()
+    finally:
+        loop.remove_reader(stop.fileno())  # it stays readable
+    stopped.set()
 
 
 async def serve(given: argparse.Namespace, config: OperatorConfig) -> int:

@@ -70,6 +70,14 @@ async def configuration() -> Configuration:
     return found
 
 
+class Listed(list[Body]):
+    """The objects of a list, and the version of the cluster that they are of."""
+
+    def __init__(self, bodies: list[Body], version: str) -> None:
+        super().__init__(bodies)
+        self.version = version
+
+
 class Cluster:
     """A connection to the API server. Close it."""
 
@@ -119,7 +127,10 @@ class Cluster:
         what = f"{verb}:{kind[1]}"
         if writes:
             crash.reach(f"before-{what}")
-        resource = await self._resource(kind)
+        try:
+            resource = await self._resource(kind)
+        except ResourceNotFoundError:
+            raise ClusterError(what, 404, "the API server does not serve this kind") from None
         pool = self._client.rest_client.pool_manager
         try:
             answer = await _answered(verb, what, lambda: call(resource))
@@ -158,18 +169,26 @@ class Cluster:
             raise
         return _plain(found)
 
-    async def list(self, kind: Kind, namespace: str, labels: str) -> list[Body]:
-        """The objects of a namespace that carry the labels. Raises ClusterError."""
-        found = await self._call(
-            "list",
-            kind,
-            lambda r: r.get(namespace=namespace, label_selector=labels),
-            writes=False,
-        )
-        bodies: list[Body] = _plain(found)["items"]
+    async def list(self, kind: Kind, namespace: str, labels: str) -> Listed:
+        """The objects of a namespace that carry the labels; none of a kind that is not served (any
+        more): then there is nothing left of it to wait for. Raises ClusterError.
+        """
+        try:
+            found = await self._call(
+                "list",
+                kind,
+                lambda r: r.get(namespace=namespace, label_selector=labels),
+                writes=False,
+            )
+        except ClusterError as error:
+            if error.status == 404:
+                return Listed([], "")
+            raise
+        answer = _plain(found)
+        bodies: list[Body] = answer["items"]
         for body in bodies:  # items of a list do not say what they are
             body.setdefault("kind", kind[1])
-        return bodies
+        return Listed(bodies, answer.get("metadata", {}).get("resourceVersion", ""))
 
     async def apply(self, body: Mapping[str, Any]) -> Body:
         """Make the object so; returns it as it stands. Raises ClusterError."""

@@ -88,30 +88,33 @@ class Ending:
 
     async def _let_go(self, run: Run, memory: Memory) -> bool:
         """Free what the run holds in monitor and store; False where that is to be tried again."""
-        if self._link is not None:
-            await asyncio.to_thread(self._link.forget, run.uid)
+        adopted = ""
         try:
             spec = run.parsed()
             place = store_place(run, spec, self._config)
-            await asyncio.to_thread(self._leave_store, run, spec, place, memory)
+            adopted = await asyncio.to_thread(self._leave_store, run, spec, place, memory)
         except SpecError as error:  # it has no records of its own, or not only those
             _log.warning("run.records_left", reason=error.reason, error=str(error))
         except StoreError as error:
             metrics.STORE_ERRORS.inc()
             _log.warning("run.not_released", error=str(error))
             return False
+        if self._link is not None and not adopted:
+            await asyncio.to_thread(self._link.forget, memory.identity or run.uid)
         return True
 
     def _leave_store(
         self, run: Run, spec: TrainingRunSpec, place: StorePlace, memory: Memory
-    ) -> None:
-        """Free the pins of the run, and erase its records if it says so. Blocking.
+    ) -> str:
+        """Free the pins of the run, and erase its records if it says so. Returns the name of the run
+        that has adopted its records, and with them its statistics; "" for none. Blocking.
 
         Raises SpecError if the records are not its own; StoreError.
         """
         ledger, _ = memory.records(run, place, self._open_store)
         if not ledger.owned():
-            return
+            return ledger.adopted_away()
         ledger.release()
         if spec.lifecycle.on_delete == "Delete":
             _log.info("run.erased", objects=ledger.erase())
+        return ""

@@ -97,8 +97,8 @@ class Ledger:
                 put_document(self.store, keys.RUN, info)
             except AlreadyExists:
                 standing = read_document(self.store, RunInfo, keys.RUN)
-                if standing is None or standing.uid != self._run_uid:
-                    other = standing.name if standing else "another"
+                if standing is None or standing.holder != self._run_uid:
+                    other = (standing.held_by or standing.name) if standing else "another"
                     raise SpecError(
                         "PrefixInUse",
                         f"spec.storage.prefix holds run {other} already; choose another prefix",
@@ -111,12 +111,35 @@ class Ledger:
         return self._info
 
     def owned(self) -> bool:
-        """Whether run.json names this run. A damaged one names none."""
+        """Whether run.json names this run, read anew. A damaged one names none."""
+        standing = self._standing()
+        return standing is not None and standing.holder == self._run_uid
+
+    def adopted_away(self) -> str:
+        """Name of the run that has adopted these records, "" for none; read anew."""
+        standing = self._standing()
+        away = standing is not None and standing.holder_uid not in ("", self._run_uid)
+        return standing.held_by if standing is not None and away else ""
+
+    def _standing(self) -> RunInfo | None:
         try:
-            standing = self._info or read_document(self.store, RunInfo, keys.RUN)
+            return read_document(self.store, RunInfo, keys.RUN)
         except DocumentError:
-            return False
-        return standing is not None and standing.uid == self._run_uid
+            return None
+
+    @property
+    def identity(self) -> str:
+        """The uid in the records, "" if it is the run's own, or not known yet."""
+        known = self._info.uid if self._info else ""
+        return known if known != self._run_uid else ""
+
+    def confirm(self) -> None:
+        """Raises SpecError if another run has adopted the records meanwhile; StoreError."""
+        if other := self.adopted_away():
+            raise SpecError(
+                "RecordsAdopted",
+                f"TrainingRun {other} has adopted the records of this run; delete this one",
+            )
 
     def _refuse_runs_below(self, found: Iterable[str]) -> None:
         """found: keys. Raises SpecError if another run's records are below this one's prefix."""

@@ -11,6 +11,7 @@ from forkcast_operator.kubernetes.branch_status import branch_spec
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.pods import RUN_FOLDER, WORKDIR, Document, labels, pod_template
 from forkcast_operator.kubernetes.run import (
+    ANNOTATION_RETRY,
     LABEL_CANDIDATE,
     LABEL_QUEUE,
     LABEL_RUNG,
@@ -118,6 +119,8 @@ def trainer(
     if queue := spec.scheduling.queue_name:
         marks[LABEL_QUEUE] = queue
     metadata = _metadata(run, name, marks)
+    if run.retry:
+        metadata["annotations"] = {ANNOTATION_RETRY: run.retry}
     if not jobset:
         if spec.parallelism.nodes > 1:
             job["template"]["spec"]["subdomain"] = service_name(run)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from forkcast.ports import Store
+from forkcast_operator.kubernetes.adoption import adopted_place
 from forkcast_operator.kubernetes.ledger import Ledger
 from forkcast_operator.kubernetes.run import Run, StorePlace, manifest_json
 from forkcast_wire.documents import RunInfo
@@ -38,6 +39,11 @@ class Memory:
     checkpoint: str = ""
     checkpoint_at: float = 0.0
 
+    @property
+    def identity(self) -> str:
+        """The uid in the run's records, "" if they are not known or are its own."""
+        return self.ledger.identity if self.ledger else ""
+
     def claim(
         self,
         run: Run,
@@ -60,8 +66,11 @@ class Memory:
         them there already. Nothing is written. Blocking. Raises StoreError.
         """
         if self.ledger is None or self.place is None or self.wanted != place.operator:
+            self.wanted, wanted = None, place.operator
+            if place.adopt_from:
+                place = adopted_place(run, place, open_store)
             ledger = Ledger(run, open_store(place.operator))
-            self.wanted = place.operator
+            self.wanted = wanted
             if place.former and not ledger.owned():
                 former = place.below(place.former)
                 older = Ledger(run, open_store(former.operator))

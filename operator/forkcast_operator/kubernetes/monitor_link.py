@@ -33,6 +33,7 @@ class MonitorLink:
         self._channel, self._wake = channel, wake
         self._lock = threading.Lock()
         self._registered: dict[str, str] = {}
+        self._objects: dict[str, str] = {}
         self._pending: dict[str, dict[str, Trigger]] = {}
         self._summaries: dict[str, pb.RunSummary] = {}
         self._stop = threading.Event()
@@ -60,7 +61,7 @@ class MonitorLink:
         """
         uncertainty = spec.uncertainty.model_dump_json(by_alias=True, exclude_none=True)
         request = pb.RegisterRunRequest(
-            run_uid=run.uid,
+            run_uid=run.identity,
             name=run.name,
             namespace=run.namespace,
             uncertainty_json=json.dumps(json.loads(uncertainty), sort_keys=True),
@@ -69,14 +70,15 @@ class MonitorLink:
         )
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
         with self._lock:
-            if self._registered.get(run.uid) == digest:
+            if self._registered.get(run.identity) == digest:
                 return ""
         try:
             self.stub.RegisterRun(request, timeout=_RPC_SECONDS)
         except grpc.RpcError as error:
             return f"{error.code().name}: {error.details()}"
         with self._lock:
-            self._registered[run.uid] = digest
+            self._registered[run.identity] = digest
+            self._objects[run.identity] = run.uid
         return ""
 
     def forget(self, uid: str) -> None:
@@ -105,7 +107,8 @@ class MonitorLink:
         """A trigger has fired, or is told of again."""
         with self._lock:
             self._pending.setdefault(trigger.run_uid, {})[trigger.id] = trigger
-        self._wake(trigger.run_uid)
+            uid = self._objects.get(trigger.run_uid, trigger.run_uid)
+        self._wake(uid)
 
     def settled(self, uid: str, trigger: Trigger) -> None:
         """A branch, or the record of why there is none, stands in the store."""

@@ -20,6 +20,8 @@ LABEL_CANDIDATE: Final = "forkcast.dev/candidate"
 LABEL_RUNG: Final = "forkcast.dev/rung"
 LABEL_START: Final = "forkcast.dev/start"
 LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
+#: On a TrainingRun that has failed: a new value lets it go on.
+ANNOTATION_RETRY: Final = "forkcast.dev/retry"
 #: A Job's pods carry its name as a label (63) and a suffix in their host name.
 MOST_NAME: Final = 52
 
@@ -46,7 +48,8 @@ def child_name(*parts: str) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One TrainingRun as it stands in the API. uid: metadata.uid, and the run's identity in all
-    records.
+    records. records_uid: uid in its records and at the monitor, if it has adopted those of another
+    run; else empty. retry: value of the annotation by which a user asks a failed run to go on.
     """
 
     namespace: str
@@ -58,6 +61,8 @@ class Run:
     finalizers: tuple[str, ...]
     spec: Mapping[str, Any]
     status: Mapping[str, Any]
+    retry: str = ""
+    records_uid: str = ""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Run:
@@ -73,12 +78,18 @@ class Run:
             finalizers=tuple(meta.get("finalizers", ())),
             spec=body.get("spec", {}),
             status=body.get("status", {}),
+            retry=str(meta.get("annotations", {}).get(ANNOTATION_RETRY, "")),
         )
 
     @property
     def key(self) -> tuple[str, str]:
         """(namespace, name)."""
         return self.namespace, self.name
+
+    @property
+    def identity(self) -> str:
+        """The uid in its records and at the monitor."""
+        return self.records_uid or self.uid
 
     @property
     def holds_finalizer(self) -> bool:
@@ -116,7 +127,9 @@ class StorePlace:
     """Where a run's records are stored: as the operator opens it, and as pods do.
 
     secret: name of the Secret that the pods mount. former: the prefix at which operators up to
-    0.1 kept this run's records, "" if that is the same one.
+    0.1 kept this run's records, "" if that is the same one. around: the prefix of all runs of the
+    namespace. adopt_from: uid or name of the run whose records this one adopts. busy: uids of runs
+    that are at work on theirs.
     """
 
     operator: Storage
@@ -125,6 +138,9 @@ class StorePlace:
     access_key_id_key: str
     secret_access_key_key: str
     former: str = ""
+    around: str = ""
+    adopt_from: str = ""
+    busy: frozenset[str] = frozenset()
 
     def below(self, prefix: str) -> StorePlace:
         """The same store below another prefix."""
@@ -133,6 +149,7 @@ class StorePlace:
             operator=self.operator.model_copy(update={"prefix": prefix}),
             pods=self.pods.model_copy(update={"prefix": prefix}),
             former="",
+            adopt_from="",
         )
 
 
@@ -178,6 +195,8 @@ def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> Stor
         access_key_id_key=secret.access_key_id_key if secret else "accessKeyId",
         secret_access_key_key=secret.secret_access_key_key if secret else "secretAccessKey",
         former=former if former != prefix else "",
+        around=f"{known.prefix}{run.namespace}/",
+        adopt_from=given.adopt_from or "",
     )
 
 

@@ -38,14 +38,16 @@ _LATE_INTERVALS: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What the conditions are judged by. known: whether the condition stands in the status."""
+    """What the conditions are judged by. before: the conditions of the last
+    status, by type.
+    """
 
     run: Run
     spec: TrainingRunSpec | None
     facts: RunFacts
     state: RunState
     message: str
-    known: frozenset[str]
+    before: Mapping[str, Condition]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def conditions(case: Case, before: Sequence[Condition], now: dt.datetime) -> lis
 def _ready(case: Case) -> Said:
     """Whether the run trains as it should, or has come to its end."""
     failure = case.facts.failure
-    if failure is not None and case.state is not RunState.FAILED:
+    if failure is not None and (case.state is not RunState.FAILED or case.facts.retry):
         return _no(failure.reason, failure.message)
     message = case.message
     if case.state in (RunState.COMPLETED, RunState.FAILED):
@@ -116,7 +118,7 @@ def _suspended(case: Case) -> Said:
 def _branching(case: Case) -> Said | None:
     facts = case.facts
     if facts.store is None:
-        if RunCondition.BRANCHING in case.known:
+        if RunCondition.BRANCHING in case.before:
             return None
         return _unknown("StoreNotRead", "not known before the store is read: open branches")
     name = open_branch(case.run, facts)
@@ -145,7 +147,7 @@ def _stable(case: Case) -> Said:
 def _checkpoint(case: Case) -> Said | None:
     store, summary = case.facts.store, case.facts.summary
     if store is None:
-        if RunCondition.CHECKPOINT_AVAILABLE in case.known:
+        if RunCondition.CHECKPOINT_AVAILABLE in case.before:
             return None
         return _unknown("StoreNotRead", "not known before the store is read: checkpoints")
     latest = store.states[-1] if store.states else None
@@ -171,8 +173,11 @@ def _complete(case: Case) -> Said:
     return _no("StepsLeft", "the last step has not been taken")
 
 
-def _failed(case: Case) -> Said:
+def _failed(case: Case) -> Said | None:
     if case.facts.failed is not None and case.state is RunState.FAILED:
+        was = case.before.get(RunCondition.FAILED)
+        if was is not None and was.status is ConditionStatus.TRUE:
+            return None  # its observedGeneration is that of the spec it failed with
         return _yes(*case.facts.failed)
     return _no("NotFailed", "nothing has ended the run before its last step")
 

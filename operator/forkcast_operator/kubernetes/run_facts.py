@@ -47,7 +47,8 @@ class Failure:
 class RunFacts:
     """One look at everything. store: None if it could not be read in this pass. late_mounts: a
     pod has waited long for its volumes; secret: the one it needs. pods_left: of the
-    trainer and of rollouts, those that are leaving among them. failure: of the run; rollouts: why rollouts of the open branch have no running pod, which does not touch the run's training.
+    trainer and of rollouts, those that are leaving among them. failed: why the run has
+    ended without its last step; retry: it is to go on all the same. failure: of the run; rollouts: why rollouts of the open branch have no running pod, which does not touch the run's training.
     """
 
     trainer: TrainerSeen | None = None
@@ -58,6 +59,7 @@ class RunFacts:
     failure: Failure | None = None
     rollouts: Failure | None = None
     failed: tuple[str, str] | None = None
+    retry: bool = False
     restarts: int = 0
     restarting_at: dt.datetime | None = None
     late_mounts: bool = False

@@ -54,7 +54,7 @@ def run_status(
         facts=facts,
         state=state,
         message=message,
-        known=frozenset(one.type for one in before.conditions),
+        before={one.type: one for one in before.conditions},
     )
     return TrainingRunStatus(
         observed_generation=run.generation,

@@ -40,7 +40,7 @@ from forkcast_operator.kubernetes.run import (
     check_account,
     store_place,
 )
-from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status
+from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status, stood
 from forkcast_operator.kubernetes.run_state import run_state
 from forkcast_operator.kubernetes.seen import (
     TrainerSeen,
@@ -57,6 +57,7 @@ from forkcast_operator.kubernetes.trainer_plan import (
     Leave,
     StartTrainer,
     TrainerAct,
+    asks_for_retry,
     plan_trainer,
 )
 from forkcast_operator.kubernetes.view import View
@@ -68,7 +69,6 @@ from forkcast_wire.resources import (
     FINALIZER,
     LABEL_COMPONENT,
     LABEL_RUN,
-    ConditionStatus,
     RunCondition,
     RunState,
 )
@@ -141,6 +141,7 @@ class Runs:
 
     async def _look(self, run: Run, body: Any) -> float | None:
         memory = self._memories.setdefault(run.uid, Memory())
+        run = replace(run, records_uid=memory.identity)
         await self._relist(run, memory)
         if run.deleting:
             return await self._end(run, body, memory)
@@ -169,7 +170,7 @@ class Runs:
         labels = f"{LABEL_RUN}={run.name}"
         for kind in kinds:
             listed = await self._cluster.list(kind, run.namespace, labels)
-            self._view.settle(kind[1], run.key, listed)
+            self._view.settle(kind[1], run.key, listed, listed.version)
         memory.relisted = time.monotonic()
 
     def _trainer(self, run: Run) -> TrainerSeen | None:
@@ -185,14 +186,7 @@ class Runs:
 
     def _facts(self, run: Run, spec: TrainingRunSpec | None) -> RunFacts:
         status = former_status(run)
-        failed = next(
-            (
-                (c.reason, c.message)
-                for c in status.conditions
-                if c.type == RunCondition.FAILED and c.status is ConditionStatus.TRUE
-            ),
-            None,
-        )
+        failed = stood(run, RunCondition.FAILED)
         now = dt.datetime.now(dt.UTC)
         trainer, all_pods = self._trainer(run), self._trainer_pods(run)
         pods = [pod_seen(pod) for pod in all_pods if runs_or_will(pod)]
@@ -203,9 +197,11 @@ class Runs:
             pods=pods,
             pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
-            summary=self._link.summary(run.uid) if self._link and watched else None,
+            summary=self._link.summary(run.identity) if self._link and watched else None,
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
-            failed=failed,
+            failed=(failed.reason, failed.message) if failed else None,
+            retry=failed is not None
+            and asks_for_retry(failed.observed_generation, run.generation, run.retry, trainer),
             restarts=status.trainer.restarts if status.trainer else 0,
         )
 
@@ -218,7 +214,7 @@ class Runs:
         try:
             spec = run.parsed()
             check_account(run, spec, self._config)
-            place = store_place(run, spec, self._config)
+            place = replace(store_place(run, spec, self._config), busy=self._busy(run))
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), None, _RESYNC_SECONDS
@@ -227,6 +223,8 @@ class Runs:
             ledger, place, info = await asyncio.to_thread(
                 memory.claim, run, spec, place, self._open_store
             )
+            if facts.trainer is None or not facts.trainer.work.alive:
+                await asyncio.to_thread(ledger.confirm)
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), spec, _RESYNC_SECONDS
@@ -234,6 +232,7 @@ class Runs:
             metrics.STORE_ERRORS.inc()
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
             return replace(facts, failure=store_unavailable(place, error)), spec, _STARTING_SECONDS
+        run = replace(run, records_uid=memory.identity)
         unheard = await self._register(run, spec)
         facts, look = await self._records(run, spec, place, ledger, facts)
         epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
@@ -253,6 +252,20 @@ class Runs:
             facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
         return facts, spec, self._next(run, spec, facts)
 
+    def _busy(self, run: Run) -> frozenset[str]:
+        """Uids of the namespace's other runs that have not ended and are not suspended."""
+        others = [Run.of(body) for body in self._view.all("TrainingRun")]
+        return frozenset(
+            one.uid
+            for one in others
+            if one.namespace == run.namespace
+            and one.uid != run.uid
+            and (
+                one.deleting
+                or not (stood(one, RunCondition.FINISHED) or stood(one, RunCondition.SUSPENDED))
+            )
+        )
+
     async def _register(self, run: Run, spec: TrainingRunSpec) -> str:
         if self._link is None or spec.branching.mode is Mode.DISABLED:
             return ""
@@ -267,7 +280,7 @@ class Runs:
         facts: RunFacts,
     ) -> tuple[RunFacts, Look | None]:
         """A pass over the records; where store or monitor are away, the run stays as it is."""
-        triggers = self._link.triggers(run.uid) if self._link else []
+        triggers = self._link.triggers(run.identity) if self._link else []
         jobs = [seen for job in self._view.of_run("Job", run.key) if (seen := job_seen(job))]
         stub = self._link.stub if self._link else None
         try:
@@ -286,7 +299,7 @@ class Runs:
             if one.received is Received.SUPPRESSED and one.word in metrics.SUPPRESSIONS:
                 metrics.SUPPRESSED.labels(one.word).inc()
             if self._link is not None:
-                self._link.settled(run.uid, one.trigger)
+                self._link.settled(run.identity, one.trigger)
         about = self._view.get("TrainingRun", run.key)
         if about is not None:
             await self._recorder.record(about, suppressed_events(look.settled))
@@ -308,11 +321,14 @@ class Runs:
         act: TrainerAct = plan_trainer(
             facts.trainer,
             spec.lifecycle,
-            wanted=not spec.suspend and facts.failed is None,
+            wanted=not spec.suspend and (facts.failed is None or facts.retry),
             complete=facts.store is not None and facts.store.complete is not None,
             failures=facts.restarts,
             now=dt.datetime.now(dt.UTC),
+            retried=facts.retry,
         )
+        if facts.retry and facts.trainer is not None and facts.trainer.work.alive:
+            facts = replace(facts, failed=None, restarts=0)
         match act:
             case StartTrainer() if known:
                 body = manifests.trainer(
@@ -327,7 +343,9 @@ class Runs:
                 await self._start(run, body, facts.trainer)
                 if act.failures > facts.restarts:
                     metrics.RESTARTS.labels(*run.key).inc()
-                facts = replace(facts, trainer=self._trainer(run), restarts=act.failures)
+                facts = replace(
+                    facts, trainer=self._trainer(run), restarts=act.failures, failed=None
+                )
             case EndTrainer(name=name):
                 kind = JOBSET if facts.trainer and facts.trainer.kind == "JobSet" else JOB
                 await self._cluster.delete(kind, run.namespace, name)

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, Final
 
 from forkcast_operator.kubernetes.run import (
+    ANNOTATION_RETRY,
     LABEL_CANDIDATE,
     LABEL_QUEUE,
     LABEL_RUNG,
@@ -60,7 +61,9 @@ class JobSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSeen:
-    """The trainer's workload of one start. ended_at: when it succeeded or failed."""
+    """The trainer's workload of one start. ended_at: when it succeeded or failed.
+    retry: the value of the run's annotation that it answers.
+    """
 
     kind: str
     name: str
@@ -71,6 +74,7 @@ class TrainerSeen:
     message: str = ""
     created: dt.datetime | None = None
     ended_at: dt.datetime | None = None
+    retry: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,7 @@ def trainer_seen(bodies: Iterable[Body]) -> TrainerSeen | None:
                 message=why.get("message", ""),
                 created=instant(body["metadata"].get("creationTimestamp")),
                 ended_at=instant(why.get("lastTransitionTime")),
+                retry=body["metadata"].get("annotations", {}).get(ANNOTATION_RETRY, ""),
             )
         )
     return max(found, key=lambda one: (one.start, one.work.alive), default=None)

@@ -39,7 +39,7 @@ class EndTrainer:
 
 @dataclass(frozen=True, slots=True)
 class FailRun:
-    """The run has failed for good."""
+    """The run has failed, until a person asks for another try."""
 
     reason: str
     message: str
@@ -56,13 +56,18 @@ def plan_trainer(
     complete: bool,
     failures: int,
     now: dt.datetime,
+    retried: bool = False,
 ) -> TrainerAct:
-    """wanted: neither suspended, nor being deleted, nor failed for good. failures: so far."""
+    """wanted: neither suspended, nor being deleted, nor failed. failures: so far. retried: the run
+    had failed and is to go on; what failed before is not counted any more.
+    """
     if not wanted:
         running = seen is not None and seen.work in (Work.QUEUED, Work.ACTIVE)
         return EndTrainer(seen.name) if seen is not None and running else Leave()
     if complete or (seen is not None and seen.work.alive):
         return Leave()
+    if retried:
+        return StartTrainer(failures if seen is None else seen.start + 1, 0)
     if seen is None:
         return StartTrainer(failures, failures)
     if seen.work is Work.SUCCEEDED:  # it was asked to go, by a drained node or by a person
@@ -74,6 +79,18 @@ def plan_trainer(
         return FailRun("RestartsExceeded", f"{failures} restarts; last: {seen.message}")
     wait = _backoff(rules, failures) - _since(seen, now)
     return Leave(wait) if wait > 0 else StartTrainer(seen.start + 1, failures + 1)
+
+
+def asks_for_retry(
+    failed_generation: int, generation: int, asked: str, seen: TrainerSeen | None
+) -> bool:
+    """Whether a run that has failed is to go on: its spec has changed since, or the annotation
+    `forkcast.dev/retry` has a value that no start has answered yet. failed_generation: of the spec
+    that it failed with. asked: the annotation's value.
+    """
+    if failed_generation != generation:
+        return True
+    return bool(asked) and (seen is None or seen.retry != asked)
 
 
 def _backoff(rules: Lifecycle, failures: int) -> float:

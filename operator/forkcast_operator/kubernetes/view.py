@@ -11,12 +11,13 @@ Body = Mapping[str, Any]
 Key = tuple[str, str]
 
 
-def _version(body: Body) -> int:
+def _number(version: str) -> int:
     """Resource versions rise; one that is no number is taken as newest."""
-    try:
-        return int(body["metadata"]["resourceVersion"])
-    except (KeyError, ValueError):
-        return 1 << 63
+    return int(version) if version.isascii() and version.isdecimal() else 1 << 63
+
+
+def _version(body: Body) -> int:
+    return _number(str(body["metadata"].get("resourceVersion", "")))
 
 
 class View:
@@ -58,12 +59,16 @@ class View:
             if where == namespace and body["metadata"].get("labels", {}).get(LABEL_RUN) == name
         ]
 
-    def settle(self, kind: str, run: Key, listed: Iterable[Body]) -> None:
-        """A fresh list of a run's objects: what is not on it is gone, whatever the watch missed."""
-        bodies = list(listed)
+    def settle(self, kind: str, run: Key, listed: Iterable[Body], version: str = "") -> None:
+        """A fresh list of a run's objects: what is not on it is gone, whatever the watch missed.
+
+        version: of the list. An object that is newer came after it, and stays: a list may be from
+        the past, served by a cache, or overtaken on its way by a watch or by our own write.
+        """
+        bodies, limit = list(listed), _number(version)
         there = {body["metadata"]["name"] for body in bodies}
         for body in self.of_run(kind, run):
-            if body["metadata"]["name"] not in there:
+            if body["metadata"]["name"] not in there and _version(body) <= limit:
                 self.drop(kind, (run[0], body["metadata"]["name"]))
         for body in bodies:
             self.put(kind, body)

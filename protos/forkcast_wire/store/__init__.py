@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from forkcast.ports import Store
 from forkcast_wire import crash
-from forkcast_wire.documents import dump, load
+from forkcast_wire.documents import dump, load, load_at
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store.errors import (
     AlreadyExists,
@@ -24,6 +24,7 @@ from forkcast_wire.store.errors import (
 )
 from forkcast_wire.store.folder import FolderStore
 from forkcast_wire.store.limits import deadline
+from forkcast_wire.store.remembered import Remembered
 from forkcast_wire.store.waiting import wait_for
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Conflict",
     "FolderStore",
     "KeyMissing",
+    "Remembered",
     "StoreError",
     "StoreMisconfigured",
     "StoreRefused",
@@ -86,7 +88,7 @@ def put_document(store: Store, key: str, record: object) -> bool:
 def read_document(store: Store, kind: type[T], key: str) -> T | None:
     """The document, or None where there is none. Raises DocumentError where it is damaged."""
     try:
-        return load(kind, store.get(key)[0])
+        return load_at(store, kind, key)
     except KeyMissing:
         return None
 

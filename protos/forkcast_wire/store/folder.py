@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from forkcast.ports import ObjectInfo
+from forkcast_wire.files import flush_folder, replaced
 from forkcast_wire.store.errors import (
     AlreadyExists,
     Conflict,
@@ -87,14 +88,8 @@ class FolderStore:
                 reader = source.open("rb")
             except _NO_FILE:
                 raise KeyMissing(key) from None
-            with reader, tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
-                try:
-                    shutil.copyfileobj(reader, partial, _LARGE)
-                    partial.flush()
-                    os.replace(partial.name, path)  # noqa: PTH105  a name, not a Path
-                except OSError:
-                    os.unlink(partial.name)  # noqa: PTH108
-                    raise
+            with reader, replaced(path, durable=False) as partial:
+                shutil.copyfileobj(reader, partial, _LARGE)
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object's facts, None where it does not exist."""
@@ -188,16 +183,8 @@ class FolderStore:
             else:
                 temporary.replace(target)
             for folder in {target.parent, *(p.parent for p in new)}:
-                _flush(folder)  # a new name is on disk when its folder is
+                flush_folder(folder)  # a new name is on disk when its folder is
         return etag
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _etag(data: bytes, status: os.stat_result) -> str:

@@ -29,6 +29,7 @@ from minio.error import MinioException, S3Error, ServerError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from forkcast.ports import ObjectInfo
+from forkcast_wire.files import replaced
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store import limits
 from forkcast_wire.store.errors import (
@@ -327,21 +328,16 @@ class S3Store:
         request, which cannot carry metadata, may keep its predecessor's (seen on versitygw with
         sidecar metadata).
         """
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         seen = hashlib.sha256()
-        try:
-            with partial.open("wb") as file:
+        with replaced(path, durable=False) as file:
 
-                def write(chunk: bytes) -> None:
-                    seen.update(chunk)
-                    file.write(chunk)
+            def write(chunk: bytes) -> None:
+                seen.update(chunk)
+                file.write(chunk)
 
-                _, promised = self._read(key, write)
+            _, promised = self._read(key, write)
             if promised not in (None, seen.hexdigest()):
                 raise _TransientError(f"{key}: the bytes differ from their recorded sha256")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @_brief
     def put(self, key: str, data: bytes, *, create: bool = False, match: str | None = None) -> str:

@@ -26,6 +26,7 @@ from forkcast_operator.kubernetes.cluster import (
     POD,
     RUN,
     Cluster,
+    ClusterError,
     configuration,
 )
 from forkcast_operator.kubernetes.config import OperatorConfig
@@ -178,6 +179,12 @@ class Stage:
     async def set(self, name="gpt", **spec):
         return await self.cluster.merge(RUN, self.namespace, name, {"spec": spec})
 
+    async def annotate(self, name="gpt", **marks):
+        marks = {f"forkcast.dev/{key}": value for key, value in marks.items()}
+        return await self.cluster.merge(
+            RUN, self.namespace, name, {"metadata": {"annotations": marks}}
+        )
+
     async def run(self, name="gpt"):
         return await self.cluster.get(RUN, self.namespace, name)
 
@@ -266,6 +273,18 @@ class Stage:
             state=self._saved(end),
         )
         put_document(self.store, keys.rollout_trial(*where, rung), trial)
+
+    async def until_gone(self, name="gpt") -> None:
+        """Look until a run that is being deleted has gone."""
+        async with asyncio.timeout(60):
+            while await self.run(name) is not None:
+                try:
+                    await self.look(name)
+                except ClusterError as error:  # the garbage collector wrote between; look again
+                    if error.status != 409:
+                        raise
+                await asyncio.sleep(0.2)  # the garbage collector's pace
+        await self.look(name)
 
     async def run_pods(self, *, ready=True, of="trainer") -> int:
         """What a kubelet would say of the pods of a component; returns how many there are."""

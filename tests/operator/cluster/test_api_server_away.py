@@ -1,4 +1,6 @@
-"""The API server is killed in mid-branch and comes back; etcd and pods have not noticed."""
+"""The API server, or the database behind it, is killed in mid-branch and comes back; pods have not
+noticed.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,13 @@ from .processes import wait
 pytestmark = pytest.mark.slow
 
 
-def test_a_branch_survives_an_api_server_that_dies(live) -> None:
+@pytest.mark.parametrize("part", ["apiserver", "etcd"])
+def test_a_branch_survives_the_death_of_the_control_plane(live, part) -> None:
     async def scene():
         live.start_operator()
         await live.branch()
-        live.server.kill("apiserver")
-        live.server.part("start", "apiserver")
+        live.server.kill(part)
+        live.server.part("start", part)
         wait(live.server.reachable, 60)
         await live.end_well()
         assert live.healthy()

@@ -286,6 +286,51 @@ def test_a_trainer_that_fails_starts_again_and_in_the_end_the_run_fails(stage) -
     play(stage, scene)
 
 
+async def fail_for_good(stage, **spec):
+    """A run whose trainer ended in a way that no start of it is of use."""
+    await stage.create(**spec)
+    await stage.look()
+    await stage.finish_job("gpt-trainer-0", "Failed", "PodFailurePolicy")
+    await stage.look()
+    assert await stage.condition("Failed") == ("True", "Unusable")
+    await stage.look()
+    assert "gpt-trainer-1" not in await stage.names(JOB)
+
+
+@pytest.mark.parametrize("remedy", ["suspend", "maxRestarts", "annotation"])
+def test_a_failed_run_goes_on_once_its_cause_is_mended(stage, remedy) -> None:
+    """Regression: nothing that a user could do made a failed run go on."""
+
+    async def ask(value):
+        match remedy:
+            case "suspend":
+                await stage.set(suspend=True)
+                await stage.look()
+                assert "gpt-trainer-1" not in await stage.names(JOB)
+                await stage.set(suspend=False)
+            case "maxRestarts":
+                await stage.set(lifecycle={"maxRestarts": 10 + value})
+            case "annotation":
+                await stage.annotate(retry=str(value))
+        await stage.look()
+
+    async def scene():
+        await fail_for_good(stage)
+        await ask(1)
+        assert "gpt-trainer-1" in await stage.names(JOB)
+        await stage.look()
+        assert await stage.condition("Failed") == ("False", "NotFailed")
+        assert await stage.condition("Finished") == ("False", "NotEnded")
+        assert (await stage.run())["status"]["trainer"]["restarts"] == 0
+        await stage.finish_job("gpt-trainer-1", "Failed", "PodFailurePolicy")
+        await stage.look()
+        await stage.look()
+        assert await stage.condition("Failed") == ("True", "Unusable")  # asked once, tried once
+        assert "gpt-trainer-2" not in await stage.names(JOB)
+
+    play(stage, scene)
+
+
 def test_what_the_api_server_takes_and_cannot_be_carried_out_is_said(stage) -> None:
     async def scene():
         await stage.create(storage={"endpoint": "https://other", "bucket": "runs"})

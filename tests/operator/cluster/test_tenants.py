@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from forkcast import lineage
 from forkcast.records import StateKind
 from forkcast_operator.kubernetes.cluster import JOB, RUN, ClusterError
 from forkcast_operator.kubernetes.config import OperatorConfig
@@ -125,7 +126,7 @@ def test_no_verb_of_the_operator_reaches_another_namespace(
         await to_the_end_of_the_branch(evil)
         mine = {info.key for info in evil.store.list("")}
         # put, list, lineage, pin and release were all done, and in its own place
-        assert {keys.RUN, keys.CATALOGUE, keys.lineage(1), "suppressed/e0-t130.json"} <= mine
+        assert {keys.RUN, keys.CATALOGUE, lineage.key(1), "suppressed/e0-t130.json"} <= mine
         assert {f"branches/e0-t100/{one}.json" for one in ("bases", "draft", "outcome")} <= mine
         assert lineage_head(evil.store).epoch == 1
         assert {key: etag for key, etag in whole().items() if key in before} == before
@@ -218,7 +219,7 @@ def test_erased_are_the_runs_own_records_and_nothing_else(place, whole) -> None:
     prefix = found.operator.prefix
     mine = [
         keys.state_manifest(keys.state(StateKind.CHECKPOINT, 0, 0, 5)),
-        keys.lineage(1),
+        lineage.key(1),
         "branches/e0-t1/phase.json",
         "rollouts/e0-t1/c001/trial-000010.json",
     ]
@@ -235,7 +236,7 @@ def test_nothing_is_erased_where_another_run_has_records(place, shared, whole, w
     other = RunInfo(uid="another", name="other", manifest_digest="0")
     ledger.store.delete(f"{where}{keys.RUN}")
     put_document(ledger.store, f"{where}{keys.RUN}", other)
-    ledger.store.put(f"{where}{keys.lineage(1)}", b"{}")
+    ledger.store.put(f"{where}{lineage.key(1)}", b"{}")
     before = whole()
     fresh = Ledger(run, ledger.store)
     with pytest.raises(SpecError, match="run"):
@@ -247,7 +248,7 @@ def test_nothing_is_erased_where_another_run_has_records(place, shared, whole, w
 
 def test_nothing_is_erased_without_a_run_json(place, whole) -> None:
     _, _, ledger = place
-    ledger.store.put(keys.lineage(1), b"{}")
+    ledger.store.put(lineage.key(1), b"{}")
     before = whole()
     assert ledger.erase() == 0
     assert whole() == before

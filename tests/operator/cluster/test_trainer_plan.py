@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from forkcast_operator.kubernetes.trainer_plan import (
     FailRun,
     Leave,
     StartTrainer,
+    asks_for_retry,
     plan_trainer,
 )
 from forkcast_wire.manifest_pods import Lifecycle
@@ -53,6 +55,13 @@ CASES = {
     "the wait doubles": (seen(Work.FAILED, 1, ago=30), {"failures": 1}, Leave(30)),
     "too often": (seen(Work.FAILED, 3, ago=900), {"failures": 3}, "RestartsExceeded"),
     "of no use": (seen(Work.FAILED, reason="PodFailurePolicy", ago=900), {}, "Unusable"),
+    "asked to try again: at once, and counted anew": (
+        seen(Work.FAILED, 3, reason="PodFailurePolicy"),
+        {"failures": 3, "retried": True},
+        StartTrainer(4, 0),
+    ),
+    "asked again, its object gone": (None, {"failures": 3, "retried": True}, StartTrainer(3, 0)),
+    "asked again, and under way": (seen(Work.ACTIVE, 4), {"retried": True}, Leave()),
     "over time": (seen(Work.FAILED, reason="DeadlineExceeded"), {}, "DeadlineExceeded"),
 }
 
@@ -67,6 +76,23 @@ def test_plan(case) -> None:
         assert act.reason == expected
     else:
         assert act == expected
+
+
+@pytest.mark.parametrize(
+    ("generations", "asked", "answered", "retry"),
+    [
+        ((3, 3), "", "", False),
+        ((3, 4), "", "", True),
+        ((3, 3), "1", "", True),
+        ((3, 3), "1", "1", False),
+        ((3, 3), "2", "1", True),
+    ],
+)
+def test_a_failed_run_goes_on_after_an_edit_or_once_for_each_value_of_the_annotation(
+    generations, asked, answered, retry
+) -> None:
+    failed = replace(seen(Work.FAILED), retry=answered)
+    assert asks_for_retry(*generations, asked, failed) is retry
 
 
 def test_the_newest_start_counts_and_a_jobset_s_own_job_does_not() -> None:

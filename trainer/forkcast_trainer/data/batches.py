@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,13 +53,36 @@ class Batches:
         return np.stack([text[start : start + length + 1] for start in starts]).astype(np.int64)
 
 
-def validation_batches(
-    tokens: TokenSlice, sequence_length: int, micro_batch: int, most: int
-) -> list[Tokens]:
-    """Up to ``most`` fixed micro-batches spread evenly over the held-out text; at least one."""
-    windows = window_count(tokens, sequence_length)
-    wanted = min(windows, micro_batch * most)
-    ids = (np.arange(wanted, dtype=np.int64) * windows) // wanted
-    text = Batches(tokens, sequence_length, ())
-    chunks = np.array_split(ids, max(1, -(-wanted // micro_batch)))
-    return [text.read(chunk, sequence_length) for chunk in chunks]
+class ValidationBatches(Sequence[Tokens]):
+    """Fixed micro-batches spread evenly over the held-out text, read from its file when they are
+    looked at: a process holds one of them at a time.
+    """
+
+    def __init__(
+        self, tokens: TokenSlice, sequence_length: int, micro_batch: int, most: int
+    ) -> None:
+        """Up to ``most`` micro-batches, at least one."""
+        self._text = Batches(tokens, sequence_length, ())
+        self._windows = window_count(tokens, sequence_length)
+        self._wanted = min(self._windows, micro_batch * most)
+        self._length = sequence_length
+        self._count = max(1, -(-self._wanted // micro_batch))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, number: int) -> Tokens: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Tokens]: ...
+    def __getitem__(self, number: int | slice) -> Tokens | Sequence[Tokens]:
+        """[windows, length + 1] ids of a micro-batch; sizes differ by at most one."""
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(self._count))]
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        size, larger = divmod(self._wanted, self._count)
+        first = number * size + min(number, larger)
+        last = first + size + (number < larger)
+        ids = (np.arange(first, last, dtype=np.int64) * self._windows) // self._wanted
+        return self._text.read(ids, self._length)

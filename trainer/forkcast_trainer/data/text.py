@@ -1,99 +1,170 @@
-"""Where documents come from: files, folders, Parquet, a data set, the standard library itself."""
+"""Where documents come from: files, folders, Parquet, JSON lines, a data set, the standard library.
+
+Nothing holds a whole document: they come in pieces, so that memory is bounded whatever the size.
+"""
 
 from __future__ import annotations
 
-import sysconfig
-from collections.abc import Iterator
+import json
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from forkcast_trainer.data.decode import Counts, cut, decoded
+from forkcast_trainer.data.files import STDLIB, Content, content_of, opened, source_files
 from forkcast_trainer.errors import DataError
+from forkcast_wire.echo import one_line, shown
 from forkcast_wire.manifest import TextFormat, TextSource
 
-STDLIB = "python-stdlib:"
-_TEXT_SUFFIXES = {".txt", ".md", ".py", ".text", ".rst"}
+_ROWS = 64
 
 
-def documents(source: TextSource, field: str) -> Iterator[str]:
-    """The documents of a source in a fixed order, cut at ``max_bytes``.
+class Piece(NamedTuple):
+    """Part of a document. ends: whether it is the last of it."""
 
-    Raises DataError naming ``field`` where the source does not exist or cannot be read.
+    text: str
+    ends: bool
+
+
+def pieces(source: TextSource, field: str, counts: Counts | None = None) -> Iterator[Piece]:
+    """The documents of a source in a fixed order, cut at ``max_bytes``; nothing is read beyond it.
+
+    counts: is added to. Raises DataError naming ``field`` where the source does not exist, cannot be
+    read, or holds no text.
     """
+    counts = counts if counts is not None else Counts()
     left = source.max_bytes or None
-    for text in _all_documents(source, field):
-        if left is None:
-            yield text
-            continue
-        data = text.encode()[:left]
-        left -= len(data)
-        yield data.decode(errors="ignore")
-        if left <= 0:
+    for piece in _all_pieces(source, field, counts):
+        text, ends = piece
+        if left is not None:
+            data = text.encode(errors="replace")[:left]
+            left -= len(data)
+            ends = ends or left <= 0
+            text = data.decode(errors="ignore")
+        counts.characters += len(text)
+        counts.documents += ends
+        yield Piece(text, ends)
+        if left is not None and left <= 0:
             return
 
 
-def source_files(source: TextSource, field: str) -> list[Path]:
-    """The local files of a source, sorted by path; empty for a data set of the hub.
-
-    Raises DataError where there are none.
-    """
-    if source.uri == STDLIB:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        skip = {"site-packages", "dist-packages", "__pycache__", "lib2to3"}
-        return sorted(p for p in root.rglob("*.py") if not skip & set(p.parts))
-    path = Path(source.uri)
+def _all_pieces(source: TextSource, field: str, counts: Counts) -> Iterator[Piece]:
     if source.format is TextFormat.DATASET:
-        return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
-    if not path.exists():
-        raise DataError(f"{field}.uri", f"{source.uri} does not exist", "give a file or a folder")
-    if path.is_file():
-        return [path]
-    wanted = {
-        TextFormat.AUTO: _TEXT_SUFFIXES | {".parquet"},
-        TextFormat.TEXT: _TEXT_SUFFIXES,
-        TextFormat.PARQUET: {".parquet"},
-    }[source.format]
-    files = sorted(p for p in path.rglob("*") if p.suffix in wanted and p.is_file())
-    if not files:
-        names = ", ".join(sorted(wanted))
-        raise DataError(f"{field}.uri", f"{source.uri} holds no {names} file", "put text there")
-    return files
-
-
-def _all_documents(source: TextSource, field: str) -> Iterator[str]:
-    if source.format is TextFormat.DATASET:
-        yield from _dataset(source, field)
+        yield from _documents(_dataset(source, field, counts))
         return
     for path in source_files(source, field):
+        counts.files += 1
         try:
-            if source.format is TextFormat.PARQUET or (
-                source.format is TextFormat.AUTO and path.suffix == ".parquet"
-            ):
-                yield from _parquet(path, source.text_column, field)
-            else:
-                yield path.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise DataError(f"{field}.uri", f"{path}: {reason}", "make it readable") from None
+            yield from _file(source, path, field, counts)
+        except DataError:
+            raise
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, _zstd_error()) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            rule, remedy = f"{path}: {one_line(reason)}", "make it readable, or give it anew"
+            raise DataError(f"{field}.uri", rule, remedy) from None
 
 
-def _parquet(path: Path, column: str, field: str) -> Iterator[str]:
+def _zstd_error() -> type[Exception]:
+    try:
+        from zstandard import ZstdError
+    except ImportError:
+        return OSError
+    return ZstdError
+
+
+def _file(source: TextSource, path: Path, field: str, counts: Counts) -> Iterator[Piece]:
+    content = content_of(path, source.format)
+    if content is Content.TABLE:
+        yield from _documents(_parquet(path, source.text_column, field, counts))
+        return
+    with opened(path, field) as file:
+        if content is Content.LINES:
+            yield from _documents(_lines(file, path, source.text_column, field, counts))
+        else:
+            lenient = source.uri == STDLIB  # it tests its own decoders
+            yield from _document(decoded(file, path, field, counts, lenient=lenient))
+
+
+def _documents(texts: Iterable[str]) -> Iterator[Piece]:
+    for text in texts:
+        yield from _document(cut(text))
+
+
+def _document(parts: Iterable[str]) -> Iterator[Piece]:
+    held: str | None = None
+    for part in parts:
+        if held is not None:
+            yield Piece(held, ends=False)
+        held = part
+    yield Piece(held or "", ends=True)
+
+
+def _text(value: Any, place: str, column: str, field: str, counts: Counts) -> str | None:
+    """The text of a row's column; None where it has none. Raises DataError."""
+    if value is None or value == "":
+        counts.empty += 1
+        return None
+    if not isinstance(value, str):
+        rule = f"{place}: {shown(column)} holds {type(value).__name__}, not text"
+        raise DataError(f"{field}.textColumn", rule, "name a column of texts")
+    return value
+
+
+def _lines(
+    file: Iterable[bytes], path: Path, column: str, field: str, counts: Counts
+) -> Iterator[str]:
+    """JSON lines: an object a line."""
+    for number, line in enumerate(file, start=1):
+        place = f"{path} line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except (ValueError, RecursionError):
+            rule = f"{place} is not a JSON object"
+            raise DataError(
+                f"{field}.uri", rule, "write one object a line, or set format: Text"
+            ) from None
+        if not isinstance(row, dict):
+            rule = f"{place} is not a JSON object"
+            raise DataError(f"{field}.uri", rule, "write one object a line, or set format: Text")
+        if column not in row:
+            known = one_line(", ".join(map(str, row)) or "none", 200)
+            raise DataError(
+                f"{field}.textColumn", f"{place} has no column {column}", f"one of: {known}"
+            )
+        if (text := _text(row[column], place, column, field, counts)) is not None:
+            yield text.encode(errors="replace").decode() if not text.isascii() else text
+
+
+def _parquet(path: Path, column: str, field: str, counts: Counts) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        first = str(error).splitlines()[0]
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if column not in names:
+                known = ", ".join(names)
+                rule = f"{path} has no column {column}"
+                raise DataError(f"{field}.textColumn", rule, f"one of: {known}")
+            kind = file.schema_arrow.field(column).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                rule = f"{path}: column {column} holds {kind}, not text"
+                raise DataError(f"{field}.textColumn", rule, "name a column of texts")
+            for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    if (text := _text(value, str(path), column, field, counts)) is not None:
+                        yield text
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        first = one_line(str(error).splitlines()[0])
         raise DataError(f"{field}.uri", f"{path}: {first}", "give a Parquet file") from None
-    if column not in file.schema_arrow.names:
-        names = ", ".join(file.schema_arrow.names)
-        raise DataError(f"{field}.textColumn", f"{path} has no column {column}", f"one of: {names}")
-    for batch in file.iter_batches(batch_size=1024, columns=[column]):
-        for value in batch.column(0).to_pylist():
-            if value:
-                yield str(value)
 
 
-def _dataset(source: TextSource, field: str) -> Iterator[str]:
+def _dataset(source: TextSource, field: str, counts: Counts) -> Iterator[str]:
     """The rows of a data set of the hub, of the library's own cache where there is no network, or
     of a local folder in its layout (train-*.parquet, validation-*.parquet, data/...).
     """
@@ -104,16 +175,17 @@ def _dataset(source: TextSource, field: str) -> Iterator[str]:
             f"{field}.format", "Dataset needs the `datasets` library", "pip install datasets"
         ) from None
 
+    column = source.text_column
     try:
         rows = datasets.load_dataset(
             source.uri, source.config_name, split=source.split, streaming=True
         )
         for row in rows:
-            if source.text_column not in row:
+            if column not in row:
                 names = ", ".join(row)
                 raise DataError(f"{field}.textColumn", "no such column", f"one of: {names}")
-            if row[source.text_column]:
-                yield str(row[source.text_column])
+            if (text := _text(row[column], source.uri, column, field, counts)) is not None:
+                yield text
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise

@@ -9,31 +9,39 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
-from forkcast_trainer.data.text import documents, source_files
+from forkcast_trainer.data.decode import Counts
+from forkcast_trainer.data.files import source_files
+from forkcast_trainer.data.text import pieces
 from forkcast_trainer.errors import DataError
+from forkcast_wire.files import replace_bytes, replaced
 from forkcast_wire.manifest import Data, TextSource
 from forkcast_wire.manifest_file import looks_like_path
 
+_log = structlog.get_logger()
 _END_OF_TEXT_BYTE = 256
 _FLUSH_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """``count`` token ids, uint16 or uint32, documents separated by ``end_of_text``."""
+    """``count`` token ids, uint16 or uint32, documents separated by ``end_of_text``. sha256: of the
+    ids as they are in the file.
+    """
 
     path: Path
     dtype: str
     count: int
     vocabulary_size: int
     end_of_text: int
+    sha256: str
 
     @cached_property
     def array(self) -> NDArray[np.generic]:
@@ -66,11 +74,14 @@ class TokenSlice:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """``encode`` gives the ids of one document, without an end-of-text id."""
+    """``encode`` gives the ids of a piece of text, without an end-of-text id; the text of a special
+    token is plain text to it. mark: the text of the end-of-text token, if it has one.
+    """
 
-    encode: Callable[[str], NDArray[np.int64]]
+    encode: Callable[[str], NDArray[np.integer]]
     vocabulary_size: int
     end_of_text: int
+    mark: str | None = None
 
 
 def open_tokenizer(uri: str) -> Tokenizer:
@@ -80,7 +91,7 @@ def open_tokenizer(uri: str) -> Tokenizer:
     """
     if uri == "bytes":
         return Tokenizer(
-            lambda text: np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64),
+            lambda text: np.frombuffer(text.encode(), dtype=np.uint8),
             _END_OF_TEXT_BYTE + 1,
             _END_OF_TEXT_BYTE,
         )
@@ -103,11 +114,14 @@ def open_tokenizer(uri: str) -> Tokenizer:
 def _hugging_face(uri: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    hf = AutoTokenizer.from_pretrained(uri)
+    hf = AutoTokenizer.from_pretrained(uri, trust_remote_code=False)
     return _with_end(
-        lambda text: hf(text, add_special_tokens=False, verbose=False)["input_ids"],
+        lambda text: hf(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ],
         hf.get_vocab(),
         hf.eos_token_id,
+        hf.eos_token,
     )
 
 
@@ -116,13 +130,16 @@ def _byte_level_bpe(folder: Path) -> Tokenizer:
     from tokenizers import ByteLevelBPETokenizer
 
     bpe = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    return _with_end(
-        lambda text: bpe.encode(text).ids, bpe.get_vocab(), bpe.token_to_id("<|endoftext|>")
-    )
+    mark = "<|endoftext|>"
+    end = bpe.token_to_id(mark)
+    return _with_end(lambda text: bpe.encode(text).ids, bpe.get_vocab(), end, mark)
 
 
 def _with_end(
-    encode: Callable[[str], list[int]], vocabulary: dict[str, int], end: int | None
+    encode: Callable[[str], list[int]],
+    vocabulary: dict[str, int],
+    end: int | None,
+    mark: str | None,
 ) -> Tokenizer:
     """A tokenizer without an end-of-text gets one more id for it, as bytes do: any id of its own
     would be a word.
@@ -132,6 +149,7 @@ def _with_end(
         lambda text: np.asarray(encode(text), dtype=np.int64),
         size if end is not None else size + 1,
         size if end is None else int(end),
+        mark if end is not None else None,
     )
 
 
@@ -182,19 +200,24 @@ def _tokenise(
     with _alone(folder):
         if (kept := _kept(path, card)) is not None:
             return kept  # another process has made it meanwhile
-        with _replacing(path) as partial, partial.open("wb") as file:
+        counts, digest = Counts(), hashlib.sha256()
+        with replaced(path) as file:
             count = 0
-            for ids in _encoded(source, field, tokenizer, progress=progress):
-                file.write(ids.astype(dtype).tobytes())
+            for ids in _encoded(source, field, tokenizer, counts, progress=progress):
+                data = ids.astype(dtype).tobytes()
+                digest.update(data)
+                file.write(data)
                 count += len(ids)
+        tell = _log.warning if counts.not_text or counts.marks else _log.info
+        tell("data.read", source=field, tokens=count, **asdict(counts))
         facts = {
             "dtype": dtype,
             "count": count,
             "vocabulary_size": tokenizer.vocabulary_size,
             "end_of_text": tokenizer.end_of_text,
+            "sha256": digest.hexdigest(),
         }
-        with _replacing(card) as partial:
-            partial.write_text(json.dumps(facts))
+        replace_bytes(card, json.dumps(facts).encode())
     return TokenFile(path=path, **json.loads(card.read_text()))
 
 
@@ -219,17 +242,6 @@ def _kept(path: Path, card: Path) -> TokenFile | None:
     return file if whole else None
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes the path's place at the end, or vanishes on an error."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _identity(source: TextSource, tokenizer_uri: str, field: str) -> str:
     """A digest of what goes in: the source, the tokenizer, and the size and time of each of their
     files.
@@ -244,24 +256,26 @@ def _identity(source: TextSource, tokenizer_uri: str, field: str) -> str:
 
 
 def _encoded(
-    source: TextSource, field: str, tokenizer: Tokenizer, *, progress: bool
-) -> Iterator[NDArray[np.int64]]:
-    """The ids of all documents in pieces of about a million. Raises DataError for empty text."""
-    pieces: list[NDArray[np.int64]] = []
-    held, characters = 0, 0
+    source: TextSource, field: str, tokenizer: Tokenizer, counts: Counts, *, progress: bool
+) -> Iterator[NDArray[np.integer]]:
+    """The ids of all documents, piece by piece. Raises DataError for empty text."""
+    end = np.array([tokenizer.end_of_text])
+    waiting: list[NDArray[np.integer]] = []
+    held = 0
     with _bar(source.max_bytes, shown=progress and sys.stderr.isatty()) as advance:
-        for text in documents(source, field):
-            pieces += [tokenizer.encode(text), np.array([tokenizer.end_of_text])]
-            held += len(pieces[-2]) + 1
-            characters += len(text)
+        for text, ends in pieces(source, field, counts):
+            ids = tokenizer.encode(text)
+            waiting += [ids, end] if ends else [ids]
+            held += len(ids) + ends
+            counts.marks += text.count(tokenizer.mark) if tokenizer.mark else 0
             advance(len(text))
             if held >= _FLUSH_TOKENS:
-                yield np.concatenate(pieces)
-                pieces, held = [], 0
-    if not characters:
+                yield np.concatenate(waiting)
+                waiting, held = [], 0
+    if not counts.characters:
         raise DataError(f"{field}.uri", f"{source.uri} holds no text", "give more text")
-    if pieces:
-        yield np.concatenate(pieces)
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 @contextmanager

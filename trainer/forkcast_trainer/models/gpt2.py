@@ -92,7 +92,12 @@ def _pretrained(model: Model, vocabulary_size: int, positions: int) -> nn.Module
     changed: dict[str, Any] = {} if dropout is None else dict.fromkeys(drops, dropout)
     try:
         loaded = GPT2LMHeadModel.from_pretrained(
-            source, attn_implementation="sdpa", dtype=torch.float32, **changed
+            source,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **changed,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if looks_like_path(source) and not Path(source).is_dir():

@@ -31,11 +31,11 @@ class TextArtifacts(DataStressor):
 
     def __init__(self, spec: Stressor) -> None:
         super().__init__(spec)
-        self._pool = open_tokenizer("bytes").encode(mangled_pool())
+        self._pool = open_tokenizer("bytes").encode(mangled_pool()).astype(np.int64)
 
     def tokenise(self, tokenizer: str) -> None:
         """Make the pool of the run's own tokenizer. Raises DataError."""
-        self._pool = open_tokenizer(tokenizer).encode(mangled_pool())
+        self._pool = open_tokenizer(tokenizer).encode(mangled_pool()).astype(np.int64)
 
     def batch(self, step: int, batch: Ids, text: Text) -> Ids:  # noqa: ARG002
         """[count, length + 1] ids of mangled text."""

@@ -1,0 +1,208 @@
+"""`forkcast run` with its states in a bucket: outages of any kind, and what it asks while idle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from urllib.parse import unquote
+
+import pytest
+import yaml
+
+from tests.s3_gateway import gateway_to
+from tests.versitygw import Versitygw
+
+_SECONDS = 180
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Versitygw(tmp_path_factory.mktemp("versitygw"))
+    made.start()
+    made.make_bucket("runs")
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def gateway(server):
+    with gateway_to(server.endpoint) as made:
+        yield made
+
+
+def document(gateway, keys, *, total, every=20, **branching):
+    return {
+        "apiVersion": "forkcast.dev/v1alpha1",
+        "kind": "TrainingRun",
+        "metadata": {"name": "away"},
+        "spec": {
+            "model": {
+                "architecture": "gpt2-tiny",
+                "size": {"layers": 1, "heads": 2, "width": 16},
+                "dtype": "Float32",
+                "device": "Cpu",
+            },
+            "data": {
+                "train": {"uri": "python-stdlib:", "maxBytes": 100000},
+                "validation": {"everySteps": 100000, "maxBatches": 2},
+                "sequenceLength": 32,
+            },
+            "optimizer": {"learningRate": "1e-3"},
+            "uncertainty": {"warmupSteps": 10**6},  # no trigger
+            "training": {"totalSteps": total, "microBatchSize": 4, "seed": 1},
+            "checkpoint": {"everySteps": every, "ringEverySteps": every},
+            "storage": {
+                "endpoint": gateway.endpoint,
+                "bucket": "runs",
+                "prefix": f"r{time.monotonic_ns()}/",
+                "credentialsDir": str(keys),
+            },
+            "branching": {"mode": "Disabled", **branching},
+        },
+    }
+
+
+class Running:
+    """`forkcast run` in a folder of its own."""
+
+    def __init__(self, folder, manifest):
+        self.folder = folder / "w"
+        (folder / "m.yaml").write_text(yaml.safe_dump(manifest))
+        self.out = folder / "out"
+        with self.out.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "forkcast_cli", "run", "m.yaml", "--workdir", "w"],
+                cwd=folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+                stdout=out,
+                stderr=out,
+            )
+
+    def progress(self):
+        try:
+            return json.loads((self.folder / "progress.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def said(self):
+        return self.out.read_text()
+
+    def until(self, condition, what):
+        deadline = time.monotonic() + _SECONDS
+        while time.monotonic() < deadline:
+            if condition():
+                return
+            assert self.process.poll() is None, self.said()
+            time.sleep(0.05)
+        raise AssertionError(f"{what} did not come about: {self.said()}")
+
+    def stop(self):
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(_SECONDS)
+
+
+@pytest.fixture
+def start(tmp_path, server, gateway):
+    started = []
+
+    def make(**more):
+        running = Running(tmp_path, document(gateway, server.credentials, **more))
+        started.append(running)
+        return running
+
+    yield make
+    gateway.always = ""
+    for running in started:
+        if running.process.poll() is None:
+            running.stop()
+
+
+def status(folder):
+    command = [sys.executable, "-m", "forkcast_cli", "status", str(folder), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("outage", ["503", "silent"])  # the others: test_s3_faults
+def test_training_goes_on_while_the_store_is_away(start, gateway, outage):
+    running = start(total=10**6)
+    running.until(lambda: running.progress().get("saved_step"), "a saved state")
+    gateway.always = outage
+    running.until(lambda: "store away: " in running.said(), "the outage on the console")
+    running.until(lambda: running.progress().get("save_error"), "a failed save")
+    before = running.progress()["step"]
+    running.until(lambda: running.progress()["step"] > before + 20, "training")
+    shown = status(running.folder)
+    assert shown["storeAway"]
+    assert shown["progress"]["save_error"]
+    gateway.always = ""
+    running.until(lambda: "store away: well again" in running.said(), "the end of the outage")
+    running.until(lambda: not running.progress()["save_error"], "a save")
+    assert running.stop() == 130
+    assert "stopped; everything is saved" in running.said()
+    assert running.said().count("store away: ") == 2  # its begin and its end
+
+
+def test_a_run_ends_although_its_store_was_away_at_the_end(start, gateway):
+    running = start(total=60)
+    running.until(lambda: running.progress().get("saved_step"), "a saved state")
+    gateway.always = "503"
+    running.until(lambda: "store away: " in running.said(), "the outage on the console")
+    gateway.always = ""
+    assert running.process.wait(_SECONDS) == 0, running.said()
+    assert json.loads((running.folder / "progress.json").read_text())["state"] == "finished"
+
+
+def test_what_is_not_saved_is_said(start, gateway):
+    running = start(total=10**6)
+    running.until(lambda: running.progress().get("saved_step"), "a saved state")
+    gateway.always = "denied"
+    running.until(lambda: "saving: " in running.said(), "the failed save on the console")
+    assert running.stop() == 3
+    said, progress = running.said(), running.progress()
+    assert "everything is saved" not in said
+    words = f"stopped at {progress['step']}; the newest saved state is step "
+    assert f"{words}{progress['saved_step']}: AccessDenied" in said
+
+
+def test_a_silent_store_holds_up_neither_restarts_nor_the_end(start, gateway):
+    running = start(total=10**6, mode="Observe")
+    running.until(lambda: running.progress().get("saved_step"), "a saved state")
+    gateway.always = "silent"
+    running.until(lambda: "store away: " in running.said(), "the outage on the console")
+    log = running.folder / "logs" / "supervisor.log"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    monitor = next(one["pid"] for one in lines if one.get("child") == "monitor")
+    os.kill(monitor, signal.SIGKILL)
+    started = '"child": "monitor", "pid"'
+    running.until(lambda: log.read_text().count(started) == 2, "another monitor")
+    assert running.stop() in (3, 130)
+
+
+def test_an_idle_run_asks_its_store_for_little(start, gateway):
+    """Counted by what one look asks, not by the clock: no probe, no write, four requests a look."""
+    running = start(total=10**6, every=10**6, mode="Enforce")
+    running.until(lambda: running.progress().get("saved_step") is not None, "the first state")
+    marked = "the mark of the first state: the last that there is to write"
+    running.until(lambda: any("/good?" in p for _, p in list(gateway.requests)), marked)
+    before = _looks(gateway.requests)
+    running.until(lambda: _looks(gateway.requests) > before, "a look after it")
+    gateway.requests.clear()
+    running.until(lambda: _looks(gateway.requests) >= 4, "four looks")
+    requests = list(gateway.requests)
+    assert {method for method, _ in requests} == {"GET"}, requests
+    assert not [path for _, path in requests if "probe" in path]
+    looks = _looks(requests)
+    of_supervisor = [r for r in requests if _asks(r, "branches/", "suppressed/", "lineage/")]
+    assert len(of_supervisor) <= 4 * looks + 4
+
+
+def _asks(request, *prefixes):
+    path = unquote(request[1])
+    return "prefix=" in path and any(prefix in path for prefix in prefixes)
+
+
+def _looks(requests):
+    return sum(_asks(request, "suppressed/") for request in list(requests))
