@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test e2e faults lint setup clean
+.PHONY: demo test e2e faults fuzz lint setup clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +41,12 @@ faults: setup
 	FORKCAST_CRASH_STRIDE=1 $(BIN)/pytest tests/operator/cluster/test_crash_points.py
 	$(BIN)/pytest -m faults tests/operator/cluster
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "" tests/loop/test_kill_points.py
+
+# the coverage-guided fuzzer, so many seconds a target, two targets at a time; hours with FUZZ_SECONDS=3600
+FUZZ_SECONDS ?= 60
+fuzz: setup
+	ls tests/fuzz/targets | sed -n 's/^\([a-z]\w*\)\.py$$/\1/p' | \
+	  OMP_NUM_THREADS=1 xargs -P 2 -I{} $(BIN)/python -m tests.fuzz {} --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs

@@ -63,6 +63,7 @@ def manifest(arm: str, seed: int) -> dict[str, Any]:
         spec["branching"]["budget"]["maxBranches"] = 50
     if arm == "forced-literal":
         spec["branching"]["acceptance"] = {"preset": "Literal"}
+        spec["branching"]["confirm"] = {"steps": 0}
     spec["branching"]["budget"]["deadlineSeconds"] = 1800
     return document
 

@@ -53,7 +53,7 @@ def draft(
     candidates = draw(spec, lattice, window, history, seed)
     forecasts: dict[str, Forecast] = {}
     answer, horizon, model, detail = ProxyAnswer.NOT_ASKED, 0, "", ""
-    if proxy is not None:
+    if proxy is not None and spec.proxy.mode == "Service":
         left = spec.training.total_steps - int(window.columns["step"][-1]) if len(window) else 1
         horizon = max(1, min(spec.proxy.horizon_steps, left))
         answer, forecasts, model, detail = _ask(spec, window, candidates, horizon, proxy)

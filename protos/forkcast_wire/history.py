@@ -28,14 +28,14 @@ def encoded(rows: Sequence[dict[str, Any]]) -> bytes:
     return file.getvalue()
 
 
-def decoded(data: bytes) -> list[dict[str, Any]]:
-    """The rows of a Parquet file. Raises ValueError where it is none."""
-    return rows_of(pq.read_table(io.BytesIO(data)))
+def decoded(data: bytes, key: str) -> list[dict[str, Any]]:
+    """The rows of a Parquet file. Raises HistoryError naming its key."""
+    return rows_of(io.BytesIO(data), key)
 
 
 def read(store: Store) -> list[dict[str, Any]]:
     """All rows in the order (epoch, step), each once. Where a restarted trainer took steps again, the
-    later attempt replaces the earlier one from its first row on.
+    later attempt replaces the earlier one from its first row on. Raises HistoryError.
     """
     found = [info.key for info in store.list(keys.HISTORY_PREFIX)]
     with ThreadPoolExecutor(_READERS) as readers:
@@ -59,6 +59,6 @@ def outermost(found: Sequence[str]) -> list[str]:
 
 def _chunk(store: Store, key: str) -> list[dict[str, Any]]:
     try:
-        return decoded(store.get(key)[0])
+        return decoded(store.get(key)[0], key)
     except KeyMissing:  # a larger one has taken its place since
         return []

@@ -115,13 +115,16 @@ class Acceptance(Part):
     """When a candidate is accepted."""
 
     preset: Literal["Default", "Literal"] = "Default"
-    """Default: risk, loss and volatility together. Literal: the bare rule, for comparison."""
+    """Default: risk, loss and volatility together. Literal: the bare rule, for comparison; it has no
+    confirm rung, so `confirm.steps` has to be 0."""
     max_risk_quantile: Fraction = 0.2
     """The calibrated risk must be below it."""
     max_volatility_ratio: Positive = 1.05
     """Candidate's over the control's volatility, at most."""
     margin: NonNegative = 0.02
-    """Improvement that is needed where the shipped table is silent, nats/token."""
+    """Improvement that is needed if the shipped table is silent, nats/token. The table has margins for
+    changes of the learning rate, momentum and weight decay, measured on small runs: this value does not
+    touch those."""
 
 
 class Confirm(Part):
@@ -214,6 +217,10 @@ class Branching(Part):
                 f"confirm.steps: must exceed the last rung ({self.confirm.steps} <= {self.rungs[-1]}); "
                 "raise it, or set 0 for none"
             )
+        if self.confirm.steps and self.acceptance.preset == "Literal":
+            raise ValueError(
+                "confirm.steps: acceptance.preset Literal has no confirm rung; set confirm.steps to 0"
+            )
         if (self.actions.data_reorder or self.actions.skip_batch) and not self.research:
             given = "skipBatch" if self.actions.skip_batch else "dataReorder"
             raise ValueError(f"actions.{given}: needs research: true; set it, or remove {given}")
@@ -225,7 +232,8 @@ class Proxy(Part):
 
     mode: Literal["Service", "Heuristic"] = "Service"
     """Service: the proxy. Heuristic: nobody; a fixed portfolio orders the candidates."""
-    horizon_steps: Steps = 2000
-    """How far ahead, at most the steps left."""
+    horizon_steps: Steps = 50
+    """How far ahead, at most the steps left. The shipped model forecasts 50 to 200 steps ahead and
+    abstains beyond; a calibrated risk, which `maxRiskQuantile` needs, it has at 50 only."""
     timeout_seconds: Annotated[Decimal, Field(gt=0, le=600)] = 5.0
     """Wait for an answer before the heuristic takes over, seconds."""

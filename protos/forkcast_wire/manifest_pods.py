@@ -90,8 +90,9 @@ class Images(Part):
     """Image of the trainer. Absent: the operator's own default."""
     rollout: ImageName | None = None
     """Image of the rollouts. Absent: the trainer's."""
-    pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
-    """When the kubelet pulls the images."""
+    pull_policy: Literal["IfNotPresent", "Always", "Never"] | None = None
+    """When the kubelet pulls the images. Absent: IfNotPresent for images named here, the operator's own
+    for its default image."""
     pull_secrets: Annotated[list[NameRef], Field(max_length=8)] = []
     """Secrets with registry credentials, in the run's namespace."""
 
@@ -228,7 +229,8 @@ class Lifecycle(Part):
     """How long a run and its objects live (Kubernetes only)."""
 
     active_deadline_seconds: Seconds = 0
-    """The run fails when it has been active for so long, seconds; 0 = no deadline."""
+    """The run fails when its trainers have been active for so long, all starts together, seconds;
+    0 = no deadline."""
     max_restarts: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 10
     """Starts of the trainer after failures before the run is Failed."""
     restart_backoff_seconds: Annotated[int, Field(ge=1, le=3600, strict=True)] = 30

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from forkcast_wire.endpoint import Endpoint
 from forkcast_wire.fields import (
     PLAIN_PATTERN,
     Decay,
@@ -126,10 +127,8 @@ class Storage(Part):
 
     path: Uri | None = None
     """A folder. Absent: the work directory itself."""
-    endpoint: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^https?://")] | None = (
-        None
-    )
-    """URL of the S3 API."""
+    endpoint: Endpoint | None = None
+    """URL of the S3 API: scheme, host and port. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are honoured."""
     bucket: (
         Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] | None
     ) = None
@@ -145,10 +144,12 @@ class Storage(Part):
     """Kubernetes only: name or uid of a former run of the namespace, ended, suspended or deleted with
     its records retained; its records, states and statistics become this run's."""
     region: Annotated[str, Field(max_length=64, pattern=PLAIN_PATTERN)] = "us-east-1"
-    """Region that requests are signed for."""
+    """Region that requests are signed for. On a cluster us-east-1 stands for the region that the
+    operator's configuration gives the store."""
     credentials_dir: Uri | None = None
-    """Folder with the files accessKeyId and secretAccessKey. Absent: the AWS_* variables; on a
-    cluster the operator sets it to where `secretRef` is mounted."""
+    """Folder with the files accessKeyId and secretAccessKey, and sessionToken for temporary keys;
+    they may change at any time. Absent: the AWS_* variables, web identity, profile, container or
+    instance role; on a cluster the operator sets it to where `secretRef` is mounted."""
     secret_ref: SecretRef | None = None
     """Kubernetes only: the Secret with the credentials. Absent: the operator's default name."""
     ca_file: Uri | None = None
@@ -157,8 +158,8 @@ class Storage(Part):
     ca_ref: CaRef | None = None
     """Kubernetes only: where `caFile` comes from."""
     conditional_writes: Literal["Auto", "Required", "Off"] = "Auto"
-    """Whether create-only and compare-and-swap writes are used. Auto: where a probe shows that the
-    server honours them."""
+    """Whether create-only and compare-and-swap writes are used. Auto: if a probe shows that the
+    server honours them; on a cluster, what the operator's configuration says of the store."""
 
     @model_validator(mode="after")
     def _folder_or_bucket(self) -> Self:

@@ -252,7 +252,11 @@ class TrainerStatus(Part):
     attempt: Count = 0
     """Starts so far, less one."""
     restarts: Small = 0
-    """Starts after a failure."""
+    """Starts after a failure, since the last retry of a failed run."""
+    active_seconds: Count = 0
+    """How long the starts that have ended were active, seconds."""
+    counted: Annotated[str, Field(max_length=253)] = ""
+    """The newest of them."""
     pods: Small = 0
     """Pods it wants."""
     ready_pods: Small = 0

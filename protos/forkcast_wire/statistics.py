@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,6 +44,10 @@ SCHEMA = pa.schema(
 )
 
 
+class HistoryError(ValueError):
+    """A chunk of a history is damaged, or is none."""
+
+
 def chunk_name(epoch: int, attempt: int, first_step: int) -> str:
     """The file name of one chunk."""
     return f"e{epoch}-a{attempt}-{first_step:012d}.parquet"
@@ -59,14 +63,6 @@ def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         for row in rows
     ]
     return pa.Table.from_pylist(prepared, schema)
-
-
-def rows_of(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table of `to_table`."""
-    rows: list[dict[str, Any]] = table.to_pylist()
-    for row in rows:
-        row["group_grad_norms"] = dict(row["group_grad_norms"] or [])
-    return rows
 
 
 def write_chunk(rows: list[dict[str, Any]], folder: Path) -> Path:
@@ -103,7 +99,14 @@ def read_tail(folder: Path) -> list[dict[str, Any]]:
 
 
 def sound(row: Mapping[str, Any]) -> bool:
-    """Whether a row can be one of a history: its integers are there, and fit the columns."""
+    """Whether a row can be one of a history: it is of a step, and every other value is of its column's
+    type, or absent.
+    """
+    return _of_a_step(row) and all(_fits(name, value) for name, value in row.items())
+
+
+def _of_a_step(row: Mapping[str, Any]) -> bool:
+    """Whether its integers are there, and fit the columns."""
     values = [row.get(name) for name in _INTS]
     return (
         isinstance(row.get("run_uid"), str)
@@ -111,6 +114,28 @@ def sound(row: Mapping[str, Any]) -> bool:
         and row["epoch"] <= MOST_EPOCHS
         and row["step"] <= MOST_STEPS
     )
+
+
+def _fits(name: str, value: object) -> bool:
+    """Whether the value can stand in the column of that name; columns of later versions may."""
+    if value is None or name == "run_uid" or name in _INTS:
+        return True
+    if name in _LISTS:
+        return isinstance(value, list) and all(map(_number, value))
+    if name == "group_grad_norms":
+        pairs = value.items() if isinstance(value, dict) else value
+        return isinstance(pairs, Iterable) and all(
+            isinstance(pair, tuple) and isinstance(pair[0], str) and _number(pair[1])
+            for pair in pairs
+        )
+    if name == "skipped":
+        return isinstance(value, bool)
+    known = name in SCHEMA.names or name.startswith(COMPONENT)
+    return not known or _number(value)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -133,11 +158,11 @@ def read_history(
     took steps again, the later attempt replaces the earlier one from its first row on.
 
     first_steps: by epoch, the first step wanted; epochs that are not in it are left out. Chunks
-    before it are not opened.
+    before it are not opened. Raises HistoryError if one is damaged.
     """
     found: list[dict[str, Any]] = []
     for path in _chunks(folder, first_steps):
-        found += rows_of(pq.read_table(path))
+        found += rows_of(path, str(path))
     found += read_tail(folder)
     return merged(found, first_steps)
 
@@ -165,6 +190,24 @@ def merged(
     return [rows[key] for key in sorted(rows)]
 
 
+def rows_of(source: Path | BinaryIO, path: str) -> list[dict[str, Any]]:
+    """The rows of one chunk; path: what an error names. Raises HistoryError."""
+    try:
+        table = pq.read_table(source)
+        for field in SCHEMA:
+            if field.name not in table.schema.names or table.schema.field(field.name) != field:
+                raise HistoryError(f"{path}: no chunk of a history: column {field.name}")
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise HistoryError(f"{path}: damaged: {first}") from error
+    for row in rows:
+        if not _of_a_step(row):
+            raise HistoryError(f"{path}: damaged: a row is of no step")
+        row["group_grad_norms"] = dict(row["group_grad_norms"] or [])
+    return rows
+
+
 _CHUNK = re.compile(r"e(\d{1,20})-a(\d{1,20})-(\d{1,20})\.parquet")
 
 
@@ -189,16 +232,22 @@ def _chunks(folder: Path, first_steps: Mapping[int, int] | None) -> list[Path]:
 
 
 def last_steps(folder: Path) -> dict[tuple[int, int], int]:
-    """By (epoch, attempt), the last step in the chunks; only their footers are read."""
+    """By (epoch, attempt), the last step in the chunks; only their footers are read. Raises
+    HistoryError.
+    """
     column, last = SCHEMA.get_field_index("step"), dict[tuple[int, int], int]()
     for path in _chunks(folder, None):
         match = _CHUNK.fullmatch(path.name)
         assert match is not None
         key = (int(match[1]), int(match[2]))
-        footer = pq.read_metadata(path)
-        for group in range(footer.num_row_groups):
-            step = footer.row_group(group).column(column).statistics.max
-            last[key] = max(step, last.get(key, -1))
+        try:
+            footer = pq.read_metadata(path)
+            groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+            steps = [int(group.column(column).statistics.max) for group in groups]
+        except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise HistoryError(f"{path}: damaged: {first}") from error
+        last[key] = max([*steps, last.get(key, -1)])
     return last
 
 

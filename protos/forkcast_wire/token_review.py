@@ -117,11 +117,12 @@ class ApiReviewer:
         """A server that does not know audiences leaves them out: then the token is not taken."""
         if status.get("authenticated") is not True:
             return Reviewed(authenticated=False, reason=str(status.get("error", "not valid")))
-        if self.audience not in status.get("audiences", []):
+        audiences = status.get("audiences")
+        if not isinstance(audiences, list) or self.audience not in audiences:
             return Reviewed(authenticated=False, reason="not meant for this audience")
         user = str(status["user"]["username"])
         namespace, _, account = user.removeprefix(_ACCOUNT_PREFIX).partition(":")
-        if not user.startswith(_ACCOUNT_PREFIX) or not account:
+        if not (user.startswith(_ACCOUNT_PREFIX) and namespace and account) or ":" in account:
             return Reviewed(authenticated=True)
         return Reviewed(authenticated=True, namespace=namespace, account=account)
 

@@ -202,9 +202,9 @@ def test_the_operator_is_told_where_everything_is(render):
 def test_every_account_whose_token_is_taken_is_reserved(render, name):
     """Of the pods that ask who somebody is, or are asked: none of their accounts is a run's."""
     objects = render(name)
-    config = yaml.safe_load(
-        _find(objects, "ConfigMap", "demo-forkcast-operator")["data"]["operator.yaml"]
-    )
+    maps = [one["data"] for one in objects if one["kind"] == "ConfigMap" and "data" in one]
+    (text,) = (one["operator.yaml"] for one in maps if "operator.yaml" in one)
+    config = yaml.safe_load(text)
     reserved = set(config.get("reservedAccounts", ()))
     if "tokenFile" not in config["monitor"]:
         assert not reserved

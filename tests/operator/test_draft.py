@@ -108,6 +108,23 @@ def test_without_numbers_the_portfolio_orders(
     assert made.finalists == alone.finalists
 
 
+def test_mode_heuristic_asks_nobody_though_a_proxy_is_there(proxy: ProxyStub) -> None:
+    given = {"proxy": {"mode": "Heuristic"}}
+    spec = TrainingRunSpec.model_validate(
+        {"data": {"train": {"uri": "x"}}, "training": {"totalSteps": 1000}, **given}
+    )
+    made = draft(spec, LATTICE, window(), [], 7, proxy)
+    assert (made.source, made.proxy) == (DraftSource.HEURISTIC, ProxyAnswer.NOT_ASKED)
+
+
+def test_the_default_horizon_is_where_the_model_has_a_calibrated_risk(proxy: ProxyStub) -> None:
+    spec = TrainingRunSpec.model_validate(
+        {"data": {"train": {"uri": "x"}}, "training": {"totalSteps": 1_000_000}}
+    )
+    made = draft(spec, LATTICE, window(), [], 7, proxy)
+    assert (made.proxy, made.risk_known) == (ProxyAnswer.ANSWERED, True)
+
+
 def test_a_dead_proxy_costs_its_opinion_only(tmp_path) -> None:
     with open_channel(f"unix:{tmp_path}/none.sock") as channel:
         made = drafted(ProxyStub(channel), 200)

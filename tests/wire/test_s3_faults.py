@@ -176,13 +176,15 @@ def test_what_is_wrong_with_the_storage_is_said(
         nobody = f"http://127.0.0.1:{bound.getsockname()[1]}"
     for change, said in (
         ({"endpoint": nobody}, "spec.storage.endpoint"),
-        ({"endpoint": "http://"}, "spec.storage.endpoint"),
         ({"bucket": "no-such-bucket"}, "spec.storage.bucket"),
         ({"credentials_dir": str(tmp_path / "nowhere")}, "credentialsDir"),
     ):
         with pytest.raises(StoreUnavailable, match=said):
             open_store(storage.model_copy(update=change), tmp_path)
+    with pytest.raises(StoreMisconfigured, match=r"spec\.storage\.endpoint: has no host"):
+        open_store(storage.model_copy(update={"endpoint": "http://"}), tmp_path)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     without = storage.model_copy(update={"credentials_dir": None})
     with pytest.raises(StoreUnavailable, match="AWS_ACCESS_KEY_ID"):
         open_store(without, tmp_path)

@@ -32,6 +32,7 @@ from forkcast_trainer.stressors.long_sequence import LONGER
 from forkcast_wire.manifest import Device, Dtype, StressorType, TrainingRunSpec
 
 _REWARM_STEPS = 150
+_OPTIMIZERS = {"AdamW": torch.optim.AdamW}
 
 
 @dataclass
@@ -148,7 +149,7 @@ class Engine:
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
         self.groups = [models.group_of(name) for name in self.named]
-        self.optimizer = self._adamw()
+        self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
         self.forward: Callable[..., Any] = self.module
         if spec.model.compile:
@@ -161,11 +162,11 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ set-up
 
-    def _adamw(self) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         o = self.spec.optimizer
         decayed = [p for p in self.parameters if p.ndim >= 2]
         plain = [p for p in self.parameters if p.ndim < 2]
-        return torch.optim.AdamW(
+        return _OPTIMIZERS[o.name](
             [{"params": decayed, "decays": True}, {"params": plain, "decays": False}],
             lr=o.learning_rate,
             betas=o.betas,
@@ -196,7 +197,8 @@ class Engine:
         overflow = self._overflow()
         result = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
         skip = result.skip or overflow or not math.isfinite(float(result.norm))
-        extra = self._before_update() if sampled and not skip else None
+        # only rank 0 reports: a copy of the weights on the others would be thrown away
+        extra = self._before_update() if sampled and not skip and self.place.rank == 0 else None
         if not skip:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate

@@ -98,8 +98,8 @@ class Journal:
     def adopted(self, entry: LineageEntry, attempt: int) -> None:
         """The steps that the winner of a branch took are the first of the epoch it opened."""
         try:
-            data = self._store.get(keys.state_history(entry.state.key))[0]
-            rows = history.decoded(data)
+            key = keys.state_history(entry.state.key)
+            rows = history.decoded(self._store.get(key)[0], key)
             if rows:
                 self._put([{**row, "epoch": entry.epoch, "attempt": attempt} for row in rows])
         except KeyMissing:

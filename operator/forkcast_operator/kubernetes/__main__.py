@@ -54,7 +54,7 @@ from forkcast_wire.process import configure_logging
 from forkcast_wire.store import open_store
 
 _log = structlog.get_logger()
-_WORKERS: Final = 8
+_WORKERS: Final = 16
 _TICK_SECONDS: Final = 0.5
 #: The event loop has not turned for so long: it hangs.
 _STUCK_SECONDS: Final = 30.0
@@ -202,6 +202,7 @@ class Operator:
             Recorder(cluster, self._identity),
             jobsets=jobsets,
             open_store=_open,
+            wake=self._queue.add,
         )
 
     def _wake_uid(self, uid: str) -> None:
@@ -243,9 +244,8 @@ class Operator:
             return f"a watch has been silent for {age:.0f} s"
         if (age := time.monotonic() - self._turned) > _STUCK_SECONDS:
             return f"the event loop has not turned for {age:.0f} s"
-        leading = metrics.LEADER._value.get() == 1
-        if leading and (age := time.monotonic() - lock.renewed) > health.DEAD_SECONDS:
-            return f"the lease has not been renewed for {age:.0f} s"
+        if (age := time.monotonic() - lock.held) > health.DEAD_SECONDS:
+            return f"nobody has renewed the lease for {age:.0f} s"
         return ""
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from forkcast_wire.endpoint import Endpoint
 from forkcast_wire.fields import Part
 from forkcast_wire.manifest import Storage
 
@@ -57,7 +58,7 @@ class StoreConfig(Part):
     credentials that is expected in a run's namespace if the run names none.
     """
 
-    endpoint: Annotated[str, Field(pattern=r"^https?://")]
+    endpoint: Endpoint
     bucket: str
     prefix: Annotated[str, Field(max_length=256, pattern=_PREFIX)] = ""
     region: str = "us-east-1"

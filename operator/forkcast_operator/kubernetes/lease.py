@@ -37,7 +37,8 @@ class LeaseLock(BaseLock):
         super().__init__(name, namespace, identity)
         self._cluster = cluster
         self._seen: Body | None = None
-        self.renewed = time.monotonic()
+        #: When the lease was last written, by whomever, on the monotonic clock.
+        self.held = time.monotonic()
 
     async def get(
         self, name: str, namespace: str
@@ -45,12 +46,15 @@ class LeaseLock(BaseLock):
         """The record, or (False, why not); the election creates the lease on a clean 404."""
         try:
             async with asyncio.timeout(_CALL_SECONDS):
-                self._seen = await self._cluster.get(LEASE, namespace, name)
+                seen = await self._cluster.get(LEASE, namespace, name)
         except TimeoutError:
             self._cluster.hang_up()
             return False, ApiException(status=0, reason="no answer")
         except ClusterError as error:
             return False, ApiException(status=error.status, reason=str(error))
+        if _renewals(seen) != _renewals(self._seen):
+            self.held = time.monotonic()
+        self._seen = seen
         if self._seen is None:
             return False, ApiException(status=404, reason="none", body=json.dumps({"code": 404}))
         spec = self._seen.get("spec", {})
@@ -105,8 +109,14 @@ class LeaseLock(BaseLock):
             _log.warning("lease.not_written", error=str(error))
             return False
         if written is not None:
-            self._seen, self.renewed = written, time.monotonic()
+            self._seen, self.held = written, time.monotonic()
         return written is not None
+
+
+def _renewals(lease: Body | None) -> tuple[object, object]:
+    """What every write of a holder changes."""
+    spec = (lease or {}).get("spec", {})
+    return spec.get("holderIdentity"), spec.get("renewTime")
 
 
 def _spec(record: LeaderElectionRecord, before: Body | None) -> Body:

@@ -89,11 +89,12 @@ def trainer(
     start: int,
     epoch: int,
     jobset: bool,
+    active_seconds: int = 0,
 ) -> Document:
     """The trainer's workload of one start: a JobSet, or an Indexed Job beside its Service.
 
     epoch: the lineage epoch now; with it in the rendezvous id, pods of an earlier epoch that come
-    late meet nobody.
+    late meet nobody. active_seconds: of earlier starts; the run's deadline is for all of them.
     """
     name = trainer_name(run, start)
     first = f"{name}-{_REPLICATED}-0-0.{name}" if jobset else f"{name}-0.{service_name(run)}"
@@ -115,6 +116,8 @@ def trainer(
             marks=labels(run, "trainer"),
         ),
     }
+    if limit := spec.lifecycle.active_deadline_seconds:
+        job["activeDeadlineSeconds"] = max(1, limit - active_seconds)
     marks = {**labels(run, "trainer"), LABEL_START: str(start)}
     if queue := spec.scheduling.queue_name:
         marks[LABEL_QUEUE] = queue
@@ -126,11 +129,7 @@ def trainer(
             job["template"]["spec"]["subdomain"] = service_name(run)
         if queue:
             job["suspend"] = True  # the queue lets it go
-        if spec.lifecycle.active_deadline_seconds:
-            job["activeDeadlineSeconds"] = spec.lifecycle.active_deadline_seconds
         return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}
-    if spec.lifecycle.active_deadline_seconds:
-        job["activeDeadlineSeconds"] = spec.lifecycle.active_deadline_seconds
     spec_of_set: Document = {
         "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
         "failurePolicy": {"maxRestarts": 0},

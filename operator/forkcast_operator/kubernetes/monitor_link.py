@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar, TypeVarTuple
 
 import grpc
 import structlog
@@ -19,10 +21,19 @@ from forkcast_wire.codec import trigger_from_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from forkcast_wire.manifest import TrainingRunSpec
 
+T = TypeVar("T")
+A = TypeVarTuple("A")
+#: Calls to the monitor have threads of their own: one that does not answer holds up nothing else.
+_THREADS: Final = ThreadPoolExecutor(16, thread_name_prefix="monitor")
 _log = structlog.get_logger()
 _RPC_SECONDS: Final = 5.0
 _LIST_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 1.0
+
+
+async def in_thread(call: Callable[[*A], T], *arguments: *A) -> T:
+    """Make a blocking call of the link's in one of its threads."""
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, call, *arguments)
 
 
 class MonitorLink:
@@ -34,6 +45,7 @@ class MonitorLink:
         self._lock = threading.Lock()
         self._registered: dict[str, str] = {}
         self._objects: dict[str, str] = {}
+        self._saved: dict[str, str] = {}
         self._pending: dict[str, dict[str, Trigger]] = {}
         self._summaries: dict[str, pb.RunSummary] = {}
         self._stop = threading.Event()
@@ -80,6 +92,26 @@ class MonitorLink:
             self._registered[run.identity] = digest
             self._objects[run.identity] = run.uid
         return ""
+
+    def save_now(self, run: Run) -> None:
+        """Have the trainer save a checkpoint, once for each value of the annotation that asks for it.
+        A monitor that is away is asked again at the next pass.
+        """
+        with self._lock:
+            if not run.checkpoint or self._saved.get(run.identity) == run.checkpoint:
+                return
+        digest = hashlib.sha256(run.checkpoint.encode()).hexdigest()[:16]
+        directive = pb.Directive(
+            run_uid=run.identity, id=f"checkpoint/{digest}", checkpoint_now=pb.CheckpointNow()
+        )
+        try:
+            request = pb.PostDirectiveRequest(directive=directive)
+            self.stub.PostDirective(request, timeout=_RPC_SECONDS)
+        except grpc.RpcError as error:
+            _log.info("monitor.checkpoint_not_asked_for", code=error.code().name)
+            return
+        with self._lock:
+            self._saved[run.identity] = run.checkpoint
 
     def forget(self, uid: str) -> None:
         """Let the monitor delete what it holds of the run; a monitor that is away keeps it."""

@@ -56,17 +56,15 @@ def pod_template(
 ) -> Document:
     """The template of a pod of ``component`` (trainer or rollout). marks: its labels."""
     patch, rollout = spec.pod_patch, component == "rollout"
-    image = spec.image.trainer or config.trainer.image
-    if rollout:
-        image = spec.image.rollout or image
+    named = (spec.image.rollout if rollout else None) or spec.image.trainer
+    image = named or config.trainer.image
+    pull_policy = "IfNotPresent" if named else config.trainer.pull_policy
     volumes, mounts = _volumes(run, spec, place, config, component)
     pulls = [ref.name for ref in spec.image.pull_secrets] or config.trainer.pull_secrets
     container: Document = {
         "name": component,
         "image": image,
-        "imagePullPolicy": spec.image.pull_policy
-        if spec.image.trainer
-        else config.trainer.pull_policy,
+        "imagePullPolicy": spec.image.pull_policy or pull_policy,
         "command": command,
         "workingDir": WORKDIR,
         "env": [

@@ -22,6 +22,8 @@ LABEL_START: Final = "forkcast.dev/start"
 LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
 #: On a TrainingRun that has failed: a new value lets it go on.
 ANNOTATION_RETRY: Final = "forkcast.dev/retry"
+#: On a TrainingRun that trains: a new value has a checkpoint saved now.
+ANNOTATION_CHECKPOINT: Final = "forkcast.dev/checkpoint"
 #: A Job's pods carry its name as a label (63) and a suffix in their host name.
 MOST_NAME: Final = 52
 
@@ -49,7 +51,8 @@ def child_name(*parts: str) -> str:
 class Run:
     """One TrainingRun as it stands in the API. uid: metadata.uid, and the run's identity in all
     records. records_uid: uid in its records and at the monitor, if it has adopted those of another
-    run; else empty. retry: value of the annotation by which a user asks a failed run to go on.
+    run; else empty. retry: value of the annotation by which a user asks a failed run to go on;
+    checkpoint: a running one to save now.
     """
 
     namespace: str
@@ -62,6 +65,7 @@ class Run:
     spec: Mapping[str, Any]
     status: Mapping[str, Any]
     retry: str = ""
+    checkpoint: str = ""
     records_uid: str = ""
 
     @classmethod
@@ -78,6 +82,7 @@ class Run:
             finalizers=tuple(meta.get("finalizers", ())),
             spec=body.get("spec", {}),
             status=body.get("status", {}),
+            checkpoint=str(meta.get("annotations", {}).get(ANNOTATION_CHECKPOINT, "")),
             retry=str(meta.get("annotations", {}).get(ANNOTATION_RETRY, "")),
         )
 
@@ -165,7 +170,7 @@ def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> Stor
     continues below it. Raises SpecError.
     """
     given = spec.storage
-    known = _known_store(given, config)
+    known = _as_asked(_known_store(given, config), given)
     if given.prefix and not is_key(given.prefix.removesuffix("/")):
         raise SpecError(
             "InvalidSpec",
@@ -182,9 +187,9 @@ def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> Stor
             "endpoint": known.endpoint,
             "bucket": known.bucket,
             "region": known.region,
+            "conditional_writes": known.conditional_writes,
             "prefix": prefix,
             "credentials_dir": STORE_FOLDER,
-            "conditional_writes": known.conditional_writes,
             "ca_file": f"{CA_FOLDER}/ca.crt" if given.ca_ref is not None else None,
         }
     )
@@ -211,6 +216,27 @@ def check_account(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> No
             f"spec.podPatch.serviceAccountName: {name} is an account of the Forkcast installation in "
             f"{run.namespace}; use another account, or another namespace",
         )
+
+
+def check_executor(spec: TrainingRunSpec) -> None:
+    """Raises SpecError if rollouts are to be processes: here they are Jobs."""
+    if spec.branching.executor == "Process":
+        raise SpecError(
+            "InvalidSpec",
+            "spec.branching.executor: Process runs rollouts on one machine; on a cluster set Auto or Pod",
+        )
+
+
+def _as_asked(known: StoreConfig, given: Storage) -> StoreConfig:
+    """The installation's store, with the region and the writes that the run asks for; the fields'
+    defaults ask for nothing.
+    """
+    asked = {
+        name: getattr(given, name)
+        for name in ("region", "conditional_writes")
+        if getattr(given, name) != Storage.model_fields[name].default
+    }
+    return known.model_copy(update=asked)
 
 
 def _known_store(given: Storage, config: OperatorConfig) -> StoreConfig:

@@ -46,7 +46,8 @@ class Failure:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
     """One look at everything. store: None if it could not be read in this pass. late_mounts: a
-    pod has waited long for its volumes; secret: the one it needs. pods_left: of the
+    pod has waited long for its volumes; secret: the one it needs. active_seconds: of the starts
+    that have ended, the newest of them counted. pods_left: of the
     trainer and of rollouts, those that are leaving among them. failed: why the run has
     ended without its last step; retry: it is to go on all the same. failure: of the run; rollouts: why rollouts of the open branch have no running pod, which does not touch the run's training.
     """
@@ -61,6 +62,8 @@ class RunFacts:
     failed: tuple[str, str] | None = None
     retry: bool = False
     restarts: int = 0
+    active_seconds: int = 0
+    counted: str = ""
     restarting_at: dt.datetime | None = None
     late_mounts: bool = False
     secret: str = ""

@@ -181,7 +181,8 @@ def _trainer(facts: RunFacts, failures: int, before: TrainingRunStatus) -> Train
     if seen is None:
         if before.trainer is None:
             return None
-        return before.trainer.model_copy(update={"ready_pods": 0, "restarts": failures})
+        kept = {"active_seconds": facts.active_seconds, "counted": facts.counted}
+        return before.trainer.model_copy(update={"ready_pods": 0, "restarts": failures, **kept})
     attempt = before.trainer.attempt if before.trainer else 0
     if facts.store is not None:
         attempt = max(0, facts.store.attempts - 1)
@@ -190,6 +191,8 @@ def _trainer(facts: RunFacts, failures: int, before: TrainingRunStatus) -> Train
         name=seen.name,
         attempt=attempt,
         restarts=failures,
+        active_seconds=facts.active_seconds,
+        counted=facts.counted,
         pods=seen.wanted,
         ready_pods=sum(pod.ready for pod in facts.pods),
     )

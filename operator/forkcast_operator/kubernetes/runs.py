@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import hashlib
 import json
@@ -30,14 +29,16 @@ from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.ending import Ending, set_finalizers
 from forkcast_operator.kubernetes.events import Recorder, suppressed_events
 from forkcast_operator.kubernetes.failures import refused, store_unavailable, trainer_trouble
-from forkcast_operator.kubernetes.ledger import Ledger, Look
+from forkcast_operator.kubernetes.ledger import Look
 from forkcast_operator.kubernetes.memory import Memory
-from forkcast_operator.kubernetes.monitor_link import MonitorLink
+from forkcast_operator.kubernetes.monitor_link import MonitorLink, in_thread
+from forkcast_operator.kubernetes.passes import PATIENCE_SECONDS, Passes
 from forkcast_operator.kubernetes.run import (
     Run,
     SpecError,
     StorePlace,
     check_account,
+    check_executor,
     store_place,
 )
 from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status, stood
@@ -57,6 +58,7 @@ from forkcast_operator.kubernetes.trainer_plan import (
     Leave,
     StartTrainer,
     TrainerAct,
+    active_seconds,
     asks_for_retry,
     plan_trainer,
 )
@@ -71,6 +73,7 @@ from forkcast_wire.resources import (
     LABEL_RUN,
     RunCondition,
     RunState,
+    TrainerStatus,
 )
 from forkcast_wire.store import StoreError
 
@@ -102,13 +105,21 @@ class Runs:
         *,
         jobsets: bool,
         open_store: Callable[[Storage], Store],
+        wake: Callable[[Key], None] = lambda _: None,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._cluster, self._view, self._config = cluster, view, config
         self._link, self._proxy, self._recorder = link, proxy, recorder
         self._jobsets, self._open_store = jobsets, open_store
         self._branches = Branches(cluster, view, config, recorder)
         self._teller = Teller(cluster, view, recorder)
-        self._ending = Ending(cluster, view, config, link, jobsets=jobsets, open_store=open_store)
+        self._passes = Passes(wake, patience=patience)
+        self._ending = Ending(
+            *(cluster, view, config, link),
+            jobsets=jobsets,
+            open_store=open_store,
+            passes=self._passes,
+        )
         self._memories: dict[str, Memory] = {}
         tls = config.monitor.tls if config.monitor else None
         authority = Path(tls) / "ca.crt" if tls else None
@@ -123,6 +134,7 @@ class Runs:
         if body is None:
             for uid in self._teller.gone(key):
                 self._memories.pop(uid, None)
+                self._passes.forget(uid)
             return None
         structlog.contextvars.bind_contextvars(namespace=key[0], run=key[1])
         started = time.perf_counter()
@@ -192,7 +204,11 @@ class Runs:
         pods = [pod_seen(pod) for pod in all_pods if runs_or_will(pod)]
         mounting = [pod.created for pod in pods if pod.mounting and pod.created is not None]
         watched = spec is not None and spec.branching.mode is not Mode.DISABLED
+        known = status.trainer or TrainerStatus(kind="Job", name="none")
+        active, counted = active_seconds(known.active_seconds, known.counted, trainer)
         return RunFacts(
+            active_seconds=active,
+            counted=counted,
             trainer=trainer,
             pods=pods,
             pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
@@ -214,27 +230,19 @@ class Runs:
         try:
             spec = run.parsed()
             check_account(run, spec, self._config)
+            check_executor(spec)
             place = replace(store_place(run, spec, self._config), busy=self._busy(run))
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), None, _RESYNC_SECONDS
         facts = replace(self._facts(run, spec), secret=place.secret)
-        try:
-            ledger, place, info = await asyncio.to_thread(
-                memory.claim, run, spec, place, self._open_store
-            )
-            if facts.trainer is None or not facts.trainer.work.alive:
-                await asyncio.to_thread(ledger.confirm)
-        except SpecError as error:
-            failure = Failure(reason=error.reason, message=str(error), stalled=True)
-            return replace(facts, failure=failure), spec, _RESYNC_SECONDS
-        except StoreError as error:
-            metrics.STORE_ERRORS.inc()
-            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
-            return replace(facts, failure=store_unavailable(place, error)), spec, _STARTING_SECONDS
+        facts, look = await self._records(run, spec, place, memory, facts)
+        ledger, place, info = memory.ledger, memory.place or place, memory.info
+        if ledger is None or info is None:  # nothing is known of its records
+            stalled = facts.failure is not None and facts.failure.stalled
+            return facts, spec, _RESYNC_SECONDS if stalled else _STARTING_SECONDS
         run = replace(run, records_uid=memory.identity)
         unheard = await self._register(run, spec)
-        facts, look = await self._records(run, spec, place, ledger, facts)
         epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
         try:
             facts = await self._train(run, spec, place, info, facts, memory, epoch)
@@ -269,24 +277,38 @@ class Runs:
     async def _register(self, run: Run, spec: TrainingRunSpec) -> str:
         if self._link is None or spec.branching.mode is Mode.DISABLED:
             return ""
-        return await asyncio.to_thread(self._link.register, run, spec)
+        unheard = await in_thread(self._link.register, run, spec)
+        if not unheard:
+            await in_thread(self._link.save_now, run)
+        return unheard
 
     async def _records(
         self,
         run: Run,
         spec: TrainingRunSpec,
         place: StorePlace,
-        ledger: Ledger,
+        memory: Memory,
         facts: RunFacts,
     ) -> tuple[RunFacts, Look | None]:
-        """A pass over the records; where store or monitor are away, the run stays as it is."""
+        """A pass over the records. If it has not come back yet, or store or monitor are away, the
+        run stays as it is.
+        """
         triggers = self._link.triggers(run.identity) if self._link else []
         jobs = [seen for job in self._view.of_run("Job", run.key) if (seen := job_seen(job))]
         stub = self._link.stub if self._link else None
+        idle = facts.trainer is None or not facts.trainer.work.alive
+
+        def work() -> Look:
+            ledger = memory.claim(run, spec, place, self._open_store)
+            if idle:
+                ledger.confirm()
+            return ledger.look(spec, triggers, jobs, stub, self._proxy, paused=spec.suspend)
+
         try:
-            look = await asyncio.to_thread(
-                ledger.look, spec, triggers, jobs, stub, self._proxy, paused=spec.suspend
-            )
+            look = await self._passes.look(run.key, run.uid, place.operator, work)
+        except SpecError as error:
+            failure = Failure(reason=error.reason, message=str(error), stalled=True)
+            return replace(facts, failure=failure), None
         except StoreError as error:
             metrics.STORE_ERRORS.inc()
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
@@ -295,6 +317,8 @@ class Runs:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
             failure = Failure(reason="MonitorUnavailable", message="the verdict waits for it")
             return replace(facts, failure=failure), None
+        if look is None:
+            return facts, None
         for one in look.settled:
             if one.received is Received.SUPPRESSED and one.word in metrics.SUPPRESSIONS:
                 metrics.SUPPRESSED.labels(one.word).inc()
@@ -326,6 +350,7 @@ class Runs:
             failures=facts.restarts,
             now=dt.datetime.now(dt.UTC),
             retried=facts.retry,
+            active_seconds=facts.active_seconds,
         )
         if facts.retry and facts.trainer is not None and facts.trainer.work.alive:
             facts = replace(facts, failed=None, restarts=0)
@@ -339,6 +364,7 @@ class Runs:
                     start=act.start,
                     epoch=epoch,
                     jobset=self._jobsets,
+                    active_seconds=facts.active_seconds,
                 )
                 await self._start(run, body, facts.trainer)
                 if act.failures > facts.restarts:

@@ -61,7 +61,7 @@ class JobSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSeen:
-    """The trainer's workload of one start. ended_at: when it succeeded or failed.
+    """The trainer's workload of one start. started_at: when its pods were let go; ended_at: when it succeeded, failed or was deleted.
     retry: the value of the run's annotation that it answers.
     """
 
@@ -75,6 +75,7 @@ class TrainerSeen:
     created: dt.datetime | None = None
     ended_at: dt.datetime | None = None
     retry: str = ""
+    started_at: dt.datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,11 +160,20 @@ def trainer_seen(bodies: Iterable[Body]) -> TrainerSeen | None:
                 reason=why.get("reason", ""),
                 message=why.get("message", ""),
                 created=instant(body["metadata"].get("creationTimestamp")),
-                ended_at=instant(why.get("lastTransitionTime")),
+                started_at=instant(_started(body)),
+                ended_at=instant(
+                    why.get("lastTransitionTime") or body["metadata"].get("deletionTimestamp")
+                ),
                 retry=body["metadata"].get("annotations", {}).get(ANNOTATION_RETRY, ""),
             )
         )
     return max(found, key=lambda one: (one.start, one.work.alive), default=None)
+
+
+def _started(body: Body) -> str | None:
+    """A JobSet has no such time; its pods are let go when it is made, or by its queue."""
+    made: str | None = body["metadata"].get("creationTimestamp")
+    return made if body["kind"] == "JobSet" else body.get("status", {}).get("startTime")
 
 
 def _wanted(body: Body) -> int:

@@ -57,15 +57,20 @@ def plan_trainer(
     failures: int,
     now: dt.datetime,
     retried: bool = False,
+    active_seconds: int = 0,
 ) -> TrainerAct:
     """wanted: neither suspended, nor being deleted, nor failed. failures: so far. retried: the run
-    had failed and is to go on; what failed before is not counted any more.
+    had failed and is to go on; what failed before is not counted any more. active_seconds: of all starts that have ended.
     """
     if not wanted:
         running = seen is not None and seen.work in (Work.QUEUED, Work.ACTIVE)
         return EndTrainer(seen.name) if seen is not None and running else Leave()
     if complete or (seen is not None and seen.work.alive):
         return Leave()
+    limit = rules.active_deadline_seconds
+    if limit and active_seconds >= limit:
+        said = f"active for {active_seconds} s of lifecycle.activeDeadlineSeconds, {limit}"
+        return FailRun(_OVERDUE, said)
     if retried:
         return StartTrainer(failures if seen is None else seen.start + 1, 0)
     if seen is None:
@@ -91,6 +96,15 @@ def asks_for_retry(
     if failed_generation != generation:
         return True
     return bool(asked) and (seen is None or seen.retry != asked)
+
+
+def active_seconds(known: int, counted: str, seen: TrainerSeen | None) -> tuple[int, str]:
+    """How long the starts that have ended were active, seconds, and the newest of them. known,
+    counted: the same before this look.
+    """
+    if seen is None or seen.name == counted or seen.started_at is None or seen.ended_at is None:
+        return known, counted
+    return known + max(0, int((seen.ended_at - seen.started_at).total_seconds())), seen.name
 
 
 def _backoff(rules: Lifecycle, failures: int) -> float:

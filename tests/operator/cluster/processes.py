@@ -92,12 +92,14 @@ class Operators:
 
     def __init__(self, server, folder) -> None:
         self._server, self._folder, self._started = server, folder, []
+        #: Ports of /metrics, by name.
+        self.metrics: dict[str, int] = {}
 
     def __call__(self, name, *, port=None, config=CONFIG, lease_namespace=None):
         """A new process, ready; returns it with the port of its probes. port: of the API server
         as it shall see it.
         """
-        server, health = self._server, free_port()
+        server, health, figures = self._server, free_port(), free_port()
         path = self._folder / "operator.yaml"
         path.write_text(json.dumps(config))
         environment = {**server.environment, "POD_NAME": name}
@@ -107,12 +109,14 @@ class Operators:
             kubeconfig.write_text(text.replace(f":{api_port(text)}", f":{port}"))
             environment["KUBECONFIG"] = str(kubeconfig)
         command = [sys.executable, "-m", "forkcast_operator.kubernetes", "--config", str(path)]
-        command += ["--namespace", server.namespace, "--lease-name", "op", "--metrics-port", "0"]
+        command += ["--namespace", server.namespace, "--lease-name", "op"]
+        command += ["--metrics-port", str(figures)]
         command += ["--lease-namespace", lease_namespace or server.namespace]
         command += ["--health-port", str(health)]
         with self._log(name).open("ab") as log:
             process = subprocess.Popen(command, env=environment, stderr=log)
         self._started.append(process)
+        self.metrics[name] = figures
         wait(lambda: get(health, "/readyz")[0] == 200, 60)
         return process, health
 

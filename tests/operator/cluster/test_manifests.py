@@ -9,7 +9,7 @@ import pytest
 
 from forkcast_operator.kubernetes import manifests
 from forkcast_operator.kubernetes.pods import rollout_resources, share
-from forkcast_operator.kubernetes.run import SpecError, child_name, store_place
+from forkcast_operator.kubernetes.run import SpecError, check_executor, child_name, store_place
 from forkcast_wire.documents import RunInfo
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.resources import BranchSpec
@@ -209,3 +209,69 @@ def test_long_names_are_cut_and_stay_apart() -> None:
     assert len(names) == 9
     assert max(map(len, names)) <= 52
     assert child_name("a", "b") == "a-b"
+
+
+def _image_of(document):
+    (container,) = document["spec"]["template"]["spec"]["containers"]
+    return container["image"], container["imagePullPolicy"]
+
+
+@pytest.mark.parametrize(
+    ("given", "trainer", "rollout"),
+    [
+        ({}, ("forkcast/trainer:1", "Never"), ("forkcast/trainer:1", "Never")),
+        ({"rollout": "r:1"}, ("forkcast/trainer:1", "Never"), ("r:1", "IfNotPresent")),
+        (
+            {"rollout": "r:1", "pullPolicy": "Always"},
+            ("forkcast/trainer:1", "Always"),
+            ("r:1", "Always"),
+        ),
+        ({"trainer": "t:1"}, ("t:1", "IfNotPresent"), ("t:1", "IfNotPresent")),
+    ],
+)
+def test_images_are_pulled_as_the_run_says(
+    config, record, make_run, given, trainer, rollout
+) -> None:
+    defaults = config.trainer.model_copy(update={"pull_policy": "Never"})
+    config = config.model_copy(update={"trainer": defaults})
+    made = _children(config, record, make_run(image=given), jobset=False)
+    assert _image_of(made["trainer"]) == trainer
+    assert _image_of(made["rollout"]) == rollout
+
+
+def test_a_runs_region_and_conditional_writes_act(config, make_run) -> None:
+    store = {"endpoint": "https://s3.example", "bucket": "runs"}
+    asked = make_run(storage={**store, "region": "eu-west-9", "conditionalWrites": "Required"})
+    place = store_place(asked, asked.parsed(), config)
+    for one in (place.operator, place.pods):
+        assert (one.region, one.conditional_writes) == ("eu-west-9", "Required")
+    stores = [config.stores[0].model_copy(update={"region": "eu-1", "conditional_writes": "Off"})]
+    config = config.model_copy(update={"stores": stores})
+    plain = make_run(storage={**store, "region": "us-east-1", "conditionalWrites": "Auto"})
+    place = store_place(plain, plain.parsed(), config)
+    assert (place.pods.region, place.pods.conditional_writes) == ("eu-1", "Off")
+
+
+def test_rollouts_as_processes_are_refused_by_name(make_run) -> None:
+    with pytest.raises(SpecError, match=r"spec\.branching\.executor: Process"):
+        check_executor(make_run(branching={"executor": "Process"}).parsed())
+    check_executor(make_run().parsed())
+
+
+def test_a_later_start_has_what_is_left_of_the_runs_deadline(config, make_run) -> None:
+    run = make_run(lifecycle={"activeDeadlineSeconds": 100})
+    spec = run.parsed()
+    place = store_place(run, spec, config)
+    for jobset, active, left in ((False, 0, 100), (False, 70, 30), (True, 70, 30)):
+        made = manifests.trainer(
+            run, spec, place, config, start=1, epoch=0, jobset=jobset, active_seconds=active
+        )
+        job = made["spec"]["replicatedJobs"][0]["template"] if jobset else made
+        assert job["spec"]["activeDeadlineSeconds"] == left
+
+
+def test_the_literal_preset_has_no_confirm_rung(make_run) -> None:
+    literal = {"acceptance": {"preset": "Literal"}}
+    with pytest.raises(SpecError, match=r"confirm\.steps"):
+        make_run(branching=literal).parsed()
+    make_run(branching={**literal, "confirm": {"steps": 0}}).parsed()

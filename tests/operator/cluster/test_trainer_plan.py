@@ -13,13 +13,16 @@ from forkcast_operator.kubernetes.trainer_plan import (
     FailRun,
     Leave,
     StartTrainer,
+    active_seconds,
     asks_for_retry,
     plan_trainer,
 )
 from forkcast_wire.manifest_pods import Lifecycle
 
 NOW = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
-RULES = Lifecycle.model_validate({"maxRestarts": 3, "restartBackoffSeconds": 30})
+RULES = Lifecycle.model_validate(
+    {"maxRestarts": 3, "restartBackoffSeconds": 30, "activeDeadlineSeconds": 60}
+)
 
 
 def seen(work, start=0, reason="", ago=0):
@@ -62,6 +65,12 @@ CASES = {
     ),
     "asked again, its object gone": (None, {"failures": 3, "retried": True}, StartTrainer(3, 0)),
     "asked again, and under way": (seen(Work.ACTIVE, 4), {"retried": True}, Leave()),
+    "over time in all, though no start was": (
+        seen(Work.SUCCEEDED, 2),
+        {"active_seconds": 60},
+        "DeadlineExceeded",
+    ),
+    "time is left": (seen(Work.SUCCEEDED, 2), {"active_seconds": 59}, StartTrainer(3, 0)),
     "over time": (seen(Work.FAILED, reason="DeadlineExceeded"), {}, "DeadlineExceeded"),
 }
 
@@ -76,6 +85,15 @@ def test_plan(case) -> None:
         assert act.reason == expected
     else:
         assert act == expected
+
+
+def test_the_time_of_every_start_is_counted_once() -> None:
+    ended = replace(seen(Work.FAILED, 1), started_at=NOW - dt.timedelta(seconds=40))
+    assert active_seconds(7, "t-0", ended) == (47, "t-1")
+    assert active_seconds(47, "t-1", ended) == (47, "t-1")
+    running = replace(ended, work=Work.ACTIVE, ended_at=None)
+    assert active_seconds(7, "t-0", running) == (7, "t-0")
+    assert active_seconds(7, "t-0", None) == (7, "t-0")
 
 
 @pytest.mark.parametrize(

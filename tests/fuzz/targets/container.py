@@ -1,0 +1,48 @@
+"""A checkpoint's container: `cp_<step>.ptz`."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from forkcast_trainer.checkpoint import (
+    CheckpointError,
+    Snapshot,
+    read_container,
+    verify_container,
+    write_container,
+)
+
+REFUSALS = (CheckpointError,)
+_PATH = Path(tempfile.mkdtemp(), "x.ptz")
+_MOST_ELEMENTS = 1 << 16
+
+
+def seeds():
+    """A small state, packed and raw."""
+    tensors = {
+        "a": torch.ones(3, 5),
+        "b": torch.arange(4),
+        "c": torch.tensor([True, False]),
+        "d": torch.empty(0, 3),
+    }
+    meta = {"run_uid": "u", "epoch": 0, "attempt": 0, "step": 7, "loss": 1.5}
+    for level in (0, 1):
+        write_container(Snapshot(meta, tensors), _PATH, level)
+        yield _PATH.read_bytes()
+
+
+def feed(data):
+    """As the trainer reads it: no tensor that its model does not have is unpacked."""
+    _PATH.write_bytes(data)
+    read_container(_PATH, admit=_small)
+    verify_container(_PATH)
+
+
+def _small(_meta, table):
+    for name, row in table.items():
+        size = 1
+        for one in row.shape:
+            size *= one
+        if size > _MOST_ELEMENTS:
+            raise CheckpointError(f"{name}: no model's")

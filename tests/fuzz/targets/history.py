@@ -1,0 +1,59 @@
+"""The history of statistics: Parquet chunks and the open tail."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from forkcast.records import StepStats
+from forkcast_monitor.history import stats_row
+from forkcast_wire.statistics import (
+    TAIL,
+    HistoryError,
+    last_steps,
+    read_history,
+    row_to_stats,
+    write_chunk,
+)
+
+REFUSALS = (HistoryError,)
+_FOLDER = Path(tempfile.mkdtemp())
+
+
+def row(step):
+    """One step's row."""
+    stats = StepStats(
+        run_uid="u",
+        epoch=0,
+        attempt=0,
+        rank=0,
+        step=step,
+        loss=2.5,
+        grad_norm=1.0,
+        grad_norm_clipped=1.0,
+        learning_rate=1e-3,
+        tokens=100 * step,
+        attention_entropy=(0.5, 0.25),
+        group_grad_norms={"mlp": 1.0},
+    )
+    return stats_row(stats) | {"index": 0.1, "z": 0.2, "u_volatility": 0.3}
+
+
+def seeds():
+    """`c` and a chunk; `t` and a tail."""
+    path = write_chunk([row(step) for step in range(5)], _FOLDER)
+    yield b"c" + path.read_bytes()
+    path.unlink()
+    yield b"t" + "\n".join(json.dumps(row(step)) for step in range(3)).encode()
+
+
+def feed(data):
+    """Rows that come back are whole."""
+    kind, content = data[:1], data[1:]
+    for path in _FOLDER.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    name = TAIL if kind == b"t" else "e0-a0-000000000000.parquet"
+    (_FOLDER / name).write_bytes(content)
+    for one in read_history(_FOLDER):
+        row_to_stats(one)
+    last_steps(_FOLDER)

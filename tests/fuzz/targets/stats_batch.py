@@ -1,0 +1,53 @@
+"""A batch of statistics, as any trainer may send it."""
+
+import json
+
+from google.protobuf.message import DecodeError
+
+from forkcast.records import StepStats
+from forkcast_monitor.config import configure
+from forkcast_monitor.detector import Detector
+from forkcast_monitor.history import stats_row
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.codec import stats_from_wire, stats_to_wire
+from forkcast_wire.manifest import Uncertainty
+from forkcast_wire.statistics import sound
+
+REFUSALS = (DecodeError, ValueError)
+_CONFIG = configure(Uncertainty())
+
+
+def seeds():
+    """A batch of a few steps, with and without what is sampled."""
+    batch = pb.StatsBatch(seq=3)
+    for step in range(4):
+        batch.stats.append(
+            stats_to_wire(
+                StepStats(
+                    run_uid="u",
+                    epoch=0,
+                    attempt=1,
+                    rank=0,
+                    step=step,
+                    loss=2.5,
+                    grad_norm=1.0,
+                    grad_norm_clipped=1.0,
+                    learning_rate=1e-3,
+                    tokens=100 * step,
+                    attention_entropy=(0.5, 0.25) if step % 2 else None,
+                    group_grad_norms={"mlp": 1.0},
+                )
+            )
+        )
+    yield batch.SerializeToString()
+
+
+def feed(data):
+    """What the codec lets through can be folded, and makes a sound row of the history."""
+    batch = pb.StatsBatch()
+    batch.ParseFromString(data)
+    detector = Detector(_CONFIG, "u")
+    for message in batch.stats:
+        stats = stats_from_wire(message)
+        assert sound(json.loads(json.dumps(stats_row(stats))))
+        detector.fold(stats)
