@@ -104,6 +104,7 @@ class History:
         self.last_steps = last_steps(folder)
         for row in tail:
             self._note(row)
+        self._closed_bytes = sum(path.stat().st_size for path in folder.glob("*.parquet"))
         self._file = LineFile(folder / TAIL)
         self._file.replace(tail)  # drops a line that a crash cut short
 
@@ -136,7 +137,7 @@ class History:
             groups.setdefault((row["epoch"], row["attempt"]), []).append(row)
         crash.reach("before-chunk")
         for rows in groups.values():
-            write_chunk(rows, self.folder)
+            self._closed_bytes += write_chunk(rows, self.folder).stat().st_size
         crash.reach("after-chunk")
         self._file.replace([])
         self._rows, self._chunk_at = 0, _CHUNK_ROWS
@@ -166,6 +167,11 @@ class History:
     def abandon(self) -> None:
         """Close the file as it is."""
         self._file.abandon()
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self._closed_bytes + self._file.length
 
     @property
     def rows_to_chunk(self) -> int:

@@ -38,6 +38,17 @@ def replace_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
         file.write(data)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what processes of this machine that are dead now have left of `replaced`, here and in
+    two levels of folders below.
+    """
+    for pattern in ("*.part", "*/*.part", "*/*/*.part"):
+        for path in folder.glob(pattern):
+            pid = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
+            if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+                path.unlink(missing_ok=True)
+
+
 def flush_folder(folder: Path) -> None:
     """Wait until the folder's names are on disk: a new name is when its folder is."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -11,6 +11,7 @@ from forkcast.records import StateKind, Trigger
 CATALOGUE = "catalogue.json"
 RUN = "run.json"
 COMPLETE = "complete.json"
+TEXT = "text.json"
 LINEAGE_PREFIX = "lineage/"
 ATTEMPTS_PREFIX = "attempts/"
 SUPPRESSED_PREFIX = "suppressed/"
@@ -96,7 +97,7 @@ _TRIGGER = r"e\d+-t\d+[a-z0-9-]*"
 _RECORD = re.compile(
     "|".join(
         (
-            *(re.escape(name) for name in (RUN, COMPLETE, CATALOGUE)),
+            *(re.escape(name) for name in (RUN, COMPLETE, TEXT, CATALOGUE)),
             rf"{LINEAGE_PREFIX}\d+\.json",
             rf"{ATTEMPTS_PREFIX}\d+\.json",
             rf"{SUPPRESSED_PREFIX}{_TRIGGER}\.json",

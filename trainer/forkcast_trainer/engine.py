@@ -24,6 +24,7 @@ from forkcast_trainer import clipping, internals, models, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches
+from forkcast_trainer.data.identity import identity_of
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.errors import TrainerError
@@ -118,6 +119,7 @@ class Engine:
         alone = place.world == 1
         self.shards = spec.parallelism.processes if alone else place.world
         train, held = prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
+        self.text = identity_of(train, held)
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length
         self._schedule = spec.learning_rate()

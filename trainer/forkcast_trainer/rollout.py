@@ -24,6 +24,7 @@ from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, Trial, TrialStatus
 from forkcast_trainer import checkpoint, state
 from forkcast_trainer.apply import apply
+from forkcast_trainer.data import identity
 from forkcast_trainer.engine import Engine, placement
 from forkcast_trainer.slots import Slots
 from forkcast_wire import crash, keys
@@ -82,13 +83,15 @@ class Rollout:
         allows. park_seconds: so long it waits for one, then it leaves; another process begins at
         the base again.
 
-        Raises CheckpointError where the base cannot be restored.
+        Raises CheckpointError where the base cannot be restored, DataError where the text is not the
+        run's.
         """
         self.job, self.spec, self.store, self.workdir = job, spec, store, workdir
         by_store = _POLL_SECONDS if spec.storage.bucket is None else _BUCKET_POLL_SECONDS
         self._poll_seconds = by_store if poll_seconds is None else poll_seconds
         self._park_seconds = park_seconds
         self.engine = Engine(spec, job.run_uid, workdir, placement(spec))
+        _patiently(lambda: identity.compare(store, self.engine.text))
         self.slots = slots_of(spec, workdir)
         scratch, admit = workdir / "scratch", partial(state.admit, self.engine)
         base = _patiently(lambda: checkpoint.fetch(store, job.base, scratch, job.run_uid, admit))

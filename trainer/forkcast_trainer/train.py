@@ -17,6 +17,7 @@ from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, StepStats
 from forkcast_trainer import checkpoint, state
+from forkcast_trainer.data import identity
 from forkcast_trainer.engine import Engine, Placement, placement
 from forkcast_trainer.newer_epoch import NewerEpoch, NewerEpochReader, Newest
 from forkcast_trainer.orders import Order, Orders
@@ -62,6 +63,7 @@ class TrainingRun:
         self.engine.position.attempt = attempt
         self.base_step = 0
         self._durable_step: int | None = None
+        self._claim_text()
         self._resume()
         self.leads = self.place.rank == 0
         self.saver = Saver(self.store, workdir, spec.checkpoint) if self.leads else None
@@ -92,6 +94,17 @@ class TrainingRun:
             total_steps=self.spec.training.total_steps,
             base_step=self.base_step,
         )
+
+    def _claim_text(self) -> None:
+        """The text is the one the run began with, and the same on every rank. Raises DataError."""
+        ours = self.engine.text
+        first = [ours]
+        if self.place.world > 1:
+            dist.broadcast_object_list(first, src=0)
+        identity.agree(first[0], ours)
+        if self.place.rank == 0:
+            accept = self.spec.training.changed_text == "Accept"
+            wait_for(lambda: identity.claim(self.store, ours, accept=accept), self.stop)
 
     def _resume(self) -> None:
         """Continue from the newest valid state of the highest epoch; the lineage log is the truth
