@@ -8,7 +8,6 @@ left to the two worlds made of this one.
 from __future__ import annotations
 
 import math
-import time
 
 import grpc
 import structlog
@@ -38,6 +37,7 @@ from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, Trial
 from forkcast.retention import choose_bases, of_lineage
+from forkcast_operator import clock
 from forkcast_operator.branch_records import Bases, BranchRecord, OutcomeRecord
 from forkcast_operator.draft import draft, seed_of
 from forkcast_operator.rules import lattice_of
@@ -123,7 +123,7 @@ class StoredWorld:
 
     def _seconds_left(self) -> float:
         deadline = self.deadline()
-        return math.inf if deadline is None else deadline - time.time()
+        return math.inf if deadline is None else deadline - clock.now()
 
     def _held(self) -> bool:
         """Whether the main run waits for this branch."""

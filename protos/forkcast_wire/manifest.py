@@ -117,7 +117,7 @@ FIXED: Final = (
     "data",
     "stressors",
     "optimizer",
-    *_fields(Training, "training", "totalSteps", "scheduleSteps", "threads"),
+    *_fields(Training, "training", "totalSteps", "scheduleSteps", "threads", "changedText"),
     "parallelism",
     "storage",
     "managedBy",

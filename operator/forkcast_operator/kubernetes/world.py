@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from forkcast.records import Trial, TrialStatus
+from forkcast_operator import clock
 from forkcast_operator.branch_records import Admission, BranchRecord
 from forkcast_operator.kubernetes.rollouts import Act, GiveUp, plan
 from forkcast_operator.kubernetes.seen import JobSeen
@@ -48,7 +48,7 @@ class ClusterWorld(StoredWorld):
         if self._admitted is None:
             self._admitted = read_document(self.store, Admission, self._key("admitted"))
         if self._admitted is None and any(job.admitted for job in self._jobs):
-            self._create("admitted", Admission(at=time.time()))
+            self._create("admitted", Admission(at=clock.now()))
             self._admitted = read_document(self.store, Admission, self._key("admitted"))
         if self._admitted is not None:
             return self._admitted.at

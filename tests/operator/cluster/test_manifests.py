@@ -275,3 +275,19 @@ def test_the_literal_preset_has_no_confirm_rung(make_run) -> None:
     with pytest.raises(SpecError, match=r"confirm\.steps"):
         make_run(branching=literal).parsed()
     make_run(branching={**literal, "confirm": {"steps": 0}}).parsed()
+
+
+def test_ids_of_the_pods_are_the_installations_or_left_to_the_cluster(
+    config, record, make_run
+) -> None:
+    made = _children(config, record, make_run(), jobset=False)
+    security = made["trainer"]["spec"]["template"]["spec"]["securityContext"]
+    assert security["runAsUser"] == security["runAsGroup"] == security["fsGroup"] == 65532
+    none = {"run_as_user": None, "run_as_group": None, "fs_group": None}
+    bare = config.model_copy(update={"trainer": config.trainer.model_copy(update=none)})
+    for one in ("trainer", "rollout"):
+        pod = _children(bare, record, make_run(), jobset=False)[one]["spec"]["template"]["spec"]
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
