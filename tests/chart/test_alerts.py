@@ -154,6 +154,11 @@ ILL: dict[str, tuple[dict[str, str | None], dict[str, str], str]] = {
         {"namespace": "lab", "run": "one", "code": "INTERNAL"},
         "lab/one end with INTERNAL",
     ),
+    "ForkcastRunOverBudget": (
+        {f'forkcast_over_budget_total{{{RUN},reason="disk"}}': "0+1x400"},
+        {"namespace": "lab", "run": "one", "reason": "disk"},
+        "lab/one is not watched any longer: disk",
+    ),
     "ForkcastRequestsRefused": (
         {'forkcast_proxy_requests_refused_total{job="proxy",reason="token"}': "0+12x400"},
         {"job": "proxy", "reason": "token"},

@@ -181,6 +181,29 @@ def test_a_silent_store_holds_up_neither_restarts_nor_the_end(start, gateway):
     assert running.stop() in (3, 130)
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("page", "no S3 API answers here"), ("denied", "AccessDenied: A policy wants encryption.")],
+)
+def test_a_store_that_refuses_at_the_start_is_one_line(start, gateway, fault, said):
+    gateway.always = fault
+    running = start(total=100)
+    assert running.process.wait(_SECONDS) == 2
+    lines = running.said().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: spec.storage.endpoint: http://127.0.0.1:")
+    assert said in lines[0]
+    assert lines[0].count("spec.storage") == 1
+
+
+def test_a_store_that_is_away_at_the_start_is_waited_for(start, gateway):
+    gateway.always = "503"
+    running = start(total=60)
+    running.until(lambda: "waiting for it" in running.said(), "the outage on the console")
+    gateway.always = ""
+    assert running.process.wait(_SECONDS) == 0, running.said()
+
+
 def test_an_idle_run_asks_its_store_for_little(start, gateway):
     """Counted by what one look asks, not by the clock: no probe, no write, four requests a look."""
     running = start(total=10**6, every=10**6, mode="Enforce")

@@ -38,7 +38,8 @@ class TrainerDefaults(Part):
 
     monitorTlsSecret: a Secret of the run's namespace with a client certificate; empty: a token for
     `tokenAudience`. monitorCaConfigMap: a ConfigMap of the run's namespace with ca.crt; empty: the
-    operator's own ca.crt is copied into the run's ConfigMap.
+    operator's own ca.crt is copied into the run's ConfigMap. runAsUser, runAsGroup, fsGroup: null
+    leaves it out, for a cluster that assigns ids itself (OpenShift).
     """
 
     image: Annotated[str, Field(min_length=1)]
@@ -48,6 +49,9 @@ class TrainerDefaults(Part):
     monitor_tls_secret: str = ""
     token_audience: str = "forkcast-monitor"
     monitor_ca_config_map: str = ""
+    run_as_user: int | None = 65532
+    run_as_group: int | None = 65532
+    fs_group: int | None = 65532
 
 
 class StoreConfig(Part):

@@ -53,4 +53,4 @@ async def serve(
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104  the kubelet comes from outside
+        await web.TCPSite(runner, None, port).start()  # every address, of IPv4 and of IPv6

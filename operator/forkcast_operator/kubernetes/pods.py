@@ -23,7 +23,6 @@ RUN_FOLDER: Final = "/etc/forkcast/run"
 _TLS_FOLDER: Final = "/etc/forkcast/tls"
 _MONITOR_CA_FOLDER: Final = "/etc/forkcast/monitor-ca"
 _TOKEN_FOLDER: Final = "/var/run/secrets/forkcast"
-_USER: Final = 65532
 _TOKEN_SECONDS: Final = 3600
 #: A SIGTERM ends in a checkpoint; this is what it may take.
 GRACE_SECONDS: Final = 60
@@ -98,9 +97,7 @@ def pod_template(
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            **_ids(config),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
@@ -133,6 +130,16 @@ def pod_template(
     if patch.annotations:
         meta["annotations"] = dict(patch.annotations)
     return {"metadata": meta, "spec": pod}
+
+
+def _ids(config: OperatorConfig) -> dict[str, int]:
+    given = config.trainer
+    ids = {
+        "runAsUser": given.run_as_user,
+        "runAsGroup": given.run_as_group,
+        "fsGroup": given.fs_group,
+    }
+    return {name: value for name, value in ids.items() if value is not None}
 
 
 def _toleration(given: Mapping[str, Any]) -> Document:

@@ -342,6 +342,9 @@ class Runs:
         """See to the trainer. While the store cannot be read nothing is started or given up."""
         await self._settings(run, spec, place, info, memory)
         known = facts.store is not None
+        made = facts.trainer.pods_digest if facts.trainer else ""
+        edited = bool(made) and made != manifests.pods_digest(run, spec, place, self._config)
+        facts = replace(facts, edited=edited)
         act: TrainerAct = plan_trainer(
             facts.trainer,
             spec.lifecycle,
@@ -351,6 +354,7 @@ class Runs:
             now=dt.datetime.now(dt.UTC),
             retried=facts.retry,
             active_seconds=facts.active_seconds,
+            stuck=edited and _stuck(facts),
         )
         if facts.retry and facts.trainer is not None and facts.trainer.work.alive:
             facts = replace(facts, failed=None, restarts=0)
@@ -431,3 +435,9 @@ class Runs:
         if ttl is None or ended is None or state is RunState.SUSPENDED:
             return None
         return max(1.0, ttl - (dt.datetime.now(dt.UTC) - ended).total_seconds())
+
+
+def _stuck(facts: RunFacts) -> bool:
+    """Whether no pod of the trainer can start: each waits for what it does not get, or none is made."""
+    podless = facts.failure is not None and facts.failure.reason == "NoPods"
+    return podless or (bool(facts.pods) and all(pod.waiting for pod in facts.pods))

@@ -330,3 +330,19 @@ def test_secrets_and_affinity_reach_the_pods_as_they_are_given(children):
             "name": "HF_TOKEN",
             "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token", "optional": False}},
         }
+
+
+def test_ids_of_the_pods_are_the_installations_or_left_to_the_cluster(
+    config, record, make_run
+) -> None:
+    made = _children(config, record, make_run(), jobset=False)
+    security = made["trainer"]["spec"]["template"]["spec"]["securityContext"]
+    assert security["runAsUser"] == security["runAsGroup"] == security["fsGroup"] == 65532
+    none = {"run_as_user": None, "run_as_group": None, "fs_group": None}
+    bare = config.model_copy(update={"trainer": config.trainer.model_copy(update=none)})
+    for one in ("trainer", "rollout"):
+        pod = _children(bare, record, make_run(), jobset=False)[one]["spec"]["template"]["spec"]
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
