@@ -21,13 +21,9 @@ from forkcast_wire.manifest_file import load_manifest
 from forkcast_wire.store import (
     Remembered,
     StoreUnavailable,
-    deadline,
     open_store,
     read_document,
 )
-
-#: A look at a store that does not answer ends after so many seconds.
-_AWAY_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +118,7 @@ class RunReader:
     def look_if_there(self) -> RunView:
         """The view, or what the folder alone shows while the store is away."""
         try:
-            with deadline(_AWAY_SECONDS):
-                return self.look()
+            return self.look()  # ends with the first operation that the store does not answer
         except StoreUnavailable as error:
             return self.local(self.progress(), None, error.why)
 
