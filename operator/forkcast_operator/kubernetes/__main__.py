@@ -19,12 +19,11 @@ import time
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import grpc
 import kopf
 import structlog
-from kopf._core.engines.peering import Identity
 from kubernetes.aio.client import Configuration
 
 from forkcast.ports import Store
@@ -231,7 +230,9 @@ class Operator:
             clusterwide=not self._given.namespace,
             standalone=True,
             stop_flag=stopped,
-            identity=Identity(self._identity),  # else it asks for the user's name: a pod has none
+            identity=cast(
+                "Any", self._identity
+            ),  # else it asks for the user's name: a pod has none
         )
 
     async def _work(self, runs: Runs) -> None:
