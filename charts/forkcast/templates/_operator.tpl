@@ -33,6 +33,7 @@ trainer:
   runAsUser: {{ toJson .Values.trainer.podSecurity.runAsUser }}
   runAsGroup: {{ toJson .Values.trainer.podSecurity.runAsGroup }}
   fsGroup: {{ toJson .Values.trainer.podSecurity.fsGroup }}
+managedBy: {{ .Values.managedBy | quote }}
 stores:
 {{- range $number, $store := include "forkcast.stores" . | fromJsonArray }}
   - endpoint: {{ $store.endpoint }}

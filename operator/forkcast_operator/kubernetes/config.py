@@ -87,6 +87,8 @@ class StoreConfig(Part):
 class OperatorConfig(Part):
     """The whole file. The first store is that of runs which name none.
 
+    managedBy: the operator looks after the runs whose spec.managedBy is this.
+
     reservedAccounts: ServiceAccounts of the installation itself, NAMESPACE/NAME. A run's pods cannot
     have them: the token in such a pod would be the operator's, monitor's or proxy's.
     """
@@ -95,6 +97,7 @@ class OperatorConfig(Part):
     proxy: Service | None = None
     trainer: TrainerDefaults
     stores: Annotated[list[StoreConfig], Field(max_length=64)] = []
+    managed_by: str = ""
     reserved_accounts: Annotated[list[str], Field(max_length=64)] = []
 
 

@@ -43,6 +43,7 @@ from forkcast_operator.kubernetes.run import (
 )
 from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status, stood
 from forkcast_operator.kubernetes.run_state import run_state
+from forkcast_operator.kubernetes.scope import Scope
 from forkcast_operator.kubernetes.seen import (
     TrainerSeen,
     job_seen,
@@ -111,6 +112,7 @@ class Runs:
         self._cluster, self._view, self._config = cluster, view, config
         self._link, self._proxy, self._recorder = link, proxy, recorder
         self._jobsets, self._open_store = jobsets, open_store
+        self._scope = Scope(config.managed_by)
         self._branches = Branches(cluster, view, config, recorder)
         self._teller = Teller(cluster, view, recorder)
         self._passes = Passes(wake, patience=patience)
@@ -136,10 +138,13 @@ class Runs:
                 self._memories.pop(uid, None)
                 self._passes.forget(uid)
             return None
+        run = Run.of(body)
+        if not self._scope.holds(run):
+            return None
         structlog.contextvars.bind_contextvars(namespace=key[0], run=key[1])
         started = time.perf_counter()
         try:
-            return await self._look(Run.of(body), body)
+            return await self._look(run, body)
         except ClusterError as error:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "ApiServer").inc()
             _log.warning("run.retry", error=str(error))
