@@ -18,14 +18,14 @@ from forkcast_monitor.attempts import ALL, Attempt, Attempts
 from forkcast_monitor.budget import RUN_DISK_BYTES, OverBudgetError
 from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.detector import Detector
-from forkcast_monitor.history import History, LineFile, stats_row
+from forkcast_monitor.history import History, LineFile
 from forkcast_monitor.signals import SIGNALS
 from forkcast_monitor.snapshots import Snapshot, Snapshots
 from forkcast_wire import crash
 from forkcast_wire.documents import dump, load
 from forkcast_wire.fields import MOST_STEPS
 from forkcast_wire.files import replaced
-from forkcast_wire.statistics import read_lines, row_to_stats, sound
+from forkcast_wire.statistics import read_lines, row_to_stats, sound, stats_row
 
 _log = structlog.get_logger()
 #: So many records may wait for a late one; then the late one is a gap.

@@ -17,7 +17,8 @@ def replaced(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     durable: False for what may be lost with the machine; then nothing waits for the disk.
     Raises OSError.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # hidden, so that whoever reads all files of the folder passes over it
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as file:
             yield file

@@ -77,7 +77,7 @@ def manifest(total: int, storage: dict[str, Any]) -> dict[str, Any]:
                 "topK": 2,
                 "candidates": 4,
                 "rungs": [4, 8],
-                "confirm": {"steps": 20, "finalists": 1},
+                "confirm": {"steps": 0},
                 "rollback": {"depths": [0, 20], "steps": 60},
                 "acceptance": {"preset": "Literal"},
                 "actions": {
@@ -139,6 +139,8 @@ class Storm:
             return self._run
         if code == 0:  # it was faster than the storm
             self.total += _MORE_STEPS
+        elif code != -signal.SIGKILL and "exits with" not in self._said():  # too many deaths
+            raise RuntimeError(f"forkcast run ended with {code}: {self._said()}")
         self._run = None
         return None
 

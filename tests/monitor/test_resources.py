@@ -18,7 +18,7 @@ from forkcast_monitor.server import Monitor
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
-from forkcast_wire.statistics import TAIL, read_history
+from forkcast_wire.statistics import read_history, tail_of
 
 from .conftest import RULES, Process, Talker, answer, free_port, registration, statistics
 from .in_loop import hello, listening, refusal, served
@@ -92,7 +92,7 @@ def test_rows_are_on_the_disk_before_their_ack_at_one_sync_a_batch(tmp_path, mon
             stub = MonitorStub(connect())
             await stub.RegisterRun(registration("a"))
             call = await hello(stub, "a")
-            tail = tmp_path / "state/runs/a/statistics" / TAIL
+            tail = tail_of(tmp_path / "state/runs/a/statistics")
             for seq in range(1, 6):
                 await call.write(pb.StatsBatch(seq=seq, stats=rows[(seq - 1) * 20 : seq * 20]))
                 assert (await answer(call)).seq == seq

@@ -22,6 +22,7 @@ from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 
 from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.cluster import LEASE, Body, Cluster, ClusterError
+from forkcast_operator.kubernetes.scope import Scope
 
 _DURATION_SECONDS: Final = 15
 _RENEW_SECONDS: Final = 10
@@ -33,9 +34,12 @@ _log = structlog.get_logger()
 class LeaseLock(BaseLock):
     """A lease over our own connection, whose requests have a time limit."""
 
-    def __init__(self, name: str, namespace: str, identity: str, cluster: Cluster) -> None:
+    def __init__(
+        self, name: str, namespace: str, identity: str, cluster: Cluster, scope: Scope
+    ) -> None:
+        """scope: the runs that it is about; the Lease says so."""
         super().__init__(name, namespace, identity)
-        self._cluster = cluster
+        self._cluster, self._marks = cluster, scope.marks()
         self._seen: Body | None = None
         #: When the lease was last written, by whomever, on the monotonic clock.
         self.held = time.monotonic()
@@ -72,7 +76,7 @@ class LeaseLock(BaseLock):
                 {
                     "apiVersion": LEASE[0],
                     "kind": LEASE[1],
-                    "metadata": {"name": name, "namespace": namespace},
+                    "metadata": {"name": name, "namespace": namespace, **self._marks},
                     "spec": _spec(election_record, None),
                 }
             )
@@ -83,7 +87,10 @@ class LeaseLock(BaseLock):
         del name, namespace
         if self._seen is None:
             return False
-        body = {**self._seen, "spec": _spec(updated_record, self._seen.get("spec"))}
+        meta = self._seen["metadata"]
+        marked = {kind: {**meta.get(kind, {}), **given} for kind, given in self._marks.items()}
+        spec = _spec(updated_record, self._seen.get("spec"))
+        body = {**self._seen, "metadata": {**meta, **marked}, "spec": spec}
         return await self._write(self._cluster.replace(body))
 
     async def release(self) -> None:

@@ -43,6 +43,7 @@ from forkcast_operator.kubernetes.run import (
 )
 from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status, stood
 from forkcast_operator.kubernetes.run_state import run_state
+from forkcast_operator.kubernetes.scope import Scope
 from forkcast_operator.kubernetes.seen import (
     TrainerSeen,
     job_seen,
@@ -87,6 +88,8 @@ _RESYNC_SECONDS: Final = 300.0
 _REFUSED_SECONDS: Final = 60.0
 #: Children are listed anew so often, whatever the watches say.
 _RELIST_SECONDS: Final = 60.0
+#: What pods read is written again so often: somebody may have changed or deleted it.
+_DRIFT_SECONDS: Final = 60.0
 #: Volumes are mounted within this, or something that they need is missing.
 _MOUNT_SECONDS: Final = 45.0
 
@@ -111,6 +114,7 @@ class Runs:
         self._cluster, self._view, self._config = cluster, view, config
         self._link, self._proxy, self._recorder = link, proxy, recorder
         self._jobsets, self._open_store = jobsets, open_store
+        self._scope = Scope(config.managed_by)
         self._branches = Branches(cluster, view, config, recorder)
         self._teller = Teller(cluster, view, recorder)
         self._passes = Passes(wake, patience=patience)
@@ -136,10 +140,13 @@ class Runs:
                 self._memories.pop(uid, None)
                 self._passes.forget(uid)
             return None
+        run = Run.of(body)
+        if not self._scope.holds(run):
+            return None
         structlog.contextvars.bind_contextvars(namespace=key[0], run=key[1])
         started = time.perf_counter()
         try:
-            return await self._look(Run.of(body), body)
+            return await self._look(run, body)
         except ClusterError as error:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "ApiServer").inc()
             _log.warning("run.retry", error=str(error))
@@ -342,6 +349,9 @@ class Runs:
         """See to the trainer. While the store cannot be read nothing is started or given up."""
         await self._settings(run, spec, place, info, memory)
         known = facts.store is not None
+        made = facts.trainer.pods_digest if facts.trainer else ""
+        edited = bool(made) and made != manifests.pods_digest(run, spec, place, self._config)
+        facts = replace(facts, edited=edited)
         act: TrainerAct = plan_trainer(
             facts.trainer,
             spec.lifecycle,
@@ -351,6 +361,7 @@ class Runs:
             now=dt.datetime.now(dt.UTC),
             retried=facts.retry,
             active_seconds=facts.active_seconds,
+            stuck=edited and _stuck(facts),
         )
         if facts.retry and facts.trainer is not None and facts.trainer.work.alive:
             facts = replace(facts, failed=None, restarts=0)
@@ -396,11 +407,12 @@ class Runs:
         if spec.parallelism.nodes > 1 and not self._jobsets:
             bodies.append(manifests.service(run))
         digest = hashlib.sha256(json.dumps(bodies, sort_keys=True).encode()).hexdigest()
-        if memory.applied == digest:
+        fresh = time.monotonic() - memory.applied_at < _DRIFT_SECONDS
+        if memory.applied == digest and fresh:
             return
         for body in bodies:
             await self._cluster.apply(body)
-        memory.applied = digest
+        memory.applied, memory.applied_at = digest, time.monotonic()
 
     async def _start(self, run: Run, body: Any, before: TrainerSeen | None) -> None:
         made = await self._cluster.create(body)
@@ -431,3 +443,9 @@ class Runs:
         if ttl is None or ended is None or state is RunState.SUSPENDED:
             return None
         return max(1.0, ttl - (dt.datetime.now(dt.UTC) - ended).total_seconds())
+
+
+def _stuck(facts: RunFacts) -> bool:
+    """Whether no pod of the trainer can start: each waits for what it does not get, or none is made."""
+    podless = facts.failure is not None and facts.failure.reason == "NoPods"
+    return podless or (bool(facts.pods) and all(pod.waiting for pod in facts.pods))

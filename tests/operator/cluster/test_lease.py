@@ -10,6 +10,7 @@ import pytest
 
 from forkcast_operator.kubernetes.cluster import LEASE, Cluster, configuration
 from forkcast_operator.kubernetes.lease import LeaseLock, lead
+from forkcast_operator.kubernetes.scope import Scope
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def test_a_replica_knows_whether_anybody_holds_the_lease(server, connect, name, 
 
     async def scene():
         cluster = await connect("kinds")
-        lock = LeaseLock(name, server.namespace, "a", cluster)
+        lock = LeaseLock(name, server.namespace, "a", cluster, Scope("test"))
         began, tried = lock.held, asyncio.Event()
         write = lock.create
 
@@ -61,7 +62,7 @@ def test_a_replica_knows_whether_anybody_holds_the_lease(server, connect, name, 
         await tried.wait()
         assert (lock.held > began) is held
         if held:  # a standby sees that somebody writes it
-            other = LeaseLock(name, server.namespace, "b", cluster)
+            other = LeaseLock(name, server.namespace, "b", cluster, Scope("test"))
             before = other.held
             await other.get(name, server.namespace)
             assert other.held > before
