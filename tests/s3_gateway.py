@@ -99,7 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = dict(self.headers.items())
         if gateway.ignore_conditions:
             headers = {k: v for k, v in headers.items() if k.lower() not in _CONDITIONS}
-        connection.request(self.command, self.path, body, headers)
+        path = self.path
+        if path.startswith("http://"):  # asked as a forward proxy: whatever the name, one upstream
+            path = "/" + path.removeprefix("http://").partition("/")[2]
+            headers["Host"] = gateway.upstream
+        connection.request(self.command, path, body, headers)
         response = connection.getresponse()
         data = response.read()
         connection.close()

@@ -31,6 +31,8 @@ CLIENT_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", _MESSAGE_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Our services are near; a proxy of the environment (http_proxy in a pod) leads away from them.
+    ("grpc.enable_http_proxy", 0),
 ]
 SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 30_000),

@@ -7,6 +7,10 @@ the process kills itself with SIGKILL when it reaches that point, once: FILE is 
 where it exists already nothing happens, so that the restarted process gets past. Several of them are
 separated by semicolons; a process counts occurrences from its own start.
 
+``FORKCAST_WAIT=<component>/<point>/<occurrence>:FILE`` makes the process wait at that point until
+FILE exists: what a test has to see before the run goes on then comes first on any machine. Several of
+them are separated by semicolons.
+
 ``FORKCAST_PACE=<component>/<point>:SECONDS`` makes every arrival there take that much longer: a tiny
 model takes all its steps while a killed process is being started again, a real one does not.
 
@@ -26,14 +30,18 @@ from pathlib import Path
 from forkcast.ports import ObjectInfo, Store
 
 _LOG = os.environ.get("FORKCAST_CRASH_LOG")
-_MARKERS = {
-    point: marker
-    for one in os.environ.get("FORKCAST_CRASH", "").split(";")
-    for point, _, marker in [one.rpartition(":")]
-    if point
-}
+
+
+def _files(variable: str) -> dict[str, str]:
+    """The file of each point that the variable names."""
+    parts = (one.rpartition(":") for one in os.environ.get(variable, "").split(";"))
+    return {point: file for point, _, file in parts if point}
+
+
+_MARKERS, _AWAITED = _files("FORKCAST_CRASH"), _files("FORKCAST_WAIT")
 _PACED, _, _SECONDS = os.environ.get("FORKCAST_PACE", "").rpartition(":")
-ENABLED = bool(_LOG or _MARKERS or _PACED)
+ENABLED = bool(_LOG or _MARKERS or _AWAITED or _PACED)
+_LOOK_SECONDS = 0.02
 _reached: Counter[str] = Counter()
 _lock = threading.Lock()
 
@@ -53,6 +61,9 @@ def reach(point: str) -> None:
         descriptor = os.open(_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, line)
         os.close(descriptor)
+    awaited = _AWAITED.get(f"{component}/{point}/{occurrence}")
+    while awaited is not None and not os.path.exists(awaited):  # noqa: PTH110  as it is given
+        time.sleep(_LOOK_SECONDS)
     marker = _MARKERS.get(f"{component}/{point}/{occurrence}")
     if marker is not None:
         try:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from forkcast_wire.endpoint import Endpoint
 from forkcast_wire.fields import (
     PLAIN_PATTERN,
     Decay,
@@ -81,6 +82,10 @@ class Training(Part):
     """Seed of the first weights and of dropout."""
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     """Intra-op threads of each process on the CPU; results are bit-equal only at one count."""
+    changed_text: Literal["Refuse", "Accept"] = "Refuse"
+    """What a start does if the text or the tokenizer gives other tokens than the run has trained on.
+    Accept: it goes on with them, in other windows and with another held-out part: losses before and
+    after do not compare."""
 
 
 class Parallelism(Part):
@@ -126,10 +131,8 @@ class Storage(Part):
 
     path: Uri | None = None
     """A folder. Absent: the work directory itself."""
-    endpoint: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^https?://")] | None = (
-        None
-    )
-    """URL of the S3 API."""
+    endpoint: Endpoint | None = None
+    """URL of the S3 API: scheme, host and port. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are honoured."""
     bucket: (
         Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] | None
     ) = None
@@ -148,8 +151,9 @@ class Storage(Part):
     """Region that requests are signed for. On a cluster us-east-1 stands for the region that the
     operator's configuration gives the store."""
     credentials_dir: Uri | None = None
-    """Folder with the files accessKeyId and secretAccessKey. Absent: the AWS_* variables; on a
-    cluster the operator sets it to where `secretRef` is mounted."""
+    """Folder with the files accessKeyId and secretAccessKey, and sessionToken for temporary keys;
+    they may change at any time. Absent: the AWS_* variables, web identity, profile, container or
+    instance role; on a cluster the operator sets it to where `secretRef` is mounted."""
     secret_ref: SecretRef | None = None
     """Kubernetes only: the Secret with the credentials. Absent: the operator's default name."""
     ca_file: Uri | None = None

@@ -18,13 +18,18 @@ from forkcast.decision import Decision
 from forkcast_cli.__main__ import app
 from forkcast_wire.documents import dump, load
 
-#: Long after the trigger: where both monitor and operator die before the main run is held, it goes on
-#: alone, and must neither end nor let go of the states from before the trigger until they are back.
 STEPS, BRANCH = 400, "e0-t60"
-_SECONDS = 400
-#: Steps of this model are faster than any real one's: all of them fit into a process's start, and a
-#: ring state is still being written when the next is due.
+#: If both monitor and operator die before the main run is held, it goes on alone. It must neither end
+#: nor let go of the states from before the trigger until they are back: after so many steps of one
+#: process it waits for the branch's end.
+_ALONE = 100
+_SECONDS = 800
+#: Steps of this model are faster than any real one's: a ring state is still being written when the
+#: next is due.
 _PACE = "trainer/step:0.015"
+#: So low that the loss hardly moves, while at ten times the rate it falls by half a nat in the steps of
+#: a rollout: the branch is accepted however a processor rounds.
+LOW_RATE, RAISE = "1e-4", "10"
 #: Fixed, so that states and decisions compare to the bit.
 _UID = "5407"
 MANIFEST = {
@@ -43,7 +48,7 @@ MANIFEST = {
             "validation": {"maxBatches": 4, "everySteps": 50},
             "sequenceLength": 32,
         },
-        "optimizer": {"learningRate": "3e-2", "schedule": {"warmupSteps": 5}},
+        "optimizer": {"learningRate": LOW_RATE, "schedule": {"warmupSteps": 5}},
         "training": {"totalSteps": STEPS, "microBatchSize": 4},
         "checkpoint": {"everySteps": 50, "ringEverySteps": 20, "ringKeep": 16},
         "uncertainty": {
@@ -59,6 +64,12 @@ MANIFEST = {
             "confirm": {"steps": 0},
             "rollback": {"depths": [0, 20], "steps": 60},
             "acceptance": {"preset": "Literal"},
+            "actions": {
+                "learningRateScales": [RAISE],
+                "weightDecayScales": ["1"],
+                "clipping": ["Keep"],
+                "momentumReset": False,
+            },
             "budget": {"maxBranches": 1, "deadlineSeconds": 1800},
         },
     },
@@ -73,11 +84,15 @@ def start(tmp_path, **environment):
     if not (folder / "run.json").exists():
         identity = {"uid": _UID, "name": "short", "manifest_digest": ""}
         (folder / "run.json").write_bytes(dump(identity))
+    points = {
+        "FORKCAST_PACE": _PACE,
+        "FORKCAST_WAIT": f"trainer/step/{_ALONE}:{folder}/lineage/1.json",
+    }
     command = [sys.executable, "-m", "forkcast_cli", "run", "m.yaml", "--workdir", "w", "--quiet"]
     return subprocess.Popen(
         command,
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "FORKCAST_PACE": _PACE, **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **points, **environment},
     )
 
 

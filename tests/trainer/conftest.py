@@ -74,11 +74,12 @@ class Run:
         (folder / "manifest.json").write_text(json.dumps(manifest.document()))
         (folder / "run.json").write_bytes(dump(RunInfo(uid=UID, name="t", manifest_digest="")))
 
-    def start_supervised(self, monitor=""):
+    def start_supervised(self, monitor="", **more):
         """The trainer's command as the supervisor gives it, with another monitor."""
         command = Supervisor(self.manifest.spec, self.folder)._command("trainer")
         command[command.index("--monitor") + 1] = monitor
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "FORKCAST_PARENT": str(os.getpid())}
+        environment |= more
         return subprocess.Popen(command, cwd=self.folder, env=environment)
 
     def start(self, monitor="", attempt=0, module="forkcast_trainer"):
@@ -108,7 +109,7 @@ def run_in():
 
 @pytest.fixture(scope="session")
 def until():
-    def wait(condition, what="the condition", seconds=60.0):
+    def wait(condition, what="the condition", seconds=240.0):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if found := condition():

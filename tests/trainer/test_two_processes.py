@@ -40,7 +40,7 @@ def ended(process):
         yield process
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait()
 
 
 def losses_of(listener, epoch=0):
@@ -62,7 +62,7 @@ def whole(tmp_path_factory, run_in, listening_in):
     folder = tmp_path_factory.mktemp("whole")
     run = run_in(folder / "r", **RUN)
     with listening_in(folder) as monitor, ended(run.start_supervised(monitor.target)) as process:
-        assert process.wait(400) == 0
+        assert process.wait() == 0
     return SimpleNamespace(run=run, store=FolderStore(run.folder), listener=monitor.listener)
 
 
@@ -95,13 +95,21 @@ def forked(whole, tmp_path_factory, run_in, listening_in, until):
             what = pb.Collapse(branch="b", epoch=1, decision_digest="d")
             listener.tell(id="c", collapse=what)
 
-        hold = pb.Hold(branch="b1", deadline_seconds=200)
+        # nothing is answered before the hello is: once a step has come, the trainer knows what it was
+        # told then. It waits for that at its 5th step, and in the next epoch at its 20th.
+        waits = {number: folder / f"goes-on-{number}" for number in (5, 20)}
+        told = ";".join(f"trainer/step/{number}:{file}" for number, file in waits.items())
+        first, second = waits.values()
+        hold = pb.Hold(branch="b1", deadline_seconds=100_000)
         listener.at_hello = {0: collapse, 1: lambda: listener.tell(id="h", hold=hold)}
-        with ended(run.start_supervised(monitor.target)) as process:
-            until(lambda: held_in(run, 1), "the hold in epoch 1", 120)
+        with ended(run.start_supervised(monitor.target, FORKCAST_WAIT=told)) as process:
+            for epoch, file in enumerate((first, second)):
+                until(lambda epoch=epoch: losses_of(listener, epoch), f"a step of epoch {epoch}")
+                file.touch()
+            until(lambda: held_in(run, 1), "the hold in epoch 1")
             ranks = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait()
         stopped = SimpleNamespace(
             progress=run.progress(),
             left=[one for one in ranks if one.is_running() and one.status() != "zombie"],
@@ -109,7 +117,7 @@ def forked(whole, tmp_path_factory, run_in, listening_in, until):
             state=last_state(store),
         )
         with ended(run.start_supervised(monitor.target)) as process:
-            assert process.wait(400) == 0
+            assert process.wait() == 0
     return SimpleNamespace(run=run, store=store, listener=listener, stopped=stopped)
 
 

@@ -233,3 +233,17 @@ def test_messages_are_bounded(
             with pytest.raises(grpc.RpcError) as refused:
                 call(os.urandom(size), timeout=20)
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_proxy_of_the_environment_is_not_asked(
+    server: grpc.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_health(server)
+    target = f"127.0.0.1:{channel.listen(server, '127.0.0.1:0', insecure_dev=True)}"
+    server.start()
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with channel.open_channel(target, insecure_dev=True) as made:
+        assert check(made) == _SERVING

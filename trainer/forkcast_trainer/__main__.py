@@ -12,13 +12,13 @@ import argparse
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import structlog
-import torch
-import torch.distributed as dist
 from pydantic import ValidationError
 
+from forkcast_trainer import ranks
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.starts import adopt_identity, attempt_of_all
 from forkcast_trainer.train import TrainingRun
@@ -54,45 +54,52 @@ def main() -> int:
     configure_logging("trainer")
     stop = termination.stop_event_on_sigterm()
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    ranks = (int(os.environ.get("RANK", "0")), world, int(os.environ.get("LOCAL_RANK", "0")))
     if world > 1:
         stop_when_orphaned(stop, _LEAVE_SECONDS)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        ranks.join()
     else:
         die_with_parent()
+    code, in_order = _train(given, stop, world)
+    if world > 1:
+        if not in_order:
+            ranks.abandon(code)
+        ranks.leave()
+    return code
+
+
+def _train(given: argparse.Namespace, stop: threading.Event, world: int) -> tuple[int, bool]:
+    """The exit code, and whether this rank has come to the run's end together with the others."""
+    place = (int(os.environ.get("RANK", "0")), world, int(os.environ.get("LOCAL_RANK", "0")))
     if given.run is not None:
         adopt_identity(given.run, given.workdir)
     try:
         manifest = Manifest.model_validate(json.loads(given.manifest.read_text()))
         if given.claim_attempt:
-            given.attempt = attempt_of_all(manifest.spec.storage, given.workdir, ranks, stop)
+            given.attempt = attempt_of_all(manifest.spec.storage, given.workdir, place, stop)
         run = TrainingRun(
             manifest.spec,
             given.workdir,
             monitor=given.monitor,
             attempt=given.attempt,
             stop=stop,
-            ranks=ranks,
+            ranks=place,
         )
         run.run()
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         print(f"error: {field}: {first['msg']}; correct it", file=sys.stderr)
-        return UNUSABLE
+        return UNUSABLE, False
     except (TrainerError, StoreMisconfigured) as error:
         print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
+        return UNUSABLE, False
     except StoreUnavailable as error:
         _log.warning("train.left_while_store_away", error=str(error))
-        return DONE if stop.is_set() else AGAIN
+        return (DONE if stop.is_set() else AGAIN), False
     except (StoreError, ValueError) as error:
         _log.error("train.died", error=f"{type(error).__name__}: {error}")
-        return AGAIN
-    finally:
-        if world > 1:
-            dist.destroy_process_group()
-    return AGAIN if run.unsaved else DONE
+        return AGAIN, False
+    return (AGAIN if run.unsaved else DONE), True
 
 
 if __name__ == "__main__":

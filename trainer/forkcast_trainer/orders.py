@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 import structlog
 
@@ -12,14 +13,20 @@ from forkcast.lineage import LineageEntry
 from forkcast_wire import forkcast_pb2 as pb
 
 _log = structlog.get_logger()
+#: No hold is longer: the most that a branch's budget.deadlineSeconds allows.
+MOST_HOLD_SECONDS: Final = 604_800.0
+#: How long a held run waits for the state of an ordered collapse before it trains on without it.
+COLLAPSE_SECONDS: Final = 10.0
 
 
 class Order(IntEnum):
-    """What all ranks do at a step boundary; the largest that any rank wishes wins."""
+    """What all ranks do at a step boundary; the largest that any rank wishes wins. WAIT: a moment,
+    for what decides about the end. HOLD: while a branch is open.
+    """
 
     GO_ON = 0
-    HOLD = 1
-    COLLAPSE = 2
+    WAIT = 1
+    HOLD = 2
     STOP = 3
 
 
@@ -51,8 +58,11 @@ class Orders:
         elif kind == "hold":
             branch = directive.hold.branch
             known = self._hold is not None and self._hold.branch == branch
-            if not known and branch not in self._released:
-                self._hold = Hold(branch, time.monotonic() + directive.hold.deadline_seconds)
+            seconds = directive.hold.deadline_seconds
+            if not 0 < seconds <= MOST_HOLD_SECONDS:
+                _log.warning("train.hold_refused", branch=branch, seconds=seconds)
+            elif not known and branch not in self._released:
+                self._hold = Hold(branch, time.monotonic() + seconds)
         elif kind == "resume":
             self._released.add(directive.resume.branch)
             if self._hold is not None and self._hold.branch == directive.resume.branch:
@@ -60,6 +70,9 @@ class Orders:
         elif kind == "collapse" and directive.collapse.epoch > self.epoch:
             self.epoch = directive.collapse.epoch
             self._digest = directive.collapse.decision_digest
+            if self._hold is not None:  # what it waited for is decided; its state may never come
+                until = min(self._hold.until, time.monotonic() + COLLAPSE_SECONDS)
+                self._hold = Hold(self._hold.branch, until)
         elif kind == "checkpoint_now" and directive.id not in self._saved:
             self._saved.add(directive.id)
             self._checkpoint = True

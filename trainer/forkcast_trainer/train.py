@@ -17,7 +17,9 @@ from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, StepStats
 from forkcast_trainer import checkpoint, state
+from forkcast_trainer.data import identity
 from forkcast_trainer.engine import Engine, Placement, placement
+from forkcast_trainer.newer_epoch import NewerEpoch, NewerEpochReader, Newest
 from forkcast_trainer.orders import Order, Orders
 from forkcast_trainer.progress import Progress
 from forkcast_trainer.randomness import Randomness
@@ -30,7 +32,7 @@ from forkcast_wire.store import StoreError, open_store, wait_for
 
 _log = structlog.get_logger()
 _HELD_POLL_SECONDS = 0.2
-#: Between two tries of what a store or a damaged state has refused.
+#: Between two tries of an end that the store has refused.
 _RETRY_SECONDS = 1.0
 #: What leaving waits for the store at most; the supervisor kills after 30.
 _LEAVE_SECONDS = 20.0
@@ -61,13 +63,18 @@ class TrainingRun:
         self.engine.position.attempt = attempt
         self.base_step = 0
         self._durable_step: int | None = None
-        self._resume()
+        self._claim_text()
+        opened = self._resume()
         self.leads = self.place.rank == 0
         self.saver = Saver(self.store, workdir, spec.checkpoint) if self.leads else None
+        if self.saver is not None and opened is not None:
+            self.saver.adopted(opened, attempt)
         self.reporter = Reporter(monitor if self.leads else "", self._hello())
         self.unsaved = False
         self.orders = Orders(self.info.uid)
         self._retry_at = 0.0
+        self.newer = NewerEpochReader(self._newer_epoch)
+        self._loaded: NewerEpoch | Newest | None = None
         self._final: tuple[int, int, float] | None = None
         self._due: set[StateKind] = set()
         self._validation_loss: float | None = None
@@ -90,10 +97,22 @@ class TrainingRun:
             base_step=self.base_step,
         )
 
-    def _resume(self) -> None:
+    def _claim_text(self) -> None:
+        """The text is the one the run began with, and the same on every rank. Raises DataError."""
+        ours = self.engine.text
+        first = [ours]
+        if self.place.world > 1:
+            dist.broadcast_object_list(first, src=0)
+        identity.agree(first[0], ours)
+        if self.place.rank == 0:
+            accept = self.spec.training.changed_text == "Accept"
+            wait_for(lambda: identity.claim(self.store, ours, accept=accept), self.stop)
+
+    def _resume(self) -> LineageEntry | None:
         """Continue from the newest valid state of the highest epoch; the lineage log is the truth
         about the epoch, and names the state it was opened with. Rank 0 looks, all ranks follow: a
-        record that appears meanwhile must not part them.
+        record that appears meanwhile must not part them. Returns the epoch's entry if it is the
+        state it was opened with.
         """
         start = [wait_for(self._newest, self.stop)] if self.place.rank == 0 else [(None, None)]
         if self.place.world > 1:
@@ -105,6 +124,7 @@ class TrainingRun:
             self.engine.position.epoch, self.base_step = entry.epoch, entry.base_step
         self._durable_step = self.engine.position.step if ref is not None else None
         _log.info("train.start", step=self.engine.position.step, epoch=self.engine.position.epoch)
+        return entry if entry is not None and ref == entry.state else None
 
     def _newest(self) -> tuple[LineageEntry | None, StateRef | None]:
         """The highest epoch's entry, and the state that has been restored: of that epoch, or the
@@ -169,18 +189,21 @@ class TrainingRun:
         elif self.engine.position.epoch:
             self._due.add(StateKind.CHECKPOINT)  # the new epoch must be durable
         while True:
-            order, kind = self._agreed()
+            order, kind, collapse = self._agreed()
             if kind is not None:
                 self._save(kind)
             if order is Order.STOP:
                 return self._leave()
-            if order is Order.COLLAPSE:
-                self._adopt()
+            if collapse and self._adopt():
+                continue
+            if order is Order.WAIT:
+                self.newer.wait(_HELD_POLL_SECONDS)
             elif order is Order.HOLD:
                 if self.progress.word != "held" and self.place.device.type == "cuda":
                     torch.cuda.empty_cache()  # the rollouts need the room
                 self._tell_progress("held")
-                self.reporter.wait(_HELD_POLL_SECONDS)
+                waits = self.newer if self.newer.reading else self.reporter
+                waits.wait(_HELD_POLL_SECONDS)
             elif self.engine.position.step >= total:
                 if self._complete():
                     return True
@@ -194,7 +217,9 @@ class TrainingRun:
         validation = self._validate(step)
         if self.saver is None:
             return
-        self.reporter.report(_with_validation(stats, validation))
+        measured = _with_validation(stats, validation)
+        self.reporter.report(measured)
+        self.saver.record(measured)
         self.saver.note_step(step, epoch=stats.epoch, healthy=not stats.skipped)
         if step % self.spec.checkpoint.every_steps == 0 or self.orders.takes_checkpoint():
             self._due.add(StateKind.CHECKPOINT)
@@ -219,18 +244,22 @@ class TrainingRun:
 
     # --------------------------------------------------------------------------------- boundary
 
-    def _agreed(self) -> tuple[Order, StateKind | None]:
-        """What all ranks do now, and what they save: rank 0 listens, everybody hears the same."""
-        wish = self._wish() if self.leads else Order.GO_ON
+    def _agreed(self) -> tuple[Order, StateKind | None, bool]:
+        """What all ranks do now, what they save, and whether a newer epoch is to be adopted as soon
+        as all have its state: rank 0 listens, everybody hears the same.
+        """
+        wish, collapse = self._wish() if self.leads else (Order.GO_ON, False)
         if self.stop.is_set():
             wish = Order.STOP
         save = self._next_save()
         if self.place.world > 1:
-            codes = torch.tensor([int(wish), 0 if save is None else 1 + _KINDS.index(save)])
+            place = 0 if save is None else 1 + _KINDS.index(save)
+            codes = torch.tensor([int(wish), place, int(collapse)])
             dist.all_reduce(codes, op=dist.ReduceOp.MAX)
-            order, code = codes.tolist()
+            order, code, collapsing = codes.tolist()
             wish, save = Order(order), _KINDS[code - 1] if code else None
-        return wish, save
+            collapse = bool(collapsing)
+        return wish, save, collapse
 
     def _next_save(self) -> StateKind | None:
         """A save that is due; while another is pending it waits for a later step."""
@@ -240,38 +269,41 @@ class TrainingRun:
         due = [kind for kind in _KINDS if kind in self._due]
         return due[0] if due and self.saver.ready else None
 
-    def _wish(self) -> Order:
+    def _wish(self) -> tuple[Order, bool]:
+        """What rank 0 wants: an order, and whether a newer epoch is to be adopted."""
         for directive in self.reporter.directives():
             self.orders.hear(directive)
-        held = self.orders.holds(time.monotonic())
-        waiting = time.monotonic() < self._retry_at
-        ends = self.engine.position.step >= self.spec.training.total_steps
-        if ends and not waiting and not held:
-            try:  # a directive may be lost with its monitor; the log is the truth
-                entry = lineage_head(self.store)
-                self.orders.epoch = max(self.orders.epoch, entry.epoch if entry else 0)
-            except (StoreError, ValueError) as error:
-                waiting = self._try_later("train.lineage_unreadable", error)
-        if self.orders.epoch > self.engine.position.epoch and not waiting:
-            return Order.COLLAPSE
-        return Order.HOLD if held or (ends and waiting) else Order.GO_ON
+        collapse = self.orders.epoch > self.engine.position.epoch
+        if self.orders.holds(time.monotonic()):
+            return Order.HOLD, collapse
+        if self.engine.position.step < self.spec.training.total_steps:
+            return Order.GO_ON, collapse
+        if collapse or time.monotonic() < self._retry_at:
+            return Order.WAIT, collapse
+        # a directive may be lost with its monitor; the log is the truth
+        self._loaded = self._loaded or self.newer.poll()
+        if isinstance(self._loaded, Newest):
+            self._loaded = None
+            return Order.GO_ON, False
+        return Order.WAIT, self._loaded is not None
 
-    def _try_later(self, what: str, error: object) -> bool:
-        _log.warning(what, error=str(error))
-        self._retry_at = time.monotonic() + _RETRY_SECONDS
-        return True
-
-    def _adopt(self) -> None:
-        """Switch to the epoch of the lineage log, in place, and make it durable. All ranks do, or
-        none: where one of them cannot read the state, training goes on and it is tried again.
+    def _adopt(self) -> bool:
+        """Switch to the newest epoch of the lineage, in place, and make it durable, once all ranks
+        have read its state; until then training goes on. Never waits for the store.
         """
+        self._loaded = self._loaded or self.newer.poll()
+        if isinstance(self._loaded, Newest):
+            _log.warning("train.stale_collapse", wanted=self.orders.epoch)
+            self._loaded, self.orders.epoch = None, self.engine.position.epoch
+        mine = self._loaded.entry.epoch if self._loaded else 0
+        low, high = self._epochs_of_all(mine)
+        if self._loaded is None or low != high:
+            if mine < high:
+                self._loaded = None  # a rank has read a newer one: read again
+            return False
         crash.reach("before-adopt")
-        loaded = self._newer_state()
-        agreed = self._all_at(loaded[0].epoch if loaded else 0)
-        if loaded is None or not agreed:
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
-            return
-        entry, saved = loaded
+        entry, saved, self._loaded = self._loaded.entry, self._loaded.saved, None
+        self.orders.compare(entry)
         self._become(entry, saved)
         crash.reach("after-adopt")
         self.orders.release()
@@ -279,36 +311,30 @@ class TrainingRun:
         self._due, self._validation_loss = {StateKind.CHECKPOINT}, None
         if self.saver is not None:
             self.saver.new_epoch()
+            self.saver.adopted(entry, self.engine.position.attempt)
         _log.info(
             "train.adopted", epoch=entry.epoch, step=self.engine.position.step, branch=entry.branch
         )
+        return True
 
-    def _newer_state(self) -> tuple[LineageEntry, checkpoint.Snapshot] | None:
-        """The newest epoch's entry and state, checked against this model; None where there is
-        none newer or it cannot be read now.
+    def _newer_epoch(self) -> NewerEpoch | None:
+        """For the reader's thread: the newest epoch's entry and state, checked against this model;
+        None if this one is the newest. Raises StoreError, ValueError, OSError.
         """
-        try:
-            entry = lineage_head(self.store)
-            if entry is None or entry.epoch <= self.engine.position.epoch:
-                _log.warning("train.stale_collapse", wanted=self.orders.epoch)
-                self.orders.epoch = self.engine.position.epoch
-                return None
-            self.orders.compare(entry)
-            saved = self._fetched(entry.state)
-            state.check(self.engine, saved)
-        except (StoreError, ValueError, OSError) as error:
-            self._try_later("train.not_adopted", error)
+        entry = lineage_head(self.store)
+        if entry is None or entry.epoch <= self.engine.position.epoch:
             return None
-        return entry, saved
+        saved = self._fetched(entry.state)
+        state.check(self.engine, saved)
+        return NewerEpoch(entry, saved)
 
-    def _all_at(self, epoch: int) -> bool:
-        """Whether all ranks hold the state of this epoch (0: this one holds none)."""
-        if self.place.world > 1:
-            codes = torch.tensor([epoch, -epoch])
-            dist.all_reduce(codes, op=dist.ReduceOp.MIN)
-            low, high = codes[0].item(), -codes[1].item()
-            return bool(low == high and epoch)
-        return bool(epoch)
+    def _epochs_of_all(self, epoch: int) -> tuple[int, int]:
+        """The lowest and the highest epoch whose state a rank has read (0: none)."""
+        if self.place.world == 1:
+            return epoch, epoch
+        codes = torch.tensor([epoch, -epoch])
+        dist.all_reduce(codes, op=dist.ReduceOp.MIN)
+        return int(codes[0].item()), -int(codes[1].item())
 
     # --------------------------------------------------------------------------------------- end
 

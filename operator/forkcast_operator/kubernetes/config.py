@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from forkcast_wire.endpoint import Endpoint
 from forkcast_wire.fields import Part
 from forkcast_wire.manifest import Storage
 
@@ -37,7 +38,8 @@ class TrainerDefaults(Part):
 
     monitorTlsSecret: a Secret of the run's namespace with a client certificate; empty: a token for
     `tokenAudience`. monitorCaConfigMap: a ConfigMap of the run's namespace with ca.crt; empty: the
-    operator's own ca.crt is copied into the run's ConfigMap.
+    operator's own ca.crt is copied into the run's ConfigMap. runAsUser, runAsGroup, fsGroup: null
+    leaves it out, for a cluster that assigns ids itself (OpenShift).
     """
 
     image: Annotated[str, Field(min_length=1)]
@@ -47,6 +49,9 @@ class TrainerDefaults(Part):
     monitor_tls_secret: str = ""
     token_audience: str = "forkcast-monitor"
     monitor_ca_config_map: str = ""
+    run_as_user: int | None = 65532
+    run_as_group: int | None = 65532
+    fs_group: int | None = 65532
 
 
 class StoreConfig(Part):
@@ -57,7 +62,7 @@ class StoreConfig(Part):
     credentials that is expected in a run's namespace if the run names none.
     """
 
-    endpoint: Annotated[str, Field(pattern=r"^https?://")]
+    endpoint: Endpoint
     bucket: str
     prefix: Annotated[str, Field(max_length=256, pattern=_PREFIX)] = ""
     region: str = "us-east-1"
@@ -82,6 +87,8 @@ class StoreConfig(Part):
 class OperatorConfig(Part):
     """The whole file. The first store is that of runs which name none.
 
+    managedBy: the operator looks after the runs whose spec.managedBy is this.
+
     reservedAccounts: ServiceAccounts of the installation itself, NAMESPACE/NAME. A run's pods cannot
     have them: the token in such a pod would be the operator's, monitor's or proxy's.
     """
@@ -90,6 +97,7 @@ class OperatorConfig(Part):
     proxy: Service | None = None
     trainer: TrainerDefaults
     stores: Annotated[list[StoreConfig], Field(max_length=64)] = []
+    managed_by: str = ""
     reserved_accounts: Annotated[list[str], Field(max_length=64)] = []
 
 

@@ -29,6 +29,7 @@ from minio.error import MinioException, S3Error, ServerError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from forkcast.ports import ObjectInfo
+from forkcast_wire.endpoint import check
 from forkcast_wire.files import replaced
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store import limits
@@ -142,6 +143,10 @@ class S3Store:
         """Nothing is asked of the server yet: enough for who only reads. Raises StoreMisconfigured."""
         if storage.endpoint is None or storage.bucket is None:
             raise StoreMisconfigured("spec.storage: endpoint and bucket are not set; set both")
+        try:
+            check(storage.endpoint)
+        except ValueError as error:
+            raise StoreMisconfigured(f"spec.storage.endpoint: {error}") from None
         self._storage = storage
         self._bucket = storage.bucket
         self._prefix = storage.prefix
@@ -201,7 +206,7 @@ class S3Store:
                 credentials=self._keys,
             )
         except ValueError as error:
-            raise StoreMisconfigured(f"spec.storage.endpoint: {error}; correct it") from error
+            raise StoreMisconfigured(f"spec.storage: {error}; correct it") from error
         self._pid = os.getpid()
 
     @property
