@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test e2e faults fuzz lint setup clean
+.PHONY: demo test e2e faults storm fuzz lint setup clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +41,12 @@ faults: setup
 	FORKCAST_CRASH_STRIDE=1 $(BIN)/pytest tests/operator/cluster/test_crash_points.py
 	$(BIN)/pytest -m faults tests/operator/cluster
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "" tests/loop/test_kill_points.py
+
+# 100 parts of a local run killed at random, on a folder and on a flaky, slow and silent bucket; half an
+# hour each on two cores
+storm: setup
+	$(BIN)/python tests/loop/storm.py --kills 100 --store folder
+	$(BIN)/python tests/loop/storm.py --kills 100 --store s3
 
 # the coverage-guided fuzzer, so many seconds a target, two targets at a time; hours with FUZZ_SECONDS=3600
 FUZZ_SECONDS ?= 60

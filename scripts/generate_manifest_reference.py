@@ -43,6 +43,12 @@ _STRESSORS = {
     StressorType.AGGRESSIVE_WARMUP: "`magnitude` (4) times the rate by step 10, held to `toStep` (500)",
 }
 
+_OF_STEPS = """
+A stressor belongs to a step, not to a batch: an action that skips or reorders batches, and policy
+`Ladder` with it, meets it again at the same step. To compare data actions, put the bad window into
+the text.
+"""
+
 
 def page() -> str:
     """The whole page."""
@@ -56,7 +62,11 @@ def page() -> str:
         if (model := _part_in(info.annotation)) is not None:
             parts += _sections(f"spec.{_alias(name, info)}", model)
     lines = [f"| `{kind.value}` | {said} |" for kind, said in _STRESSORS.items()]
-    parts.append("\n".join(["## Stressors", "| type | what it does |", "|---|---|", *lines]) + "\n")
+    parts.append(
+        "\n".join(["## Stressors", "| type | what it does |", "|---|---|", *lines])
+        + "\n"
+        + _OF_STEPS
+    )
     return "\n".join(parts)
 
 

@@ -14,14 +14,20 @@ from typing import Any
 PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"
 _HEAD = """\
 # The statistics history
-The monitor writes one row for every step it has accepted, before it acknowledges it. Under a run's
-folder:
+There are two, with the same columns. The **trainer** writes what it measured into the run's store,
+whatever watches the run (also with `mode: Disabled`); there it outlives the TrainingRun. The
+**monitor** writes the rows it has accepted, with its index, before it acknowledges them.
 
 | file | holds |
 |---|---|
-| `statistics/e<epoch>-a<attempt>-<first step, 12 digits>.parquet` | up to 1,024 rows of one lineage epoch and one start of the trainer |
-| `statistics/tail.jsonl` | the newest rows, one JSON object a line, until they become a Parquet file |
+| `history/e<epoch>-a<attempt>-<first>-<last step, 12 digits>.parquet` in the store | rows of one lineage epoch and one start of the trainer, the last step included; `index` and `z` are null. A small file before each saved state, one in the place of the small ones with each checkpoint and at the latest after 1,024 rows |
+| `statistics/e<epoch>-a<attempt>-<first step, 12 digits>.parquet` in the work directory, or the monitor's volume | up to 1,024 rows of one lineage epoch and one start of the trainer |
+| `statistics.tail.jsonl` beside that folder | the newest rows, one JSON object a line, until they become a Parquet file |
 
+- In the store the steps of an adopted rollout are the first rows of the epoch that it opened. A file whose
+  steps are all in another file of the same epoch and attempt is left over from a crash; skip it.
+- A store that does not answer never holds up a step: the rows wait in memory, at most 8,192 of them in
+  each of two lists; then the oldest are dropped, and the trainer's log says how many.
 - A Parquet file takes its place whole; a line that a crash cut short is no row. A row that stands in
   both the tail and a Parquet file counts once: its key is (epoch, attempt, rank, step).
 - Where a restarted trainer took steps again, the rows of the later attempt replace those of the
@@ -30,11 +36,12 @@ folder:
 - In the tail a NaN is `NaN` and an infinity `Infinity`, as Python's `json` writes them. In Parquet
   both are doubles, and a missing value is null.
 
-`forkcast_wire.statistics.read_history(folder)` reads both, with these rules. Any Parquet reader reads
-the files:
+`forkcast_wire.statistics.read_history(folder)` reads the monitor's, `forkcast_wire.history.read(store)`
+the store's, with these rules; `forkcast report` joins them. Any Parquet reader reads the files:
 ```python
 import pyarrow.parquet as pq
 
+print(pq.read_table("DIR/history").select(["epoch", "step", "loss", "grad_norm"]))
 print(pq.read_table("DIR/statistics").select(["epoch", "step", "loss", "z"]))
 ```
 

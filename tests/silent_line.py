@@ -54,3 +54,54 @@ class SilentLine:
                 if not self._silent.is_set():
                     sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
+
+
+class Line:
+    """Present connections can be made silent, both ways, while new ones pass; or new ones, too:
+    they are accepted, and nothing comes back.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._to, self._silent, self._open, self._deaf = port, set(), [], False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._to))
+                key = object()
+                self._open.append(key)
+                if self._deaf:
+                    self._silent.add(key)
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(
+                        target=self._pump, args=(key, source, sink), daemon=True
+                    ).start()
+
+    def _pump(self, key, source, sink) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if key not in self._silent:
+                    sink.sendall(data)
+            if key not in self._silent:
+                sink.shutdown(socket.SHUT_WR)
+
+    def silence(self) -> int:
+        """Drop what the present connections carry; nobody is told. Returns how many there are."""
+        self._silent.update(self._open)
+        return len(self._silent)
+
+    def fall_silent(self) -> None:
+        """From now on nobody gets an answer."""
+        self._deaf = True
+        self.silence()
+
+    def speak(self) -> None:
+        """New connections pass again; those of the silence stay dead."""
+        self._deaf = False
+
+    def close(self) -> None:
+        self._listener.close()

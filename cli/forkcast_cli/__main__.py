@@ -185,7 +185,9 @@ def explain(
 
 @app.command(rich_help_panel=_LOOK)
 def report(
-    folder: Folder,
+    folder: Annotated[
+        Path, typer.Argument(help="the run's work directory, or a manifest that names its storage")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="the page; DIR/report.html by default")
     ] = None,
@@ -201,7 +203,8 @@ def report(
             _print_json(report_document(gather(folder)))
             return
         try:
-            print(write_report(folder, output or folder / "report.html"))
+            beside = folder.with_suffix(".html") if folder.is_file() else folder / "report.html"
+            print(write_report(folder, output or beside))
         except OSError as error:
             raise ManifestError("--output", str(error), "choose a writable file") from None
 

@@ -25,7 +25,6 @@ _NEEDED = {
     ),
     "trainer": ("torch", "transformers", "zstandard"),
     "proxy": ("onnxruntime",),
-    "operator": ("optuna",),
     "cli": ("typer", "rich", "jinja2", "psutil"),
 }
 _LEAST_DISK = 2 << 30

@@ -11,7 +11,9 @@ from typing import Any
 from forkcast_cli import metrics
 from forkcast_cli.shapes import plan_model, tokens_per_step
 from forkcast_cli.view import RunView, look
+from forkcast_wire import history
 from forkcast_wire.statistics import read_history
+from forkcast_wire.store import open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class RunFacts:
 def gather(folder: Path) -> RunFacts:
     """Everything about a run. Raises FileNotFoundError where the folder holds none."""
     view = look(folder)
-    rows = [row for row in read_history(folder / "statistics") if row["rank"] == 0]
+    rows = _rows(folder, view)
     points = [
         metrics.Point(row["epoch"], row["step"], _number(row["loss"]), _number(row["grad_norm"]))
         for row in rows
@@ -44,6 +46,22 @@ def gather(folder: Path) -> RunFacts:
         tokens_per_step=tokens_per_step(view.manifest.spec),
     )
     return RunFacts(view, rows, points, metrics.compute(facts))
+
+
+def _rows(folder: Path, view: RunView) -> list[dict[str, Any]]:
+    """The rows of rank 0: as the monitor judged them, and from the run's store what it never saw. The
+    steps that an adopted rollout took are its decision's (`metrics.adopted_trial`), not the run's own.
+    """
+    judged = [row for row in read_history(folder / "statistics") if row["rank"] == 0]
+    known = {(row["epoch"], row["step"]) for row in judged}
+    store = open_store(view.manifest.spec.storage, folder, write=False)
+    own = {entry.epoch: entry.state.step for entry in view.lineage}
+    rest = [
+        row
+        for row in history.read(store)
+        if (row["epoch"], row["step"]) not in known and row["step"] >= own.get(row["epoch"], 0)
+    ]
+    return sorted([*judged, *rest], key=lambda row: (row["epoch"], row["step"]))
 
 
 def _number(value: float | None) -> float:

@@ -8,6 +8,8 @@ from typing import Any
 from forkcast import ladder
 from forkcast_cli import rate
 from forkcast_cli.shapes import ModelPlan, plan_model, tokens_per_step
+from forkcast_trainer.data.files import source_files
+from forkcast_trainer.errors import DataError
 from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
 
 
@@ -35,6 +37,9 @@ class Plan:
     branch_steps_least: int
     branch_steps_most: int
     branches_most: int
+    text_files: int | None
+    text_bytes: int | None
+    token_bytes: int | None
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -42,7 +47,7 @@ class Plan:
 
 
 def plan(manifest: TrainingRun) -> Plan:
-    """The plan of a run, from the manifest alone; nothing is built and nothing is read."""
+    """The plan of a run, from the manifest and the sizes of its text; nothing is built or read."""
     spec = manifest.spec
     model = plan_model(spec)
     tokens = tokens_per_step(spec)
@@ -71,7 +76,23 @@ def plan(manifest: TrainingRun) -> Plan:
         branch_steps_least=least,
         branch_steps_most=most,
         branches_most=spec.branching.budget.max_branches if branching else 0,
+        **_text(spec, model.vocabulary if model is not None else None),
     )
+
+
+def _text(spec: TrainingRunSpec, vocabulary: int | None) -> dict[str, int | None]:
+    """Files and bytes of the training text; a token is at least a byte of it."""
+    source = spec.data.train
+    try:
+        files = source_files(source, "spec.data.train")
+        found = sum(path.stat().st_size for path in files)
+    except (DataError, OSError):
+        files, found = [], 0
+    if not files:
+        return {"text_files": None, "text_bytes": None, "token_bytes": None}
+    read = min(found, source.max_bytes or found)
+    width = 2 if vocabulary is not None and vocabulary <= 1 << 16 else 4
+    return {"text_files": len(files), "text_bytes": found, "token_bytes": width * read}
 
 
 def _rollouts(spec: TrainingRunSpec) -> int:
@@ -136,6 +157,12 @@ def lines(planned: Plan) -> list[tuple[str, str]]:
                 ),
             ),
         ]
+    if planned.text_bytes is not None:
+        said = (
+            f"{planned.text_files:,} files, {size(planned.text_bytes)}; token file up to "
+            f"{size(planned.token_bytes or 0)} (more if the text is compressed), read piece by piece"
+        )
+        out.append(("text", said))
     if planned.rollouts:
         out.append(
             (

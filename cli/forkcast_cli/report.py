@@ -101,7 +101,11 @@ def run_charts(facts: RunFacts) -> list[Chart]:
     marks = _marks(facts)
     return [
         _loss_chart(facts, last, marks),
-        *([] if not facts.rows else [_index_chart(facts, last), _parts_chart(facts, last)]),
+        *(
+            []
+            if all(row["z"] is None for row in facts.rows)
+            else [_index_chart(facts, last), _parts_chart(facts, last)]
+        ),
     ]
 
 

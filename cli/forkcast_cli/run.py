@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from forkcast_cli.supervisor import Supervisor
 from forkcast_cli.terminal import console, print_notice
 from forkcast_cli.view import RunReader, RunView
 from forkcast_wire.manifest import Storage, TrainingRun
-from forkcast_wire.manifest_file import ManifestError, refuse_cluster_only
+from forkcast_wire.manifest_file import ManifestError, absent_secrets, refuse_cluster_only
 from forkcast_wire.process import configure_logging
 from forkcast_wire.store import StoreRefused, StoreUnavailable, open_store, wait_for
 from forkcast_wire.termination import stop_event_on_sigterm
@@ -42,7 +43,7 @@ def run(manifest: TrainingRun, folder: Path, *, quiet: bool) -> Ending:
     refuse_cluster_only(manifest.spec)
     with workdir.locked(folder):
         prepared = workdir.prepare(folder, manifest)
-        for notice in prepared.notices:
+        for notice in (*prepared.notices, *absent_secrets(manifest.spec, os.environ)):
             print_notice(notice)
         stop, screen = stop_event_on_sigterm(), console(quiet=quiet)
         if not _reach_store(prepared.manifest.spec.storage, folder, stop, screen):

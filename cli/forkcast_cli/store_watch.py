@@ -13,14 +13,12 @@ import structlog
 
 from forkcast_cli.view import RunView
 from forkcast_wire.manifest import Storage
-from forkcast_wire.store import StoreError, StoreUnavailable, deadline
+from forkcast_wire.store import StoreError, StoreUnavailable
 
 #: Between two looks at a folder, and at a bucket (where each costs money) while a branch is open,
 #: and while none is, seconds.
 _FOLDER_SECONDS, _BUCKET_BUSY_SECONDS, _BUCKET_SECONDS = 0.2, 2.0, 5.0
 _MOST_SECONDS = 30.0
-#: One look ends after so many seconds.
-_PASS_SECONDS = 15.0
 _log = structlog.get_logger()
 
 
@@ -89,8 +87,7 @@ class StoreWatch:
             self._wake.clear()
             began = time.monotonic()
             try:
-                with deadline(_PASS_SECONDS):
-                    view = self._read()
+                view = self._read()  # ends with the first operation that is not answered
                 self.seen, failures = Seen(view, began), 0
             except (StoreError, ValueError, OSError) as error:
                 why = error.why if isinstance(error, StoreUnavailable) else str(error)

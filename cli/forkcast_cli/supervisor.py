@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,23 @@ class RunFailedError(Exception):
     def __init__(self, message: str, *, bad_input: bool) -> None:
         super().__init__(message)
         self.bad_input = bad_input
+
+
+#: Children that open no store and read no data of the user's: they get no credentials of theirs.
+_PLAIN_CHILDREN = frozenset({"monitor", "proxy"})
+_PLAIN_NAMES = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "VIRTUAL_ENV")
+_PLAIN_PREFIXES = ("COVERAGE_", "FORKCAST_", "GRPC_", "LC_", "PYTHON")
+
+
+def environment_of(child: str, given: Mapping[str, str]) -> dict[str, str]:
+    """What a child gets of the supervisor's environment."""
+    if child not in _PLAIN_CHILDREN:
+        return dict(given)
+    return {
+        name: value
+        for name, value in given.items()
+        if name in _PLAIN_NAMES or name.startswith(_PLAIN_PREFIXES)
+    }
 
 
 @dataclass
@@ -105,7 +122,7 @@ class Supervisor:
         child = self.children[name]
         threads = str(self.spec.training.threads)
         environment = {
-            **os.environ,
+            **environment_of(name, os.environ),
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": "1",
             "MKL_NUM_THREADS": threads,

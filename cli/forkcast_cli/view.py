@@ -17,16 +17,13 @@ from forkcast_cli.workdir import read_manifest, read_progress
 from forkcast_wire.completion import completion
 from forkcast_wire.documents import Complete, DocumentError, lineage_entries, load, load_at
 from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.manifest_file import load_manifest
 from forkcast_wire.store import (
     Remembered,
     StoreUnavailable,
-    deadline,
     open_store,
     read_document,
 )
-
-#: A look at a store that does not answer ends after so many seconds.
-_AWAY_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +86,11 @@ class RunReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises FileNotFoundError where the folder holds no run; StoreMisconfigured."""
-        self._folder, self._manifest = folder, read_manifest(folder)
+        """folder: a work directory, or a manifest in a file. Raises FileNotFoundError where it holds
+        no run; StoreMisconfigured, ManifestError.
+        """
+        self._folder = folder
+        self._manifest = load_manifest(folder) if folder.is_file() else read_manifest(folder)
         self._store: Store = Remembered(
             open_store(self._manifest.spec.storage, folder, write=False)
         )
@@ -118,8 +118,7 @@ class RunReader:
     def look_if_there(self) -> RunView:
         """The view, or what the folder alone shows while the store is away."""
         try:
-            with deadline(_AWAY_SECONDS):
-                return self.look()
+            return self.look()  # ends with the first operation that the store does not answer
         except StoreUnavailable as error:
             return self.local(self.progress(), None, error.why)
 
@@ -154,7 +153,9 @@ class RunReader:
 
 
 def look(folder: Path) -> RunView:
-    """Read the whole view once. Raises FileNotFoundError where the folder holds no run."""
+    """Read the whole view once; folder: a work directory, or a manifest whose storage section names
+    where a run is stored. Raises FileNotFoundError where the folder holds no run, ManifestError.
+    """
     return RunReader(folder).look()
 
 

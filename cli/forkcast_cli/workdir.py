@@ -20,7 +20,7 @@ from forkcast.records import StateKind
 from forkcast_cli.terminal import print_notice
 from forkcast_wire import keys
 from forkcast_wire.documents import DocumentError, RunInfo, StateManifest, dump, load
-from forkcast_wire.files import replace_bytes
+from forkcast_wire.files import replace_bytes, sweep
 from forkcast_wire.manifest import FIXED, TrainingRun
 from forkcast_wire.manifest_file import ManifestError
 from forkcast_wire.statistics import read_history, read_tail
@@ -114,6 +114,7 @@ def prepare(folder: Path, manifest: TrainingRun) -> Prepared:
     try:
         for name in ("logs", "sockets"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
+        sweep(folder)
         replace_bytes(folder / keys.RUN, dump(info))
         replace_bytes(folder / MANIFEST, _text(resolved).encode())
     except OSError as error:

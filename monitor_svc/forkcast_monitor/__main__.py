@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from forkcast_monitor import metrics
+from forkcast_monitor.budget import RUN_DISK_BYTES
 from forkcast_monitor.config import configure
 from forkcast_monitor.history import History
 from forkcast_monitor.registration import Registration
@@ -52,6 +53,12 @@ def main() -> int:
     parser.add_argument(
         "--streams-per-peer", type=int, default=Limits().per_peer, help="of one address over TCP"
     )
+    many.add_argument(
+        "--run-disk-mib",
+        type=int,
+        default=RUN_DISK_BYTES >> 20,
+        help="of one run's history, MiB; beyond it nothing more of the run is taken",
+    )
     serving.add_arguments(parser, "forkcast-monitor")
     given = parser.parse_args()
     if (given.manifest is None) == (given.state is None):
@@ -74,7 +81,7 @@ def main() -> int:
 
 
 async def _serve(given: argparse.Namespace, stop: termination.Stop) -> None:
-    runs = Runs(given.state)
+    runs = Runs(given.state, disk_bytes=given.run_disk_mib << 20)
     if given.manifest is not None:
         runs.host(*_only(given))
     monitor = Monitor(runs, Limits(per_peer=given.streams_per_peer))

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from forkcast import lineage
+from forkcast_monitor.budget import OverBudgetError
 from forkcast_wire import crash
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
 from forkcast_wire.files import replaced
@@ -32,8 +33,11 @@ class ImpossibleAttemptError(ValueError):
     """No trainer of this run says such a hello; the message names the field and its bound."""
 
 
-class TooManyAttemptsError(RuntimeError):
+class TooManyAttemptsError(OverBudgetError):
     """The run has used up its attempts."""
+
+    def __init__(self) -> None:
+        super().__init__("attempts", f"{MOST_KEPT} attempts of this run are on record")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -110,9 +114,7 @@ class Attempts:
         check(new, latest)
         kept = [one for one in self._all if not self._replaced(one, new)]
         if len(kept) >= MOST_KEPT:
-            raise TooManyAttemptsError(
-                f"attempt: {MOST_KEPT} attempts of this run are on record; register it anew"
-            )
+            raise TooManyAttemptsError
         rows: list[dict[str, Any]] = [asdict(one) for one in [*kept, new]]
         with replaced(self._path) as file:
             file.write(json.dumps(rows).encode())

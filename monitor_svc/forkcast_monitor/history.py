@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,19 @@ from forkcast.records import Index, StepStats
 from forkcast_monitor.signals import SIGNALS
 from forkcast_wire import crash
 from forkcast_wire.files import flush_folder, replaced
-from forkcast_wire.statistics import COMPONENT, TAIL, last_steps, read_tail, write_chunk
+from forkcast_wire.statistics import (
+    COMPONENT,
+    last_steps,
+    read_tail,
+    stats_row,
+    tail_of,
+    write_chunk,
+)
 
 _log = structlog.get_logger()
 _CHUNK_ROWS = 1024
 #: After a chunk that could not be written; each try reads the whole tail.
 _RETRY_ROWS = 64
-_COLUMNS = tuple(field.name for field in fields(StepStats))
 
 
 class LineFile:
@@ -99,12 +104,15 @@ class History:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        if (former := folder / "tail.jsonl").exists():  # where earlier versions kept it
+            former.replace(tail_of(folder))
         tail = read_tail(folder)
         self._rows, self._chunk_at = len(tail), _CHUNK_ROWS
         self.last_steps = last_steps(folder)
         for row in tail:
             self._note(row)
-        self._file = LineFile(folder / TAIL)
+        self._closed_bytes = sum(path.stat().st_size for path in folder.glob("*.parquet"))
+        self._file = LineFile(tail_of(folder))
         self._file.replace(tail)  # drops a line that a crash cut short
 
     def append(self, stats: StepStats, index: Index | None) -> None:
@@ -136,7 +144,7 @@ class History:
             groups.setdefault((row["epoch"], row["attempt"]), []).append(row)
         crash.reach("before-chunk")
         for rows in groups.values():
-            write_chunk(rows, self.folder)
+            self._closed_bytes += write_chunk(rows, self.folder).stat().st_size
         crash.reach("after-chunk")
         self._file.replace([])
         self._rows, self._chunk_at = 0, _CHUNK_ROWS
@@ -168,6 +176,11 @@ class History:
         self._file.abandon()
 
     @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self._closed_bytes + self._file.length
+
+    @property
     def rows_to_chunk(self) -> int:
         """Rows until the tail becomes a chunk."""
         return self._chunk_at - self._rows
@@ -175,10 +188,3 @@ class History:
     def _note(self, row: Mapping[str, Any]) -> None:
         key = (row["epoch"], row["attempt"])
         self.last_steps[key] = max(row["step"], self.last_steps.get(key, -1))
-
-
-def stats_row(stats: StepStats) -> dict[str, Any]:
-    """The columns of one record, JSON-ready."""
-    row = {name: getattr(stats, name) for name in _COLUMNS}
-    row["group_grad_norms"] = dict(stats.group_grad_norms)
-    return row

@@ -7,6 +7,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from forkcast.records import Index, StepStats, Trigger, TriggerRule
+from forkcast_monitor.budget import WHATS, What
 from forkcast_wire.access import REASONS
 
 REGISTRY = CollectorRegistry()
@@ -35,6 +36,9 @@ STEPS = _counter("steps", "Accepted steps")
 DUPLICATES = _counter("stats_duplicates", "Records that were known already")
 DROPPED = _counter("stats_dropped", "Steps that the trainer's ring dropped")
 FAILED = _counter("streams_failed", "Report streams that the monitor ended", "code")
+OVER_BUDGET = _counter(
+    "over_budget", "Streams ended because the run has used up what it may", "reason"
+)
 TRIGGERS = _counter("triggers", "Triggers by rule", "rule")
 
 RUNS = Gauge("forkcast_monitor_runs", "Registered runs", registry=REGISTRY)
@@ -74,6 +78,9 @@ class RunSeries:
             TRIGGERS.labels(*self.labels, rule.value)
         for code in CODES:
             FAILED.labels(*self.labels, code)
+        for what in WHATS:
+            OVER_BUDGET.labels(*self.labels, what)
+        self._over: set[str] = set()
 
     def accepted(self, folded: int, duplicates: int) -> None:
         """Records of one batch."""
@@ -112,6 +119,13 @@ class RunSeries:
         """The monitor ended a stream; code: of CODES."""
         FAILED.labels(*self.labels, code).inc()
 
+    def over_budget(self, what: What) -> bool:
+        """The run has used up what it may; whether it is the first time."""
+        OVER_BUDGET.labels(*self.labels, what).inc()
+        first = what not in self._over
+        self._over.add(what)
+        return first
+
 
 class SeriesTable:
     """Gives each run its series, at most ``most`` of them, and takes them back. Two runs of one
@@ -142,3 +156,5 @@ class SeriesTable:
             TRIGGERS.remove(*series.labels, rule.value)
         for code in CODES:
             FAILED.remove(*series.labels, code)
+        for what in WHATS:
+            OVER_BUDGET.remove(*series.labels, what)

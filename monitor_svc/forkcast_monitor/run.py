@@ -15,16 +15,17 @@ import structlog
 
 from forkcast.records import StepStats, Trigger, Window, window_row
 from forkcast_monitor.attempts import ALL, Attempt, Attempts
+from forkcast_monitor.budget import RUN_DISK_BYTES, OverBudgetError
 from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.detector import Detector
-from forkcast_monitor.history import History, LineFile, stats_row
+from forkcast_monitor.history import History, LineFile
 from forkcast_monitor.signals import SIGNALS
 from forkcast_monitor.snapshots import Snapshot, Snapshots
 from forkcast_wire import crash
 from forkcast_wire.documents import dump, load
 from forkcast_wire.fields import MOST_STEPS
 from forkcast_wire.files import replaced
-from forkcast_wire.statistics import read_lines, row_to_stats, sound
+from forkcast_wire.statistics import read_lines, row_to_stats, sound, stats_row
 
 _log = structlog.get_logger()
 #: So many records may wait for a late one; then the late one is a gap.
@@ -60,7 +61,7 @@ class WatchedRun:
             for path in sorted((state_dir / "triggers").glob("*.json"))
         ]
         self._known_triggers = {one.id for one in self.triggers}
-        self.total_steps = 0
+        self.total_steps, self.disk_bytes = 0, RUN_DISK_BYTES
         self._attempts = Attempts(state_dir / "attempts.json")
         # a snapshot of other signals is not used: the state is folded again from the history
         key = f"{_STATE_FORMAT} {sorted(SIGNALS)} {config}"
@@ -176,9 +177,11 @@ class WatchedRun:
     def accept(self, stats: StepStats) -> Accepted:
         """Take one record; it is durable when this returns. Records may arrive out of order by at
         most REORDER_STEPS. Only rank 0 counts, whose loss is the mean over all ranks already.
-        Raises OSError: not taken; ValueError for a step beyond the run's end.
+        Raises OSError, OverBudgetError: not taken; ValueError for a step beyond the run's end.
         """
         with self.lock:
+            if self.history.size > self.disk_bytes:
+                raise OverBudgetError("disk", f"the history holds {self.disk_bytes >> 20} MiB")
             if stats.step > (self.total_steps or MOST_STEPS):
                 raise ValueError(f"step: the run has {self.total_steps} steps")
             if stats.rank or stats.run_uid != self.run_uid:
@@ -215,7 +218,8 @@ class WatchedRun:
 
     def lost(self, gaps: Sequence[tuple[int, int]]) -> None:
         """The trainer says that these steps, first to last of each gap, never come. Raises
-        ValueError, and then nothing has changed, if one of them cannot be, or too many wait.
+        ValueError if one of them cannot be, OverBudgetError if too many wait; then nothing has
+        changed.
         """
         with self.lock:
             most = self.total_steps or MOST_STEPS
@@ -227,7 +231,7 @@ class WatchedRun:
                     begins = max(first, self.next_step)
                     lost[begins] = max(last, lost.get(begins, last))
             if len(lost) > MOST_GAPS:
-                raise ValueError(f"gaps: at most {MOST_GAPS} may lie ahead")
+                raise OverBudgetError("gaps", f"{MOST_GAPS} declared gaps lie ahead")
             self._lost = lost
             self._drain()
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import structlog
 
 from forkcast_monitor import metrics
+from forkcast_monitor.budget import RUN_DISK_BYTES
 from forkcast_monitor.directives import Waiting
 from forkcast_monitor.history import History
 from forkcast_monitor.registration import Registration, RunFolders
@@ -85,9 +86,18 @@ class Hosted:
 
 
 class Runs:
-    """All runs by uid. With a folder any number, which a restart knows; without, the one given."""
+    """All runs by uid. With a folder any number, which a restart knows; without, the one given.
+    disk_bytes: of each one's history.
+    """
 
-    def __init__(self, folder: Path | None, series: metrics.SeriesTable | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        series: metrics.SeriesTable | None = None,
+        *,
+        disk_bytes: int = RUN_DISK_BYTES,
+    ) -> None:
+        self._disk_bytes = disk_bytes
         self._folders = None if folder is None else RunFolders(folder)
         self._series = series or metrics.SeriesTable()
         self._hosted: dict[str, Hosted] = {}
@@ -242,7 +252,7 @@ class Runs:
         folder = self._folders.path(registration.run_uid)
         history = History(folder / "statistics")
         run = WatchedRun(registration.config(), registration.run_uid, folder / "monitor", history)
-        run.total_steps = registration.total_steps
+        run.total_steps, run.disk_bytes = registration.total_steps, self._disk_bytes
         return run
 
     def _count(self) -> None:

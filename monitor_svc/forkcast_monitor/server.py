@@ -18,7 +18,8 @@ import grpc.aio
 import structlog
 
 from forkcast_monitor import metrics
-from forkcast_monitor.attempts import StaleAttemptError, TooManyAttemptsError
+from forkcast_monitor.attempts import StaleAttemptError
+from forkcast_monitor.budget import OverBudgetError
 from forkcast_monitor.directives import check, deliverable
 from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import Accepted, WatchedRun
@@ -353,7 +354,9 @@ def _refusal(error: Exception, hosted: Hosted) -> Refused:
             return Refused(_Code.FAILED_PRECONDITION, str(error))
         case ValueError():
             return Refused(_Code.INVALID_ARGUMENT, str(error))
-        case TooManyAttemptsError():
+        case OverBudgetError():
+            if hosted.series.over_budget(error.what):
+                _log.warning("monitor.over_budget", **hosted.names, what=error.what, why=str(error))
             return Refused(_Code.RESOURCE_EXHAUSTED, str(error))
         case OSError():
             return Refused(_Code.RESOURCE_EXHAUSTED, f"history not written: {error}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -15,6 +14,7 @@ from forkcast.admission import Budget, Open, Refusal, RunSeen, Suppress, admit
 from forkcast.branch import BranchRules, Finished, Forking, Phase, branch_name
 from forkcast.ports import Store
 from forkcast.records import Trigger, TriggerRule
+from forkcast_operator import clock
 from forkcast_operator.branch_records import BranchRecord, Suppression, load_phase
 from forkcast_operator.rules import branch_rules
 from forkcast_wire import keys
@@ -43,7 +43,7 @@ class Intake:
         store: Store,
         *,
         hold_main: bool,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = clock.now,
     ) -> None:
         """name: the run's. hold_main: of the rules a branch is opened with. now: Unix seconds."""
         self._name, self._store, self._hold_main, self._now = name, store, hold_main, now

@@ -71,12 +71,14 @@ def lattice_of(
     micro = spec.training.gradient_accumulation_steps * spec.parallelism.processes
     least = {name: of["leastMicroBatches"] for name, of in SHELVES["clipping"].items()}
     clipping = tuple(name for name in choices.clipping if micro >= least.get(name, 1))
+    depths = tuple(trigger.step - base.step for base in bases)
     return Lattice(
         learning_rate_scales=tuple(choices.learning_rate_scales),
         weight_decay_scales=tuple(choices.weight_decay_scales),
         clipping=clipping,
         momentum_reset=(False, True) if choices.momentum_reset else (False,),
-        rewind_steps=tuple(trigger.step - base.step for base in bases),
+        rewind_steps=depths,
         data_reorder=(False, True) if choices.data_reorder else (False,),
-        skip_batches=(0, 1) if choices.skip_batch else (0,),
+        # from the deepest base through the trigger's own batch: from a nearer one some more
+        skip_batches=(0, max(depths, default=0) + 1) if choices.skip_batch else (0,),
     )

@@ -8,7 +8,6 @@ left to the two worlds made of this one.
 from __future__ import annotations
 
 import math
-import time
 
 import grpc
 import structlog
@@ -38,6 +37,7 @@ from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, Trial
 from forkcast.retention import choose_bases, of_lineage
+from forkcast_operator import clock
 from forkcast_operator.branch_records import Bases, BranchRecord, OutcomeRecord
 from forkcast_operator.draft import draft, seed_of
 from forkcast_operator.rules import lattice_of
@@ -75,8 +75,14 @@ class StoredWorld:
         record: BranchRecord,
         monitor: MonitorStub,
         proxy: ProxyStub | None,
+        *,
+        direct: Store | None = None,
     ) -> None:
+        """direct: the store itself, if ``store`` shows what it held when a pass began. Pins and
+        deletions go there, since they must see what the trainer does at the same time.
+        """
         self.spec, self.store, self.record = spec, store, record
+        self._direct = direct if direct is not None else store
         self.trigger, self.id = record.trigger, record.trigger.id
         self._monitor, self._proxy = monitor, proxy
 
@@ -117,7 +123,7 @@ class StoredWorld:
 
     def _seconds_left(self) -> float:
         deadline = self.deadline()
-        return math.inf if deadline is None else deadline - time.time()
+        return math.inf if deadline is None else deadline - clock.now()
 
     def _held(self) -> bool:
         """Whether the main run waits for this branch."""
@@ -195,7 +201,7 @@ class StoredWorld:
             case StopRollout(candidate=candidate):
                 self._want(candidate, None)
             case PinState(state=state):
-                catalogue.pin(self.store, self.id, [state.key])
+                catalogue.pin(self._direct, self.id, [state.key])
             case RecordDecision(decision=decision):
                 self._create("decision", decision)
             case AppendLineage(entry=entry):
@@ -245,11 +251,11 @@ class StoredWorld:
                 depths=command.depths,
                 oldest=oldest,
             )
-            held = catalogue.pin(self.store, self.id, [ref.key for ref in chosen])
+            held = catalogue.pin(self._direct, self.id, [ref.key for ref in chosen])
             dead = {
                 ref.key
                 for ref in chosen
-                if ref.key not in held or read_manifest(self.store, ref.key) is None
+                if ref.key not in held or read_manifest(self._direct, ref.key) is None
             }
             if not dead:
                 break
@@ -320,7 +326,7 @@ class StoredWorld:
             for trial in rollout.trials.values():
                 if trial.state is not None:
                     self._drop_state(trial.state, decision)
-        catalogue.unpin(self.store, self.id)
+        catalogue.unpin(self._direct, self.id)
         self._post(pb.Directive(id=f"release/{self.id}", resume=pb.Resume(branch=self.id)))
         self._create(
             "outcome",
@@ -336,7 +342,7 @@ class StoredWorld:
         """A loser's end state goes; the adopted one stays, as the lineage names it."""
         if decision is not None and decision.adopted == state and decision.applied:
             return
-        catalogue.delete_state(self.store, state)
+        catalogue.delete_state(self._direct, state)
 
     # -------------------------------------------------------------------------------------- save
 

@@ -3,8 +3,7 @@
 Runs are suspended (a checkpoint first) while the operator can still do it, then the operator is
 stopped so that it takes nothing back, then what pods are left go, and last the finalizers that
 nobody would be there to take away. The runs themselves stay: a later installation goes on with
-them where `suspend` is set to false. Runs in a pod, with the pod's own account, on the standard
-library alone.
+them where `suspend` is set to false. Runs in a pod, with the pod's own account.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ if __name__ == "__main__":
 # isort: split
 
 import argparse
+import datetime as dt
 import json
 import os
 import ssl
@@ -30,6 +30,7 @@ from typing import Any, Final
 
 import structlog
 
+from forkcast_operator.kubernetes.scope import SELECTOR, Scope, rival
 from forkcast_wire.fields import API_VERSION
 from forkcast_wire.process import configure_logging
 from forkcast_wire.resources import FINALIZER, LABEL_RUN, RunCondition
@@ -38,7 +39,7 @@ _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _MERGE: Final = "application/merge-patch+json"
 _WORKLOADS: Final = (("batch/v1", "jobs"), ("jobset.x-k8s.io/v1alpha2", "jobsets"))
 _REQUEST_SECONDS, _PAUSE_SECONDS, _STOP_SECONDS = 10.0, 1.0, 60.0
-_GONE, _CONFLICT, _PAGE = 404, 409, 500
+_FORBIDDEN, _GONE, _CONFLICT, _PAGE = 403, 404, 409, 500
 _log = structlog.get_logger()
 
 
@@ -122,11 +123,32 @@ def settled(run: dict[str, Any]) -> bool:
     return bool(suspended) or _holds(run, RunCondition.FINISHED)
 
 
-def suspend(api: Api, namespaces: Sequence[str], seconds: float) -> None:
+def _runs(api: Api, namespaces: Sequence[str], managed_by: str) -> list[dict[str, Any]]:
+    """The runs of this release. Raises ApiError."""
+    found = api.items(API_VERSION, "trainingruns", namespaces)
+    return [run for run in found if run["spec"].get("managedBy", "") == managed_by]
+
+
+def rival_of(api: Api, namespaces: Sequence[str], managed_by: str, operator: str) -> str:
+    """The Lease of another release that looks after the same runs, "" if there is none, or if leases
+    may not be listed. Raises ApiError.
+    """
+    namespace, _, name = operator.partition("/")
+    try:
+        leases = list(api.items("coordination.k8s.io/v1", "leases", (), SELECTOR))
+    except ApiError as error:
+        if error.status != _FORBIDDEN:
+            raise
+        return ""
+    scope = Scope(managed_by, tuple(sorted(namespaces)))
+    return rival(scope, (namespace, name), leases, dt.datetime.now(dt.UTC))
+
+
+def suspend(api: Api, namespaces: Sequence[str], seconds: float, managed_by: str = "") -> None:
     """Suspend every run that has not ended; wait for the operator to carry it out. Raises ApiError."""
     deadline = time.monotonic() + seconds
     while True:
-        waiting = [r for r in api.items(API_VERSION, "trainingruns", namespaces) if not settled(r)]
+        waiting = [run for run in _runs(api, namespaces, managed_by) if not settled(run)]
         for run in waiting:
             if not run["spec"].get("suspend"):
                 _ignoring_gone(api, "PATCH", _run_path(run), {"spec": {"suspend": True}}, _MERGE)
@@ -152,18 +174,22 @@ def stop_operator(api: Api, namespace: str, name: str) -> None:
     _log.warning("uninstall.operator_still_runs", deployment=f"{namespace}/{name}")
 
 
-def delete_workloads(api: Api, namespaces: Sequence[str]) -> None:
+def delete_workloads(api: Api, namespaces: Sequence[str], managed_by: str = "") -> None:
     """Delete the runs' Jobs and JobSets; their pods go with them. Raises ApiError."""
+    runs = [run["metadata"] for run in _runs(api, namespaces, managed_by)]
+    ours = {(meta["namespace"], meta["name"]) for meta in runs}
     for version, plural in _WORKLOADS:
         for one in api.items(version, plural, namespaces, LABEL_RUN):
             meta = one["metadata"]
+            if (meta["namespace"], meta["labels"][LABEL_RUN]) not in ours:
+                continue
             path = _path(version, plural, meta["namespace"], meta["name"])
             _ignoring_gone(api, "DELETE", path, {"propagationPolicy": "Background"})
 
 
-def drop_finalizers(api: Api, namespaces: Sequence[str]) -> None:
+def drop_finalizers(api: Api, namespaces: Sequence[str], managed_by: str = "") -> None:
     """Take our finalizer off every run; others' stay. Raises ApiError."""
-    for run in api.items(API_VERSION, "trainingruns", namespaces):
+    for run in _runs(api, namespaces, managed_by):
         finalizers = run["metadata"].get("finalizers", [])
         if FINALIZER in finalizers:
             rest = [one for one in finalizers if one != FINALIZER]
@@ -183,13 +209,21 @@ def _ignoring_gone(
         return None
 
 
-def uninstall(api: Api, namespaces: Sequence[str], operator: str, seconds: float) -> None:
-    """All of it, in order. operator: NAMESPACE/DEPLOYMENT. Raises ApiError."""
-    suspend(api, namespaces, seconds)
+def uninstall(
+    api: Api, namespaces: Sequence[str], operator: str, seconds: float, managed_by: str = ""
+) -> None:
+    """All of it, in order. operator: NAMESPACE/DEPLOYMENT, which also names its Lease. Runs that
+    another release's operator looks after are left alone. Raises ApiError.
+    """
     namespace, _, name = operator.partition("/")
+    if other := rival_of(api, namespaces, managed_by, operator):
+        _log.warning("uninstall.runs_left", lease=other)
+        stop_operator(api, namespace, name)
+        return
+    suspend(api, namespaces, seconds, managed_by)
     stop_operator(api, namespace, name)
-    delete_workloads(api, namespaces)
-    drop_finalizers(api, namespaces)
+    delete_workloads(api, namespaces, managed_by)
+    drop_finalizers(api, namespaces, managed_by)
 
 
 def main() -> int:
@@ -197,6 +231,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="forkcast_operator.uninstall", description=__doc__)
     parser.add_argument("--namespace", action="append", default=[], help="of runs; none: all")
     parser.add_argument("--operator", required=True, metavar="NAMESPACE/DEPLOYMENT")
+    parser.add_argument("--managed-by", default="", help="of the runs: spec.managedBy")
     parser.add_argument("--seconds", type=float, default=120.0, help="wait for runs to suspend")
     parser.add_argument("--account", type=Path, default=_ACCOUNT, help="folder of token and ca.crt")
     given = parser.parse_args()
@@ -205,7 +240,7 @@ def main() -> int:
     host = f"[{host}]" if ":" in host else host
     try:
         api = Api(f"https://{host}:{port}", given.account)
-        uninstall(api, given.namespace, given.operator, given.seconds)
+        uninstall(api, given.namespace, given.operator, given.seconds, given.managed_by)
     except (ApiError, OSError) as error:
         _log.error("uninstall.failed", error=str(error))
         return 1

@@ -107,6 +107,19 @@ class Complete:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextIdentity:
+    """text.json: the tokens that the run trains on, as they are in its token files. tokens: ids, one
+    end-of-text behind each document among them. validation_*: of the held-out text, the same file's
+    where it has none of its own.
+    """
+
+    tokens: int
+    sha256: str
+    validation_tokens: int
+    validation_sha256: str
+
+
 class DocumentError(ValueError):
     """A stored document is not what its name says."""
 

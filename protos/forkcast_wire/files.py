@@ -17,7 +17,8 @@ def replaced(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     durable: False for what may be lost with the machine; then nothing waits for the disk.
     Raises OSError.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # hidden, so that whoever reads all files of the folder passes over it
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as file:
             yield file
@@ -36,6 +37,17 @@ def replace_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Put these bytes in the path's place; see `replaced`. Raises OSError."""
     with replaced(path, durable=durable) as file:
         file.write(data)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what processes of this machine that are dead now have left of `replaced`, here and in
+    two levels of folders below.
+    """
+    for pattern in ("*.part", "*/*.part", "*/*/*.part"):
+        for path in folder.glob(pattern):
+            pid = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
+            if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+                path.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:

@@ -11,9 +11,11 @@ from forkcast.records import StateKind, Trigger
 CATALOGUE = "catalogue.json"
 RUN = "run.json"
 COMPLETE = "complete.json"
+TEXT = "text.json"
 LINEAGE_PREFIX = "lineage/"
 ATTEMPTS_PREFIX = "attempts/"
 SUPPRESSED_PREFIX = "suppressed/"
+HISTORY_PREFIX = "history/"
 
 
 def attempt(number: int) -> str:
@@ -91,15 +93,38 @@ def rollout_state(trigger_id: str, candidate: str, rung: int) -> str:
     return f"{rollout(trigger_id, candidate)}/end-{rung:06d}"
 
 
-_STATE = r"(cp_\d+\.ptz|manifest\.json|good)"
+def history(epoch: int, attempt: int, first: int, last: int) -> str:
+    """A chunk of the history: the rows of these steps, both included."""
+    return f"{HISTORY_PREFIX}e{epoch}-a{attempt}-{first:012d}-{last:012d}.parquet"
+
+
+_CHUNK = re.compile(rf"{HISTORY_PREFIX}e(\d+)-a(\d+)-(\d+)-(\d+)\.parquet")
+
+
+def history_of(key: str) -> tuple[int, int, int, int] | None:
+    """(epoch, attempt, first, last) of a key of `history`; None for any other key."""
+    match = _CHUNK.fullmatch(key)
+    if match is None:
+        return None
+    epoch, attempt, first, last = map(int, match.groups())
+    return epoch, attempt, first, last
+
+
+def state_history(folder: str) -> str:
+    """The rows of the steps that led to a rollout's end state, from its base on."""
+    return f"{folder}/history.parquet"
+
+
+_STATE = r"(cp_\d+\.ptz|manifest\.json|good|history\.parquet)"
 _TRIGGER = r"e\d+-t\d+[a-z0-9-]*"
 _RECORD = re.compile(
     "|".join(
         (
-            *(re.escape(name) for name in (RUN, COMPLETE, CATALOGUE)),
+            *(re.escape(name) for name in (RUN, COMPLETE, TEXT, CATALOGUE)),
             rf"{LINEAGE_PREFIX}\d+\.json",
             rf"{ATTEMPTS_PREFIX}\d+\.json",
             rf"{SUPPRESSED_PREFIX}{_TRIGGER}\.json",
+            _CHUNK.pattern,
             rf"(checkpoints|ring)/e\d+/a\d+/\d+/{_STATE}",
             rf"branches/{_TRIGGER}/[a-z]+\.json",
             rf"rollouts/{_TRIGGER}/[a-z0-9]+/((job|until|trial-\d+)\.json|end-\d+/{_STATE})",

@@ -117,9 +117,10 @@ FIXED: Final = (
     "data",
     "stressors",
     "optimizer",
-    *_fields(Training, "training", "totalSteps", "scheduleSteps", "threads"),
+    *_fields(Training, "training", "totalSteps", "scheduleSteps", "threads", "changedText"),
     "parallelism",
     "storage",
+    "managedBy",
 )
 _WHILE_SUSPENDED = ("resources", "scheduling", "podPatch")
 _STEPS = "self.training.scheduleSteps"
@@ -197,6 +198,9 @@ class TrainingRunSpec(Part):
     """Queues and priorities (Kubernetes only)."""
     pod_patch: PodPatch = PodPatch()
     """Further fields of the pods (Kubernetes only)."""
+    managed_by: Annotated[str, Field(max_length=63, pattern=f"^$|{NAME_PATTERN}")] = ""
+    """Which operator looks after the run: the one with this `managedBy` (Kubernetes only). Absent:
+    the one with none. Cannot change."""
     lifecycle: Lifecycle = Lifecycle()
     """How long the run and its objects live (Kubernetes only)."""
 

@@ -108,7 +108,7 @@ class ActionChoices(Part):
     data_reorder: bool = False
     """Whether another order of the data is; needs research: true."""
     skip_batch: bool = False
-    """Whether skipping batches is; needs research: true."""
+    """Whether skipping the batches from the base through the trigger's is; needs research: true."""
 
 
 class Acceptance(Part):

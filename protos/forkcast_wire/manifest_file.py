@@ -9,7 +9,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from forkcast_wire.manifest_yaml import read_documents, unusable
 
 __all__ = [
     "ManifestError",
+    "absent_secrets",
     "load_manifest",
     "looks_like_path",
     "read_manifest",
@@ -73,6 +74,17 @@ def read_manifest(path: Path) -> TrainingRun:
         )
     except ValidationError as error:
         raise _together([_explained(one) for one in error.errors()]) from None
+
+
+def absent_secrets(spec: TrainingRunSpec, environment: Mapping[str, str]) -> list[str]:
+    """What a run on one machine misses: variables that a cluster takes from Secrets."""
+    wanted = [one for one in spec.pod_patch.env if one.value_from is not None]
+    return [
+        f"spec.podPatch.env: {one.name} comes from a Secret, which only a cluster has; "
+        "set it in this shell if the run needs it"
+        for one in wanted
+        if one.name not in environment
+    ]
 
 
 def _the_run(documents: Sequence[Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ capabilities, host paths, commands) is the operator's alone.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
@@ -168,8 +169,28 @@ class Toleration(Part):
         return self
 
 
+class SecretKeyRef(Part):
+    """A value in a Secret of the run's namespace."""
+
+    name: ObjectName
+    """Name of the Secret."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._A-Za-z0-9]+$")]
+    """Key in the Secret."""
+    optional: bool = False
+    """Whether pods start without it."""
+
+
+class EnvironmentSource(Part):
+    """Where the value of a variable comes from."""
+
+    secret_key_ref: SecretKeyRef
+    """A key of a Secret; the operator does not read it."""
+
+
 class EnvironmentVariable(Part):
-    """A plain variable of the trainer's and the rollouts' containers; secrets go by reference."""
+    """A variable of the trainer's and the rollouts' containers, e.g. HF_TOKEN from a Secret. A run on
+    one machine has the variables of its shell instead.
+    """
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -177,18 +198,104 @@ class EnvironmentVariable(Part):
             "!self.name.startsWith('FORKCAST_') && !self.name.startsWith('PET_')",
             "FORKCAST_* and PET_* are set by the operator; choose another",
         ),
+        Rule(
+            ".valueFrom",
+            "!has(self.valueFrom) || self.value == ''",
+            "value and valueFrom exclude each other; keep one of them",
+        ),
     )
 
     name: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
     """Name of the variable. FORKCAST_* and PET_* are the operator's."""
     value: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")] = ""
     """Its value."""
+    value_from: EnvironmentSource | None = None
+    """Its value by reference, instead of `value`."""
 
     @model_validator(mode="after")
     def _not_the_operators(self) -> Self:
+        if self.value_from is not None and self.value:
+            raise ValueError("valueFrom: value and valueFrom exclude each other; keep one of them")
         if self.name.startswith(("FORKCAST_", "PET_")):
             raise ValueError(f"name: {self.name} is set by the operator; choose another")
         return self
+
+
+class NodeRequirement(Part):
+    """What a label of a node must be; as in a pod's spec."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".values",
+            "(self.operator in ['Exists', 'DoesNotExist']) == (size(self.values) == 0)",
+            "are given exactly with In, NotIn, Gt and Lt; add or remove them",
+        ),
+        Rule(
+            ".values",
+            "!(self.operator in ['Gt', 'Lt']) || (size(self.values) == 1"
+            " && self.values[0].matches('^[0-9]+$'))",
+            "with Gt and Lt are one integer; give it as a text",
+        ),
+    )
+
+    key: LabelKey
+    """Key of the label."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+    """How it is compared."""
+    values: Annotated[list[LabelValue], Field(max_length=16)] = []
+    """What it is compared with."""
+
+    @model_validator(mode="after")
+    def _as_kubernetes_wants(self) -> Self:
+        if (self.operator in ("Exists", "DoesNotExist")) != (not self.values):
+            raise ValueError(
+                "values: are given exactly with In, NotIn, Gt and Lt; add or remove them"
+            )
+        integer = len(self.values) == 1 and re.fullmatch("[0-9]+", self.values[0])
+        if self.operator in ("Gt", "Lt") and not integer:
+            raise ValueError("values: with Gt and Lt are one integer; give it as a text")
+        return self
+
+
+class NodeTerm(Part):
+    """Requirements that a node must meet, all of them."""
+
+    match_expressions: Annotated[list[NodeRequirement], Field(min_length=1, max_length=16)]
+    """The requirements."""
+
+
+class NodeTerms(Part):
+    """Terms of which a node must meet at least one."""
+
+    node_selector_terms: Annotated[list[NodeTerm], Field(min_length=1, max_length=8)]
+    """The terms."""
+
+
+class PreferredTerm(Part):
+    """A term that makes nodes better."""
+
+    weight: Annotated[int, Field(ge=1, le=100, strict=True)]
+    """How much better."""
+    preference: NodeTerm
+    """The term."""
+
+
+class NodeAffinity(Part):
+    """Which nodes may run the pods, and which are better; as in a pod's spec."""
+
+    required_during_scheduling_ignored_during_execution: NodeTerms | None = None
+    """Nodes that may run them. Absent: all."""
+    preferred_during_scheduling_ignored_during_execution: Annotated[
+        list[PreferredTerm], Field(max_length=8)
+    ] = []
+    """Nodes that are better."""
+
+
+class Affinity(Part):
+    """Where pods may run, by more than equal labels."""
+
+    node_affinity: NodeAffinity | None = None
+    """By labels of nodes."""
 
 
 class ClaimMount(Part):
@@ -209,6 +316,8 @@ class PodPatch(Part):
     """Labels that a node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
     """Taints that the pods put up with."""
+    affinity: Affinity | None = None
+    """Which nodes may run the pods, and which are better."""
     service_account_name: ObjectName | None = None
     """ServiceAccount of the pods; its token is not mounted. Absent: the namespace's default."""
     runtime_class_name: ObjectName | None = None

@@ -82,6 +82,10 @@ class Training(Part):
     """Seed of the first weights and of dropout."""
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     """Intra-op threads of each process on the CPU; results are bit-equal only at one count."""
+    changed_text: Literal["Refuse", "Accept"] = "Refuse"
+    """What a start does if the text or the tokenizer gives other tokens than the run has trained on.
+    Accept: it goes on with them, in other windows and with another held-out part: losses before and
+    after do not compare."""
 
 
 class Parallelism(Part):

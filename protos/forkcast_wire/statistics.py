@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ from forkcast.records import StepStats
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
 from forkcast_wire.files import replaced
 
-TAIL = "tail.jsonl"
+_COLUMNS = tuple(field.name for field in fields(StepStats))
 _LISTS = ("attention_entropy", "activation_mean", "activation_sd")
 _INTS = ("epoch", "attempt", "rank", "step", "tokens")
 _INDEX = ("index", "z")
@@ -53,17 +53,32 @@ def chunk_name(epoch: int, attempt: int, first_step: int) -> str:
     return f"e{epoch}-a{attempt}-{first_step:012d}.parquet"
 
 
-def write_chunk(rows: list[dict[str, Any]], folder: Path) -> Path:
-    """Write rows as one Parquet file, atomically."""
-    first = rows[0]
-    path = folder / chunk_name(first["epoch"], first["attempt"], first["step"])
+def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table: the columns of SCHEMA, and those of their components."""
+    schema = pa.schema(
+        [*SCHEMA, *(pa.field(COMPONENT + name, pa.float64()) for name in components(rows))]
+    )
     prepared = [
         {**row, "group_grad_norms": list((row.get("group_grad_norms") or {}).items())}
         for row in rows
     ]
+    return pa.Table.from_pylist(prepared, schema)
+
+
+def write_chunk(rows: list[dict[str, Any]], folder: Path) -> Path:
+    """Write rows as one Parquet file, atomically."""
+    first = rows[0]
+    path = folder / chunk_name(first["epoch"], first["attempt"], first["step"])
     with replaced(path) as file:
-        pq.write_table(pa.Table.from_pylist(prepared, _schema_of(rows)), file)
+        pq.write_table(to_table(rows), file)
     return path
+
+
+def stats_row(stats: StepStats) -> dict[str, Any]:
+    """The columns of one record, JSON-ready."""
+    row = {name: getattr(stats, name) for name in _COLUMNS}
+    row["group_grad_norms"] = dict(stats.group_grad_norms)
+    return row
 
 
 def components(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -72,15 +87,14 @@ def components(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [name.removeprefix(COMPONENT) for name in names]
 
 
-def _schema_of(rows: list[dict[str, Any]]) -> pa.Schema:
-    return pa.schema(
-        [*SCHEMA, *(pa.field(COMPONENT + name, pa.float64()) for name in components(rows))]
-    )
+def tail_of(folder: Path) -> Path:
+    """The open tail of a history: beside its folder, which holds Parquet files alone."""
+    return folder.with_name(f"{folder.name}.tail.jsonl")
 
 
 def read_tail(folder: Path) -> list[dict[str, Any]]:
     """The rows of the open tail; a line that a crash cut short, or that cannot be a row, is left out."""
-    path = folder / TAIL
+    path = tail_of(folder)
     return [row for row in read_lines(path) if sound(row)] if path.exists() else []
 
 
@@ -148,8 +162,16 @@ def read_history(
     """
     found: list[dict[str, Any]] = []
     for path in _chunks(folder, first_steps):
-        found += _rows(path)
+        found += rows_of(path, str(path))
     found += read_tail(folder)
+    return merged(found, first_steps)
+
+
+def merged(
+    found: Iterable[dict[str, Any]], first_steps: Mapping[int, int] | None = None
+) -> list[dict[str, Any]]:
+    """Rows in the order (epoch, step), each (epoch, step, rank) once; see `read_history`."""
+    found = list(found)
     begins: dict[tuple[int, int, int], int] = {}
     for row in found:
         key = (row["epoch"], row["rank"], row["attempt"])
@@ -168,10 +190,10 @@ def read_history(
     return [rows[key] for key in sorted(rows)]
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of one chunk. Raises HistoryError."""
+def rows_of(source: Path | BinaryIO, path: str) -> list[dict[str, Any]]:
+    """The rows of one chunk; path: what an error names. Raises HistoryError."""
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(source)
         for field in SCHEMA:
             if field.name not in table.schema.names or table.schema.field(field.name) != field:
                 raise HistoryError(f"{path}: no chunk of a history: column {field.name}")

@@ -81,7 +81,11 @@ def render(helm, tmp_path_factory):
 
 
 def template(
-    helm: str, folder: Path, values: dict[str, Any], *more: str
+    helm: str,
+    folder: Path,
+    values: dict[str, Any],
+    *more: str,
+    namespace: str = "forkcast-system",
 ) -> subprocess.CompletedProcess[str]:
     """What `helm template` says of the chart with these values."""
     path = folder / f"{abs(hash(json.dumps(values)))}.yaml"
@@ -93,7 +97,7 @@ def template(
             "demo",
             str(ROOT / "charts" / "forkcast"),
             "-n",
-            "forkcast-system",
+            namespace,
             "-f",
             str(path),
             *more,

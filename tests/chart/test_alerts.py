@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from .conftest import template
+
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "charts" / "forkcast" / "files" / "alerts" / "forkcast.yaml"
 RUNBOOKS = ROOT / "docs" / "runbooks"
@@ -33,7 +35,9 @@ HEALTHY = {
     f"forkcast_operator_run_failed{{{RUN}}}": "0x400",
     f"forkcast_operator_run_stalled{{{RUN}}}": "0x400",
     f"forkcast_operator_trainer_restarts_total{{{RUN}}}": "1x400",
-    f"forkcast_operator_checkpoint_age_seconds{{{RUN}}}": "600x400",
+    f"forkcast_operator_checkpoint_age_seconds{{{RUN}}}": "9000x400",  # of a long interval
+    f"forkcast_operator_checkpoint_intervals_behind{{{RUN}}}": "0.9x400",
+    f"forkcast_operator_run_unstable{{{RUN}}}": "0x400",
     'forkcast_operator_branches_total{outcome="Failed"}': "0x400",
     'forkcast_operator_branches_total{outcome="Accepted"}': "0+0.1x400",
     'forkcast_operator_rollouts_total{verdict="Failed"}': "0x400",
@@ -55,7 +59,7 @@ HEALTHY = {
 #: alert: (series that differ from health, None for one that is gone; labels; words of the description)
 ILL: dict[str, tuple[dict[str, str | None], dict[str, str], str]] = {
     "ForkcastOperatorDown": (
-        {'forkcast_operator_build_info{version="0.1.0"}': None},
+        {'forkcast_operator_build_info{version="0.1.0"}': "1x200 _x200"},
         {},
         "nothing is started",
     ),
@@ -109,9 +113,9 @@ ILL: dict[str, tuple[dict[str, str | None], dict[str, str], str]] = {
         "started 6 times",
     ),
     "ForkcastCheckpointOld": (
-        {f"forkcast_operator_checkpoint_age_seconds{{{RUN}}}": "9000x400"},
+        {f"forkcast_operator_checkpoint_intervals_behind{{{RUN}}}": "3x400"},
         {"namespace": "lab", "run": "one"},
-        "lab/one is 2h 30m 0s old",
+        "lab/one is 3 times checkpoint.everySteps behind",
     ),
     "ForkcastStepsStopped": (
         {f"forkcast_steps_total{{{RUN}}}": "100x400"},
@@ -124,9 +128,10 @@ ILL: dict[str, tuple[dict[str, str | None], dict[str, str], str]] = {
         "lab/one has not been a number",
     ),
     "ForkcastUnstable": (
-        {f"forkcast_uncertainty_zscore{{{RUN}}}": "4.5x400"},
+        # one scrape in twenty is calm
+        {f"forkcast_operator_run_unstable{{{RUN}}}": " ".join((["1"] * 19 + ["0"]) * 20)},
         {"namespace": "lab", "run": "one"},
-        "z = 4.5",
+        "over its threshold in 93.55%",
     ),
     "ForkcastStatisticsDropped": (
         {f"forkcast_stats_dropped_total{{{RUN}}}": "0+2x400"},
@@ -148,11 +153,16 @@ ILL: dict[str, tuple[dict[str, str | None], dict[str, str], str]] = {
         {"reason": "Budget"},
         "180 triggers",
     ),
-    "ForkcastMonitorDown": ({"forkcast_monitor_runs": None}, {}, "goes on unwatched"),
+    "ForkcastMonitorDown": ({"forkcast_monitor_runs": "1x200 _x200"}, {}, "goes on unwatched"),
     "ForkcastStreamsFailing": (
         {f'forkcast_streams_failed_total{{{RUN},code="INTERNAL"}}': "0+6x400"},
         {"namespace": "lab", "run": "one", "code": "INTERNAL"},
         "lab/one end with INTERNAL",
+    ),
+    "ForkcastRunOverBudget": (
+        {f'forkcast_over_budget_total{{{RUN},reason="disk"}}': "0+1x400"},
+        {"namespace": "lab", "run": "one", "reason": "disk"},
+        "lab/one is not watched any longer: disk",
     ),
     "ForkcastRequestsRefused": (
         {'forkcast_proxy_requests_refused_total{job="proxy",reason="token"}': "0+12x400"},
@@ -220,6 +230,14 @@ def test_health_is_silent(promtool, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_what_was_never_scraped_is_not_down(promtool, tmp_path):
+    never = {'forkcast_operator_build_info{version="0.1.0"}': None, "forkcast_monitor_runs": None}
+    names = ("ForkcastOperatorDown", "ForkcastMonitorDown")
+    checks = [{"eval_time": "6h", "alertname": name, "exp_alerts": []} for name in names]
+    done = _promtool(promtool, tmp_path, never, checks)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", ALERTS)
 def test_an_alert_fires_and_says_why(promtool, tmp_path, name):
     series, labels, words = ILL[name]
@@ -261,3 +279,21 @@ def test_no_runbook_without_an_alert():
 
 def test_every_alert_is_tested():
     assert ILL.keys() == ALERTS.keys()
+
+
+def test_an_alert_can_be_overridden_by_name(helm, tmp_path):
+    own = {"ForkcastUnstable": {"for": "2h", "severity": "critical", "expr": "vector(1) > 2"}}
+    values = {
+        "objectStore": {"mode": "Bundled"},
+        "metrics": {"prometheusRule": {"enabled": True, "overrides": own}},
+    }
+    done = template(helm, tmp_path, values)
+    assert done.returncode == 0, done.stderr
+    objects = [one for one in yaml.safe_load_all(done.stdout) if one]
+    (made,) = [one for one in objects if one["kind"] == "PrometheusRule"]
+    rules = [rule for group in made["spec"]["groups"] for rule in group["rules"]]
+    (found,) = [rule for rule in rules if rule["alert"] == "ForkcastUnstable"]
+    said = (found["for"], found["labels"]["severity"], found["expr"])
+    assert said == ("2h", "critical", "vector(1) > 2")
+    others = [rule for rule in rules if rule["alert"] != "ForkcastUnstable"]
+    assert all(rule["expr"] == ALERTS[rule["alert"]]["expr"] for rule in others if "alert" in rule)

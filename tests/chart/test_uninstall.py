@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from forkcast_operator.kubernetes.scope import LABEL
 from forkcast_operator.uninstall import settled
 from forkcast_wire.resources import FINALIZER, LABEL_RUN
 from tests.uninstall_hook import start_hook
@@ -18,7 +20,7 @@ CHART = ROOT / "charts" / "forkcast"
 RELEASE, LAB = "fc-uninstall", "uninstall-lab"
 
 
-def _run(name, *, suspended=False):
+def _run(name, *, suspended=False, **spec):
     return {
         "apiVersion": "forkcast.dev/v1alpha1",
         "kind": "TrainingRun",
@@ -27,6 +29,7 @@ def _run(name, *, suspended=False):
             "suspend": suspended,
             "data": {"train": {"uri": "python-stdlib:"}},
             "training": {"totalSteps": 10},
+            **spec,
         },
     }
 
@@ -41,11 +44,19 @@ def _job(name, labels):
     }
 
 
-@pytest.fixture
-def hook(helm, kubectl, tmp_path):
-    """Runs the hook's program as its service account; the operator's Deployment is there, too."""
+@pytest.fixture(scope="module")
+def namespaces(kubectl):
+    """Of the release and of its runs."""
     for name in (RELEASE, LAB):
         kubectl.ok("create", "namespace", name)
+    yield
+    for name in (RELEASE, LAB):
+        kubectl.ok("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def hook(helm, kubectl, namespaces, tmp_path):
+    """Runs the hook's program as its service account; the operator's Deployment is there, too."""
     shown = subprocess.run(
         [
             *(
@@ -84,9 +95,7 @@ def hook(helm, kubectl, tmp_path):
         _, said = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, "", said)
 
-    yield run
-    for name in (RELEASE, LAB):
-        kubectl.ok("delete", "namespace", name, "--wait=false")
+    return run
 
 
 def test_nothing_is_left_that_needs_an_operator(hook, kubectl):
@@ -114,6 +123,51 @@ def test_nothing_is_left_that_needs_an_operator(hook, kubectl):
     for one in runs:
         patch = json.dumps({"metadata": {"finalizers": None}})
         kubectl.ok("patch", "trun", one["metadata"]["name"], "-n", LAB, "--type=merge", "-p", patch)
+
+
+def _lease(namespace, since):
+    now = dt.datetime.now(dt.UTC)
+    about = {"forkcast.dev/managed-by": "", "forkcast.dev/namespaces": ""}
+    meta = {"name": "op", "namespace": namespace, "labels": LABEL, "annotations": about}
+    return {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": meta,
+        "spec": {
+            "holderIdentity": "pod",
+            "leaseDurationSeconds": 15,
+            "acquireTime": (now - since).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "renewTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        },
+    }
+
+
+def test_runs_of_another_release_are_left_alone(hook, kubectl):
+    """Those that name another operator; and all, if another release's looks after the same ones."""
+    for document in (
+        _run("theirs", managedBy="blue"),
+        _job("theirs-trainer-0", {LABEL_RUN: "theirs"}),
+    ):
+        kubectl.ok("apply", "-f", "-", given=json.dumps(document))
+    done = hook()
+    assert done.returncode == 0, done.stderr
+    theirs = kubectl.get("trun", "theirs", "-n", LAB)
+    assert theirs["spec"]["suspend"] is False
+    assert FINALIZER in theirs["metadata"]["finalizers"]
+    assert kubectl.get("job", "theirs-trainer-0", "-n", LAB)
+    kubectl.ok("apply", "-f", "-", given=json.dumps(_run("shared")))
+    kubectl.ok("apply", "-f", "-", given=json.dumps(_lease("default", dt.timedelta(hours=1))))
+    done = hook()
+    assert done.returncode == 0, done.stderr
+    assert "runs_left" in done.stderr
+    shared = kubectl.get("trun", "shared", "-n", LAB)
+    assert shared["spec"]["suspend"] is False
+    assert FINALIZER in shared["metadata"]["finalizers"]
+    kubectl.ok("delete", "lease", "op", "-n", "default")
+    for name in ("theirs", "shared"):
+        patch = json.dumps({"metadata": {"finalizers": None}})
+        kubectl.ok("patch", "trun", name, "-n", LAB, "--type=merge", "-p", patch)
+        kubectl.ok("delete", "trun", name, "-n", LAB)
 
 
 def _with(spec, **conditions):

@@ -148,3 +148,17 @@ def test_planning_loads_no_torch():
 )
 def test_the_course_of_the_learning_rate_is_planned(schedule, steps, said):
     assert said in dict(lines(plan(manifest(schedule=schedule, steps=steps))))["learning rate"]
+
+
+def test_the_text_is_counted_without_being_read(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 3000)
+    (tmp_path / ".hidden.txt").write_text("x" * 3000)
+    document = manifest().document()
+    for most, tokens in ((0, 6000), (1000, 2000)):
+        document["spec"]["data"]["train"] = {"uri": str(tmp_path), "maxBytes": most}
+        planned = plan(TrainingRun.model_validate(document))
+        assert (planned.text_files, planned.text_bytes) == (1, 3000)
+        assert planned.token_bytes == tokens
+        assert any(what == "text" and "1 files" in said for what, said in lines(planned))
+    document["spec"]["data"]["train"] = {"uri": str(tmp_path / "gone")}
+    assert plan(TrainingRun.model_validate(document)).text_bytes is None

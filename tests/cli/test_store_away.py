@@ -125,11 +125,11 @@ def status(folder):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("outage", ["503", "silent"])  # the others: test_s3_faults
-def test_training_goes_on_while_the_store_is_away(start, gateway, outage):
+def test_training_goes_on_while_the_store_is_away(start, gateway):
+    """Refused; silent below, the other kinds in tests/wire/test_s3_faults.py."""
     running = start(total=10**6)
     running.until(lambda: running.progress().get("saved_step"), "a saved state")
-    gateway.always = outage
+    gateway.always = "503"
     running.until(lambda: "store away: " in running.said(), "the outage on the console")
     running.until(lambda: running.progress().get("save_error"), "a failed save")
     before = running.progress()["step"]
@@ -178,7 +178,32 @@ def test_a_silent_store_holds_up_neither_restarts_nor_the_end(start, gateway):
     os.kill(monitor, signal.SIGKILL)
     started = '"child": "monitor", "pid"'
     running.until(lambda: log.read_text().count(started) == 2, "another monitor")
+    before = running.progress()["step"]
+    running.until(lambda: running.progress()["step"] > before + 20, "training")
     assert running.stop() in (3, 130)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("page", "no S3 API answers here"), ("denied", "AccessDenied: A policy wants encryption.")],
+)
+def test_a_store_that_refuses_at_the_start_is_one_line(start, gateway, fault, said):
+    gateway.always = fault
+    running = start(total=100)
+    assert running.process.wait(_SECONDS) == 2
+    lines = running.said().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: spec.storage.endpoint: http://127.0.0.1:")
+    assert said in lines[0]
+    assert lines[0].count("spec.storage") == 1
+
+
+def test_a_store_that_is_away_at_the_start_is_waited_for(start, gateway):
+    gateway.always = "503"
+    running = start(total=60)
+    running.until(lambda: "waiting for it" in running.said(), "the outage on the console")
+    gateway.always = ""
+    assert running.process.wait(_SECONDS) == 0, running.said()
 
 
 def test_an_idle_run_asks_its_store_for_little(start, gateway):

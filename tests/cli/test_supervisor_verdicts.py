@@ -1,5 +1,7 @@
 """What the supervisor makes of a trainer's end under torchrun, which exits with 1 for everything."""
 
+from pathlib import Path
+
 import pytest
 
 from forkcast_cli.supervisor import RunFailedError, Supervisor
@@ -98,3 +100,22 @@ def test_a_trainer_that_dies_again_and_again_ends_the_run(whole):
 
     with pytest.raises(RunFailedError, match="trainer exits with 1"):
         die()
+
+
+def test_monitor_and_proxy_get_none_of_the_users_secrets(whole, monkeypatch):
+    """As the kernel has it, of real processes."""
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "canary")
+    monkeypatch.setattr(Supervisor, "_command", lambda *_: ["sleep", "60"])
+    found = {}
+    for name in ("monitor", "proxy", "trainer", "operator"):
+        whole.start(name)
+        process = whole.children[name].process
+        found[name] = Path(f"/proc/{process.pid}/environ").read_bytes()
+        process.kill()
+        process.wait()
+    assert {name for name, environment in found.items() if b"canary" in environment} == {
+        "trainer",
+        "operator",
+    }
+    assert all(b"FORKCAST_PARENT=" in environment for environment in found.values())

@@ -9,7 +9,12 @@ import sys
 import pytest
 import yaml
 
-from forkcast_wire.manifest_file import ManifestError, load_manifest, refuse_cluster_only
+from forkcast_wire.manifest_file import (
+    ManifestError,
+    absent_secrets,
+    load_manifest,
+    refuse_cluster_only,
+)
 
 GOOD = """\
 apiVersion: forkcast.dev/v1alpha1
@@ -449,6 +454,19 @@ def test_what_describes_pods_is_accepted_and_ignored(folder):
     spec = load_manifest(path).spec
     refuse_cluster_only(spec)
     assert spec.resources.per_node.limits == {"nvidia.com/gpu": "8"}
+
+
+def test_a_variable_from_a_secret_is_missed_where_the_shell_has_none(folder):
+    path = folder / "m.yaml"
+    path.write_text(
+        _spec(
+            "podPatch: {env: [{name: HF_TOKEN, valueFrom: {secretKeyRef: {name: hub, key: t}}}, {name: A}]}"
+        )
+    )
+    spec = load_manifest(path).spec
+    (line,) = absent_secrets(spec, {})
+    assert "HF_TOKEN comes from a Secret" in line
+    assert absent_secrets(spec, {"HF_TOKEN": "x"}) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

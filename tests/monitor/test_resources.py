@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from forkcast_monitor.history import History, LineFile
+from forkcast_monitor.metrics import OVER_BUDGET
 from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import WatchedRun
 from forkcast_monitor.runs import Runs
@@ -17,10 +18,10 @@ from forkcast_monitor.server import Monitor
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
-from forkcast_wire.statistics import TAIL, read_history
+from forkcast_wire.statistics import read_history, tail_of
 
 from .conftest import RULES, Process, Talker, answer, free_port, registration, statistics
-from .in_loop import hello, listening, served
+from .in_loop import hello, listening, refusal, served
 
 
 def test_more_runs_than_files_may_be_open(tmp_path, connect):
@@ -91,7 +92,7 @@ def test_rows_are_on_the_disk_before_their_ack_at_one_sync_a_batch(tmp_path, mon
             stub = MonitorStub(connect())
             await stub.RegisterRun(registration("a"))
             call = await hello(stub, "a")
-            tail = tmp_path / "state/runs/a/statistics" / TAIL
+            tail = tail_of(tmp_path / "state/runs/a/statistics")
             for seq in range(1, 6):
                 await call.write(pb.StatsBatch(seq=seq, stats=rows[(seq - 1) * 20 : seq * 20]))
                 assert (await answer(call)).seq == seq
@@ -180,3 +181,37 @@ def test_a_triggers_log_line_says_whose_it_is(start_monitor, connect):
     fired = [one for one in logged if one["event"] == "monitor.trigger"]
     assert fired
     assert {(one["run"], one["namespace"]) for one in fired} == {("run-a", "team")}
+
+
+def test_a_run_over_its_budget_of_disk_is_refused_counted_and_said_and_the_others_go_on(tmp_path):
+    async def play():
+        async with served(tmp_path) as (runs, connect):
+            channel = connect()
+            stub = MonitorStub(channel)
+            for uid in ("a", "b"):
+                await stub.RegisterRun(registration(uid))
+                await Talker(channel, uid, statistics(uid, 20)).talk()
+            runs.find("a").opened.disk_bytes = 1000
+            call = await hello(stub, "a")
+            row = stats_to_wire(statistics("a", 21)[20])
+            await call.write(pb.StatsBatch(seq=1, stats=[row]))
+            assert await refusal(call) == "RESOURCE_EXHAUSTED"
+            await Talker(channel, "b", statistics("b", 40)).talk()
+            return runs.find("a").series.labels
+
+    labels = asyncio.run(play())
+    assert OVER_BUDGET.labels(*labels, "disk")._value.get() == 1
+
+
+def test_gaps_ahead_are_bounded_and_a_refused_batch_leaves_none(tmp_path):
+    async def play():
+        async with served(tmp_path) as (runs, connect):
+            stub = MonitorStub(connect())
+            await stub.RegisterRun(registration("a", total_steps=100_000))
+            call = await hello(stub, "a")
+            gaps = [pb.Gap(first_step=2 * n + 1, last_step=2 * n + 1) for n in range(1, 300)]
+            await call.write(pb.StatsBatch(seq=1, gaps=gaps))
+            assert await refusal(call) == "RESOURCE_EXHAUSTED"
+            assert not runs.find("a").opened._lost
+
+    asyncio.run(play())

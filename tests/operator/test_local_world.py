@@ -221,3 +221,14 @@ def test_a_dead_monitor_delays_the_verdict_until_the_deadline(world, tmp_path) -
         expired = LocalWorld(SPEC, world.store, late, stub, None, tmp_path).observe(deciding)
         assert expired.expired
         assert not expired.main_over_threshold
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+def test_a_jump_of_the_machines_clock_ends_no_branch_and_keeps_none_open(
+    world, monkeypatch, jump
+) -> None:
+    before = world._seconds_left()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    assert abs(world._seconds_left() - before) < 600  # neither an hour more nor less
+    assert not world.observe(start(world)).expired

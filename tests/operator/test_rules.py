@@ -68,3 +68,22 @@ def test_arc_needs_three_micro_batches() -> None:
 def test_a_calm_run_goes_back_to_the_newest_state_only() -> None:
     calm = replace(trigger(100), rule=TriggerRule.CALM)
     assert branch_rules(spec(), calm).depths == (0,)
+
+
+def test_skipping_takes_the_triggers_own_batch_with_it_from_every_base() -> None:
+    branching = {"research": True, "actions": {"skipBatch": True}}
+    given = TrainingRunSpec.model_validate(
+        {
+            "data": {"train": {"uri": "python-stdlib:"}},
+            "training": {"totalSteps": 1000},
+            "branching": branching,
+        }
+    )
+    fired, bases = trigger(500), (base(495), base(440))
+    lattice = lattice_of(given, fired, bases, [])
+    skipping = [action for action in lattice.actions() if action.skip_batches]
+    assert skipping
+    for action in skipping:
+        start = fired.step - action.rewind_steps  # the first batch that is not taken
+        assert start + action.skip_batches > fired.step
+    assert lattice_of(spec(), fired, bases, []).skip_batches == (0,)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -80,18 +77,3 @@ def test_what_worked_before_is_drawn_more_often(name) -> None:
         for action in SEARCH[name]().propose(WINDOW, lattice, told, np.random.default_rng(seed), 10)
     )
     assert hits > 15  # 10 of 50 by chance
-
-
-def test_only_the_strategy_that_needs_a_library_misses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator runs without Optuna where another strategy is chosen."""
-    program = (
-        "import sys; sys.modules['optuna'] = None\n"
-        "import forkcast_operator.__main__, forkcast_operator.local\n"
-        "from forkcast_operator.search import SEARCH\n"
-        "[make() for make in SEARCH.values()]\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], check=False)
-    assert done.returncode == 0
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ModuleNotFoundError, match="optuna"):
-        SEARCH["Bayesian"]().propose(WINDOW, LATTICES["default"], [], np.random.default_rng(1), 4)

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from forkcast_wire.manifest import Storage
-from forkcast_wire.store import StoreMisconfigured, StoreUnavailable
+from forkcast_wire.store import StoreMisconfigured, StoreRefused, StoreUnavailable
 from forkcast_wire.store.s3 import S3Store
 
 
@@ -66,8 +66,9 @@ def test_the_given_authority_is_trusted(endpoint, credentials, authority):
 
 
 def test_another_is_not(endpoint, credentials):
-    with pytest.raises(StoreUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(StoreUnavailable, match="CERTIFICATE_VERIFY_FAILED") as away:
         S3Store.connect(_storage(endpoint, credentials))
+    assert not isinstance(away.value, StoreRefused)  # as one that expired: waited for, not final
 
 
 def test_a_missing_file_is_named(endpoint, credentials, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -288,3 +289,34 @@ def test_who_waits_leaves_when_told(proxy: Gateway, storage: Storage, tmp_path: 
     stop = threading.Event()
     with pytest.raises(StoreUnavailable):
         wait_for(lambda: open_store(storage, tmp_path), stop, tell=lambda _: stop.set())
+
+
+def test_a_new_name_is_on_disk_with_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut takes the name although the bytes are there."""
+    store = FolderStore(tmp_path / "store")
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    store.put("lineage/new/1.json", b"1", create=True)
+    assert {str(store.root / "lineage/new"), str(store.root / "lineage"), str(store.root)} <= {
+        *flushed
+    }
+    flushed.clear()
+    store.put("lineage/new/1.json", b"2")
+    assert str(store.root / "lineage/new") in flushed
+    assert str(store.root) not in flushed
+
+
+def test_reading_makes_nothing_in_a_folder(tmp_path: Path) -> None:
+    storage = Storage()
+    store = open_store(storage, tmp_path / "run", write=False)
+    assert list(store.list("")) == []
+    assert store.head("a") is None
+    assert not (tmp_path / "run").exists()

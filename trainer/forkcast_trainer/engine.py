@@ -24,6 +24,7 @@ from forkcast_trainer import clipping, internals, models, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches
+from forkcast_trainer.data.identity import identity_of
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.errors import TrainerError
@@ -32,6 +33,7 @@ from forkcast_trainer.stressors.long_sequence import LONGER
 from forkcast_wire.manifest import Device, Dtype, StressorType, TrainingRunSpec
 
 _REWARM_STEPS = 150
+_OPTIMIZERS = {"AdamW": torch.optim.AdamW}
 
 
 @dataclass
@@ -117,6 +119,7 @@ class Engine:
         alone = place.world == 1
         self.shards = spec.parallelism.processes if alone else place.world
         train, held = prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
+        self.text = identity_of(train, held)
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length
         self._schedule = spec.learning_rate()
@@ -148,7 +151,7 @@ class Engine:
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
         self.groups = [models.group_of(name) for name in self.named]
-        self.optimizer = self._adamw()
+        self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
         self.forward: Callable[..., Any] = self.module
         if spec.model.compile:
@@ -161,11 +164,11 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ set-up
 
-    def _adamw(self) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         o = self.spec.optimizer
         decayed = [p for p in self.parameters if p.ndim >= 2]
         plain = [p for p in self.parameters if p.ndim < 2]
-        return torch.optim.AdamW(
+        return _OPTIMIZERS[o.name](
             [{"params": decayed, "decays": True}, {"params": plain, "decays": False}],
             lr=o.learning_rate,
             betas=o.betas,

@@ -21,14 +21,16 @@ import torch
 from torch import Tensor
 
 from forkcast.ports import Store
-from forkcast.records import StateKind, StateRef, Trial, TrialStatus
+from forkcast.records import StateKind, StateRef, StepStats, Trial, TrialStatus
 from forkcast_trainer import checkpoint, state
 from forkcast_trainer.apply import apply
+from forkcast_trainer.data import identity
 from forkcast_trainer.engine import Engine, placement
 from forkcast_trainer.slots import Slots
-from forkcast_wire import crash, keys
+from forkcast_wire import crash, history, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
 from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.statistics import stats_row
 from forkcast_wire.store import AlreadyExists, put_document, read_document, wait_for
 
 T = TypeVar("T")
@@ -52,6 +54,7 @@ class _Record:
     """What the rollout has seen since its base."""
 
     losses: list[float] = field(default_factory=list)
+    rows: list[StepStats] = field(default_factory=list)  # the history of whoever adopts its end
     first_step: int = 0
     weights: list[Tensor] = field(default_factory=list)  # sum of the recent weights
     summed: int = 0
@@ -82,13 +85,15 @@ class Rollout:
         allows. park_seconds: so long it waits for one, then it leaves; another process begins at
         the base again.
 
-        Raises CheckpointError where the base cannot be restored.
+        Raises CheckpointError where the base cannot be restored, DataError where the text is not the
+        run's.
         """
         self.job, self.spec, self.store, self.workdir = job, spec, store, workdir
         by_store = _POLL_SECONDS if spec.storage.bucket is None else _BUCKET_POLL_SECONDS
         self._poll_seconds = by_store if poll_seconds is None else poll_seconds
         self._park_seconds = park_seconds
         self.engine = Engine(spec, job.run_uid, workdir, placement(spec))
+        _patiently(lambda: identity.compare(store, self.engine.text))
         self.slots = slots_of(spec, workdir)
         scratch, admit = workdir / "scratch", partial(state.admit, self.engine)
         base = _patiently(lambda: checkpoint.fetch(store, job.base, scratch, job.run_uid, admit))
@@ -147,6 +152,7 @@ class Rollout:
                 record.diverged = True
                 return
             record.losses.append(stats.loss)
+            record.rows.append(stats)
             over = self.base_loss is not None and stats.loss > self.base_loss + _DIVERGED_NATS
             record.high = record.high + 1 if over else 0
             record.diverged = record.high >= _DIVERGED_STEPS
@@ -208,11 +214,15 @@ class Rollout:
                 parameter.copy_(weight)
 
     def _publish_state(self, rung: int) -> StateRef:
+        """The state, after the rows of the steps that led to it."""
+        folder = keys.rollout_state(self.job.trigger_id, self.job.candidate, rung)
+        rows = history.encoded([stats_row(stats) for stats in self.record.rows])
+        _patiently(lambda: self.store.put(keys.state_history(folder), rows))
         return _patiently(
             lambda: checkpoint.publish(
                 self.store,
                 state.snapshot(self.engine),
-                keys.rollout_state(self.job.trigger_id, self.job.candidate, rung),
+                folder,
                 StateKind.ROLLOUT,
                 self.workdir / "scratch",
                 level=0,  # it is adopted or deleted within minutes

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import structlog
 
+from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
-from forkcast.records import StateKind, StateRef
+from forkcast.records import StateKind, StateRef, StepStats
 from forkcast_trainer import checkpoint
 from forkcast_trainer.checkpoint import Snapshot
+from forkcast_trainer.journal import Journal
 from forkcast_wire import catalogue, keys
 from forkcast_wire.manifest import Checkpoint
 from forkcast_wire.store import AlreadyExists, StoreError, StoreUnavailable
@@ -37,6 +39,16 @@ class _Mark:
     ref: StateRef
 
 
+@dataclass(frozen=True)
+class _Adopted:
+    entry: LineageEntry
+    attempt: int
+
+
+class _Chunk:
+    """A chunk of the history is due, whatever is saved."""
+
+
 class Saver:
     """Owns the writing thread of rank 0. ``saved`` lists what became durable, oldest first;
     ``error`` says why the last save failed, '' if it did not.
@@ -44,9 +56,12 @@ class Saver:
 
     def __init__(self, store: Store, workdir: Path, rules: Checkpoint) -> None:
         self._store, self._rules = store, rules
+        self._journal = Journal(store)
         self._scratch = workdir / "scratch"
         checkpoint.sweep(self._scratch)
-        self._queue: queue.SimpleQueue[_Save | _Mark | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Save | _Mark | _Adopted | _Chunk | None] = (
+            queue.SimpleQueue()
+        )
         self._idle = threading.Event()
         self._idle.set()
         self._lock = threading.Lock()
@@ -111,6 +126,15 @@ class Saver:
         for ref in ripe:
             self._queue.put(_Mark(ref))
 
+    def record(self, stats: StepStats) -> None:
+        """Keep a step for the history in the store; its thread writes it."""
+        if self._journal.note(stats):
+            self._queue.put(_Chunk())
+
+    def adopted(self, entry: LineageEntry, attempt: int) -> None:
+        """The state that opened an epoch has been taken up: its steps belong to the history."""
+        self._queue.put(_Adopted(entry, attempt))
+
     def new_epoch(self) -> None:
         """The steps that follow belong to another lineage: they say nothing about older states."""
         with self._lock:
@@ -120,6 +144,12 @@ class Saver:
         while (item := self._queue.get()) is not None:
             if isinstance(item, _Mark):
                 self._mark_good(item.ref)
+                continue
+            if isinstance(item, _Adopted):
+                self._journal.adopted(item.entry, item.attempt)
+                continue
+            if isinstance(item, _Chunk):
+                self._journal.write(whole=True)
                 continue
             try:
                 self._write(item.snapshot, item.kind)
@@ -136,8 +166,11 @@ class Saver:
                 self.error, self._failures = "", 0
             finally:
                 self._idle.set()
+        self._journal.write(whole=True)
 
     def _write(self, snapshot: Snapshot, kind: StateKind) -> None:
+        # its rows first: whoever resumes from this state finds the steps before it
+        self._journal.write(whole=kind is StateKind.CHECKPOINT)
         meta = snapshot.meta
         folder = keys.state(kind, meta["epoch"], meta["attempt"], meta["step"])
         # compressing takes longer than all the rest and saves 8 %: not for what lives for minutes

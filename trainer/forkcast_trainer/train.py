@@ -17,6 +17,7 @@ from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, StepStats
 from forkcast_trainer import checkpoint, state
+from forkcast_trainer.data import identity
 from forkcast_trainer.engine import Engine, Placement, placement
 from forkcast_trainer.newer_epoch import NewerEpoch, NewerEpochReader, Newest
 from forkcast_trainer.orders import Order, Orders
@@ -62,9 +63,12 @@ class TrainingRun:
         self.engine.position.attempt = attempt
         self.base_step = 0
         self._durable_step: int | None = None
-        self._resume()
+        self._claim_text()
+        opened = self._resume()
         self.leads = self.place.rank == 0
         self.saver = Saver(self.store, workdir, spec.checkpoint) if self.leads else None
+        if self.saver is not None and opened is not None:
+            self.saver.adopted(opened, attempt)
         self.reporter = Reporter(monitor if self.leads else "", self._hello())
         self.unsaved = False
         self.orders = Orders(self.info.uid)
@@ -93,10 +97,22 @@ class TrainingRun:
             base_step=self.base_step,
         )
 
-    def _resume(self) -> None:
+    def _claim_text(self) -> None:
+        """The text is the one the run began with, and the same on every rank. Raises DataError."""
+        ours = self.engine.text
+        first = [ours]
+        if self.place.world > 1:
+            dist.broadcast_object_list(first, src=0)
+        identity.agree(first[0], ours)
+        if self.place.rank == 0:
+            accept = self.spec.training.changed_text == "Accept"
+            wait_for(lambda: identity.claim(self.store, ours, accept=accept), self.stop)
+
+    def _resume(self) -> LineageEntry | None:
         """Continue from the newest valid state of the highest epoch; the lineage log is the truth
         about the epoch, and names the state it was opened with. Rank 0 looks, all ranks follow: a
-        record that appears meanwhile must not part them.
+        record that appears meanwhile must not part them. Returns the epoch's entry if it is the
+        state it was opened with.
         """
         start = [wait_for(self._newest, self.stop)] if self.place.rank == 0 else [(None, None)]
         if self.place.world > 1:
@@ -108,6 +124,7 @@ class TrainingRun:
             self.engine.position.epoch, self.base_step = entry.epoch, entry.base_step
         self._durable_step = self.engine.position.step if ref is not None else None
         _log.info("train.start", step=self.engine.position.step, epoch=self.engine.position.epoch)
+        return entry if entry is not None and ref == entry.state else None
 
     def _newest(self) -> tuple[LineageEntry | None, StateRef | None]:
         """The highest epoch's entry, and the state that has been restored: of that epoch, or the
@@ -200,7 +217,9 @@ class TrainingRun:
         validation = self._validate(step)
         if self.saver is None:
             return
-        self.reporter.report(_with_validation(stats, validation))
+        measured = _with_validation(stats, validation)
+        self.reporter.report(measured)
+        self.saver.record(measured)
         self.saver.note_step(step, epoch=stats.epoch, healthy=not stats.skipped)
         if step % self.spec.checkpoint.every_steps == 0 or self.orders.takes_checkpoint():
             self._due.add(StateKind.CHECKPOINT)
@@ -292,6 +311,7 @@ class TrainingRun:
         self._due, self._validation_loss = {StateKind.CHECKPOINT}, None
         if self.saver is not None:
             self.saver.new_epoch()
+            self.saver.adopted(entry, self.engine.position.attempt)
         _log.info(
             "train.adopted", epoch=entry.epoch, step=self.engine.position.step, branch=entry.branch
         )

@@ -15,6 +15,11 @@
 {{- end }}
 {{- end }}
 
+{{- /* Beginning of the names of objects that belong to no namespace: two releases never share one. */ -}}
+{{- define "forkcast.clusterName" -}}
+{{ .Release.Namespace }}-{{ include "forkcast.fullname" . }}
+{{- end }}
+
 {{- /* Labels of an object. Call: (dict "root" $ "component" "monitor"). */ -}}
 {{- define "forkcast.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
@@ -199,7 +204,7 @@ livenessProbe:
 {{- define "forkcast.rolloutPriorityClass" -}}
 {{- $class := .Values.trainer.rolloutPriorityClass -}}
 {{- if $class.create -}}
-{{ $class.name | default (printf "%s-rollout" (include "forkcast.fullname" .)) }}
+{{ $class.name | default (printf "%s-rollout" (include "forkcast.clusterName" .)) }}
 {{- else -}}
 {{ $class.name }}
 {{- end -}}

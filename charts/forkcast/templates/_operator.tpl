@@ -30,6 +30,10 @@ trainer:
   monitorTlsSecret: {{ .Values.trainer.monitorTlsSecret | quote }}
   tokenAudience: forkcast-monitor
   monitorCaConfigMap: {{ .Values.trainer.monitorCaConfigMap | quote }}
+  runAsUser: {{ toJson .Values.trainer.podSecurity.runAsUser }}
+  runAsGroup: {{ toJson .Values.trainer.podSecurity.runAsGroup }}
+  fsGroup: {{ toJson .Values.trainer.podSecurity.fsGroup }}
+managedBy: {{ .Values.managedBy | quote }}
 stores:
 {{- range $number, $store := include "forkcast.stores" . | fromJsonArray }}
   - endpoint: {{ $store.endpoint }}

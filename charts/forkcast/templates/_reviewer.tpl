@@ -2,7 +2,7 @@
 nature, and shows nothing but what the caller has shown itself. */ -}}
 {{- define "forkcast.reviewer" -}}
 {{- if and .root.Values.rbac.create (include "forkcast.tokens" .root) }}
-{{- $name := printf "%s-%s-tokens" (include "forkcast.fullname" .root) .component }}
+{{- $name := printf "%s-%s-tokens" (include "forkcast.clusterName" .root) .component }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole

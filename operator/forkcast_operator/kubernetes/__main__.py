@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import argparse
 import asyncio
+import datetime as dt
 import itertools
 import os
 import sys
@@ -18,12 +19,11 @@ import time
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import grpc
 import kopf
 import structlog
-from kopf._core.engines.peering import Identity
 from kubernetes.aio.client import Configuration
 
 from forkcast.ports import Store
@@ -32,8 +32,10 @@ from forkcast_operator.kubernetes.cluster import (
     BRANCH,
     JOB,
     JOBSET,
+    LEASE,
     POD,
     RUN,
+    Body,
     Cluster,
     ClusterError,
     Kind,
@@ -45,6 +47,7 @@ from forkcast_operator.kubernetes.lease import LeaseLock, lead
 from forkcast_operator.kubernetes.monitor_link import MonitorLink
 from forkcast_operator.kubernetes.queue import WorkQueue
 from forkcast_operator.kubernetes.runs import Key, Runs
+from forkcast_operator.kubernetes.scope import SELECTOR, Scope, rival
 from forkcast_operator.kubernetes.view import View
 from forkcast_wire.channel import open_channel
 from forkcast_wire.client_security import ClientSecurity
@@ -54,7 +57,7 @@ from forkcast_wire.process import configure_logging
 from forkcast_wire.store import open_store
 
 _log = structlog.get_logger()
-_WORKERS: Final = 8
+_WORKERS: Final = 16
 _TICK_SECONDS: Final = 0.5
 #: The event loop has not turned for so long: it hangs.
 _STUCK_SECONDS: Final = 30.0
@@ -63,6 +66,10 @@ _DEFINITION_SECONDS: Final = 10.0
 #: The watches and the lease have this long to end by themselves, and again after being cancelled.
 _LEAVE_SECONDS: Final = 5.0
 _USAGE: Final = 2
+#: So often it is looked for another operator of the same runs.
+_RIVAL_SECONDS: Final = 5.0
+_FORBIDDEN: Final = 403
+_REMEDY: Final = "give one of the releases another managedBy, or other watchNamespaces"
 
 
 def arguments() -> argparse.Namespace:
@@ -106,6 +113,8 @@ class Operator:
         self._view, self._queue = View(), WorkQueue[Key]()
         self._ready = asyncio.Event()
         self._turned = time.monotonic()
+        self._scope = Scope(config.managed_by, tuple(sorted(given.namespace)))
+        self._rival = ""
 
     async def run(self) -> int:
         """0 after SIGTERM; 1 where something ended that must not."""
@@ -118,9 +127,10 @@ class Operator:
             kinds += [kind for kind, known in ((BRANCH, branches), (JOBSET, jobsets)) if known]
             pulse = watch.Pulse(kinds)
             lock = LeaseLock(
-                self._given.lease_name, self._given.lease_namespace, self._identity, cluster
+                *(self._given.lease_name, self._given.lease_namespace, self._identity),
+                *(cluster, self._scope),
             )
-            checks = health.Health(lambda: self._sick(pulse, lock), self._ready.is_set)
+            checks = health.Health(lambda: self._sick(pulse, lock), self._waits)
             await health.serve(
                 checks,
                 health_port=self._given.health_port,
@@ -131,7 +141,7 @@ class Operator:
             tick = asyncio.create_task(self._tick(pulse), name="tick")
             stack.callback(tick.cancel)
             stop = termination.stop_event_on_sigterm()  # until here it had nothing to give back
-            leading = asyncio.create_task(lead(lock, lambda: self._work(runs)), name="lease")
+            leading = asyncio.create_task(self._lead(cluster, lock, runs), name="lease")
             stopped = asyncio.Event()
             watching = asyncio.create_task(self._watch(kinds, pulse, stopped), name="watches")
             stopping = asyncio.create_task(_until(stop, stopped), name="stop")
@@ -202,6 +212,7 @@ class Operator:
             Recorder(cluster, self._identity),
             jobsets=jobsets,
             open_store=_open,
+            wake=self._queue.add,
         )
 
     def _wake_uid(self, uid: str) -> None:
@@ -219,7 +230,9 @@ class Operator:
             clusterwide=not self._given.namespace,
             standalone=True,
             stop_flag=stopped,
-            identity=Identity(self._identity),  # else it asks for the user's name: a pod has none
+            identity=cast(
+                "Any", self._identity
+            ),  # else it asks for the user's name: a pod has none
         )
 
     async def _work(self, runs: Runs) -> None:
@@ -228,6 +241,43 @@ class Operator:
         for body in self._view.all("TrainingRun"):
             self._queue.add((body["metadata"]["namespace"], body["metadata"]["name"]))
         await asyncio.gather(*(self._queue.work(runs.look) for _ in range(_WORKERS)))
+
+    async def _lead(self, cluster: Cluster, lock: LeaseLock, runs: Runs) -> None:
+        """Lead, while no other installation's operator looks after the same runs. Returns if one
+        does after all; the process is started again, and waits.
+        """
+        while await self._find_rival(cluster):
+            lock.held = time.monotonic()  # somebody looks after the runs: nothing is wrong here
+            await asyncio.sleep(_RIVAL_SECONDS)
+        leading = asyncio.create_task(lead(lock, lambda: self._work(runs)), name="leading")
+        try:
+            while not leading.done():
+                await asyncio.wait({leading}, timeout=_RIVAL_SECONDS)
+                if not leading.done() and await self._find_rival(cluster):
+                    return
+            leading.result()
+        finally:
+            leading.cancel()
+            await asyncio.wait({leading})
+
+    async def _find_rival(self, cluster: Cluster) -> str:
+        before, own = self._rival, (self._given.lease_namespace, self._given.lease_name)
+        try:
+            leases: list[Body] = await cluster.list(LEASE, "", SELECTOR)
+        except ClusterError as error:
+            if error.status != _FORBIDDEN:
+                return before
+            leases = []
+        self._rival = rival(self._scope, own, leases, dt.datetime.now(dt.UTC))
+        if self._rival and self._rival != before:
+            _log.error("operator.rival", lease=self._rival, remedy=_REMEDY)
+        return self._rival
+
+    def _waits(self) -> str:
+        """Why this process is not ready, "" if it is."""
+        if self._rival:
+            return f"the operator of lease {self._rival} looks after the same runs: {_REMEDY}"
+        return "" if self._ready.is_set() else "caches are not filled"
 
     async def _tick(self, pulse: watch.Pulse) -> None:
         while True:
@@ -243,9 +293,8 @@ class Operator:
             return f"a watch has been silent for {age:.0f} s"
         if (age := time.monotonic() - self._turned) > _STUCK_SECONDS:
             return f"the event loop has not turned for {age:.0f} s"
-        leading = metrics.LEADER._value.get() == 1
-        if leading and (age := time.monotonic() - lock.renewed) > health.DEAD_SECONDS:
-            return f"the lease has not been renewed for {age:.0f} s"
+        if (age := time.monotonic() - lock.held) > health.DEAD_SECONDS:
+            return f"nobody has renewed the lease for {age:.0f} s"
         return ""
 
 

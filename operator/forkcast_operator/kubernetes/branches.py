@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from forkcast.branch import Finished
+from forkcast_operator import clock
 from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes import manifests, metrics
 from forkcast_operator.kubernetes.branch_facts import BranchFacts
@@ -142,7 +143,7 @@ class Branches:
         entrants = sum(one.until is not None for one in facts.rollouts.values())
         seconds_left = spec.branching.budget.deadline_seconds
         if facts.deadline is not None:
-            seconds_left = int(facts.deadline - time.time())
+            seconds_left = int(facts.deadline - clock.now())
         for act in acts:
             if isinstance(act, Stop):
                 await self._cluster.delete(JOB, run.namespace, act.job)
@@ -218,7 +219,7 @@ class Branches:
             return
         outcome = phase.outcome.value
         metrics.BRANCHES.labels(outcome).inc()
-        metrics.BRANCH_SECONDS.labels(outcome).observe(time.time() - facts.record.opened_at)
+        metrics.BRANCH_SECONDS.labels(outcome).observe(clock.now() - facts.record.opened_at)
         if facts.decision is not None:
             steps = facts.decision.cost.rollout_steps
             metrics.ROLLOUT_STEPS.labels(*run.key).inc(steps)

@@ -62,6 +62,8 @@ class UnansweredError(ClusterError):
 async def configuration() -> Configuration:
     """How the API server is reached: as a pod, or by the kubeconfig of whoever develops."""
     found = Configuration()
+    # otherwise each request asks a thread of the event loop's for proxies and passwords
+    found.client_session_kwargs = {"trust_env": False}
     try:
         load_incluster_config(client_configuration=found)
     except ConfigException:

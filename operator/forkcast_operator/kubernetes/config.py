@@ -38,7 +38,8 @@ class TrainerDefaults(Part):
 
     monitorTlsSecret: a Secret of the run's namespace with a client certificate; empty: a token for
     `tokenAudience`. monitorCaConfigMap: a ConfigMap of the run's namespace with ca.crt; empty: the
-    operator's own ca.crt is copied into the run's ConfigMap.
+    operator's own ca.crt is copied into the run's ConfigMap. runAsUser, runAsGroup, fsGroup: null
+    leaves it out, for a cluster that assigns ids itself (OpenShift).
     """
 
     image: Annotated[str, Field(min_length=1)]
@@ -48,6 +49,9 @@ class TrainerDefaults(Part):
     monitor_tls_secret: str = ""
     token_audience: str = "forkcast-monitor"
     monitor_ca_config_map: str = ""
+    run_as_user: int | None = 65532
+    run_as_group: int | None = 65532
+    fs_group: int | None = 65532
 
 
 class StoreConfig(Part):
@@ -83,6 +87,8 @@ class StoreConfig(Part):
 class OperatorConfig(Part):
     """The whole file. The first store is that of runs which name none.
 
+    managedBy: the operator looks after the runs whose spec.managedBy is this.
+
     reservedAccounts: ServiceAccounts of the installation itself, NAMESPACE/NAME. A run's pods cannot
     have them: the token in such a pod would be the operator's, monitor's or proxy's.
     """
@@ -91,6 +97,7 @@ class OperatorConfig(Part):
     proxy: Service | None = None
     trainer: TrainerDefaults
     stores: Annotated[list[StoreConfig], Field(max_length=64)] = []
+    managed_by: str = ""
     reserved_accounts: Annotated[list[str], Field(max_length=64)] = []
 
 

@@ -17,7 +17,8 @@ from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.cluster import BRANCH, JOB, JOBSET, RUN, Cluster
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.memory import Memory
-from forkcast_operator.kubernetes.monitor_link import MonitorLink
+from forkcast_operator.kubernetes.monitor_link import MonitorLink, in_thread
+from forkcast_operator.kubernetes.passes import Passes
 from forkcast_operator.kubernetes.run import Run, SpecError, StorePlace, store_place
 from forkcast_operator.kubernetes.view import View
 from forkcast_wire.manifest import Storage, TrainingRunSpec
@@ -28,6 +29,7 @@ _log = structlog.get_logger()
 _GIVE_UP_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 1.0
+_PATIENCE_SECONDS: Final = 1.0
 
 
 async def set_finalizers(
@@ -53,10 +55,11 @@ class Ending:
         *,
         jobsets: bool,
         open_store: Callable[[Storage], Store],
+        passes: Passes,
     ) -> None:
         self._cluster, self._view, self._config, self._link = cluster, view, config, link
         self._kinds = [JOBSET, JOB, BRANCH] if jobsets else [JOB, BRANCH]
-        self._open_store = open_store
+        self._open_store, self._passes = open_store, passes
 
     async def step(self, run: Run, body: Any, memory: Memory) -> float | None:
         """The next move, over a fresh list of its children; returns when to look again, seconds.
@@ -88,20 +91,37 @@ class Ending:
 
     async def _let_go(self, run: Run, memory: Memory) -> bool:
         """Free what the run holds in monitor and store; False where that is to be tried again."""
-        adopted = ""
         try:
             spec = run.parsed()
             place = store_place(run, spec, self._config)
-            adopted = await asyncio.to_thread(self._leave_store, run, spec, place, memory)
+            adopted = await self._left_store(run, spec, place, memory)
+            if adopted is None:
+                return False
         except SpecError as error:  # it has no records of its own, or not only those
+            adopted = ""
             _log.warning("run.records_left", reason=error.reason, error=str(error))
         except StoreError as error:
             metrics.STORE_ERRORS.inc()
             _log.warning("run.not_released", error=str(error))
             return False
         if self._link is not None and not adopted:
-            await asyncio.to_thread(self._link.forget, memory.identity or run.uid)
+            await in_thread(self._link.forget, memory.identity or run.uid)
         return True
+
+    async def _left_store(
+        self, run: Run, spec: TrainingRunSpec, place: StorePlace, memory: Memory
+    ) -> str | None:
+        """`_leave_store` in a thread; None if it has not come back."""
+        if self._passes.busy(run.uid):
+            return None
+        if memory.leaving is None:
+            pool = self._passes.pools.of(place.operator)
+            memory.leaving = pool.submit(lambda: self._leave_store(run, spec, place, memory))
+        await asyncio.wait({memory.leaving}, timeout=_PATIENCE_SECONDS)
+        if not memory.leaving.done():
+            return None
+        leaving, memory.leaving = memory.leaving, None
+        return leaving.result()
 
     def _leave_store(
         self, run: Run, spec: TrainingRunSpec, place: StorePlace, memory: Memory

@@ -19,7 +19,7 @@ from forkcast.records import Trigger
 from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.intake import Received
 from forkcast_operator.kubernetes.branch_facts import BranchFacts
-from forkcast_operator.kubernetes.cluster import Cluster, ClusterError
+from forkcast_operator.kubernetes.cluster import EVENT, Cluster, ClusterError
 from forkcast_operator.kubernetes.ledger import Settled
 from forkcast_operator.kubernetes.rollout_state import NOT_ADMITTED
 from forkcast_wire.resources import (
@@ -39,12 +39,15 @@ _QUIET = frozenset({RunState.PENDING, RunState.STARTING, RunState.DELETING, RunS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """reason: one word. token: what sets it apart from an earlier one of the same reason."""
+    """reason: one word. token: what sets it apart from an earlier one of the same reason. series: it
+    comes again and again; then it is one event that counts.
+    """
 
     reason: str
     note: str
     token: str
     warning: bool = False
+    series: bool = False
 
 
 def _ready_reason(status: TrainingRunStatus) -> str:
@@ -114,13 +117,20 @@ def opened_event(record: BranchRecord) -> Event:
     return Event(reason="BranchTriggered", note=note, token=record.trigger.id)
 
 
+_SUPPRESSED = {
+    "Budget": "branching.budget is spent: triggers open no branch",
+    "BranchActive": "a branch is open: further triggers open none",
+}
+
+
 def suppressed_events(settled: Iterable[Settled]) -> list[Event]:
     """Triggers that opened no branch; said of their run."""
     return [
         Event(
             reason="TriggerSuppressed",
-            note=f"{_why(one.trigger)}: {one.word}",
-            token=one.trigger.id,
+            note=_SUPPRESSED.get(one.word, f"triggers open no branch: {one.word}"),
+            token=f"{one.trigger.epoch}/{one.word}",
+            series=True,
         )
         for one in settled
         if one.received is Received.SUPPRESSED
@@ -168,14 +178,26 @@ class Recorder:
 
     def __init__(self, cluster: Cluster, instance: str) -> None:
         self._cluster, self._instance = cluster, instance
+        self._counts: dict[tuple[str, str], int] = {}
 
     async def record(self, about: Mapping[str, Any], events: Iterable[Event]) -> None:
         """Say what happened to an object; about: the object."""
         for event in events:
             try:
-                await self._cluster.create(self._body(about, event))
+                body = self._body(about, event)
+                made = await self._cluster.create(body)
+                if made is None and event.series:
+                    await self._count(body)
             except ClusterError as error:
                 _log.warning("event.not_recorded", reason=event.reason, error=str(error))
+
+    async def _count(self, body: Mapping[str, Any]) -> None:
+        """One more of a series. The count is of this process: reading events is not its right."""
+        meta = body["metadata"]
+        key = (meta["namespace"], meta["name"])
+        self._counts[key] = self._counts.get(key, 1) + 1
+        again = {"count": self._counts[key], "lastTimestamp": body["lastTimestamp"]}
+        await self._cluster.merge(EVENT, *key, again)
 
     def _body(self, about: Mapping[str, Any], event: Event) -> dict[str, Any]:
         meta = about["metadata"]

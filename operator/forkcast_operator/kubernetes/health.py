@@ -15,10 +15,12 @@ DEAD_SECONDS = 75.0
 
 
 class Health:
-    """``sick`` says what is wrong, "" where nothing is; ``ready`` whether the caches are filled."""
+    """``sick`` says what only a new start mends, ``waits`` why the process is not ready; "" for
+    nothing.
+    """
 
-    def __init__(self, sick: Callable[[], str], ready: Callable[[], bool]) -> None:
-        self._sick, self._ready = sick, ready
+    def __init__(self, sick: Callable[[], str], waits: Callable[[], str]) -> None:
+        self._sick, self._waits = sick, waits
 
     async def healthz(self, _: web.Request) -> web.Response:
         """Liveness: fails where only a new start helps."""
@@ -27,10 +29,8 @@ class Health:
 
     async def readyz(self, _: web.Request) -> web.Response:
         """Readiness; a standby is ready, too."""
-        ready = self._ready()
-        return web.Response(
-            text="ok" if ready else "caches are not filled", status=200 if ready else 503
-        )
+        waits = self._waits()
+        return web.Response(text=waits or "ok", status=503 if waits else 200)
 
     async def metrics(self, _: web.Request) -> web.Response:
         """Prometheus' text format."""
@@ -53,4 +53,4 @@ async def serve(
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104  the kubelet comes from outside
+        await web.TCPSite(runner, None, port).start()  # every address, of IPv4 and of IPv6

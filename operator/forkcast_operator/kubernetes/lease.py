@@ -22,6 +22,7 @@ from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 
 from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.cluster import LEASE, Body, Cluster, ClusterError
+from forkcast_operator.kubernetes.scope import Scope
 
 _DURATION_SECONDS: Final = 15
 _RENEW_SECONDS: Final = 10
@@ -33,11 +34,15 @@ _log = structlog.get_logger()
 class LeaseLock(BaseLock):
     """A lease over our own connection, whose requests have a time limit."""
 
-    def __init__(self, name: str, namespace: str, identity: str, cluster: Cluster) -> None:
+    def __init__(
+        self, name: str, namespace: str, identity: str, cluster: Cluster, scope: Scope
+    ) -> None:
+        """scope: the runs that it is about; the Lease says so."""
         super().__init__(name, namespace, identity)
-        self._cluster = cluster
+        self._cluster, self._marks = cluster, scope.marks()
         self._seen: Body | None = None
-        self.renewed = time.monotonic()
+        #: When the lease was last written, by whomever, on the monotonic clock.
+        self.held = time.monotonic()
 
     async def get(
         self, name: str, namespace: str
@@ -45,12 +50,15 @@ class LeaseLock(BaseLock):
         """The record, or (False, why not); the election creates the lease on a clean 404."""
         try:
             async with asyncio.timeout(_CALL_SECONDS):
-                self._seen = await self._cluster.get(LEASE, namespace, name)
+                seen = await self._cluster.get(LEASE, namespace, name)
         except TimeoutError:
             self._cluster.hang_up()
             return False, ApiException(status=0, reason="no answer")
         except ClusterError as error:
             return False, ApiException(status=error.status, reason=str(error))
+        if _renewals(seen) != _renewals(self._seen):
+            self.held = time.monotonic()
+        self._seen = seen
         if self._seen is None:
             return False, ApiException(status=404, reason="none", body=json.dumps({"code": 404}))
         spec = self._seen.get("spec", {})
@@ -68,7 +76,7 @@ class LeaseLock(BaseLock):
                 {
                     "apiVersion": LEASE[0],
                     "kind": LEASE[1],
-                    "metadata": {"name": name, "namespace": namespace},
+                    "metadata": {"name": name, "namespace": namespace, **self._marks},
                     "spec": _spec(election_record, None),
                 }
             )
@@ -79,7 +87,10 @@ class LeaseLock(BaseLock):
         del name, namespace
         if self._seen is None:
             return False
-        body = {**self._seen, "spec": _spec(updated_record, self._seen.get("spec"))}
+        meta = self._seen["metadata"]
+        marked = {kind: {**meta.get(kind, {}), **given} for kind, given in self._marks.items()}
+        spec = _spec(updated_record, self._seen.get("spec"))
+        body = {**self._seen, "metadata": {**meta, **marked}, "spec": spec}
         return await self._write(self._cluster.replace(body))
 
     async def release(self) -> None:
@@ -105,8 +116,14 @@ class LeaseLock(BaseLock):
             _log.warning("lease.not_written", error=str(error))
             return False
         if written is not None:
-            self._seen, self.renewed = written, time.monotonic()
+            self._seen, self.held = written, time.monotonic()
         return written is not None
+
+
+def _renewals(lease: Body | None) -> tuple[object, object]:
+    """What every write of a holder changes."""
+    spec = (lease or {}).get("spec", {})
+    return spec.get("holderIdentity"), spec.get("renewTime")
 
 
 def _spec(record: LeaderElectionRecord, before: Body | None) -> Body:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -13,7 +12,7 @@ from forkcast.branch import Finished, Verifying
 from forkcast.decision import Decision, Draft, Outcome
 from forkcast.loop import reconcile
 from forkcast.ports import Store
-from forkcast.records import StateKind, StateRef, Trigger
+from forkcast.records import StateKind, Trigger
 from forkcast_operator.branch_records import Bases, BranchRecord
 from forkcast_operator.intake import Intake, Received
 from forkcast_operator.kubernetes.branch_facts import BranchFacts
@@ -21,6 +20,7 @@ from forkcast_operator.kubernetes.rollouts import Act
 from forkcast_operator.kubernetes.run import Run, SpecError
 from forkcast_operator.kubernetes.run_facts import StoreFacts
 from forkcast_operator.kubernetes.seen import JobSeen
+from forkcast_operator.kubernetes.snapshot import Snapshot
 from forkcast_operator.kubernetes.world import ClusterWorld
 from forkcast_wire import catalogue, keys
 from forkcast_wire.completion import completion, ended
@@ -37,8 +37,6 @@ from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import AlreadyExists, put_document, read_document
 
 _log = structlog.get_logger()
-#: The list of checkpoints costs a read each; it is looked at no more often than this, seconds.
-_STATES_SECONDS: Final = 20.0
 #: Phases that wait for pods; the others mostly for what they have done themselves.
 _WAITING: Final = (Verifying, Finished)
 _SETTLING_PASSES: Final = 2
@@ -67,15 +65,11 @@ class Look:
 class Ledger:
     """The records of one run. Used by one thread at a time."""
 
-    def __init__(
-        self, run: Run, store: Store, *, now: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.store = store
-        self._run_uid, self._name, self._now = run.uid, run.name, now
-        self._intake = Intake(run.name, store, hold_main=False)
+    def __init__(self, run: Run, store: Store) -> None:
+        self.store = Snapshot(store)
+        self._run_uid, self._name = run.uid, run.name
+        self._intake = Intake(run.name, self.store, hold_main=False)
         self._finished: dict[str, BranchFacts] = {}
-        self._states: tuple[StateRef, ...] = ()
-        self._states_at = float("-inf")
         self._complete: Complete | None = None
         self._info: RunInfo | None = None
 
@@ -123,7 +117,7 @@ class Ledger:
 
     def _standing(self) -> RunInfo | None:
         try:
-            return read_document(self.store, RunInfo, keys.RUN)
+            return read_document(self.store.direct, RunInfo, keys.RUN)
         except DocumentError:
             return None
 
@@ -166,6 +160,7 @@ class Ledger:
         paused: the run is suspended; branches stand still. Raises StoreError,
         MonitorUnavailableError.
         """
+        self.store.refresh()
         settled = [
             Settled(trigger=one, received=received, word=word)
             for one, (received, word) in zip(
@@ -184,7 +179,7 @@ class Ledger:
             facts = replace(self.facts_of(record), deadline=deadline)
             (over if facts.finished else active).append(facts)
         return Look(
-            facts=self._facts(spec.training.total_steps, fresh=bool(over)),
+            facts=self._facts(spec.training.total_steps),
             active=active,
             acts=acts,
             settled=settled,
@@ -220,6 +215,7 @@ class Ledger:
         )
         if facts.finished:
             self._finished[record.name] = facts
+            self.store.forget(f"rollouts/{key}/")
         return facts
 
     def branches(self) -> list[BranchFacts]:
@@ -232,10 +228,7 @@ class Ledger:
         found = self._finished.values()
         return sorted(found, key=lambda one: (one.record.opened_at, one.record.name))
 
-    def _facts(self, total_steps: int, *, fresh: bool) -> StoreFacts:
-        if fresh or self._now() - self._states_at >= _STATES_SECONDS:
-            self._states = tuple(saved_states(self.store, StateKind.CHECKPOINT))
-            self._states_at = self._now()
+    def _facts(self, total_steps: int) -> StoreFacts:
         if not ended(self._complete, total_steps):
             self._complete = completion(self.store, total_steps)
         branches = self.branches()
@@ -249,7 +242,7 @@ class Ledger:
         return StoreFacts(
             lineage=lineage_head(self.store),
             complete=self._complete,
-            states=self._states,
+            states=tuple(saved_states(self.store, StateKind.CHECKPOINT)),
             outcomes=outcomes,
             suppressed=sum(1 for _ in self.store.list(keys.SUPPRESSED_PREFIX)),
             rollout_steps=steps,
@@ -258,8 +251,9 @@ class Ledger:
 
     def release(self) -> None:
         """The run is going: nothing of its open branches stays pinned."""
+        self.store.refresh()
         for record in self._intake.active():
-            catalogue.unpin(self.store, record.trigger.id)
+            catalogue.unpin(self.store.direct, record.trigger.id)
 
     def erase(self) -> int:
         """Delete the run's records, run.json last so that an erasure that was cut short can go on;
@@ -268,6 +262,7 @@ class Ledger:
         Raises SpecError, and deletes nothing, unless run.json names this run and no other run is
         below it.
         """
+        self.store.refresh()
         found = [info.key for info in self.store.list("")]
         if keys.RUN in found and not self.owned():
             raise SpecError("PrefixInUse", "run.json names another run")

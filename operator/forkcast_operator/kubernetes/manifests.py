@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from forkcast.canonical import canonical_json
+from forkcast.canonical import canonical_json, digest
 from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes.branch_status import branch_spec
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.pods import RUN_FOLDER, WORKDIR, Document, labels, pod_template
 from forkcast_operator.kubernetes.run import (
+    ANNOTATION_PODS,
     ANNOTATION_RETRY,
     LABEL_CANDIDATE,
     LABEL_QUEUE,
@@ -122,8 +123,9 @@ def trainer(
     if queue := spec.scheduling.queue_name:
         marks[LABEL_QUEUE] = queue
     metadata = _metadata(run, name, marks)
+    metadata["annotations"] = {ANNOTATION_PODS: pods_digest(run, spec, place, config)}
     if run.retry:
-        metadata["annotations"] = {ANNOTATION_RETRY: run.retry}
+        metadata["annotations"][ANNOTATION_RETRY] = run.retry
     if not jobset:
         if spec.parallelism.nodes > 1:
             job["template"]["spec"]["subdomain"] = service_name(run)
@@ -143,6 +145,12 @@ def trainer(
         "metadata": metadata,
         "spec": spec_of_set,
     }
+
+
+def pods_digest(run: Run, spec: TrainingRunSpec, place: StorePlace, config: OperatorConfig) -> str:
+    """Of the trainer's pods as they are to be now; their command goes with each start."""
+    pods = pod_template(run, spec, place, config, component="trainer", command=[], env={}, marks={})
+    return digest(pods)[:16]
 
 
 def _trainer_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ _LONG_AGO = float("-inf")
 class Memory:
     """Of one run. Times are of the monotonic clock, seconds.
 
-    ledger: its records, at `place`; wanted: the place that its spec asks for.
-    applied: digest of the ConfigMap (and Service) as written last. relisted: when its children
+    ledger: its records, at `place`; wanted: the place that its spec asks for. info: its identity
+    there, None until it was read. leaving: what it holds in its store is being freed.
+    applied, applied_at: digest of the ConfigMap (and Service) as written last, and when. relisted: when its children
     were listed. written: its status. deleting_since: when it was first seen to be deleted.
     checkpoint, checkpoint_at: the newest one, and when it was first seen.
     """
@@ -32,7 +34,10 @@ class Memory:
     ledger: Ledger | None = None
     place: StorePlace | None = None
     wanted: Storage | None = None
+    info: RunInfo | None = None
+    leaving: asyncio.Future[str] | None = None
     applied: str = ""
+    applied_at: float = _LONG_AGO
     relisted: float = _LONG_AGO
     written: float = _LONG_AGO
     deleting_since: float | None = None
@@ -50,14 +55,16 @@ class Memory:
         spec: TrainingRunSpec,
         place: StorePlace,
         open_store: Callable[[Storage], Store],
-    ) -> tuple[Ledger, StorePlace, RunInfo]:
-        """The run's records, opened once, where they are, and its identity in them. Blocking.
+    ) -> Ledger:
+        """The run's records, opened once, where they are; `place` and `info` are known then.
+        Blocking.
 
         Raises SpecError if another run's records are there; StoreError.
         """
         ledger, place = self.records(run, place, open_store)
         digest = hashlib.sha256(manifest_json(run, spec, place).encode()).hexdigest()
-        return ledger, place, ledger.claim(digest, spec.training.total_steps)
+        self.info = ledger.claim(digest, spec.training.total_steps)
+        return ledger
 
     def records(
         self, run: Run, place: StorePlace, open_store: Callable[[Storage], Store]

@@ -60,6 +60,18 @@ CHECKPOINT_AGE = Gauge(
     _RUN,
     registry=REGISTRY,
 )
+CHECKPOINT_BEHIND = Gauge(
+    f"{_P}_checkpoint_intervals_behind",
+    "Steps since the newest durable checkpoint of a running run, in intervals of its manifest.",
+    _RUN,
+    registry=REGISTRY,
+)
+RUN_UNSTABLE = Gauge(
+    f"{_P}_run_unstable",
+    "1 while the index of a running run is over the threshold of its manifest.",
+    _RUN,
+    registry=REGISTRY,
+)
 BRANCHES_ACTIVE = Gauge(f"{_P}_branches_active", "Branches not finished.", registry=REGISTRY)
 BRANCHES = Counter(f"{_P}_branches", "Branches finished.", ["outcome"], registry=REGISTRY)
 BRANCH_SECONDS = Histogram(
@@ -91,7 +103,15 @@ SUPPRESSED = Counter(
     f"{_P}_triggers_suppressed", "Triggers that opened no Branch.", ["reason"], registry=REGISTRY
 )
 
-_OF_A_RUN: Final = (RUN_FAILED, RUN_STALLED, RESTARTS, CHECKPOINT_AGE, ROLLOUT_STEPS)
+_OF_A_RUN: Final = (
+    RUN_FAILED,
+    RUN_STALLED,
+    RESTARTS,
+    CHECKPOINT_AGE,
+    CHECKPOINT_BEHIND,
+    RUN_UNSTABLE,
+    ROLLOUT_STEPS,
+)
 SUPPRESSIONS: Final = tuple(reason.value for reason in Refusal)
 _KINDS: Final = ("TrainingRun", "Branch")
 _ERRORS: Final = ("ApiServer", "Internal", "Monitor", "Store")

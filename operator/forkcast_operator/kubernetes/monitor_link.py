@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar, TypeVarTuple
 
 import grpc
 import structlog
@@ -19,10 +21,19 @@ from forkcast_wire.codec import trigger_from_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from forkcast_wire.manifest import TrainingRunSpec
 
+T = TypeVar("T")
+A = TypeVarTuple("A")
+#: Calls to the monitor have threads of their own: one that does not answer holds up nothing else.
+_THREADS: Final = ThreadPoolExecutor(16, thread_name_prefix="monitor")
 _log = structlog.get_logger()
 _RPC_SECONDS: Final = 5.0
 _LIST_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 1.0
+
+
+async def in_thread(call: Callable[[*A], T], *arguments: *A) -> T:
+    """Make a blocking call of the link's in one of its threads."""
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, call, *arguments)
 
 
 class MonitorLink:

@@ -15,7 +15,7 @@ from kubernetes.utils.quantity import parse_quantity
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.run import CA_FOLDER, STORE_FOLDER, Run, StorePlace, child_name
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.manifest_pods import PodResources
+from forkcast_wire.manifest_pods import EnvironmentVariable, PodResources
 from forkcast_wire.resources import LABEL_COMPONENT, LABEL_RUN
 
 WORKDIR: Final = "/work"
@@ -23,7 +23,6 @@ RUN_FOLDER: Final = "/etc/forkcast/run"
 _TLS_FOLDER: Final = "/etc/forkcast/tls"
 _MONITOR_CA_FOLDER: Final = "/etc/forkcast/monitor-ca"
 _TOKEN_FOLDER: Final = "/var/run/secrets/forkcast"
-_USER: Final = 65532
 _TOKEN_SECONDS: Final = 3600
 #: A SIGTERM ends in a checkpoint; this is what it may take.
 GRACE_SECONDS: Final = 60
@@ -40,6 +39,16 @@ def labels(run: Run, component: str, **more: str) -> dict[str, str]:
         LABEL_COMPONENT: component,
         LABEL_RUN: run.name,
         **more,
+    }
+
+
+def _variable(given: EnvironmentVariable) -> Document:
+    """A variable with its value, or where the kubelet finds it."""
+    if given.value_from is None:
+        return {"name": given.name, "value": given.value}
+    return {
+        "name": given.name,
+        "valueFrom": given.value_from.model_dump(mode="json", by_alias=True),
     }
 
 
@@ -71,7 +80,7 @@ def pod_template(
             {"name": name, "value": value}
             for name, value in {**_environment(spec, config, component), **env}.items()
         ]
-        + [{"name": one.name, "value": one.value} for one in patch.env],
+        + [_variable(one) for one in patch.env],
         "resources": _resources(rollout_resources(spec) if rollout else spec.resources.per_node),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -88,9 +97,7 @@ def pod_template(
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            **_ids(config),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
@@ -100,6 +107,8 @@ def pod_template(
         pod["imagePullSecrets"] = [{"name": name} for name in pulls]
     if patch.node_selector:
         pod["nodeSelector"] = dict(patch.node_selector)
+    if patch.affinity is not None:
+        pod["affinity"] = patch.affinity.model_dump(mode="json", by_alias=True, exclude_none=True)
     if patch.tolerations:
         pod["tolerations"] = [
             _toleration(one.model_dump(by_alias=True)) for one in patch.tolerations
@@ -121,6 +130,16 @@ def pod_template(
     if patch.annotations:
         meta["annotations"] = dict(patch.annotations)
     return {"metadata": meta, "spec": pod}
+
+
+def _ids(config: OperatorConfig) -> dict[str, int]:
+    given = config.trainer
+    ids = {
+        "runAsUser": given.run_as_user,
+        "runAsGroup": given.run_as_group,
+        "fsGroup": given.fs_group,
+    }
+    return {name: value for name, value in ids.items() if value is not None}
 
 
 def _toleration(given: Mapping[str, Any]) -> Document:

@@ -20,6 +20,8 @@ LABEL_CANDIDATE: Final = "forkcast.dev/candidate"
 LABEL_RUNG: Final = "forkcast.dev/rung"
 LABEL_START: Final = "forkcast.dev/start"
 LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
+#: On a trainer's workload: digest of the pods that it was made with.
+ANNOTATION_PODS: Final = "forkcast.dev/pods"
 #: On a TrainingRun that has failed: a new value lets it go on.
 ANNOTATION_RETRY: Final = "forkcast.dev/retry"
 #: On a TrainingRun that trains: a new value has a checkpoint saved now.

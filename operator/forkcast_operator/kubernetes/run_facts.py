@@ -49,7 +49,8 @@ class RunFacts:
     pod has waited long for its volumes; secret: the one it needs. active_seconds: of the starts
     that have ended, the newest of them counted. pods_left: of the
     trainer and of rollouts, those that are leaving among them. failed: why the run has
-    ended without its last step; retry: it is to go on all the same. failure: of the run; rollouts: why rollouts of the open branch have no running pod, which does not touch the run's training.
+    ended without its last step; retry: it is to go on all the same. edited:
+    its pods were made before an edit of the spec. failure: of the run; rollouts: why rollouts of the open branch have no running pod, which does not touch the run's training.
     """
 
     trainer: TrainerSeen | None = None
@@ -61,6 +62,7 @@ class RunFacts:
     rollouts: Failure | None = None
     failed: tuple[str, str] | None = None
     retry: bool = False
+    edited: bool = False
     restarts: int = 0
     active_seconds: int = 0
     counted: str = ""

@@ -52,9 +52,10 @@ def run_state(
         return RunState.STARTING, _why_not_ready(facts)
     if (quiet := _quiet(run, facts, now)) is not None:
         return quiet
+    later = "; edits of the pods act at the next start: suspend and resume" if facts.edited else ""
     if (name := open_branch(run, facts)) is not None:
-        return RunState.BRANCHING, f"pods run, steps come, and branch {name} is open"
-    return RunState.RUNNING, "pods run and steps come"
+        return RunState.BRANCHING, f"pods run, steps come, and branch {name} is open{later}"
+    return RunState.RUNNING, f"pods run and steps come{later}"
 
 
 def _was_complete(run: Run, spec: TrainingRunSpec | None) -> bool:

@@ -84,6 +84,8 @@ def _progress(
     step, tokens, left = known.step, known.tokens, known.estimated_remaining_seconds
     if store is not None and store.complete is not None:
         step, tokens, left = store.complete.step, store.complete.tokens, 0
+    elif store and store.lineage and summary and summary.epoch < store.lineage.epoch:
+        step = store.lineage.state.step  # the monitor has not heard of the new epoch yet
     elif summary is not None and summary.next_step:
         step, tokens = summary.next_step, summary.tokens
         left = _remaining(before, step, total, now)

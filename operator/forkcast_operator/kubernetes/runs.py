@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import hashlib
 import json
@@ -30,9 +29,10 @@ from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.ending import Ending, set_finalizers
 from forkcast_operator.kubernetes.events import Recorder, suppressed_events
 from forkcast_operator.kubernetes.failures import refused, store_unavailable, trainer_trouble
-from forkcast_operator.kubernetes.ledger import Ledger, Look
+from forkcast_operator.kubernetes.ledger import Look
 from forkcast_operator.kubernetes.memory import Memory
-from forkcast_operator.kubernetes.monitor_link import MonitorLink
+from forkcast_operator.kubernetes.monitor_link import MonitorLink, in_thread
+from forkcast_operator.kubernetes.passes import PATIENCE_SECONDS, Passes
 from forkcast_operator.kubernetes.run import (
     Run,
     SpecError,
@@ -43,6 +43,7 @@ from forkcast_operator.kubernetes.run import (
 )
 from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status, stood
 from forkcast_operator.kubernetes.run_state import run_state
+from forkcast_operator.kubernetes.scope import Scope
 from forkcast_operator.kubernetes.seen import (
     TrainerSeen,
     job_seen,
@@ -87,6 +88,8 @@ _RESYNC_SECONDS: Final = 300.0
 _REFUSED_SECONDS: Final = 60.0
 #: Children are listed anew so often, whatever the watches say.
 _RELIST_SECONDS: Final = 60.0
+#: What pods read is written again so often: somebody may have changed or deleted it.
+_DRIFT_SECONDS: Final = 60.0
 #: Volumes are mounted within this, or something that they need is missing.
 _MOUNT_SECONDS: Final = 45.0
 
@@ -105,13 +108,22 @@ class Runs:
         *,
         jobsets: bool,
         open_store: Callable[[Storage], Store],
+        wake: Callable[[Key], None] = lambda _: None,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._cluster, self._view, self._config = cluster, view, config
         self._link, self._proxy, self._recorder = link, proxy, recorder
         self._jobsets, self._open_store = jobsets, open_store
+        self._scope = Scope(config.managed_by)
         self._branches = Branches(cluster, view, config, recorder)
         self._teller = Teller(cluster, view, recorder)
-        self._ending = Ending(cluster, view, config, link, jobsets=jobsets, open_store=open_store)
+        self._passes = Passes(wake, patience=patience)
+        self._ending = Ending(
+            *(cluster, view, config, link),
+            jobsets=jobsets,
+            open_store=open_store,
+            passes=self._passes,
+        )
         self._memories: dict[str, Memory] = {}
         tls = config.monitor.tls if config.monitor else None
         authority = Path(tls) / "ca.crt" if tls else None
@@ -126,11 +138,15 @@ class Runs:
         if body is None:
             for uid in self._teller.gone(key):
                 self._memories.pop(uid, None)
+                self._passes.forget(uid)
+            return None
+        run = Run.of(body)
+        if not self._scope.holds(run):
             return None
         structlog.contextvars.bind_contextvars(namespace=key[0], run=key[1])
         started = time.perf_counter()
         try:
-            return await self._look(Run.of(body), body)
+            return await self._look(run, body)
         except ClusterError as error:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "ApiServer").inc()
             _log.warning("run.retry", error=str(error))
@@ -227,22 +243,13 @@ class Runs:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), None, _RESYNC_SECONDS
         facts = replace(self._facts(run, spec), secret=place.secret)
-        try:
-            ledger, place, info = await asyncio.to_thread(
-                memory.claim, run, spec, place, self._open_store
-            )
-            if facts.trainer is None or not facts.trainer.work.alive:
-                await asyncio.to_thread(ledger.confirm)
-        except SpecError as error:
-            failure = Failure(reason=error.reason, message=str(error), stalled=True)
-            return replace(facts, failure=failure), spec, _RESYNC_SECONDS
-        except StoreError as error:
-            metrics.STORE_ERRORS.inc()
-            metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
-            return replace(facts, failure=store_unavailable(place, error)), spec, _STARTING_SECONDS
+        facts, look = await self._records(run, spec, place, memory, facts)
+        ledger, place, info = memory.ledger, memory.place or place, memory.info
+        if ledger is None or info is None:  # nothing is known of its records
+            stalled = facts.failure is not None and facts.failure.stalled
+            return facts, spec, _RESYNC_SECONDS if stalled else _STARTING_SECONDS
         run = replace(run, records_uid=memory.identity)
         unheard = await self._register(run, spec)
-        facts, look = await self._records(run, spec, place, ledger, facts)
         epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
         try:
             facts = await self._train(run, spec, place, info, facts, memory, epoch)
@@ -277,9 +284,9 @@ class Runs:
     async def _register(self, run: Run, spec: TrainingRunSpec) -> str:
         if self._link is None or spec.branching.mode is Mode.DISABLED:
             return ""
-        unheard = await asyncio.to_thread(self._link.register, run, spec)
+        unheard = await in_thread(self._link.register, run, spec)
         if not unheard:
-            await asyncio.to_thread(self._link.save_now, run)
+            await in_thread(self._link.save_now, run)
         return unheard
 
     async def _records(
@@ -287,17 +294,28 @@ class Runs:
         run: Run,
         spec: TrainingRunSpec,
         place: StorePlace,
-        ledger: Ledger,
+        memory: Memory,
         facts: RunFacts,
     ) -> tuple[RunFacts, Look | None]:
-        """A pass over the records; where store or monitor are away, the run stays as it is."""
+        """A pass over the records. If it has not come back yet, or store or monitor are away, the
+        run stays as it is.
+        """
         triggers = self._link.triggers(run.identity) if self._link else []
         jobs = [seen for job in self._view.of_run("Job", run.key) if (seen := job_seen(job))]
         stub = self._link.stub if self._link else None
+        idle = facts.trainer is None or not facts.trainer.work.alive
+
+        def work() -> Look:
+            ledger = memory.claim(run, spec, place, self._open_store)
+            if idle:
+                ledger.confirm()
+            return ledger.look(spec, triggers, jobs, stub, self._proxy, paused=spec.suspend)
+
         try:
-            look = await asyncio.to_thread(
-                ledger.look, spec, triggers, jobs, stub, self._proxy, paused=spec.suspend
-            )
+            look = await self._passes.look(run.key, run.uid, place.operator, work)
+        except SpecError as error:
+            failure = Failure(reason=error.reason, message=str(error), stalled=True)
+            return replace(facts, failure=failure), None
         except StoreError as error:
             metrics.STORE_ERRORS.inc()
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
@@ -306,6 +324,8 @@ class Runs:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
             failure = Failure(reason="MonitorUnavailable", message="the verdict waits for it")
             return replace(facts, failure=failure), None
+        if look is None:
+            return facts, None
         for one in look.settled:
             if one.received is Received.SUPPRESSED and one.word in metrics.SUPPRESSIONS:
                 metrics.SUPPRESSED.labels(one.word).inc()
@@ -329,6 +349,9 @@ class Runs:
         """See to the trainer. While the store cannot be read nothing is started or given up."""
         await self._settings(run, spec, place, info, memory)
         known = facts.store is not None
+        made = facts.trainer.pods_digest if facts.trainer else ""
+        edited = bool(made) and made != manifests.pods_digest(run, spec, place, self._config)
+        facts = replace(facts, edited=edited)
         act: TrainerAct = plan_trainer(
             facts.trainer,
             spec.lifecycle,
@@ -338,6 +361,7 @@ class Runs:
             now=dt.datetime.now(dt.UTC),
             retried=facts.retry,
             active_seconds=facts.active_seconds,
+            stuck=edited and _stuck(facts),
         )
         if facts.retry and facts.trainer is not None and facts.trainer.work.alive:
             facts = replace(facts, failed=None, restarts=0)
@@ -383,11 +407,12 @@ class Runs:
         if spec.parallelism.nodes > 1 and not self._jobsets:
             bodies.append(manifests.service(run))
         digest = hashlib.sha256(json.dumps(bodies, sort_keys=True).encode()).hexdigest()
-        if memory.applied == digest:
+        fresh = time.monotonic() - memory.applied_at < _DRIFT_SECONDS
+        if memory.applied == digest and fresh:
             return
         for body in bodies:
             await self._cluster.apply(body)
-        memory.applied = digest
+        memory.applied, memory.applied_at = digest, time.monotonic()
 
     async def _start(self, run: Run, body: Any, before: TrainerSeen | None) -> None:
         made = await self._cluster.create(body)
@@ -418,3 +443,9 @@ class Runs:
         if ttl is None or ended is None or state is RunState.SUSPENDED:
             return None
         return max(1.0, ttl - (dt.datetime.now(dt.UTC) - ended).total_seconds())
+
+
+def _stuck(facts: RunFacts) -> bool:
+    """Whether no pod of the trainer can start: each waits for what it does not get, or none is made."""
+    podless = facts.failure is not None and facts.failure.reason == "NoPods"
+    return podless or (bool(facts.pods) and all(pod.waiting for pod in facts.pods))

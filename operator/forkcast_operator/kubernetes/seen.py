@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, Final
 
 from forkcast_operator.kubernetes.run import (
+    ANNOTATION_PODS,
     ANNOTATION_RETRY,
     LABEL_CANDIDATE,
     LABEL_QUEUE,
@@ -62,7 +63,7 @@ class JobSeen:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSeen:
     """The trainer's workload of one start. started_at: when its pods were let go; ended_at: when it succeeded, failed or was deleted.
-    retry: the value of the run's annotation that it answers.
+    retry: the value of the run's annotation that it answers. pods_digest: of its pods as it was made.
     """
 
     kind: str
@@ -75,6 +76,7 @@ class TrainerSeen:
     created: dt.datetime | None = None
     ended_at: dt.datetime | None = None
     retry: str = ""
+    pods_digest: str = ""
     started_at: dt.datetime | None = None
 
 
@@ -160,6 +162,7 @@ def trainer_seen(bodies: Iterable[Body]) -> TrainerSeen | None:
                 reason=why.get("reason", ""),
                 message=why.get("message", ""),
                 created=instant(body["metadata"].get("creationTimestamp")),
+                pods_digest=body["metadata"].get("annotations", {}).get(ANNOTATION_PODS, ""),
                 started_at=instant(_started(body)),
                 ended_at=instant(
                     why.get("lastTransitionTime") or body["metadata"].get("deletionTimestamp")
@@ -230,10 +233,14 @@ def _lost(body: Body) -> bool:
 
 
 def last_words(pods: Iterable[Body]) -> str:
-    """What the container of the newest failed pod said last, with its exit code; "" for none."""
+    """Why the newest failed pod ended: the kubelet's words if it was the kubelet, else what its
+    container said last, with the exit code; "" for none.
+    """
     failed = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
     failed.sort(key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
     for pod in reversed(failed):
+        if reason := pod["status"].get("reason"):  # the kubelet ended it: Evicted, Preempting, ...
+            return f"{reason}: {pod['status'].get('message', '').strip()}".strip(": ")
         for container in pod["status"].get("containerStatuses", ()):
             if ended := container.get("state", {}).get("terminated"):
                 lines = [line for line in ended.get("message", "").splitlines() if line.strip()]

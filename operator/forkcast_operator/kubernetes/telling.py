@@ -53,7 +53,7 @@ class Teller:
         before = former_status(run)
         after = run_status(run, spec, facts, now)
         state, message = run_state(run, spec, facts, now)
-        self._measure(run, state, after, memory)
+        self._measure(run, state, after, memory, spec, facts)
         await self._expire(run, spec, after, now)
         document = after.document()
         passed = time.monotonic() - memory.written
@@ -73,7 +73,15 @@ class Teller:
         if ttl is not None and ended is not None and (now - ended).total_seconds() >= ttl:
             await self._cluster.delete(RUN, run.namespace, run.name)
 
-    def _measure(self, run: Run, state: RunState, after: TrainingRunStatus, memory: Memory) -> None:
+    def _measure(
+        self,
+        run: Run,
+        state: RunState,
+        after: TrainingRunStatus,
+        memory: Memory,
+        spec: TrainingRunSpec | None,
+        facts: RunFacts,
+    ) -> None:
         self._states[run.uid], self._where[run.uid] = state, run.key
         metrics.declare_run(*run.key)
         stalled = any(c.type == RunCondition.STALLED for c in after.conditions)
@@ -87,7 +95,30 @@ class Teller:
             metrics.CHECKPOINT_AGE.labels(*run.key).set(age)
         else:
             metrics.CHECKPOINT_AGE.remove_by_labels({"namespace": run.namespace, "run": run.name})
+        self._judge(run, state, after, spec, facts)
         self._count()
+
+    def _judge(
+        self,
+        run: Run,
+        state: RunState,
+        after: TrainingRunStatus,
+        spec: TrainingRunSpec | None,
+        facts: RunFacts,
+    ) -> None:
+        """Figures in the manifest's own measures, while the run trains and the monitor tells of it."""
+        labels = {"namespace": run.namespace, "run": run.name}
+        summary = facts.summary
+        if state not in (RunState.RUNNING, RunState.BRANCHING) or summary is None or spec is None:
+            metrics.CHECKPOINT_BEHIND.remove_by_labels(labels)
+            metrics.RUN_UNSTABLE.remove_by_labels(labels)
+            return
+        latest = after.checkpoints.latest
+        saved = latest.step if latest and latest.epoch == summary.epoch else 0
+        if latest is None or latest.epoch == summary.epoch:
+            behind = max(0, summary.next_step - saved) / spec.checkpoint.every_steps
+            metrics.CHECKPOINT_BEHIND.labels(*run.key).set(behind)
+        metrics.RUN_UNSTABLE.labels(*run.key).set(summary.over_threshold)
 
     def _count(self) -> None:
         states = list(self._states.values())

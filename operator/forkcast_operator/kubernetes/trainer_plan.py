@@ -58,13 +58,17 @@ def plan_trainer(
     now: dt.datetime,
     retried: bool = False,
     active_seconds: int = 0,
+    stuck: bool = False,
 ) -> TrainerAct:
     """wanted: neither suspended, nor being deleted, nor failed. failures: so far. retried: the run
-    had failed and is to go on; what failed before is not counted any more. active_seconds: of all starts that have ended.
+    had failed and is to go on; what failed before is not counted any more. active_seconds: of all starts that have ended. stuck: no pod of it
+    can start as it was made, and the spec has been edited since.
     """
     if not wanted:
         running = seen is not None and seen.work in (Work.QUEUED, Work.ACTIVE)
         return EndTrainer(seen.name) if seen is not None and running else Leave()
+    if not complete and stuck and seen is not None and seen.work is Work.ACTIVE:
+        return EndTrainer(seen.name)  # one with the edited pods follows when it has gone
     if complete or (seen is not None and seen.work.alive):
         return Leave()
     limit = rules.active_deadline_seconds

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
-from forkcast.ports import Store
 from forkcast.records import Trial, TrialStatus
+from forkcast_operator import clock
 from forkcast_operator.branch_records import Admission, BranchRecord
 from forkcast_operator.kubernetes.rollouts import Act, GiveUp, plan
 from forkcast_operator.kubernetes.seen import JobSeen
+from forkcast_operator.kubernetes.snapshot import Snapshot
 from forkcast_operator.stored import StoredWorld
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob
@@ -28,13 +28,13 @@ class ClusterWorld(StoredWorld):
     def __init__(
         self,
         spec: TrainingRunSpec,
-        store: Store,
+        store: Snapshot,
         record: BranchRecord,
         monitor: MonitorStub,
         proxy: ProxyStub | None,
         jobs: Sequence[JobSeen],
     ) -> None:
-        super().__init__(spec, store, record, monitor, proxy)
+        super().__init__(spec, store, record, monitor, proxy, direct=store.direct)
         self._jobs = [job for job in jobs if job.branch == record.name]
         self._admitted: Admission | None = None
 
@@ -48,7 +48,7 @@ class ClusterWorld(StoredWorld):
         if self._admitted is None:
             self._admitted = read_document(self.store, Admission, self._key("admitted"))
         if self._admitted is None and any(job.admitted for job in self._jobs):
-            self._create("admitted", Admission(at=time.time()))
+            self._create("admitted", Admission(at=clock.now()))
             self._admitted = read_document(self.store, Admission, self._key("admitted"))
         if self._admitted is not None:
             return self._admitted.at

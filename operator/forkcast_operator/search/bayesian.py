@@ -1,7 +1,9 @@
-"""Bayesian search: Optuna's tree-structured Parzen estimator over the lattice's axes."""
+"""Bayesian search: a tree-structured Parzen estimator over the lattice's axes."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,11 +11,15 @@ import numpy as np
 from forkcast.actions import Action, Lattice
 from forkcast.records import Window
 
-_TRIES = 8  # asks per wanted action before the rest is filled in lattice order
+#: The share of what was measured that counts as good (gamma), and the weight of the uniform prior.
+_GOOD, _PRIOR = 0.25, 1.0
 
 
 class Bayesian:
-    """TPE (Bergstra et al., 2011) told what earlier branches measured, asked for distinct actions."""
+    """TPE (Bergstra et al., NIPS 2011, section 4) with categorical axes: an action's score
+    is the density of its values among the good quarter of what earlier branches measured over that
+    among the rest. Actions are drawn without replacement in proportion to it (Gumbel top-k).
+    """
 
     def propose(
         self,
@@ -24,35 +30,27 @@ class Bayesian:
         count: int,
     ) -> list[Action]:
         """See `forkcast.ports.Search`."""
-        import optuna  # here, so that the other strategies need no optuna
-
         del window
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        axes = {name: list(dict.fromkeys(values)) for name, values in lattice.axes()}
-        space: dict[str, optuna.distributions.BaseDistribution] = {
-            name: optuna.distributions.CategoricalDistribution(list(range(len(values))))
-            for name, values in axes.items()
-        }
-        sampler = optuna.samplers.TPESampler(seed=int(rng.integers(2**31)), n_startup_trials=4)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        for action, gain in history:
-            if lattice.contains(action):
-                point = {name: axes[name].index(getattr(action, name)) for name in axes}
-                study.add_trial(
-                    optuna.trial.create_trial(params=point, distributions=space, value=gain)
-                )
-        chosen: dict[Action, None] = {}
-        wanted = min(count, lattice.size())
-        for _ in range(_TRIES * wanted):
-            if len(chosen) >= wanted:
-                break
-            trial = study.ask(space)
-            action = Action(**{name: axes[name][trial.params[name]] for name in axes})
-            if not action.is_identity:
-                chosen.setdefault(action)
-        rest = list(lattice.actions())
-        for i in rng.permutation(len(rest)):
-            if len(chosen) >= wanted:
-                break
-            chosen.setdefault(rest[i])
-        return list(chosen)
+        known = sorted(
+            ((gain, n) for n, (action, gain) in enumerate(history) if lattice.contains(action)),
+            reverse=True,
+        )
+        told = [history[n][0] for _, n in known]
+        good = math.ceil(_GOOD * len(told))
+        actions = list(lattice.actions())
+        scores = np.zeros(len(actions))
+        for name, values in lattice.axes():
+            better = _densities([getattr(action, name) for action in told[:good]], values)
+            worse = _densities([getattr(action, name) for action in told[good:]], values)
+            ratio = {value: better[value] - worse[value] for value in better}
+            scores += [ratio[getattr(action, name)] for action in actions]
+        order = np.argsort(-(scores + rng.gumbel(size=len(actions))), kind="stable")
+        return [actions[n] for n in order[:count]]
+
+
+def _densities(seen: Sequence[object], values: Sequence[object]) -> dict[object, float]:
+    """The logarithm of each value's share among those seen, with a uniform prior."""
+    choices = dict.fromkeys(values)
+    counts = Counter(seen)
+    total = len(seen) + _PRIOR
+    return {v: math.log((counts[v] + _PRIOR / len(choices)) / total) for v in choices}

@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 
 from forkcast.records import StepStats
-from forkcast_monitor.history import stats_row
 from forkcast_wire.statistics import (
-    TAIL,
     HistoryError,
     last_steps,
     read_history,
     row_to_stats,
+    stats_row,
+    tail_of,
     write_chunk,
 )
 
@@ -52,8 +52,9 @@ def feed(data):
     kind, content = data[:1], data[1:]
     for path in _FOLDER.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    name = TAIL if kind == b"t" else "e0-a0-000000000000.parquet"
-    (_FOLDER / name).write_bytes(content)
+    tail_of(_FOLDER).unlink(missing_ok=True)
+    chunk = _FOLDER / "e0-a0-000000000000.parquet"
+    (tail_of(_FOLDER) if kind == b"t" else chunk).write_bytes(content)
     for one in read_history(_FOLDER):
         row_to_stats(one)
     last_steps(_FOLDER)

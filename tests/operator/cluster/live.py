@@ -29,6 +29,7 @@ class Live:
 
     def __init__(self, server, operators, monitor, gateway, folder) -> None:
         self.server, self.gateway, self._operators = server, gateway, operators
+        self.folder = folder
         self.monitor, target = monitor
         self.stage = Stage(folder, server.namespace, self.monitor, target)
         self.config = {
@@ -47,6 +48,7 @@ class Live:
 
     def start_operator(self, name="a", **given) -> None:
         self.process, self.health = self._operators(name, config=self.config, **given)
+        self.metrics = self._operators.metrics[name]
 
     def play(self, scene) -> None:
         """Run the scene with a connection of the test's own."""
@@ -79,9 +81,13 @@ class Live:
         """A run whose trainer has its workload."""
         made = await self.stage.create(**spec)
         uid, namespace = made["metadata"]["uid"], self.server.namespace
-        (store,) = OperatorConfig.model_validate(self.config).stores
+        store, *_ = OperatorConfig.model_validate(self.config).stores
         self.stage.store = S3Store(store.storage(f"{namespace}/gpt-{uid[:8]}/"))
-        await self.until(self.trainers)
+
+        async def training():
+            return "gpt-trainer-0" in await self.trainers()
+
+        await self.until(training)
 
     async def branch(self, **spec) -> None:
         """A run with a branch open, and as many rollouts under way as may be: two."""

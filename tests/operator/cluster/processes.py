@@ -39,7 +39,7 @@ class Server:
             text=True,
         ).stdout
 
-    def create_run(self, name) -> None:
+    def create_run(self, name, **spec) -> None:
         body = {
             "apiVersion": "forkcast.dev/v1alpha1",
             "kind": "TrainingRun",
@@ -48,6 +48,7 @@ class Server:
                 "data": {"train": {"uri": "python-stdlib:"}},
                 "training": {"totalSteps": 100},
                 "storage": {"endpoint": "https://unknown.example", "bucket": "unknown"},
+                **spec,
             },
         }
         self.kubectl("apply", "-f", "-", given=json.dumps(body))
@@ -65,9 +66,11 @@ class Server:
         )
         return time.monotonic() - started
 
-    def holder(self) -> str:
-        lease = self.kubectl("get", "lease", "op", "-n", self.namespace, "-o", "json")
-        return json.loads(lease)["spec"]["holderIdentity"]
+    def holder(self, namespace=None) -> str:
+        """Who holds the lease; nobody while there is none."""
+        where = ("-n", namespace or self.namespace, "--ignore-not-found")
+        lease = self.kubectl("get", "lease", "op", *where, "-o", "json")
+        return json.loads(lease)["spec"]["holderIdentity"] if lease else ""
 
     def part(self, verb, name) -> None:
         """`stop` or `start` a part of the control plane."""
@@ -92,13 +95,15 @@ class Operators:
 
     def __init__(self, server, folder) -> None:
         self._server, self._folder, self._started = server, folder, []
+        #: Ports of /metrics, by name.
+        self.metrics: dict[str, int] = {}
 
-    def __call__(self, name, *, port=None, config=CONFIG, lease_namespace=None):
-        """A new process, ready; returns it with the port of its probes. port: of the API server
+    def __call__(self, name, *, port=None, config=CONFIG, lease_namespace=None, ready=200):
+        """A new process, ready or not as `ready` says; returns it with the port of its probes. port: of the API server
         as it shall see it.
         """
-        server, health = self._server, free_port()
-        path = self._folder / "operator.yaml"
+        server, health, figures = self._server, free_port(), free_port()
+        path = self._folder / f"{name}.yaml"
         path.write_text(json.dumps(config))
         environment = {**server.environment, "POD_NAME": name}
         if port is not None:
@@ -107,13 +112,15 @@ class Operators:
             kubeconfig.write_text(text.replace(f":{api_port(text)}", f":{port}"))
             environment["KUBECONFIG"] = str(kubeconfig)
         command = [sys.executable, "-m", "forkcast_operator.kubernetes", "--config", str(path)]
-        command += ["--namespace", server.namespace, "--lease-name", "op", "--metrics-port", "0"]
+        command += ["--namespace", server.namespace, "--lease-name", "op"]
+        command += ["--metrics-port", str(figures)]
         command += ["--lease-namespace", lease_namespace or server.namespace]
         command += ["--health-port", str(health)]
         with self._log(name).open("ab") as log:
             process = subprocess.Popen(command, env=environment, stderr=log)
         self._started.append(process)
-        wait(lambda: get(health, "/readyz")[0] == 200, 60)
+        self.metrics[name] = figures
+        wait(lambda: get(health, "/readyz")[0] == ready, 60)
         return process, health
 
     def _log(self, name) -> Path:

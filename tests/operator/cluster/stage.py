@@ -58,6 +58,7 @@ class SmallMonitor(MonitorServicer):
         self.directives: list[str] = []
         self.runs: dict[str, str] = {}
         self.forgotten: list[str] = []
+        self.step = 0
         self._fired: list[Trigger] = []
         self._bell = threading.Condition()
 
@@ -79,7 +80,7 @@ class SmallMonitor(MonitorServicer):
 
     def ListRuns(self, request, context):
         told = [
-            pb.RunSummary(run_uid=uid, streams=1, seconds_since_report=0.0)
+            pb.RunSummary(run_uid=uid, next_step=self.step, streams=1, seconds_since_report=0.0)
             for uid in list(self.runs)
         ]
         return pb.ListRunsResponse(runs=told)
@@ -134,6 +135,7 @@ class Stage:
             None,
             Recorder(self.cluster, "test"),
             jobsets=jobsets,
+            patience=60.0,  # a pass comes back, however busy the machine is
             open_store=open_store or (lambda _: store),
         )
 

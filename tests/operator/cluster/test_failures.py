@@ -10,7 +10,7 @@ import pytest
 from forkcast_operator.kubernetes.cluster import ClusterError
 from forkcast_operator.kubernetes.failures import refused, store_unavailable, trainer_trouble
 from forkcast_operator.kubernetes.run import store_place
-from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen, Work, pod_seen
+from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen, Work, last_words, pod_seen
 from forkcast_wire.store import StoreUnavailable
 
 NOW = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
@@ -71,6 +71,14 @@ def test_a_lost_node_is_named() -> None:
 def test_a_workload_without_pods_is_said_after_a_while(trainer, pods, reason) -> None:
     failure = trainer_trouble(trainer, pods, NOW)
     assert (failure.reason if failure else None) == reason
+
+
+def test_an_evicted_pod_is_told_in_the_kubelets_words() -> None:
+    said = 'Usage of EmptyDir volume "work" exceeds the limit "1Mi".'
+    ended = {"exitCode": 137, "message": '{"kind": "Checkpoint", "event": "saver.saved"}'}
+    status = {"phase": "Failed", "reason": "Evicted", "message": said}
+    status["containerStatuses"] = [{"state": {"terminated": ended}}]
+    assert last_words([{"metadata": {}, "status": status}]) == f"Evicted: {said}"
 
 
 @pytest.mark.parametrize("status", [0, 409, 429, 500, 503])

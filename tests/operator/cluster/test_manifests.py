@@ -40,7 +40,34 @@ SHAPES = {
             "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
             "serviceAccountName": "sa",
             "runtimeClassName": "nvidia",
-            "env": [{"name": "X", "value": "1"}],
+            "affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [
+                            {
+                                "matchExpressions": [
+                                    {"key": "gpu", "operator": "In", "values": ["h100"]}
+                                ]
+                            }
+                        ]
+                    },
+                    "preferredDuringSchedulingIgnoredDuringExecution": [
+                        {
+                            "weight": 5,
+                            "preference": {
+                                "matchExpressions": [{"key": "spot", "operator": "Exists"}]
+                            },
+                        }
+                    ],
+                }
+            },
+            "env": [
+                {"name": "X", "value": "1"},
+                {
+                    "name": "HF_TOKEN",
+                    "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}},
+                },
+            ],
             "claims": [{"claimName": "text", "mountPath": "/text"}],
             "labels": {"team": "x"},
             "annotations": {"n": "v"},
@@ -275,3 +302,47 @@ def test_the_literal_preset_has_no_confirm_rung(make_run) -> None:
     with pytest.raises(SpecError, match=r"confirm\.steps"):
         make_run(branching=literal).parsed()
     make_run(branching={**literal, "confirm": {"steps": 0}}).parsed()
+
+
+def test_secrets_and_affinity_reach_the_pods_as_they_are_given(children):
+    patch = SHAPES["everything set"]["podPatch"]
+    for name in ("trainer", "rollout"):
+        pod = children(SHAPES["everything set"])[name]["spec"]["template"]["spec"]
+        assert pod["affinity"]["nodeAffinity"] == {
+            **patch["affinity"]["nodeAffinity"],
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": "gpu", "operator": "In", "values": ["h100"]}]}
+                ]
+            },
+            "preferredDuringSchedulingIgnoredDuringExecution": [
+                {
+                    "weight": 5,
+                    "preference": {
+                        "matchExpressions": [{"key": "spot", "operator": "Exists", "values": []}]
+                    },
+                }
+            ],
+        }
+        variables = {one["name"]: one for one in pod["containers"][0]["env"]}
+        assert variables["X"] == {"name": "X", "value": "1"}
+        assert variables["HF_TOKEN"] == {
+            "name": "HF_TOKEN",
+            "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token", "optional": False}},
+        }
+
+
+def test_ids_of_the_pods_are_the_installations_or_left_to_the_cluster(
+    config, record, make_run
+) -> None:
+    made = _children(config, record, make_run(), jobset=False)
+    security = made["trainer"]["spec"]["template"]["spec"]["securityContext"]
+    assert security["runAsUser"] == security["runAsGroup"] == security["fsGroup"] == 65532
+    none = {"run_as_user": None, "run_as_group": None, "fs_group": None}
+    bare = config.model_copy(update={"trainer": config.trainer.model_copy(update=none)})
+    for one in ("trainer", "rollout"):
+        pod = _children(bare, record, make_run(), jobset=False)[one]["spec"]["template"]["spec"]
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }

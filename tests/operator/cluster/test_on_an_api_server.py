@@ -8,9 +8,11 @@ import json
 import pytest
 
 from forkcast.records import StateKind
+from forkcast_operator.kubernetes import runs
 from forkcast_operator.kubernetes.cluster import (
     BRANCH,
     CONFIG_MAP,
+    EVENT,
     JOB,
     POD,
     RUN,
@@ -286,6 +288,48 @@ def test_a_trainer_that_fails_starts_again_and_in_the_end_the_run_fails(stage) -
     play(stage, scene)
 
 
+def test_an_image_that_cannot_be_pulled_is_replaced_by_the_edited_one(stage) -> None:
+    """Regression: the edit was taken, and the workload kept the image that does not exist."""
+
+    async def waits():
+        pods = await stage.cluster.list(POD, stage.namespace, "")
+        for pod in pods:
+            held = {"reason": "ImagePullBackOff", "message": "no such image"}
+            one = {"name": "trainer", "image": "t", "imageID": "", "ready": False}
+            status = {"containerStatuses": [{**one, "restartCount": 0, "state": {"waiting": held}}]}
+            name = pod["metadata"]["name"]
+            await stage.cluster.merge(POD, stage.namespace, name, {"status": status}, status=True)
+        return pods
+
+    async def image():
+        jobs = await stage.cluster.list(JOB, stage.namespace, "")
+        images = [j["spec"]["template"]["spec"]["containers"][0]["image"] for j in jobs]
+        return images == ["right:1"]
+
+    async def scene():
+        await stage.create(image={"trainer": "wrong:1"})
+        await stage.look()
+        await stage.until(waits)
+        await stage.set(image={"trainer": "right:1"})
+        await stage.until(image)
+        assert (await stage.run())["status"]["trainer"]["restarts"] == 0
+
+    play(stage, scene)
+
+
+def test_triggers_that_open_nothing_are_one_event_that_counts(stage) -> None:
+    async def scene():
+        await open_branch(stage)
+        for step in (110, 120, 130):
+            stage.link.hear(stage.trigger(step))
+            await stage.look()
+        told = await stage.cluster.list(EVENT, stage.namespace, "")
+        said = [(e["message"], e["count"]) for e in told if e["reason"] == "TriggerSuppressed"]
+        assert said == [("a branch is open: further triggers open none", 3)]
+
+    play(stage, scene)
+
+
 async def fail_for_good(stage, **spec):
     """A run whose trainer ended in a way that no start of it is of use."""
     await stage.create(**spec)
@@ -379,5 +423,31 @@ def test_an_idle_run_costs_no_writes(stage) -> None:
             await stage.look()
         assert (await stage.run())["metadata"]["resourceVersion"] == before
         assert await stage.names(CONFIG_MAP) != []
+
+    play(stage, scene)
+
+
+def test_settings_that_somebody_changes_or_deletes_come_back(stage, monkeypatch) -> None:
+    monkeypatch.setattr(runs, "_DRIFT_SECONDS", 0.0)
+
+    async def scene():
+        await stage.create()
+        await stage.look()
+
+        async def settings():
+            return await stage.cluster.get(CONFIG_MAP, stage.namespace, "gpt-run")
+
+        before = (await settings())["data"]
+        await stage.cluster.merge(
+            CONFIG_MAP, stage.namespace, "gpt-run", {"data": {"manifest.json": "{}"}}
+        )
+        await stage.look()
+        assert (await settings())["data"] == before
+        await stage.cluster.delete(CONFIG_MAP, stage.namespace, "gpt-run")
+        await stage.look()
+        assert (await settings())["data"] == before
+        version = (await settings())["metadata"]["resourceVersion"]
+        await stage.look()
+        assert (await settings())["metadata"]["resourceVersion"] == version
 
     play(stage, scene)

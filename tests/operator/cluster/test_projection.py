@@ -7,7 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from forkcast.actions import Action
 from forkcast.decision import Outcome
+from forkcast.lineage import LineageEntry
+from forkcast.records import StateKind, StateRef
 from forkcast_operator.kubernetes.events import run_events
 from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, StoreFacts
 from forkcast_operator.kubernetes.run_state import run_state
@@ -247,6 +250,40 @@ def test_rollouts_that_do_not_run_are_said_of_the_run_which_trains_on(make_run) 
     assert made.last_failure.reason == "NoPods"
     events = run_events(TrainingRunStatus(), made, RunState.BRANCHING, "m")
     assert ("NoPods", True) in [(one.reason, one.warning) for one in events]
+
+
+def test_after_an_adoption_step_and_epoch_are_of_the_same_lineage(make_run) -> None:
+    run = make_run(training={"totalSteps": 10_000})
+    entry = LineageEntry(
+        epoch=1,
+        run_uid=run.uid,
+        branch="b",
+        decision_digest="0" * 64,
+        action=Action(rewind_steps=1),
+        state=StateRef(
+            key="k",
+            kind=StateKind.ROLLOUT,
+            epoch=0,
+            attempt=0,
+            step=5051,
+            digest="0" * 64,
+            size_bytes=1,
+        ),
+        base_step=5000,
+        trigger_step=5001,
+    )
+    seen = replace(RUNNING, store=replace(STORE, lineage=entry))
+    for said, step in ((0, 5051), (1, 5790)):
+        summary = pb.RunSummary(epoch=said, next_step=5790, seconds_since_report=1)
+        made = run_status(run, run.parsed(), replace(seen, summary=summary), NOW)
+        assert (made.lineage.epoch, made.progress.step) == (1, step)
+
+
+def test_edits_of_running_pods_are_said_to_wait(make_run) -> None:
+    run = make_run()
+    state, message = run_state(run, run.parsed(), replace(RUNNING, edited=True), NOW)
+    assert state is RunState.RUNNING
+    assert "suspend and resume" in message
 
 
 def test_checkpoints_that_stay_away_are_said(make_run) -> None:

@@ -258,7 +258,8 @@ def test_nothing_is_erased_without_a_run_json(place, whole) -> None:
 
 
 def _claim(memory, run, config):
-    return memory.claim(run, run.parsed(), store_place(run, run.parsed(), config), _open)
+    memory.claim(run, run.parsed(), store_place(run, run.parsed(), config), _open)
+    return memory.place
 
 
 FORMER = {
@@ -282,15 +283,15 @@ def test_a_run_goes_on_where_it_has_records_already(
     put_document(old, keys.RUN, identity)
     before = whole()
     memory = Memory()
-    _, place, info = _claim(memory, run, config)
+    place = _claim(memory, run, config)
     assert place.operator.prefix == place.pods.prefix == former
-    assert info.uid == run.uid
-    assert _claim(memory, run, config)[1] == place
+    assert memory.info.uid == run.uid
+    assert _claim(memory, run, config) == place
     assert whole() == before
     # one that has none there yet begins at the new place
     new = make_run(storage=storage)
     old.delete(keys.RUN)
-    _, place, _ = _claim(Memory(), new, config)
+    place = _claim(Memory(), new, config)
     assert place.operator.prefix == f"{release}ml/gpt-075a10ff/{storage.get('prefix', '')}"
 
 
@@ -298,7 +299,7 @@ def test_a_former_prefix_above_other_runs_is_refused(shared, make_run, whole) ->
     storage = {"endpoint": shared.stores[0].endpoint, "bucket": BUCKET, "prefix": "lab-b/"}
     run = make_run(storage=storage)
     everything = _open(shared.stores[0].storage(""))
-    own = RunInfo(uid=run.uid, name="gpt", manifest_digest="0")
+    own = RunInfo(uid=run.uid, name="gpt", manifest_digest="0", first_total_steps=1000)
     put_document(everything, "lab-b/run.json", own)
     put_document(everything, "lab-b/x-1/run.json", RunInfo(uid="v", name="x", manifest_digest="0"))
     before = whole()

@@ -70,6 +70,8 @@ CASES = {
         {"active_seconds": 60},
         "DeadlineExceeded",
     ),
+    "edited, and no pod can start": (seen(Work.ACTIVE, 2), {"stuck": True}, EndTrainer("t-2")),
+    "edited and in its queue": (seen(Work.QUEUED, 2), {"stuck": True}, Leave()),
     "time is left": (seen(Work.SUCCEEDED, 2), {"active_seconds": 59}, StartTrainer(3, 0)),
     "over time": (seen(Work.FAILED, reason="DeadlineExceeded"), {}, "DeadlineExceeded"),
 }

@@ -16,8 +16,8 @@ import served
 from api_server import ApiServer, Calls, started
 from figures import Row
 from kubernetes.aio.config import load_kube_config
-from operator_hands import Hands, Pace, Trainer
-from operator_process import (
+from reconcile_hands import Hands, Pace, Trainer
+from reconcile_process import (
     Figures,
     ObjectStore,
     Operator,

@@ -1,4 +1,8 @@
-"""Command line and table of the operator's benchmark; `operator.py` starts it."""
+"""The operator under load: `python benchmarks/reconcile.py [--idle N] [--active N] [--json FILE]`.
+
+A real API server with etcd and controllers, a real object store, monitor and proxy; pods run in
+name. The variable CLUSTER names the command that starts the cluster. Ten minutes on two cores.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ import machine
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="operator.py", description="The operator under load.")
+    parser = argparse.ArgumentParser(prog="reconcile.py", description="The operator under load.")
     parser.add_argument("--idle", type=int, default=200, help="runs that train and need nothing")
     parser.add_argument("--active", type=int, default=20, help="runs with a branch nearly always")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each phase")
@@ -31,7 +35,7 @@ def main() -> int:
     import structlog
     from figures import Row
     from loop import WIDTH, table
-    from operator_load import Size, measure
+    from reconcile_load import Size, measure
     from rich.console import Console
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
@@ -63,3 +67,7 @@ def main() -> int:
         }
         given.json.write_text(json.dumps(document, indent=1) + "\n")
     return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

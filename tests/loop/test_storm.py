@@ -1,0 +1,134 @@
+"""A short storm of kills in CI (`make storm` is the long one), and the checker's own eyes."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from check_run import check
+from storm import storm
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory):
+    """A run that has ended after some of its parts were killed: the folder, and what happened."""
+    place = tmp_path_factory.mktemp("storm")
+    return place / "w", storm(place, kills=6, seed=5)
+
+
+def test_a_run_whose_parts_are_killed_ends_without_a_broken_invariant(survived):
+    _, found = survived
+    assert found["broken"] == []
+    assert sum(found["kills"].values()) == 6
+
+
+def first(folder, pattern):
+    return min(folder.glob(pattern))
+
+
+def edit(path, change):
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def lose_a_step(folder):
+    """From the middle of the history, wherever it is now."""
+    path = sorted(folder.glob("statistics/*.parquet"))
+    if path:
+        table = pq.read_table(path[0])
+        pq.write_table(pa.concat_tables([table.slice(0, 5), table.slice(6)]), path[0])
+    else:
+        lines = (folder / "statistics/tail.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "statistics/tail.jsonl").write_bytes(b"".join([*lines[:5], *lines[6:]]))
+
+
+def repeat_a_step(folder):
+    tail = folder / "statistics/tail.jsonl"
+    rows = [json.loads(line) for line in tail.read_bytes().splitlines()]
+    if not rows:
+        rows = pq.read_table(first(folder, "statistics/*.parquet")).to_pylist()
+        for row in rows:
+            row["group_grad_norms"] = dict(row["group_grad_norms"])
+    tail.write_text("".join(json.dumps(row) + "\n" for row in [*rows[-3:], *rows[-3:]]))
+
+
+DAMAGE = {
+    "a step of the statistics is lost": (lose_a_step, "are missing"),
+    "a step is on record twice": (repeat_a_step, "on record twice"),
+    "a byte of a state is flipped": (
+        lambda f: flip(first(f, "checkpoints/*/*/*/cp_*.ptz")),
+        "other bytes",
+    ),
+    "a state has lost its bytes": (
+        lambda f: first(f, "checkpoints/*/*/*/cp_*.ptz").unlink(),
+        "a manifest and no bytes",
+    ),
+    "a state says another step": (
+        lambda f: edit(
+            first(f, "checkpoints/*/*/*/manifest.json"), lambda d: d["state"].update(step=1)
+        ),
+        "its manifest says epoch, attempt, step",
+    ),
+    "the run is told as shorter": (
+        lambda f: edit(f / "complete.json", lambda d: d.update(step=7)),
+        "complete.json: step 7",
+    ),
+    "a base is still pinned": (
+        lambda f: edit(f / "catalogue.json", lambda d: d.update(pins={"e0-t150": ["x"]})),
+        "still pinned",
+    ),
+    "a decision was edited": (
+        lambda f: edit(
+            first(f, "branches/*/decision.json"), lambda d: d["trials"][0].update(steps_run=10**6)
+        ),
+        "is not what the decision says",
+    ),
+    "a branch has not ended": (
+        lambda f: edit(first(f, "branches/*/phase.json"), lambda d: d.update(kind="Deciding")),
+        "phase Deciding",
+    ),
+    "a trigger was never settled": (
+        lambda f: shutil.rmtree(first(f, "branches/*")),
+        "settled 0 times",
+    ),
+    "an epoch of nobody": (
+        lambda f: (
+            (f / "lineage").mkdir(exist_ok=True)
+            or (f / "lineage/99.json").write_text(
+                json.dumps({"epoch": 99, "run_uid": "?", "trigger_step": 1})
+            )
+        ),
+        "lineage: epochs",
+    ),
+    "a partial file was left": (
+        lambda f: (f / "monitor/x.json.1.part").write_text(""),
+        "was left",
+    ),
+    "the count of starts was lost": (
+        lambda f: (f / "attempts.json").write_text(""),
+        "attempts.json: is no JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_the_checker_sees(survived, tmp_path, name):
+    harm, said = DAMAGE[name]
+    shutil.copytree(survived[0], tmp_path / "w", ignore=shutil.ignore_patterns("*.sock", "tokens"))
+    harm(tmp_path / "w")
+    broken = check(tmp_path / "w")
+    assert any(said in one for one in broken), broken

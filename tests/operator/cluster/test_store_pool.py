@@ -1,0 +1,119 @@
+"""A store that does not answer: its circuit breaker as values, and its threads with real waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from forkcast_operator.kubernetes import passes
+from forkcast_operator.kubernetes.passes import Passes
+from forkcast_operator.kubernetes.store_pool import Breaker, StorePool
+from forkcast_wire.manifest import Storage
+from forkcast_wire.store import StoreUnavailable
+
+KEY, UID = ("ml", "gpt"), "u"
+STORAGE = Storage(endpoint="https://s3.example", bucket="runs")
+OTHER = Storage(endpoint="https://s3.example", bucket="others")
+
+
+def test_a_costly_failure_opens_the_circuit_and_an_answer_closes_it() -> None:
+    breaker = Breaker()
+    assert breaker.admits(0.0)
+    assert breaker.failed(10.0, "no answer", costly=True)
+    assert not breaker.admits(10.1)
+    assert breaker.admits(15.1)  # a trial
+    assert not breaker.admits(15.2)
+    assert not breaker.failed(25.0, "another reason", costly=True)
+    assert breaker.why == "no answer"
+    assert breaker.admits(26.0)
+    assert breaker.answered(27.0) == 17.0
+    assert breaker.admits(27.0)
+    assert breaker.answered(28.0) is None
+
+
+def test_cheap_failures_are_an_outage_but_refuse_nobody() -> None:
+    breaker = Breaker()
+    assert not breaker.failed(1.0, "refused", costly=False)
+    assert breaker.failed(2.0, "refused", costly=False)
+    assert not breaker.failed(3.0, "refused", costly=False)
+    assert breaker.admits(3.0)
+    assert breaker.answered(4.0) == 2.0
+
+
+class Silent:
+    """Calls that come back when they are told to."""
+
+    def __init__(self) -> None:
+        self.answer, self.asked = threading.Event(), 0
+
+    def __call__(self):
+        self.asked += 1
+        assert self.answer.wait(60)
+        return "answered"
+
+
+def test_a_silent_store_costs_a_look_its_patience_once_and_others_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(passes, "PASS_SECONDS", 0.0)  # whatever is not back is overdue
+    silent = Silent()
+
+    async def scene():
+        woken = asyncio.Event()
+        looks = Passes(lambda _: woken.set(), patience=0.05)
+        with pytest.raises(StoreUnavailable, match="no answer"):
+            await looks.look(KEY, UID, STORAGE, silent)
+        assert looks.busy(UID)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match="no answer"):
+                await looks.look(KEY, UID, STORAGE, silent)
+        assert silent.asked == 1  # it is still under way
+        for number in range(20):  # other runs on the same store are refused, and cost no thread
+            with pytest.raises(StoreUnavailable, match="no answer"):
+                await looks.look(KEY, f"other{number}", STORAGE, silent)
+        assert silent.asked == 1
+        looks._patience = 60.0
+        assert await looks.look(KEY, "healthy", OTHER, lambda: "at once") == "at once"
+        silent.answer.set()
+        await woken.wait()
+        assert not looks.busy(UID)
+        assert await looks.look(KEY, UID, STORAGE, silent) == "answered"
+        assert await looks.look(KEY, "other1", STORAGE, lambda: "again") == "again"
+
+    asyncio.run(scene())
+
+
+def test_a_pass_that_comes_late_is_used_by_the_next_look() -> None:
+    slow = Silent()
+
+    async def scene():
+        woken = asyncio.Event()
+        looks = Passes(lambda _: woken.set(), patience=0.01)
+        assert await looks.look(KEY, UID, STORAGE, slow) is None
+        assert await looks.look(KEY, UID, STORAGE, slow) is None
+        slow.answer.set()
+        await woken.wait()
+        assert await looks.look(KEY, UID, STORAGE, slow) == "answered"
+        assert slow.asked == 1
+
+    asyncio.run(scene())
+
+
+def test_what_the_store_says_is_an_answer() -> None:
+    def missing():
+        raise LookupError("no such key")
+
+    def away():
+        raise StoreUnavailable("refused", why="refused")
+
+    async def scene():
+        pool = StorePool("s")
+        for call, error in ((away, StoreUnavailable), (away, StoreUnavailable)):
+            with pytest.raises(error):
+                await pool.submit(call)
+        assert pool.slow
+        with pytest.raises(LookupError):
+            await pool.submit(missing)
+        assert not pool.slow
+
+    asyncio.run(scene())
