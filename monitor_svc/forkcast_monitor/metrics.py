@@ -37,7 +37,7 @@ DUPLICATES = _counter("stats_duplicates", "Records that were known already")
 DROPPED = _counter("stats_dropped", "Steps that the trainer's ring dropped")
 FAILED = _counter("streams_failed", "Report streams that the monitor ended", "code")
 OVER_BUDGET = _counter(
-    "over_budget", "Streams ended because the run has used up what it may", "what"
+    "over_budget", "Streams ended because the run has used up what it may", "reason"
 )
 TRIGGERS = _counter("triggers", "Triggers by rule", "rule")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -174,7 +175,11 @@ class Running(AbstractAsyncContextManager["Running"]):
             self.health_port = self._plain.add_insecure_port(f"[::]:{given.health_port}")
             await self._plain.start()
         if given.metrics_port:
-            http, _ = start_http_server(given.metrics_port, registry=self._service.registry)
+            # IPv6's wildcard takes IPv4 too; gRPC's listeners do the same
+            address = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  scraped
+            http, _ = start_http_server(
+                given.metrics_port, addr=address, registry=self._service.registry
+            )
             self.metrics_port = http.server_port
         crash.reach("before-serving")
         await self._server.start()

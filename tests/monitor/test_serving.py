@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -213,3 +214,13 @@ def test_every_reason_of_an_abstention_has_its_label():
     worded = [one for one in worded if not one.startswith("withheld")]
     assert len(worded) >= 6
     assert "other" not in {proxy_metrics.reason_label(one) for one in worded}
+
+
+def test_metrics_answer_on_ipv4_and_ipv6(start_monitor):
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    port = free_port()
+    start_monitor("--metrics-port", str(port))
+    wait_for(lambda: answers(port))
+    with urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=10) as page:
+        assert b"forkcast_monitor_runs" in page.read()

@@ -33,6 +33,7 @@ _MOST_GAPS = 256
 #: How long a record may wait for others to share its batch.
 _COALESCE_SECONDS = 0.02
 _RETRY_SECONDS = (0.2, 2.0)
+_MOST_REASON = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +165,8 @@ class Reporter:
                 with open_channel(self._target) as channel:
                     renewed = self._talk(MonitorStub(channel))
             except grpc.RpcError as error:
-                _log.info("report.disconnected", code=str(error.code()))
+                reason = (error.details() or "")[:_MOST_REASON]
+                _log.info("report.disconnected", code=str(error.code()), reason=reason)
             except ValueError as error:  # certificates may be mounted late; the training goes on
                 _log.warning("report.not_connected", reason=str(error))
             if not renewed:  # an epoch's change is no failure

@@ -26,7 +26,7 @@ class Memory:
 
     ledger: its records, at `place`; wanted: the place that its spec asks for. info: its identity
     there, None until it was read. leaving: what it holds in its store is being freed.
-    applied: digest of the ConfigMap (and Service) as written last. relisted: when its children
+    applied, applied_at: digest of the ConfigMap (and Service) as written last, and when. relisted: when its children
     were listed. written: its status. deleting_since: when it was first seen to be deleted.
     checkpoint, checkpoint_at: the newest one, and when it was first seen.
     """
@@ -37,6 +37,7 @@ class Memory:
     info: RunInfo | None = None
     leaving: asyncio.Future[str] | None = None
     applied: str = ""
+    applied_at: float = _LONG_AGO
     relisted: float = _LONG_AGO
     written: float = _LONG_AGO
     deleting_since: float | None = None

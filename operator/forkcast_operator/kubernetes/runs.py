@@ -88,6 +88,8 @@ _RESYNC_SECONDS: Final = 300.0
 _REFUSED_SECONDS: Final = 60.0
 #: Children are listed anew so often, whatever the watches say.
 _RELIST_SECONDS: Final = 60.0
+#: What pods read is written again so often: somebody may have changed or deleted it.
+_DRIFT_SECONDS: Final = 60.0
 #: Volumes are mounted within this, or something that they need is missing.
 _MOUNT_SECONDS: Final = 45.0
 
@@ -405,11 +407,12 @@ class Runs:
         if spec.parallelism.nodes > 1 and not self._jobsets:
             bodies.append(manifests.service(run))
         digest = hashlib.sha256(json.dumps(bodies, sort_keys=True).encode()).hexdigest()
-        if memory.applied == digest:
+        fresh = time.monotonic() - memory.applied_at < _DRIFT_SECONDS
+        if memory.applied == digest and fresh:
             return
         for body in bodies:
             await self._cluster.apply(body)
-        memory.applied = digest
+        memory.applied, memory.applied_at = digest, time.monotonic()
 
     async def _start(self, run: Run, body: Any, before: TrainerSeen | None) -> None:
         made = await self._cluster.create(body)

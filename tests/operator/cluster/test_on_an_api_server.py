@@ -8,6 +8,7 @@ import json
 import pytest
 
 from forkcast.records import StateKind
+from forkcast_operator.kubernetes import runs
 from forkcast_operator.kubernetes.cluster import (
     BRANCH,
     CONFIG_MAP,
@@ -422,5 +423,31 @@ def test_an_idle_run_costs_no_writes(stage) -> None:
             await stage.look()
         assert (await stage.run())["metadata"]["resourceVersion"] == before
         assert await stage.names(CONFIG_MAP) != []
+
+    play(stage, scene)
+
+
+def test_settings_that_somebody_changes_or_deletes_come_back(stage, monkeypatch) -> None:
+    monkeypatch.setattr(runs, "_DRIFT_SECONDS", 0.0)
+
+    async def scene():
+        await stage.create()
+        await stage.look()
+
+        async def settings():
+            return await stage.cluster.get(CONFIG_MAP, stage.namespace, "gpt-run")
+
+        before = (await settings())["data"]
+        await stage.cluster.merge(
+            CONFIG_MAP, stage.namespace, "gpt-run", {"data": {"manifest.json": "{}"}}
+        )
+        await stage.look()
+        assert (await settings())["data"] == before
+        await stage.cluster.delete(CONFIG_MAP, stage.namespace, "gpt-run")
+        await stage.look()
+        assert (await settings())["data"] == before
+        version = (await settings())["metadata"]["resourceVersion"]
+        await stage.look()
+        assert (await settings())["metadata"]["resourceVersion"] == version
 
     play(stage, scene)
