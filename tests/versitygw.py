@@ -56,7 +56,7 @@ class Versitygw:
         environment = {**os.environ, "ROOT_ACCESS_KEY": ACCESS, "ROOT_SECRET_KEY": SECRET}
         with (self._folder / "log").open("ab") as log:
             self._server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self._server.poll() is None:
             try:
                 with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=1):
@@ -69,7 +69,7 @@ class Versitygw:
         """SIGKILL; a second time it does nothing."""
         if self._server is not None:
             self._server.kill()
-            self._server.wait(10)
+            self._server.wait()
 
     def make_bucket(self, name: str) -> None:
         boto3.client(

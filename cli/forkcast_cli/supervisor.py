@@ -112,7 +112,7 @@ class Supervisor:
         ranks = self.spec.parallelism.processes_per_node
         run = [*python, "forkcast_trainer"]
         if ranks > 1:
-            run = [*python, "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            run = [*python, "forkcast_trainer.launch", "--standalone", f"--nproc-per-node={ranks}"]
             run += ["-m", "--", "forkcast_trainer"]  # else torchrun takes --monitor for its own
         attempt = str(next_attempt(self.folder))
         return [*run, *manifest, "--monitor", monitor, "--attempt", attempt]

@@ -113,7 +113,7 @@ class Process:
     def stop(self, number=signal.SIGTERM):
         if self.process is not None:
             self.process.send_signal(number)
-            code, self.process = self.process.wait(20), None
+            code, self.process = self.process.wait(), None
             self.log.close()
             return code
         return None
@@ -206,7 +206,7 @@ def connect(target):
     return open_
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=240):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():

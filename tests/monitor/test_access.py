@@ -162,7 +162,7 @@ def greeted(channel):
     """
     hello = pb.StatsBatch(hello=pb.Hello(run_uid="a"))
     with channel, pytest.raises(grpc.RpcError) as refused:
-        list(MonitorStub(channel).Report(iter([hello]), timeout=30))
+        list(MonitorStub(channel).Report(iter([hello]), timeout=120))
     return refused.value.code().name
 
 
@@ -363,7 +363,7 @@ def test_certificates_say_whose_they_are(tmp_path):
             open_channel(target, aio=True, insecure_dev=True),
         ):
             async with channel:
-                call = MonitorStub(channel).ListRuns(pb.ListRunsRequest(), timeout=10)
+                call = MonitorStub(channel).ListRuns(pb.ListRunsRequest(), timeout=120)
                 assert await code_of(call) == "UNAVAILABLE"
 
     try:
@@ -384,7 +384,7 @@ def test_certificates_say_whose_they_are(tmp_path):
 )
 def test_what_would_not_be_safe_does_not_start(tmp_path, arguments, says):
     one = Process(tmp_path, "--state", "state", *arguments).start()
-    assert one.process.wait(60) == 2
+    assert one.process.wait() == 2
     assert "error: " in one.logged()
     assert says in one.logged()
 

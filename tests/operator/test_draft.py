@@ -30,7 +30,7 @@ def proxy(tmp_path_factory) -> Iterator[ProxyStub]:
     environment = {**os.environ, "FORKCAST_PARENT": str(os.getpid())}
     service = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, env=environment)
     with open_channel(f"unix:{folder}/p.sock") as channel:
-        grpc.channel_ready_future(channel).result(timeout=60)
+        grpc.channel_ready_future(channel).result(timeout=240)
         yield ProxyStub(channel)
     service.kill()
     service.wait()

@@ -311,7 +311,7 @@ def serve(tmp_path):
         command += ["--model", str(model)]
         started.append(subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL))
         channel = open_channel(f"unix:{tmp_path}/p.sock")
-        grpc.channel_ready_future(channel).result(timeout=30)
+        grpc.channel_ready_future(channel).result(timeout=120)
         return channel, started[-1]
 
     yield start
@@ -335,7 +335,7 @@ def request(window, horizon=200, count=128):
 def test_forecasts_over_the_wire(serve, model_dir):
     channel, process = serve(model_dir)
     asked = request(made_window(np.random.default_rng(7), 0.1))
-    answer = ProxyStub(channel).Forecast(asked, timeout=10)
+    answer = ProxyStub(channel).Forecast(asked, timeout=120)
     assert answer.model_digest == card_of(model_dir).sha256
     assert "recovery" in answer.note
     forecasts = [forecast_from_wire(one) for one in answer.forecasts]
@@ -354,13 +354,13 @@ def test_forecasts_over_the_wire(serve, model_dir):
         if f.loss
     ]
     assert rank_correlation(np.array(cut), np.array(rates)) > 0.7
-    again = ProxyStub(channel).Forecast(asked, timeout=10)
+    again = ProxyStub(channel).Forecast(asked, timeout=120)
     assert again == answer
     service = health_pb2_grpc.HealthStub(channel)
-    reply = service.Check(health_pb2.HealthCheckRequest(service="forkcast.v1.Proxy"), timeout=5)
+    reply = service.Check(health_pb2.HealthCheckRequest(service="forkcast.v1.Proxy"), timeout=120)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=120) == 0
 
 
 def test_it_abstains_beyond_what_it_knows(serve, model_dir):
@@ -368,7 +368,7 @@ def test_it_abstains_beyond_what_it_knows(serve, model_dir):
     stub, rng = ProxyStub(channel), np.random.default_rng(7)
 
     def reasons(asked):
-        answer = stub.Forecast(asked, timeout=10)
+        answer = stub.Forecast(asked, timeout=120)
         forecasts = [forecast_from_wire(one) for one in answer.forecasts]
         for one in forecasts:
             assert (one.loss, one.p_divergence, one.risk, one.recovery_steps) == (None,) * 4
@@ -383,12 +383,12 @@ def test_it_abstains_beyond_what_it_knows(serve, model_dir):
     blind.columns["loss"][:] = np.nan
     assert "no finite loss" in next(iter(reasons(request(blind))))
     with pytest.raises(grpc.RpcError) as refused:
-        stub.Forecast(ForecastRequest(), timeout=10)
+        stub.Forecast(ForecastRequest(), timeout=120)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     twice = request(made_window(rng, 0.1), count=2)
     twice.candidates[1].name = twice.candidates[0].name
     with pytest.raises(grpc.RpcError) as refused:
-        stub.Forecast(twice, timeout=10)
+        stub.Forecast(twice, timeout=120)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -417,7 +417,7 @@ def test_it_dies_with_its_parent(tmp_path):
     )
     child = int(parent.stdout.readline())
     channel = open_channel(f"unix:{tmp_path}/p.sock")
-    grpc.channel_ready_future(channel).result(timeout=30)
+    grpc.channel_ready_future(channel).result(timeout=120)
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 5

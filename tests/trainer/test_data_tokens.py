@@ -223,7 +223,7 @@ def test_ranks_that_start_together_tokenise_once(text, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "pieces", noted)
 
     def rank(_):
-        both.wait(30)
+        both.wait(240)
         return prepare(data(text), tmp_path / "t", progress=False)[0].file
 
     with ThreadPoolExecutor(2) as pool:

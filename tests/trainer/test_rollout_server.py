@@ -49,7 +49,7 @@ def served(tmp_path, tiny, monkeypatch):
                 behaviour(tmp_path, store, self.job)
 
         monkeypatch.setattr(rollout_server, "Rollout", Faked)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             server.look()
             trial = read_document(store, Trial, keys.rollout_trial(*NAME, 5))

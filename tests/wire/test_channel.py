@@ -40,7 +40,7 @@ def add_health(server: grpc.Server) -> None:
 
 def check(made: grpc.Channel) -> int:
     return (
-        health_pb2_grpc.HealthStub(made).Check(health_pb2.HealthCheckRequest(), timeout=10).status
+        health_pb2_grpc.HealthStub(made).Check(health_pb2.HealthCheckRequest(), timeout=120).status
     )
 
 
@@ -108,7 +108,7 @@ def test_asyncio_channel(server: grpc.Server, tmp_path: Path) -> None:
     async def ask() -> int:
         async with channel.open_channel(target, aio=True) as made:
             stub = health_pb2_grpc.HealthStub(made)
-            return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status
+            return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=120)).status
 
     assert asyncio.run(ask()) == _SERVING
 
@@ -228,10 +228,10 @@ def test_messages_are_bounded(
     with grpc.insecure_channel(target, options=[("grpc.max_send_message_length", -1)]) as made:
         call = made.unary_unary("/t/Echo")
         if allowed:
-            assert call(os.urandom(size), timeout=20)
+            assert call(os.urandom(size), timeout=120)
         else:
             with pytest.raises(grpc.RpcError) as refused:
-                call(os.urandom(size), timeout=20)
+                call(os.urandom(size), timeout=120)
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

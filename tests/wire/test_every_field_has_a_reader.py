@@ -177,6 +177,14 @@ class Readers(ast.NodeVisitor):
             if kind is not None and kind not in (TrainingRunSpec, TrainingRun):
                 for _, part, name, _ in leaves(kind):
                     self.found[part, name].add(self._file)
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Attribute(attr="spec"), attr="get"),
+                args=[ast.Constant(value=str(alias)), *_],
+            ):  # of an object as the API server gives it, whose spec may be wrong
+                for name, info in TrainingRunSpec.model_fields.items():
+                    if alias == (info.alias or name):
+                        self.found[TrainingRunSpec, name].add(self._file)
         self.generic_visit(node)
 
     def kind(self, node: ast.expr) -> type[Part] | None:

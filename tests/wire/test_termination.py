@@ -27,6 +27,7 @@ MODULES = (
     "forkcast_operator.kubernetes",
     "forkcast_operator.uninstall",
     "forkcast_trainer",
+    "forkcast_trainer.launch",
     "forkcast_trainer.rollout_server",
     "forkcast_trainer.rollout_job",
 )
@@ -103,6 +104,19 @@ LOCAL = {
         logged("rollouts.serving"),
     ),
     "trainer": (["forkcast_trainer", "--manifest", "manifest.json"], trained),
+    "ranks": (
+        [
+            "forkcast_trainer.launch",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "--",
+            "forkcast_trainer",
+            "--manifest",
+            "manifest.json",
+        ],
+        trained,
+    ),
 }
 
 
@@ -143,7 +157,7 @@ def test_a_signal_that_comes_again_and_again_does_not_kill_what_drains(
             process.send_signal(number)
             time.sleep(0.001)
         assert process.returncode == 0, (tmp_path / "log").read_text()
-    if part == "trainer":
+    if part in ("trainer", "ranks"):
         assert json.loads((tmp_path / "progress.json").read_text())["state"] == "stopped"
         assert list((tmp_path / "checkpoints").iterdir())
 

@@ -159,7 +159,7 @@ def _trainer_command(
     command = ["python", "-m"]
     shape = spec.parallelism
     if shape.processes > 1:
-        command += ["torch.distributed.run", f"--nproc-per-node={shape.processes_per_node}"]
+        command += ["forkcast_trainer.launch", f"--nproc-per-node={shape.processes_per_node}"]
         if shape.nodes > 1:
             command += [
                 f"--nnodes={shape.nodes}",

@@ -69,6 +69,7 @@ def verifying(record) -> BranchFacts:
         strategy="Lattice",
         source=DraftSource.HEURISTIC,
         model="",
+        horizon=0,
         proxy=ProxyAnswer.UNAVAILABLE,
         detail="UNAVAILABLE",
         candidates=(Candidate(name="c000", action=Action(rewind_steps=13)),),

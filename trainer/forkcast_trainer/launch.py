@@ -1,0 +1,60 @@
+"""`python -m forkcast_trainer.launch`: torchrun, with its arguments, as the first process of a pod.
+
+torchrun alone hears SIGTERM only once its ranks run, which is seconds after its start, and a second
+one makes it leave its ranks behind. Here the first ends what has no ranks yet, or goes on to them: they
+save and leave together, and torchrun ends after them, with 0 if they did. Later ones change nothing.
+"""
+
+from __future__ import annotations
+
+from forkcast_wire import termination
+
+if __name__ == "__main__":
+    termination.end_at_once()  # before the imports below, which take a while
+# isort: split
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from torch.distributed import run
+
+
+def main() -> int:
+    """0: every rank has left with 0. Raises what torchrun raises if one has not."""
+    told = False
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        nonlocal told
+        if told:
+            return
+        told = True
+        ranks = _children()
+        if not ranks:
+            os._exit(128 + number)
+        for rank in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, forward)
+    run.main(["--signals_to_handle", "SIGQUIT", *sys.argv[1:]])
+    return 0
+
+
+def _children() -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # pid (name) state parent ...: the name may hold anything
+            fields = status.read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[1]) == os.getpid():
+                found.append(int(status.parent.name))
+    return found
+
+
+if __name__ == "__main__":
+    termination.leave(main())
