@@ -46,7 +46,7 @@ def operate(tmp_path):
     def start(trigger: Trigger, *lineage: LineageEntry, spec: TrainingRunSpec = SPEC):
         store = FolderStore(tmp_path / "store")
         for step in (70, 80, 98):
-            saved(store, state(StateKind.RING, keys.state(StateKind.RING, 1, 2, step), step, 1))
+            saved(store, state(StateKind.RING, keys.state(StateKind.RING, 1, 1, step), step, 1))
         for entry in lineage:
             put_document(store, key(entry.epoch), entry)
         service, server = OneTrigger(trigger), grpc.server(futures.ThreadPoolExecutor(4))

@@ -33,7 +33,7 @@ def test_the_second_trouble_in_a_row_halves_the_rate(operate) -> None:
             break
         publish_trials(store)
         if "collapse/2" in monitor.directives:
-            where = keys.state(StateKind.CHECKPOINT, 2, 2, 101)
+            where = keys.state(StateKind.CHECKPOINT, 2, 1, 101)
             saved(store, state(StateKind.CHECKPOINT, where, 101, 2))
     decision = read_document(store, Decision, keys.branch_file(AGAIN.id, "decision"))
     assert decision is not None

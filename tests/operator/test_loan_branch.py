@@ -42,7 +42,7 @@ def test_with_a_cut_outstanding_a_branch_offers_its_inverse_and_nothing_else(ope
             break
         publish_trials(store)
         if "collapse/2" in monitor.directives:
-            where = keys.state(StateKind.CHECKPOINT, 2, 2, 300)
+            where = keys.state(StateKind.CHECKPOINT, 2, 1, 300)
             saved(store, state(StateKind.CHECKPOINT, where, 300, 2))
     draft = read_document(store, Draft, keys.branch_file(CALM.id, "draft"))
     assert draft is not None
