@@ -34,6 +34,7 @@ from forkcast_operator.kubernetes.loss import RecordsLostError
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.monitor_link import MonitorLink, in_thread
 from forkcast_operator.kubernetes.passes import PATIENCE_SECONDS, Passes
+from forkcast_operator.kubernetes.rollout_state import rollout_jobs
 from forkcast_operator.kubernetes.run import (
     Run,
     SpecError,
@@ -47,7 +48,6 @@ from forkcast_operator.kubernetes.run_state import run_state, was_complete
 from forkcast_operator.kubernetes.scope import Scope
 from forkcast_operator.kubernetes.seen import (
     TrainerSeen,
-    job_seen,
     last_words,
     pod_seen,
     runs_or_will,
@@ -304,7 +304,8 @@ class Runs:
         run stays as it is.
         """
         triggers = self._link.triggers(run.identity) if self._link else []
-        jobs = [seen for job in self._view.of_run("Job", run.key) if (seen := job_seen(job))]
+        bodies, pods = (self._view.of_run(kind, run.key) for kind in ("Job", "Pod"))
+        jobs = rollout_jobs(bodies, pods, dt.datetime.now(dt.UTC))
         stub = self._link.stub if self._link else None
         idle = facts.trainer is None or not facts.trainer.work.alive
 
