@@ -48,6 +48,12 @@ REFUSED = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+EXPIRY = Gauge(
+    "forkcast_monitor_certificate_expiry_timestamp_seconds",
+    "When a certificate in use expires",
+    ["file"],
+    registry=REGISTRY,
+)
 for _reason in REASONS:  # from the start: a counter that appears with its first count has not risen
     REFUSED.labels(_reason)
 _GAUGES = (INDEX, ZSCORE, LOSS, GRAD_NORM, EPOCH, LAG, STREAMS)

@@ -167,6 +167,7 @@ def test_the_documentation_lists_what_is_exposed(registry, heading):
     assert labels <= {"namespace", "run", "rule", "code", "reason", "source", "outcome"} | {
         "sha256",
         "feature_version",
+        "file",
     }
 
 
