@@ -23,7 +23,9 @@ def asked():
 
 
 @pytest.mark.parametrize(
-    ("path", "value"), cases(ForecastRequest.DESCRIPTOR), ids=lambda one: str(one)[-20:]
+    ("path", "value"),
+    cases(ForecastRequest.DESCRIPTOR),
+    ids=lambda one: str(one) if isinstance(one, int) else name_of(one),
 )
 def test_it_is_answered_or_refused_by_name(path, value):
     request = asked()

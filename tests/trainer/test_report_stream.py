@@ -6,7 +6,7 @@ from forkcast.records import StepStats
 from forkcast_trainer import report
 from forkcast_trainer.report import Hello, Reporter
 from forkcast_wire import forkcast_pb2 as pb
-from tests.wire_integers import cases, put
+from tests.wire_integers import cases, name_of, put
 
 
 def hello(epoch=0, start=0):
@@ -148,7 +148,9 @@ def test_gaps_stay_bounded_and_cover_what_was_lost():
 
 
 @pytest.mark.parametrize(
-    ("path", "value"), cases(pb.Ack.DESCRIPTOR), ids=lambda one: str(one)[-20:]
+    ("path", "value"),
+    cases(pb.Ack.DESCRIPTOR),
+    ids=lambda one: str(one) if isinstance(one, int) else name_of(one),
 )
 def test_a_monitor_that_acknowledges_impossible_numbers_costs_what_is_queued_at_most(path, value):
     reporter = Reporter("", hello())

@@ -24,6 +24,8 @@ GIVEN = {
     "epoch": [1],
     "attempt": [3],
     "number": [3],
+    "first": [0, 1024],
+    "last": [2047],
     "step": [120],
     "rung": [10, 200],
     "trigger": [TRIGGER],
@@ -40,6 +42,8 @@ GIVEN = {
 #: They give a folder or a beginning, or read a key.
 NOT_KEYS = {
     "attempt_of",
+    "history_of",
+    "is_first",
     "is_record",
     "state_prefix",
     "state",

@@ -52,6 +52,7 @@ class RunFacts:
     ended without its last step; monitor_trouble: what certificates have to do
     with it that the monitor is not heard; retry: it is to go on all the same. edited:
     its pods were made before an edit of the spec. failure: of the run; rollouts: why rollouts of the open branch have no running pod, which does not touch the run's training.
+    lost: the run's records are gone from the store.
     """
 
     trainer: TrainerSeen | None = None
@@ -71,6 +72,7 @@ class RunFacts:
     restarting_at: dt.datetime | None = None
     late_mounts: bool = False
     secret: str = ""
+    lost: Failure | None = None
 
 
 def former_status(run: Run) -> TrainingRunStatus:
