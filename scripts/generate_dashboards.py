@@ -301,8 +301,8 @@ def dashboard(name: str) -> dict[str, Any]:
     ]
     if per_run:
         variables += [
-            _variable("namespace", "label_values(forkcast_train_loss, namespace)"),
-            _variable("run", 'label_values(forkcast_train_loss{namespace=~"$namespace"}, run)'),
+            _variable("namespace", "label_values(forkcast_report_streams, namespace)"),
+            _variable("run", 'label_values(forkcast_report_streams{namespace=~"$namespace"}, run)'),
         ]
     return {
         "uid": uid,
