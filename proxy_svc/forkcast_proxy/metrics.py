@@ -37,6 +37,12 @@ REFUSED = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+EXPIRY = Gauge(
+    "forkcast_proxy_certificate_expiry_timestamp_seconds",
+    "When a certificate in use expires",
+    ["file"],
+    registry=REGISTRY,
+)
 #: How the service words a reason, and the label it has; the first that fits.
 REASONS = (
     ("no fitted model", "no_model"),

@@ -23,6 +23,12 @@ EVENT_AGE = Gauge(
     "Seconds since the watch on TrainingRuns last showed life.",
     registry=REGISTRY,
 )
+EXPIRY = Gauge(
+    f"{_P}_certificate_expiry_timestamp_seconds",
+    "When a certificate that the operator uses for a service expires.",
+    ["service", "file"],
+    registry=REGISTRY,
+)
 RECONCILE_SECONDS = Histogram(
     f"{_P}_reconcile_seconds",
     "One reconcile pass.",

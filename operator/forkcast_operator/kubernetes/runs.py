@@ -28,7 +28,12 @@ from forkcast_operator.kubernetes.cluster import (
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.ending import Ending, set_finalizers
 from forkcast_operator.kubernetes.events import Recorder, suppressed_events
-from forkcast_operator.kubernetes.failures import refused, store_unavailable, trainer_trouble
+from forkcast_operator.kubernetes.failures import (
+    monitor_unavailable,
+    refused,
+    store_unavailable,
+    trainer_trouble,
+)
 from forkcast_operator.kubernetes.ledger import Look
 from forkcast_operator.kubernetes.loss import RecordsLostError
 from forkcast_operator.kubernetes.memory import Memory
@@ -222,6 +227,7 @@ class Runs:
             pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
             summary=self._link.summary(run.identity) if self._link and watched else None,
+            monitor_trouble=self._link.trouble() if self._link and watched else "",
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
             failed=(failed.reason, failed.message) if failed else None,
             retry=failed is not None
@@ -290,7 +296,7 @@ class Runs:
         unheard = await in_thread(self._link.register, run, spec)
         if not unheard:
             await in_thread(self._link.save_now, run)
-        return unheard
+        return self._link.handshake_trouble(unheard) or unheard if unheard else ""
 
     async def _records(
         self,
@@ -331,10 +337,10 @@ class Runs:
             metrics.STORE_ERRORS.inc()
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
             return replace(facts, failure=store_unavailable(place, error)), None
-        except MonitorUnavailableError:
+        except MonitorUnavailableError as error:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
-            failure = Failure(reason="MonitorUnavailable", message="the verdict waits for it")
-            return replace(facts, failure=failure), None
+            why = self._link.handshake_trouble(str(error)) if self._link else ""
+            return replace(facts, failure=monitor_unavailable(why)), None
         if look is None:
             return facts, None
         for one in look.settled:
