@@ -10,7 +10,8 @@ from forkcast.records import Index, StepStats, Trigger, TriggerRule
 from forkcast_monitor.budget import WHATS, What
 from forkcast_wire.access import REASONS
 
-disable_created_metrics()  # each would double the series of a counter
+# each would double the series of a counter
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 #: Runs with series of their own; those beyond count together under OVERFLOW.
 MOST_RUNS = 1000

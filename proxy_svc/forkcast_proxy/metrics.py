@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from forkcast.records import Forecast
 from forkcast_wire.access import REASONS as REFUSALS
 
-disable_created_metrics()  # each would double the series of a counter
+# each would double the series of a counter
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 FORECASTS = Counter(
     "forkcast_proxy_forecasts",

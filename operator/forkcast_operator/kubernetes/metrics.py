@@ -12,7 +12,8 @@ from forkcast.admission import Refusal
 from forkcast.decision import Outcome, ProxyAnswer, Verdict
 from forkcast_wire.resources import RunState
 
-disable_created_metrics()  # each would double the series of a counter
+# each would double the series of a counter
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY: Final = CollectorRegistry()
 _P: Final = "forkcast_operator"
 _RUN: Final = ("namespace", "run")
