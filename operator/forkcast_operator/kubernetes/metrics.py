@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from forkcast.admission import Refusal
 from forkcast.decision import Outcome, ProxyAnswer, Verdict
 from forkcast_wire.resources import RunState
 
+# each would double the series of a counter
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY: Final = CollectorRegistry()
 _P: Final = "forkcast_operator"
 _RUN: Final = ("namespace", "run")
