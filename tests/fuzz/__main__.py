@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--seconds", type=int, default=0, help="0: no limit")
     parser.add_argument("--runs", type=int, default=-1, help="inputs tried; -1: no limit")
-    parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0: another each time")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the mutations; 0: another each time"
+    )
     given = parser.parse_args()
     with atheris.instrument_imports(include=_OURS):
         target = importlib.import_module(f"tests.fuzz.targets.{given.target}")
