@@ -3,6 +3,7 @@
 torchrun alone hears SIGTERM only once its ranks run, which is seconds after its start, and a second
 one makes it leave its ranks behind. Here the first ends what has no ranks yet, or goes on to them: they
 save and leave together, and torchrun ends after them, with 0 if they did. Later ones change nothing.
+If a rank hangs all are killed, and torchrun ends with 1.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ if __name__ == "__main__":
 import os
 import signal
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from torch.distributed import run
 
+from forkcast_wire import beats, hang
+from forkcast_wire.process import configure_logging
+
 
 def main() -> int:
     """0: every rank has left with 0. Raises what torchrun raises if one has not."""
+    configure_logging("trainer")
     told = False
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -41,7 +47,10 @@ def main() -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
-    run.main(["--signals_to_handle", "SIGQUIT", *sys.argv[1:]])
+    with tempfile.TemporaryDirectory(prefix="forkcast-beats-") as own:
+        folder = os.environ.setdefault(beats.FOLDER_VARIABLE, own)
+        hang.watch_children(Path(folder), _children)
+        run.main(["--signals_to_handle", "SIGQUIT", *sys.argv[1:]])
     return 0
 
 
