@@ -9,8 +9,10 @@ import time
 from concurrent import futures
 from contextlib import contextmanager
 
+import boto3
 import grpc
 import pytest
+from moto.server import ThreadedMotoServer
 
 from forkcast_cli.supervisor import Supervisor
 from forkcast_trainer.engine import Engine, placement
@@ -20,6 +22,8 @@ from forkcast_wire.codec import stats_from_wire
 from forkcast_wire.documents import RunInfo, dump
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer, add_MonitorServicer_to_server
 from forkcast_wire.manifest import TrainingRun
+from tests.s3_gateway import gateway_to
+from tests.versitygw import free_port
 
 UID = "u"
 
@@ -201,3 +205,52 @@ def listening(folder):
 @pytest.fixture(scope="session")
 def listening_in():
     return listening
+
+
+@pytest.fixture(scope="session")
+def upstream():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port(), verbose=False)
+    server.start()
+    endpoint = f"http://127.0.0.1:{server._port}"
+    keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=endpoint, **keys).create_bucket(Bucket="runs")
+    yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def gateway(upstream):
+    with gateway_to(upstream) as made:
+        yield made
+
+
+@pytest.fixture
+def start_on_bucket(tmp_path, tiny, gateway):
+    """Starts a process of a run whose store is behind the gateway; its log is DIR/log."""
+    started = []
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "accessKeyId").write_text("k")
+    (keys / "secretAccessKey").write_text("s")
+
+    def make(module, *more, **storage):
+        document = tiny(steps=3).document()
+        document["spec"]["storage"] = {
+            "endpoint": gateway.endpoint,
+            "bucket": "runs",
+            "prefix": f"{tmp_path.name}/".replace("[", "").replace("]", ""),
+            "credentialsDir": str(keys),
+            **storage,
+        }
+        (tmp_path / "manifest.json").write_text(json.dumps(document))
+        (tmp_path / "run.json").write_bytes(dump(RunInfo(uid="u", name="t", manifest_digest="")))
+        command = [sys.executable, "-m", module, "--manifest", "manifest.json", *more]
+        with (tmp_path / "log").open("ab") as log:
+            process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        started.append(process)
+        return process
+
+    yield make
+    for process in started:
+        process.kill()
+        process.wait()

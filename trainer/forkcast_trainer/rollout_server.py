@@ -61,7 +61,11 @@ class RolloutServer:
     """The children of this process, by (trigger id, candidate)."""
 
     def __init__(self, spec: TrainingRunSpec, store: Store, workdir: Path) -> None:
+        """store: the run's own. A child polls it; only this process lists, so only here may what has
+        not changed since the last list come from memory.
+        """
         self.spec, self.store, self.workdir = spec, store, workdir
+        self._seen: Store = Remembered(store)
         self.children: dict[tuple[str, str], int] = {}
         self.deaths: Counter[tuple[str, str]] = Counter()
         self.unfitting: Counter[tuple[str, str]] = Counter()
@@ -91,10 +95,10 @@ class RolloutServer:
 
     def _wishes(self) -> list[tuple[tuple[str, str], RolloutUntil]]:
         found = []
-        for info in self.store.list("rollouts/"):
+        for info in self._seen.list("rollouts/"):
             parts = info.key.split("/")
             if parts[-1] == "until.json":
-                wish = read_document(self.store, RolloutUntil, info.key)
+                wish = read_document(self._seen, RolloutUntil, info.key)
                 if wish is not None:
                     found.append(((parts[1], parts[2]), wish))
         return found
@@ -200,7 +204,7 @@ def main() -> int:
     except StoreMisconfigured as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  its last words
         return 2
-    server = RolloutServer(spec, Remembered(store), given.workdir)
+    server = RolloutServer(spec, store, given.workdir)
     _log.info("rollouts.serving")
     while not stop.is_set():
         try:

@@ -16,6 +16,7 @@ from forkcast.records import StateKind, Trigger
 from forkcast_operator.branch_records import Bases, BranchRecord
 from forkcast_operator.intake import Intake, Received
 from forkcast_operator.kubernetes.branch_facts import BranchFacts
+from forkcast_operator.kubernetes.loss import refuse_loss
 from forkcast_operator.kubernetes.rollouts import Act
 from forkcast_operator.kubernetes.run import Run, SpecError
 from forkcast_operator.kubernetes.run_facts import StoreFacts
@@ -34,6 +35,7 @@ from forkcast_wire.documents import (
 )
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.resources import TrainingRunStatus
 from forkcast_wire.store import AlreadyExists, put_document, read_document
 
 _log = structlog.get_logger()
@@ -73,14 +75,20 @@ class Ledger:
         self._complete: Complete | None = None
         self._info: RunInfo | None = None
 
-    def claim(self, digest: str, total_steps: int) -> RunInfo:
+    def claim(self, digest: str, total_steps: int, before: TrainingRunStatus) -> RunInfo:
         """Make the place this run's: run.json is its alone. digest, total_steps: of the manifest,
-        recorded the first time.
+        recorded the first time. before: the run's last status.
 
-        Raises SpecError if another run's records are there, or below it.
+        Raises SpecError if another run's records are there, or below it; RecordsLostError if the run
+        had records and they are gone, so that it is not made anew.
         """
+        if self._info is not None and self.store.head(keys.RUN) is None:
+            self._info = None  # somebody has deleted it
         if self._info is None:
-            self._refuse_runs_below(info.key for info in self.store.list(""))
+            self.store.refresh()
+            found = [info.key for info in self.store.list("")]
+            self._refuse_runs_below(found)
+            refuse_loss(before, found)
             info = RunInfo(
                 uid=self._run_uid,
                 name=self._name,
@@ -153,14 +161,16 @@ class Ledger:
         monitor: MonitorStub | None,
         proxy: ProxyStub | None,
         *,
+        before: TrainingRunStatus,
         paused: bool = False,
     ) -> Look:
         """One pass: settle triggers, take every open branch as far as it goes now.
 
-        paused: the run is suspended; branches stand still. Raises StoreError,
-        MonitorUnavailableError.
+        before: the run's last status. paused: the run is suspended; branches stand still. Raises
+        StoreError, MonitorUnavailableError, RecordsLostError.
         """
         self.store.refresh()
+        refuse_loss(before, (info.key for info in self.store.list("")))
         settled = [
             Settled(trigger=one, received=received, word=word)
             for one, (received, word) in zip(

@@ -13,6 +13,7 @@ from forkcast.ports import Store
 from forkcast_operator.kubernetes.adoption import adopted_place
 from forkcast_operator.kubernetes.ledger import Ledger
 from forkcast_operator.kubernetes.run import Run, StorePlace, manifest_json
+from forkcast_operator.kubernetes.run_facts import former_status
 from forkcast_wire.documents import RunInfo
 from forkcast_wire.manifest import Storage, TrainingRunSpec
 
@@ -59,11 +60,11 @@ class Memory:
         """The run's records, opened once, where they are; `place` and `info` are known then.
         Blocking.
 
-        Raises SpecError if another run's records are there; StoreError.
+        Raises SpecError if another run's records are there, or its own are lost; StoreError.
         """
         ledger, place = self.records(run, place, open_store)
         digest = hashlib.sha256(manifest_json(run, spec, place).encode()).hexdigest()
-        self.info = ledger.claim(digest, spec.training.total_steps)
+        self.info = ledger.claim(digest, spec.training.total_steps, former_status(run))
         return ledger
 
     def records(

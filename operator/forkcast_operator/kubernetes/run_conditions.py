@@ -146,6 +146,8 @@ def _stable(case: Case) -> Said:
 
 def _checkpoint(case: Case) -> Said | None:
     store, summary = case.facts.store, case.facts.summary
+    if case.facts.lost is not None:
+        return _no(case.facts.lost.reason, case.facts.lost.message)
     if store is None:
         if RunCondition.CHECKPOINT_AVAILABLE in case.before:
             return None

@@ -51,6 +51,7 @@ class RunFacts:
     trainer and of rollouts, those that are leaving among them. failed: why the run has
     ended without its last step; retry: it is to go on all the same. edited:
     its pods were made before an edit of the spec. failure: of the run; rollouts: why rollouts of the open branch have no running pod, which does not touch the run's training.
+    lost: the run's records are gone from the store.
     """
 
     trainer: TrainerSeen | None = None
@@ -69,6 +70,7 @@ class RunFacts:
     restarting_at: dt.datetime | None = None
     late_mounts: bool = False
     secret: str = ""
+    lost: Failure | None = None
 
 
 def former_status(run: Run) -> TrainingRunStatus:

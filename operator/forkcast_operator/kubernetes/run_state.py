@@ -32,7 +32,7 @@ def run_state(
         return RunState.FAILED, facts.failed[1]
     if store is not None and store.complete is not None:
         return RunState.COMPLETED, _loss(store.complete.validation_loss)
-    if store is None and _was_complete(run, spec):
+    if store is None and was_complete(run, spec):
         figures = {one.name: one.value for one in former_status(run).metrics}
         return RunState.COMPLETED, _loss(figures.get("validation_loss", math.nan))
     if spec is not None and spec.suspend:
@@ -58,7 +58,7 @@ def run_state(
     return RunState.RUNNING, f"pods run and steps come{later}"
 
 
-def _was_complete(run: Run, spec: TrainingRunSpec | None) -> bool:
+def was_complete(run: Run, spec: TrainingRunSpec | None) -> bool:
     """Whether the last status said that the run had ended, and it is not wanted longer now."""
     if stood(run, RunCondition.COMPLETE) is None:
         return False

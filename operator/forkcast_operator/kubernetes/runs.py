@@ -30,9 +30,11 @@ from forkcast_operator.kubernetes.ending import Ending, set_finalizers
 from forkcast_operator.kubernetes.events import Recorder, suppressed_events
 from forkcast_operator.kubernetes.failures import refused, store_unavailable, trainer_trouble
 from forkcast_operator.kubernetes.ledger import Look
+from forkcast_operator.kubernetes.loss import RecordsLostError
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.monitor_link import MonitorLink, in_thread
 from forkcast_operator.kubernetes.passes import PATIENCE_SECONDS, Passes
+from forkcast_operator.kubernetes.rollout_state import rollout_jobs
 from forkcast_operator.kubernetes.run import (
     Run,
     SpecError,
@@ -42,11 +44,10 @@ from forkcast_operator.kubernetes.run import (
     store_place,
 )
 from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status, stood
-from forkcast_operator.kubernetes.run_state import run_state
+from forkcast_operator.kubernetes.run_state import run_state, was_complete
 from forkcast_operator.kubernetes.scope import Scope
 from forkcast_operator.kubernetes.seen import (
     TrainerSeen,
-    job_seen,
     last_words,
     pod_seen,
     runs_or_will,
@@ -247,6 +248,8 @@ class Runs:
         ledger, place, info = memory.ledger, memory.place or place, memory.info
         if ledger is None or info is None:  # nothing is known of its records
             stalled = facts.failure is not None and facts.failure.stalled
+            if facts.lost is not None:
+                return facts, spec, _REFUSED_SECONDS
             return facts, spec, _RESYNC_SECONDS if stalled else _STARTING_SECONDS
         run = replace(run, records_uid=memory.identity)
         unheard = await self._register(run, spec)
@@ -301,7 +304,8 @@ class Runs:
         run stays as it is.
         """
         triggers = self._link.triggers(run.identity) if self._link else []
-        jobs = [seen for job in self._view.of_run("Job", run.key) if (seen := job_seen(job))]
+        bodies, pods = (self._view.of_run(kind, run.key) for kind in ("Job", "Pod"))
+        jobs = rollout_jobs(bodies, pods, dt.datetime.now(dt.UTC))
         stub = self._link.stub if self._link else None
         idle = facts.trainer is None or not facts.trainer.work.alive
 
@@ -309,12 +313,19 @@ class Runs:
             ledger = memory.claim(run, spec, place, self._open_store)
             if idle:
                 ledger.confirm()
-            return ledger.look(spec, triggers, jobs, stub, self._proxy, paused=spec.suspend)
+            before = former_status(run)
+            return ledger.look(
+                spec, triggers, jobs, stub, self._proxy, before=before, paused=spec.suspend
+            )
 
         try:
             look = await self._passes.look(run.key, run.uid, place.operator, work)
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
+            if isinstance(error, RecordsLostError):
+                facts = replace(facts, lost=failure)
+                if was_complete(run, spec):  # nothing is to be trained: no person is needed
+                    return facts, None
             return replace(facts, failure=failure), None
         except StoreError as error:
             metrics.STORE_ERRORS.inc()

@@ -13,7 +13,8 @@ class Remembered:
     etag is the one remembered, so that what has not changed costs the list alone.
 
     A document is thus as new as the last list that held it; a key that no list has shown is read
-    from the store. Folders list no etags: there, too, everything is read. One thread uses it.
+    from the store. Folders list no etags: there, too, everything is read. One thread uses it; who
+    does not list, as a child of a fork, uses the store behind it, or sees the past without end.
     """
 
     def __init__(self, inner: Store) -> None:
