@@ -18,10 +18,11 @@ import os
 import signal
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
+import structlog
 from torch.distributed import run
 
 from forkcast_wire import beats, hang
@@ -47,11 +48,25 @@ def main() -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
-    with tempfile.TemporaryDirectory(prefix="forkcast-beats-") as own:
-        folder = os.environ.setdefault(beats.FOLDER_VARIABLE, own)
-        hang.watch_children(Path(folder), _children)
+    with _beats_folder() as folder:
+        if folder is not None:
+            os.environ[beats.FOLDER_VARIABLE] = folder
+            hang.watch_children(Path(folder), _children)
         run.main(["--signals_to_handle", "SIGQUIT", *sys.argv[1:]])
     return 0
+
+
+def _beats_folder() -> AbstractContextManager[str | None]:
+    """The folder that the supervisor names, or one of our own; None if the disk has no room for it:
+    then the ranks train unwatched.
+    """
+    if given := os.environ.get(beats.FOLDER_VARIABLE):
+        return nullcontext(given)
+    try:
+        return tempfile.TemporaryDirectory(prefix="forkcast-beats-")
+    except OSError as error:
+        structlog.get_logger().warning("trainer.not_watched", error=str(error))
+        return nullcontext(None)
 
 
 def _children() -> list[int]:
