@@ -278,13 +278,12 @@ def _chunks(entry: _Entry, frame: memoryview, file: str) -> Iterable[bytes | mem
 
 def _tensor(entry: _Entry, frame: memoryview, file: str) -> Tensor:
     try:
-        raw, size = bytearray(entry.raw_size), 0
+        raw = bytearray()  # it grows with what is there: a size that is only claimed costs nothing
         for chunk in _chunks(entry, frame, file):
-            if size + len(chunk) > len(raw):
+            if len(raw) + len(chunk) > entry.raw_size:
                 raise CheckpointError(f"{file}: {entry.name}: contents are damaged")
-            raw[size : size + len(chunk)] = chunk
-            size += len(chunk)
-        if size != len(raw) or hashlib.sha256(raw).hexdigest() != entry.sha256:
+            raw += chunk
+        if len(raw) != entry.raw_size or hashlib.sha256(raw).hexdigest() != entry.sha256:
             raise CheckpointError(f"{file}: {entry.name}: contents are damaged")
         if not raw:
             return torch.empty(entry.shape, dtype=entry.dtype)
