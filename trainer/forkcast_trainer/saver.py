@@ -170,7 +170,8 @@ class Saver:
 
     def _write(self, snapshot: Snapshot, kind: StateKind) -> None:
         # its rows first: whoever resumes from this state finds the steps before it
-        self._journal.write(whole=kind is StateKind.CHECKPOINT)
+        if (outage := self._journal.write(whole=kind is StateKind.CHECKPOINT)) is not None:
+            raise outage
         meta = snapshot.meta
         folder = keys.state(kind, meta["epoch"], meta["attempt"], meta["step"])
         # compressing takes longer than all the rest and saves 8 %: not for what lives for minutes
