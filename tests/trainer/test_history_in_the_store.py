@@ -11,25 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import pytest
 
 from forkcast import lineage
 from forkcast.actions import Action
 from forkcast.lineage import LineageEntry
-from forkcast.records import StateKind, StateRef, StepStats
+from forkcast.records import StateKind, StepStats
 from forkcast_cli.facts import gather
 from forkcast_cli.report import render
-from forkcast_trainer import journal, state
+from forkcast_trainer import journal
 from forkcast_trainer.journal import Journal
 from forkcast_trainer.rollout import Rollout
-from forkcast_trainer.saver import Saver
 from forkcast_wire import history, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil, dump, read_manifest, saved_states
-from forkcast_wire.statistics import stats_row
-from forkcast_wire.store import StoreRefused, StoreUnavailable, open_store
+from forkcast_wire.store import StoreUnavailable, open_store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
-from memory_store import MemoryStore, at_once
+from memory_store import MemoryStore
 
 
 def stats(step: int, epoch: int = 0, attempt: int = 0, **more: Any) -> StepStats:
@@ -119,67 +116,6 @@ def test_a_store_that_is_away_costs_only_what_no_longer_fits(monkeypatch) -> Non
     assert len(read) == held
     assert read[-1] == 299
     assert read == sorted(set(read))
-
-
-def refuse(store: MemoryStore, word: str, error: Exception) -> None:
-    """Every access to a key with this word in it fails."""
-
-    def before(access: str, key: str) -> None:
-        if word in key:
-            raise error
-
-    store.before = before
-
-
-@pytest.mark.parametrize(
-    ("error", "saves"), [(StoreUnavailable("away"), False), (StoreRefused("no rights"), True)]
-)
-def test_no_state_is_published_without_the_rows_before_it(
-    make_engine, tmp_path, error, saves
-) -> None:
-    """It could be resumed from, and they would be lost; a bucket that takes no history has states."""
-    store, engine = MemoryStore(), make_engine()
-    refuse(store, "history/", error)
-    saver = Saver(store, tmp_path, engine.spec.checkpoint)
-    saver.record(engine.step())
-    saver.save(state.snapshot(engine), StateKind.RING)
-    saver.flush()
-    assert bool(saver.saved) is saves
-    assert saver.failed() == (set() if saves else {StateKind.RING})
-    assert saver.error == ("" if saves else "away")
-    store.before = at_once
-    saver.save(state.snapshot(engine), StateKind.RING)
-    saver.flush()
-    assert saver.saved
-    assert places(store) == [(0, 0)]
-    assert saver.close()
-
-
-def test_the_steps_of_a_winner_outlast_an_outage_at_its_adoption() -> None:
-    store = MemoryStore()
-    folder = keys.rollout_state("e0-t9", "c000", 4)
-    rows = [stats_row(stats(n)) for n in range(5, 13)]
-    store.put(keys.state_history(folder), history.encoded(rows))
-    end = StateRef(
-        key=folder, kind=StateKind.ROLLOUT, epoch=0, attempt=0, step=13, digest="d", size_bytes=1
-    )
-    entry = LineageEntry(
-        epoch=1,
-        run_uid="u",
-        branch="t-e0-t9",
-        decision_digest="d",
-        action=Action(),
-        state=end,
-        base_step=5,
-        trigger_step=9,
-    )
-    written = Journal(store)
-    written.adopted(entry, attempt=0)
-    refuse(store, "rollouts/", StoreUnavailable("away"))
-    assert written.write(whole=False) is not None
-    store.before = at_once
-    assert written.write(whole=False) is None
-    assert places(store) == [(1, n) for n in range(5, 13)]
 
 
 def test_every_chunk_is_a_record_that_an_erasure_knows() -> None:

@@ -18,13 +18,7 @@ from forkcast.ports import Store
 from forkcast.records import StepStats
 from forkcast_wire import history, keys
 from forkcast_wire.statistics import stats_row
-from forkcast_wire.store import (
-    AlreadyExists,
-    KeyMissing,
-    StoreError,
-    StoreRefused,
-    StoreUnavailable,
-)
+from forkcast_wire.store import AlreadyExists, KeyMissing, StoreError
 
 _log = structlog.get_logger()
 #: So many rows wait for the store at most, about a kilobyte each.
@@ -44,7 +38,6 @@ class Journal:
         self._rows: list[dict[str, Any]] = []  # of one epoch and attempt, in no large chunk yet
         self._stored = 0  # so many of them are in small ones
         self._small: list[str] = []
-        self._winner: tuple[LineageEntry, int] | None = None  # adopted, its rows not yet written
         self.dropped = self._told = 0
 
     def note(self, stats: StepStats) -> bool:
@@ -54,41 +47,29 @@ class Journal:
             self._waiting.append(stats)
             return len(self._waiting) % CHUNK_ROWS == 0
 
-    def write(self, *, whole: bool) -> StoreUnavailable | None:
+    def write(self, *, whole: bool) -> None:
         """Write what waits, for the saver's thread; whole: as one chunk with the rows of the small
-        ones, which go. What fails is logged and comes again the next time. Returns the outage, if
-        there is one: a state published now could be resumed from without the rows before it. A
-        refusal is none, or a store that takes no history would be left without states.
+        ones, which go. What fails is logged and comes again the next time.
         """
-        taken = self._take()
+        self._take()
         try:
-            self._put_winner()
-            self._put_rows(whole=whole)
-            if not taken:  # now there is room
-                self._take()
-                self._put_rows(whole=whole)
+            while self._next or self._stored < len(self._rows):
+                run = _leading(self._next, _of((self._rows or self._next)[0]))
+                self._rows += run
+                del self._next[: len(run)]
+                if whole or self._next or len(self._rows) >= CHUNK_ROWS:
+                    self._close()
+                else:
+                    self._small.append(self._put(self._rows[self._stored :]))
+                    self._stored = len(self._rows)
+            if whole and self._rows:
+                self._close()
         except StoreError as error:
             _log.warning("history.not_written", rows=len(self._rows), error=str(error))
-            if isinstance(error, StoreUnavailable) and not isinstance(error, StoreRefused):
-                return error
-        return None
 
-    def _put_rows(self, *, whole: bool) -> None:
-        while self._next or self._stored < len(self._rows):
-            run = _leading(self._next, _of((self._rows or self._next)[0]))
-            self._rows += run
-            del self._next[: len(run)]
-            if whole or self._next or len(self._rows) >= CHUNK_ROWS:
-                self._close()
-            else:
-                self._small.append(self._put(self._rows[self._stored :]))
-                self._stored = len(self._rows)
-        if whole and self._rows:
-            self._close()
-
-    def _take(self) -> bool:
+    def _take(self) -> None:
         if len(self._rows) + len(self._next) >= MOST_ROWS:
-            return False  # the store is away: what waits is bounded, and its oldest are dropped
+            return  # the store is away: what waits is bounded, and its oldest are dropped
         with self._lock:
             taken = list(self._waiting)
             self._waiting.clear()
@@ -96,7 +77,6 @@ class Journal:
         if dropped:
             _log.warning("history.dropped", rows=dropped)
         self._next += map(stats_row, taken)
-        return True
 
     def _close(self) -> None:
         """One chunk of all rows; then the small ones are needed no more."""
@@ -116,15 +96,7 @@ class Journal:
         return key
 
     def adopted(self, entry: LineageEntry, attempt: int) -> None:
-        """The steps that the winner of a branch took are the first of the epoch it opened: they are
-        written with what comes next, so before any state of it.
-        """
-        self._winner = entry, attempt
-
-    def _put_winner(self) -> None:
-        if self._winner is None:
-            return
-        entry, attempt = self._winner
+        """The steps that the winner of a branch took are the first of the epoch it opened."""
         try:
             key = keys.state_history(entry.state.key)
             rows = history.decoded(self._store.get(key)[0], key)
@@ -132,9 +104,8 @@ class Journal:
                 self._put([{**row, "epoch": entry.epoch, "attempt": attempt} for row in rows])
         except KeyMissing:
             _log.info("history.adopted_unknown", epoch=entry.epoch)
-        except (StoreRefused, ValueError) as error:
+        except (StoreError, ValueError) as error:
             _log.warning("history.adopted_not_written", epoch=entry.epoch, error=str(error))
-        self._winner = None
 
 
 def _leading(rows: list[dict[str, Any]], key: tuple[int, int]) -> list[dict[str, Any]]:

@@ -170,8 +170,7 @@ class Saver:
 
     def _write(self, snapshot: Snapshot, kind: StateKind) -> None:
         # its rows first: whoever resumes from this state finds the steps before it
-        if (outage := self._journal.write(whole=kind is StateKind.CHECKPOINT)) is not None:
-            raise outage
+        self._journal.write(whole=kind is StateKind.CHECKPOINT)
         meta = snapshot.meta
         folder = keys.state(kind, meta["epoch"], meta["attempt"], meta["step"])
         # compressing takes longer than all the rest and saves 8 %: not for what lives for minutes
