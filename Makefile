@@ -28,6 +28,7 @@ lint: setup
 	$(BIN)/python scripts/generate_crds.py --check
 	$(BIN)/python scripts/generate_dashboards.py --check
 	$(BIN)/python scripts/generate_values_reference.py --check
+	$(BIN)/python -m tests.faults --check
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
@@ -48,11 +49,12 @@ storm: setup
 	$(BIN)/python tests/loop/storm.py --kills 100 --store folder
 	$(BIN)/python tests/loop/storm.py --kills 100 --store s3
 
-# the coverage-guided fuzzer, so many seconds a target, two targets at a time; hours with FUZZ_SECONDS=3600
-FUZZ_SECONDS ?= 60
+# the coverage-guided fuzzer, an hour a target, two targets at a time
+FUZZ_SECONDS ?= 3600
+FUZZ_SEED ?= 0
 fuzz: setup
 	ls tests/fuzz/targets | sed -n 's/^\([a-z]\w*\)\.py$$/\1/p' | \
-	  OMP_NUM_THREADS=1 xargs -P 2 -I{} $(BIN)/python -m tests.fuzz {} --seconds $(FUZZ_SECONDS)
+	  OMP_NUM_THREADS=1 xargs -P 2 -I{} $(BIN)/python -m tests.fuzz {} --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs

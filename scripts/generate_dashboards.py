@@ -227,6 +227,16 @@ SERVICES = (
         ),
         unit="ops",
     ),
+    Panel(
+        title="Certificates",
+        text="Time until they expire.",
+        queries=(
+            ("forkcast_monitor_certificate_expiry_timestamp_seconds - time()", "monitor {{file}}"),
+            ("forkcast_proxy_certificate_expiry_timestamp_seconds - time()", "proxy {{file}}"),
+            ("forkcast_operator_certificate_expiry_timestamp_seconds - time()", "operator {{service}} {{file}}"),
+        ),
+        unit="s",
+    ),
     _quantiles("Forecast requests", "All candidates of one.", "forkcast_proxy_request_seconds", ""),
     _rate("Forecasts", "Of candidates.", "forkcast_proxy_forecasts_total", "source, outcome"),
     _grown("Abstentions by reason", "In the chosen time.", "forkcast_proxy_abstentions_total", "reason"),
@@ -291,8 +301,8 @@ def dashboard(name: str) -> dict[str, Any]:
     ]
     if per_run:
         variables += [
-            _variable("namespace", "label_values(forkcast_train_loss, namespace)"),
-            _variable("run", 'label_values(forkcast_train_loss{namespace=~"$namespace"}, run)'),
+            _variable("namespace", "label_values(forkcast_report_streams, namespace)"),
+            _variable("run", 'label_values(forkcast_report_streams{namespace=~"$namespace"}, run)'),
         ]
     return {
         "uid": uid,

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from forkcast_cli.workdir import MANIFEST, next_attempt
-from forkcast_wire import crash
+from forkcast_wire import beats, crash, hang
 from forkcast_wire.manifest import Mode, TrainingRunSpec
 
 _log = structlog.get_logger()
@@ -92,6 +92,8 @@ class Supervisor:
             if spec.proxy.mode == "Service":
                 names.insert(1, "proxy")
         self.children = {name: Child(name) for name in names}
+        self._beats = folder / "beats"
+        self._watch = hang.Watch(self._beats)
         self.trouble = ""  # what keeps a child from running, in words
 
     def _command(self, name: str) -> list[str]:
@@ -130,6 +132,9 @@ class Supervisor:
             "FORKCAST_PARENT": str(os.getpid()),
             "FORKCAST_COMPONENT": name,
         }
+        if name == "trainer":
+            self._beats.mkdir(mode=0o700, exist_ok=True)
+            environment[beats.FOLDER_VARIABLE] = str(self._beats.absolute())
         crash.reach(f"before-start:{name}")
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
             child.log_from = log.tell()
@@ -161,12 +166,19 @@ class Supervisor:
                 continue
             code = child.process.poll()
             if code is None:
+                if name == "trainer":
+                    self._end_if_hung(child.process.pid)
                 continue
             child.process = None
             if name == "trainer" and code == 0:
                 child.left_at = now
                 continue
             self._died(child, code, now)
+
+    def _end_if_hung(self, trainer: int) -> None:
+        """A lone process; of several ranks each is watched by what launches them."""
+        if found := self._watch.look([trainer]):
+            hang.end(found, [trainer])
 
     def _settle(self, trainer: Child, left_at: float) -> None:
         """The trainer has left with everything saved: the run is complete, or it goes on."""

@@ -92,6 +92,7 @@ async def _serve(given: argparse.Namespace, stop: termination.Stop) -> None:
         refused=lambda reason: metrics.REFUSED.labels(reason).inc(),
         receive_bytes=RECEIVE_BYTES,
         drain=monitor.drain,
+        expiry=metrics.EXPIRY,
     )
     try:
         await serving.serve_until(stop, serving.from_arguments(given), service)

@@ -4,12 +4,14 @@ beyond the cap has no series of its own.
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
 from forkcast.records import Index, StepStats, Trigger, TriggerRule
 from forkcast_monitor.budget import WHATS, What
 from forkcast_wire.access import REASONS
 
+# each would double the series of a counter
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 #: Runs with series of their own; those beyond count together under OVERFLOW.
 MOST_RUNS = 1000
@@ -48,9 +50,17 @@ REFUSED = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+EXPIRY = Gauge(
+    "forkcast_monitor_certificate_expiry_timestamp_seconds",
+    "When a certificate in use expires",
+    ["file"],
+    registry=REGISTRY,
+)
 for _reason in REASONS:  # from the start: a counter that appears with its first count has not risen
     REFUSED.labels(_reason)
 _GAUGES = (INDEX, ZSCORE, LOSS, GRAD_NORM, EPOCH, LAG, STREAMS)
+#: Those that are 0 before the first step, too; the others have no value before they have been measured.
+_ZERO_AT_FIRST = (LAG, STREAMS)
 _COUNTERS = (STEPS, DUPLICATES, DROPPED)
 #: What a Report stream may be ended with, see FAILED.
 CODES = (
@@ -73,7 +83,8 @@ class RunSeries:
         self._own = own
         self._steps, self._duplicates, self._dropped = (m.labels(*self.labels) for m in _COUNTERS)
         if own:
-            self._gauges = {gauge: gauge.labels(*self.labels) for gauge in _GAUGES}
+            for gauge in _ZERO_AT_FIRST:
+                gauge.labels(*self.labels)
         for rule in TriggerRule:
             TRIGGERS.labels(*self.labels, rule.value)
         for code in CODES:
@@ -94,18 +105,18 @@ class RunSeries:
         if not self._own:
             return
         if last is not None:
-            self._gauges[LOSS].set(last.loss)
-            self._gauges[GRAD_NORM].set(last.grad_norm)
-            self._gauges[EPOCH].set(last.epoch)
+            LOSS.labels(*self.labels).set(last.loss)
+            GRAD_NORM.labels(*self.labels).set(last.grad_norm)
+            EPOCH.labels(*self.labels).set(last.epoch)
         if index is not None:
-            self._gauges[INDEX].set(index.index)
-            self._gauges[ZSCORE].set(index.z)
-        self._gauges[LAG].set(lag)
+            INDEX.labels(*self.labels).set(index.index)
+            ZSCORE.labels(*self.labels).set(index.z)
+        LAG.labels(*self.labels).set(lag)
 
     def streams(self, count: int) -> None:
         """Open Report streams."""
         if self._own:
-            self._gauges[STREAMS].set(count)
+            STREAMS.labels(*self.labels).set(count)
 
     def dropped(self, steps: int) -> None:
         """Steps that the trainer's ring had to drop."""
@@ -151,7 +162,7 @@ class SeriesTable:
         if users or self._users.pop(series.labels, None) is None:
             return  # another run's too, or the overflow's
         for metric in (*_GAUGES, *_COUNTERS):
-            metric.remove(*series.labels)
+            metric.remove_by_labels(dict(zip(_RUN, series.labels, strict=True)))
         for rule in TriggerRule:
             TRIGGERS.remove(*series.labels, rule.value)
         for code in CODES:

@@ -62,7 +62,7 @@ _RPC_SECONDS = 5.0
 
 
 class MonitorUnavailableError(RuntimeError):
-    """The monitor did not answer; the pass is worth another try."""
+    """The monitor did not answer; the pass is worth another try. The message: gRPC's details."""
 
 
 class StoredWorld:
@@ -167,22 +167,24 @@ class StoredWorld:
         return epoch - 1
 
     def _main(self, *, expired: bool) -> tuple[dict[int, float], bool]:
-        reply = self._window_reply()
-        if reply is None:
+        try:
+            reply = self._window_reply()
+        except MonitorUnavailableError:
             if expired:
                 return {}, False
-            raise MonitorUnavailableError(self.id)
+            raise
         window = window_from_wire(reply.window)
         steps, losses = window.columns["step"], window.columns["loss"]
         return {int(s): float(v) for s, v in zip(steps, losses, strict=True)}, reply.over_threshold
 
-    def _window_reply(self) -> pb.WindowReply | None:
+    def _window_reply(self) -> pb.WindowReply:
+        """Raises MonitorUnavailableError."""
         request = pb.GetWindowRequest(run_uid=self.trigger.run_uid)
         try:
             reply: pb.WindowReply = self._monitor.GetWindow(request, timeout=_RPC_SECONDS)
         except grpc.RpcError as error:
             _log.info("world.monitor_unavailable", code=error.code().name)
-            return None
+            raise MonitorUnavailableError(f"{error.code().name}: {error.details()}") from error
         return reply
 
     # ---------------------------------------------------------------------------------------- do
@@ -276,8 +278,9 @@ class StoredWorld:
         if self.record.rules.policy is Policy.LADDER:
             self._create("draft", ladder.draft(command.trigger, command.bases, entries))
             return
-        reply = self._window_reply()
-        if reply is None:
+        try:
+            reply = self._window_reply()
+        except MonitorUnavailableError:
             return  # the monitor comes back; the command comes again
         window = window_from_wire(reply.window)
         lattice = lattice_of(self.spec, command.trigger, command.bases, entries)

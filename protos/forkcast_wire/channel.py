@@ -8,6 +8,7 @@ folder only the owner can enter, or behind an explicit flag.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, overload
 
@@ -16,6 +17,7 @@ import grpc.aio
 import structlog
 
 from forkcast_wire import crash_calls
+from forkcast_wire.certificates import Name, expiries_of
 from forkcast_wire.client_security import ClientSecurity, InsecureRefusedError
 
 __all__ = ["CLIENT_OPTIONS", "SERVER_OPTIONS", "InsecureRefusedError", "listen", "open_channel"]
@@ -124,13 +126,15 @@ def _security(target: str, tls: Path | None, *, insecure_dev: bool) -> ClientSec
 class ServerCertificates:
     """tls.key, tls.crt and ca.crt of a folder, read again before every handshake, so that a rotated
     secret counts from the next connection on. Files that do not belong together are not taken: the
-    last good ones stay.
+    last good ones stay. expiries: told when those expire that count from now on, by file.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, expiries: Callable[[Mapping[Name, float]], None] = lambda _: None
+    ) -> None:
+        self._folder, self._expiries = folder, expiries
         self._content = self._read()
-        self._check()
+        self._expiries(self._check())
         self.first = self._configuration()
 
     def _read(self) -> tuple[bytes, bytes, bytes]:
@@ -138,11 +142,16 @@ class ServerCertificates:
         key, certificate, authority = ((self._folder / name).read_bytes() for name in names)
         return key, certificate, authority
 
-    def _check(self) -> None:
-        """Raises OSError (ssl.SSLError is one) where key and certificate are no pair."""
+    def _check(self) -> dict[Name, float]:
+        """When they expire. Raises OSError (ssl.SSLError is one) where key and certificate are no
+        pair.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._folder / "tls.crt", self._folder / "tls.key")
         context.load_verify_locations(self._folder / "ca.crt")
+        return expiries_of(
+            self._folder / "ca.crt", self._folder / "tls.crt", self._folder / "tls.key", "server"
+        )
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         key, certificate, authority = self._content
@@ -154,13 +163,14 @@ class ServerCertificates:
             content = self._read()
             if content == self._content:
                 return None
-            self._check()
+            expiries = self._check()
             if self._read() != content:
                 return None  # amid a rotation; the next handshake sees its end
         except OSError as error:
             _log.warning("channel.certificates_not_usable", reason=str(error))
             return None
         self._content = content
+        self._expiries(expiries)
         return self._configuration()
 
 
@@ -171,9 +181,11 @@ def listen(
     tls: Path | None = None,
     insecure_dev: bool = False,
     client_certificates: bool = True,
+    expiries: Callable[[Mapping[Name, float]], None] = lambda _: None,
 ) -> int:
     """Bind the server; returns the port (1 for a Unix socket). A stale socket file is replaced.
-    Without ``client_certificates`` the clients prove who they are in another way.
+    Without ``client_certificates`` the clients prove who they are in another way. ``expiries`` is told,
+    at start and after a rotation, when the certificates expire, Unix seconds, by file.
 
     Raises InsecureRefusedError; OSError where the certificates are not usable; RuntimeError where
     the address is taken.
@@ -188,7 +200,7 @@ def listen(
         Path(target.removeprefix("unix:")).unlink(missing_ok=True)
     if tls is None:
         return int(server.add_insecure_port(target))
-    certificates = ServerCertificates(tls)
+    certificates = ServerCertificates(tls, expiries)
     credentials = grpc.dynamic_ssl_server_credentials(
         certificates.first, certificates, require_client_authentication=client_certificates
     )

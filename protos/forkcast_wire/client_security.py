@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ import grpc
 #: The environment variables; each of the first four names a file.
 CA, CERTIFICATE, KEY = "FORKCAST_TLS_CA", "FORKCAST_TLS_CERT", "FORKCAST_TLS_KEY"
 TOKEN, INSECURE = "FORKCAST_TOKEN_FILE", "FORKCAST_INSECURE_DEV"
+
+
+#: How gRPC words why it does not take a server's certificate.
+_UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED: *([A-Za-z][A-Za-z -]*[A-Za-z])")
 
 
 class InsecureRefusedError(ValueError):
@@ -93,6 +98,14 @@ class ClientSecurity:
                 digest.update(b"missing")
             digest.update(b"\0")
         return digest.hexdigest()
+
+
+def handshake_trouble(details: str) -> str:
+    """Why the server's certificate is not taken, by a call's status details, e.g. "certificate has
+    expired"; "" if they tell of something else.
+    """
+    found = _UNTRUSTED.search(details)
+    return found[1] if found else ""
 
 
 def _read(target: str, path: Path | None) -> bytes | None:

@@ -6,7 +6,8 @@ by name instead of becoming a half-filled record.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -14,7 +15,7 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from forkcast.actions import Action
-from forkcast.canonical import canonical_json
+from forkcast.canonical import Json, canonical_json, plain
 from forkcast.lineage import LineageEntry, head
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
@@ -145,7 +146,24 @@ def load(kind: type[T], data: bytes) -> T:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise DocumentError(f"{kind.__name__}: {where}: {first['msg']}") from error
+    if where := ".".join(_not_finite(plain(record))):
+        raise DocumentError(f"{kind.__name__}: {where}: Input should be a finite number")
     return record
+
+
+def _not_finite(value: Json) -> list[str]:
+    """The path to the first number that is NaN or infinite, which `dump` would refuse."""
+    parts: Iterable[tuple[object, Json]] = ()
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list):
+        parts = enumerate(value)
+    for name, part in parts:
+        if isinstance(part, float) and not math.isfinite(part):
+            return [str(name)]
+        if found := _not_finite(part):
+            return [str(name), *found]
+    return []
 
 
 def load_at(store: Store, kind: type[T], key: str) -> T:

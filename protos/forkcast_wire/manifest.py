@@ -117,7 +117,9 @@ FIXED: Final = (
     "data",
     "stressors",
     "optimizer",
-    *_fields(Training, "training", "totalSteps", "scheduleSteps", "threads", "changedText"),
+    *_fields(
+        Training, "training", "totalSteps", "scheduleSteps", "threads", "changedText", "hangSeconds"
+    ),
     "parallelism",
     "storage",
     "managedBy",

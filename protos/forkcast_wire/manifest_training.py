@@ -86,6 +86,11 @@ class Training(Part):
     """What a start does if the text or the tokenizer gives other tokens than the run has trained on.
     Accept: it goes on with them, in other windows and with another held-out part: losses before and
     after do not compare."""
+    hang_seconds: Annotated[int, Field(ge=0, le=86_400, strict=True)] = 600
+    """A process that shows no progress for so long (stuck, or stopped) is named in the log, with where
+    it is stuck; all processes are ended and the run is started again from its newest state. Six times
+    as long at the start, in the first step and in the last save; without end while it reads the store
+    or waits for other processes. Longer than the slowest step; 0 watches nothing."""
 
 
 class Parallelism(Part):

@@ -15,10 +15,11 @@ import grpc.aio
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from forkcast_wire import channel, crash, crash_calls
 from forkcast_wire.access import OPERATOR, Admission, ByCertificate, ByToken
+from forkcast_wire.certificates import Expiries
 from forkcast_wire.guard import Guard, Places
 from forkcast_wire.termination import Stop
 from forkcast_wire.token_review import ApiReviewer
@@ -126,7 +127,8 @@ def from_arguments(given: argparse.Namespace) -> Serving:
 class Service:
     """What is served. name: of the gRPC service. add: puts its servicer into a server. refused: is
     told the reason of every refused caller. receive_bytes: of the largest request. drain: ends the
-    open streams. places: what a caller may have open.
+    open streams. expiry: when the certificates expire, Unix seconds, by file. places: what a caller
+    may have open.
     """
 
     name: str
@@ -135,6 +137,7 @@ class Service:
     refused: Callable[[str], None]
     receive_bytes: int
     drain: Callable[[], Awaitable[None]]
+    expiry: Gauge
     places: Places = Places()  # noqa: RUF009  frozen
 
 
@@ -153,6 +156,8 @@ class Running(AbstractAsyncContextManager["Running"]):
         )
         self._plain = grpc.aio.server(options=channel.server_options("", 4096))
         self._health = health.aio.HealthServicer()
+        self._expiries = Expiries(service.expiry)
+        self._telling: asyncio.Task[None] | None = None
         self.port = self.health_port = self.metrics_port = 0
 
     async def __aenter__(self) -> Self:
@@ -169,6 +174,7 @@ class Running(AbstractAsyncContextManager["Running"]):
             tls=given.tls,
             insecure_dev=given.insecure_dev,
             client_certificates=given.auth == "mtls",
+            expiries=self._expiries.use,
         )
         if given.health_port:  # a kubelet's probe speaks no TLS
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._plain)
@@ -185,10 +191,13 @@ class Running(AbstractAsyncContextManager["Running"]):
         await self._server.start()
         for one in ("", name):
             await self._health.set(one, health_pb2.HealthCheckResponse.SERVING)
+        self._telling = asyncio.create_task(self._expiries.tell_for_ever(), name="certificates")
         return self
 
     async def __aexit__(self, *_error: object) -> None:
         """Not serving, the streams ended, no new calls, and what still runs gets a second."""
+        if self._telling is not None:
+            self._telling.cancel()
         await self._health.enter_graceful_shutdown()
         await self._service.drain()
         await self._server.stop(_GRACE_SECONDS)

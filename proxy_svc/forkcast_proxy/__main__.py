@@ -55,6 +55,7 @@ async def _serve(given: argparse.Namespace, stop: termination.Stop) -> None:
         refused=lambda reason: metrics.REFUSED.labels(reason).inc(),
         receive_bytes=RECEIVE_BYTES,
         drain=proxy.drain,
+        expiry=metrics.EXPIRY,
         places=PLACES,
     )
     structlog.get_logger().info("proxy.model", note=proxy.note)

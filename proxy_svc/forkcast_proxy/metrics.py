@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from forkcast.records import Forecast
 from forkcast_wire.access import REASONS as REFUSALS
 
+# each would double the series of a counter
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 FORECASTS = Counter(
     "forkcast_proxy_forecasts",
@@ -35,6 +37,12 @@ REFUSED = Counter(
     "forkcast_proxy_requests_refused",
     "Calls refused before they were served",
     ["reason"],
+    registry=REGISTRY,
+)
+EXPIRY = Gauge(
+    "forkcast_proxy_certificate_expiry_timestamp_seconds",
+    "When a certificate in use expires",
+    ["file"],
     registry=REGISTRY,
 )
 #: How the service words a reason, and the label it has; the first that fits.

@@ -21,6 +21,7 @@ ALERTS: dict[str, dict[str, Any]] = {
     for rule in group["rules"]
 }
 RUN = 'namespace="lab",run="one"'
+_EXPIRY = 'forkcast_operator_certificate_expiry_timestamp_seconds{job="operator",service="proxy",file="ca.crt"}'
 _OPERATOR = 'instance="o:9090",job="operator"'
 
 #: A healthy installation over six hours, one sample a minute.
@@ -53,6 +54,7 @@ HEALTHY = {
     f"forkcast_stats_dropped_total{{{RUN}}}": "0x400",
     'forkcast_proxy_forecasts_total{outcome="forecast"}': "0+10x400",
     'forkcast_proxy_forecasts_total{outcome="abstained"}': "0+1x400",
+    'forkcast_monitor_certificate_expiry_timestamp_seconds{job="monitor",file="tls.crt"}': "2e9x400",
     'forkcast_proxy_model_info{sha256="0",feature_version="1"}': "1x400",
 }
 
@@ -168,6 +170,16 @@ ILL: dict[str, tuple[dict[str, str | None], dict[str, str], str]] = {
         {'forkcast_proxy_requests_refused_total{job="proxy",reason="token"}': "0+12x400"},
         {"job": "proxy", "reason": "token"},
         "proxy refuses 200m calls a second: token",
+    ),
+    "ForkcastCertificateExpires": (
+        {_EXPIRY: "1015200x400"},
+        {"job": "operator", "service": "proxy", "file": "ca.crt"},
+        "ca.crt of operator expires in 11d 12h 0m 0s",
+    ),
+    "ForkcastCertificateExpired": (
+        {_EXPIRY: "7200x400"},
+        {"job": "operator", "service": "proxy", "file": "ca.crt"},
+        "ca.crt of operator has expired",
     ),
     "ForkcastProxyUnavailable": (
         {'forkcast_operator_proxy_requests_total{result="unavailable"}': "0+1x400"},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "charts" / "forkcast" / "files" / "dashboards").glob("*.json"))
@@ -148,3 +149,14 @@ def test_the_page_is_what_a_service_registers(module):
         )
     }
     assert registered == on_page
+
+
+@pytest.mark.parametrize("module", REGISTRIES)
+def test_no_series_tells_when_a_counter_was_made(module):
+    """They would be as many as the counters, and nothing reads them."""
+    metrics = importlib.import_module(module)
+    if declare := getattr(metrics, "declare", None):
+        declare()
+    text = generate_latest(metrics.REGISTRY).decode()
+    assert "_total" in text
+    assert "_created" not in text

@@ -44,7 +44,11 @@ def main() -> int:
         return 1
     page = _PAGE.read_text()
     pattern = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
-    written = pattern.sub(lambda _: _BEGIN + table(cases) + _END, page)
+    written, places = pattern.subn(lambda _: _BEGIN + table(cases) + _END, page)
+    if places != 1:
+        where = _PAGE.relative_to(_ROOT)
+        sys.stderr.write(f"{where}: {places} places for the table; mark one by {_BEGIN}{_END}")
+        return 1
     if "--check" not in sys.argv:
         _PAGE.write_text(written)
     elif written != page:

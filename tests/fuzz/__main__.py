@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz NAME [--seconds N | --runs N]`: one target under a coverage-guided fuzzer.
+"""`python -m tests.fuzz NAME [--seconds N | --runs N] [--seed N]`: one target under a coverage-guided fuzzer.
 
 Exit code 0 if nothing but refusals came of it. An input that breaks the target is written to
 tests/fuzz/corpus/NAME/, where the tests feed it from then on.
@@ -31,6 +31,9 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--seconds", type=int, default=0, help="0: no limit")
     parser.add_argument("--runs", type=int, default=-1, help="inputs tried; -1: no limit")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the mutations; 0: another each time"
+    )
     given = parser.parse_args()
     with atheris.instrument_imports(include=_OURS):
         target = importlib.import_module(f"tests.fuzz.targets.{given.target}")
@@ -42,6 +45,7 @@ def main() -> None:
         options = [
             f"-max_total_time={given.seconds}",
             f"-runs={given.runs}",
+            f"-seed={given.seed}",
             f"-rss_limit_mb={_MEMORY_MB}",
             f"-timeout={_STUCK_SECONDS}",
             f"-max_len={_LONGEST}",

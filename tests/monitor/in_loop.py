@@ -4,7 +4,7 @@ import contextlib
 
 import grpc
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from forkcast_monitor.__main__ import RECEIVE_BYTES
 from forkcast_monitor.runs import Runs
@@ -48,6 +48,7 @@ async def served(folder, listen=None, **limits):
         refused=lambda _: None,
         receive_bytes=RECEIVE_BYTES,
         drain=monitor.drain,
+        expiry=Gauge("expiry", "of certificates", ["file"], registry=None),
     )
     channels = []
     async with Running(serving(listen or f"unix:{folder}/m.sock"), service) as running:

@@ -22,8 +22,8 @@ from forkcast_wire.channel import open_channel
 from forkcast_wire.client_security import ClientSecurity
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from forkcast_wire.token_review import Reviewed, ReviewUnavailableError
+from tests.certificates import Authority
 
-from .certificates import Authority
 from .conftest import Process, Talker, free_port, registration, statistics, wait_for
 
 AUDIENCE = "forkcast-monitor"

@@ -18,8 +18,8 @@ from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from forkcast_wire.guard import Places, Room
 from forkcast_wire.reviews import CrowdedError, ReviewLimits, Reviews
 from forkcast_wire.token_review import Reviewed, plausible
+from tests.certificates import Authority
 
-from .certificates import Authority
 from .conftest import answer, registration, statistics
 from .in_loop import hello, refusal, served
 from .test_access import Secured, TokenReviews, register, token_of

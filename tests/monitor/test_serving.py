@@ -116,6 +116,32 @@ def test_a_runs_series_come_with_it_and_go_with_it(start_monitor, connect):
     asyncio.run(play())
 
 
+def test_a_run_that_has_not_started_has_no_loss(start_monitor, connect):
+    port = free_port()
+    start_monitor("--metrics-port", str(port))
+    measured = (
+        "uncertainty_index",
+        "uncertainty_zscore",
+        "train_loss",
+        "grad_norm",
+        "lineage_epoch",
+    )
+
+    async def play():
+        async with connect() as (_, stub):
+            await stub.RegisterRun(registration("a"), wait_for_ready=True)
+            await stub.RegisterRun(registration("b"))
+            shown = {
+                name: v for (name, labels), v in scrape(port).items() if ("run", "run-a") in labels
+            }
+            assert not {f"forkcast_{name}" for name in measured} & shown.keys()
+            assert (shown["forkcast_report_streams"], shown["forkcast_steps_total"]) == (0, 0)
+            await stub.ForgetRun(pb.ForgetRunRequest(run_uid="a"))
+            assert not [key for key in scrape(port) if ("run", "run-a") in key[1]]
+
+    asyncio.run(play())
+
+
 def test_series_are_capped_and_the_rest_counts_together():
     table = SeriesTable(most=3)
     series = {n: table.open(f"uid{n}", "cap", f"r{n}") for n in range(100)}
@@ -167,6 +193,7 @@ def test_the_documentation_lists_what_is_exposed(registry, heading):
     assert labels <= {"namespace", "run", "rule", "code", "reason", "source", "outcome"} | {
         "sha256",
         "feature_version",
+        "file",
     }
 
 

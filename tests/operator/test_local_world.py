@@ -215,7 +215,7 @@ def test_a_dead_monitor_delays_the_verdict_until_the_deadline(world, tmp_path) -
         deciding = Deciding(
             branch=world.record.name, trigger=TRIGGER, bases=(), draft=None, cut_short=False
         )
-        with pytest.raises(MonitorUnavailableError):
+        with pytest.raises(MonitorUnavailableError, match="UNAVAILABLE: "):
             alone.observe(deciding)
         late = replace(world.record, opened_at=0.0)
         expired = LocalWorld(SPEC, world.store, late, stub, None, tmp_path).observe(deciding)

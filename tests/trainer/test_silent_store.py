@@ -21,7 +21,7 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.documents import saved_states
 from forkcast_wire.manifest import TrainingRun as Manifest
 from forkcast_wire.store import StoreUnavailable, open_store, put_document
-from tests.silent_line import SilentLine
+from tests.silent_line import Line
 from tests.versitygw import Versitygw
 
 BASE = 10
@@ -40,7 +40,7 @@ def remote(gateway, run_in, tmp_path):
     """(a run whose store is behind a line, the line, the store as others see it)."""
     bucket = f"b{secrets.token_hex(6)}"
     gateway.make_bucket(bucket)
-    line = SilentLine(int(gateway.endpoint.rpartition(":")[2]))
+    line = Line(int(gateway.endpoint.rpartition(":")[2]))
     run = run_in(tmp_path / "r", steps=10**8, ring=BASE, every=10**6)
     document = run.manifest.document()
     document["spec"]["storage"] = {
@@ -64,7 +64,7 @@ def test_training_goes_on_while_a_silent_store_keeps_the_state_of_a_collapse(
     process = run.start(monitor.target)
     try:
         until(lambda: saved_states(store, StateKind.RING) and run.progress().get("step"), "a state")
-        line.silence()
+        line.fall_silent()
         what = pb.Collapse(branch="b", epoch=1, decision_digest="d")
         monitor.listener.tell(id="h", hold=pb.Hold(branch="b", deadline_seconds=100_000))
         monitor.listener.tell(id="c", collapse=what)
@@ -87,7 +87,7 @@ def test_training_goes_on_while_a_silent_store_keeps_the_state_of_a_collapse(
             trigger_step=base.step,
         )
         put_document(store, lineage_key(1), entry)
-        line.speak()
+        line.speak(hang_up=True)
         until(lambda: run.progress()["epoch"] == 1, "the new epoch")
         process.terminate()
         assert process.wait() == 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-import ipaddress
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +10,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from forkcast_wire import channel
 from forkcast_wire.client_security import CA, CERTIFICATE, INSECURE, KEY, TOKEN, ClientSecurity
+from tests.certificates import Authority
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -46,37 +41,7 @@ def check(made: grpc.Channel) -> int:
 
 def certificates(folder: Path) -> Path:
     """A new authority and one certificate of it for 127.0.0.1, as a mounted secret has them."""
-    folder.mkdir()
-    now = dt.datetime.now(dt.UTC)
-    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
-
-    def sign(name: str, public: ec.EllipticCurvePublicKey, *, ca: bool) -> bytes:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            .issuer_name(authority)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(hours=1))
-            .not_valid_after(now + dt.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        )
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        signed = builder.sign(authority_key, hashes.SHA256())
-        return signed.public_bytes(serialization.Encoding.PEM)
-
-    (folder / "ca.crt").write_bytes(sign("authority", authority_key.public_key(), ca=True))
-    (folder / "tls.crt").write_bytes(sign("service", key.public_key(), ca=False))
-    (folder / "tls.key").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return folder
+    return Authority().issue(folder)
 
 
 def test_plain_text_needs_a_unix_socket_or_the_flag(server: grpc.Server, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from forkcast_trainer import ranks
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.starts import adopt_identity, attempt_of_all
 from forkcast_trainer.train import TrainingRun
+from forkcast_wire import beats, hang
 from forkcast_wire.manifest import TrainingRun as Manifest
+from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.process import (
     configure_logging,
     die_with_parent,
@@ -67,6 +69,21 @@ def main() -> int:
     return code
 
 
+def _beat(spec: TrainingRunSpec, place: tuple[int, int, int]) -> None:
+    """Beat from here on, for the process that watches this one. A lone process that has none, as in
+    a pod, watches itself. What cannot beat trains on, unwatched.
+    """
+    rank, world, _ = place
+    try:
+        hang.dump_when_asked()
+        pulse = beats.start(rank, spec.training.hang_seconds)
+    except OSError as error:
+        _log.warning("trainer.not_watched", error=str(error))
+        return
+    if world == 1 and beats.FOLDER_VARIABLE not in os.environ:
+        hang.watch_myself(pulse)
+
+
 def _train(given: argparse.Namespace, stop: threading.Event, world: int) -> tuple[int, bool]:
     """The exit code, and whether this rank has come to the run's end together with the others."""
     place = (int(os.environ.get("RANK", "0")), world, int(os.environ.get("LOCAL_RANK", "0")))
@@ -74,6 +91,7 @@ def _train(given: argparse.Namespace, stop: threading.Event, world: int) -> tupl
         adopt_identity(given.run, given.workdir)
     try:
         manifest = Manifest.model_validate(json.loads(given.manifest.read_text()))
+        _beat(manifest.spec, place)
         if given.claim_attempt:
             given.attempt = attempt_of_all(manifest.spec.storage, given.workdir, place, stop)
         run = TrainingRun(

@@ -30,6 +30,7 @@ from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.schedule import scheduled_rate
 from forkcast_trainer.stressors.long_sequence import LONGER
+from forkcast_wire import beats
 from forkcast_wire.manifest import Device, Dtype, StressorType, TrainingRunSpec
 
 _REWARM_STEPS = 150
@@ -256,6 +257,7 @@ class Engine:
         micro: list[list[Tensor]] = []
         first: Tensor | None = None
         for number in range(count):  # every rank draws all ranks' windows: one sampler state
+            beats.beat()
             ids = self.batches.batch(step, self.sampler, training.micro_batch_size)
             if world > 1 and number % world != self.place.rank:
                 continue
@@ -272,14 +274,20 @@ class Engine:
             total += loss.detach().float() / count
         self.generators.turn_to(0)
         if world > 1:
-            dist.all_reduce(total)
-            if not self.clipping.needs_micro_gradients:
-                for parameter in self.parameters:
-                    if parameter.grad is not None:
-                        dist.all_reduce(parameter.grad)
+            with beats.during(beats.Phase.MEET):
+                self._sum_over_ranks(total)
         if first is None:
             raise RuntimeError("a step without a micro-batch")
         return float(total), micro, first
+
+    def _sum_over_ranks(self, total: Tensor) -> None:
+        """The step's loss, and its gradient if that is not the clipping's to sum."""
+        dist.all_reduce(total)
+        if self.clipping.needs_micro_gradients:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
 
     def _overflow(self) -> bool:
         """Whether loss scaling found an infinity, on any rank: then all of them skip the step and
@@ -290,8 +298,9 @@ class Engine:
         state = self.scaler._per_optimizer_states[id(self.optimizer)]
         found = list(state["found_inf_per_device"].values())
         if self.place.world > 1:
-            for one in found:
-                dist.all_reduce(one, op=dist.ReduceOp.MAX)
+            with beats.during(beats.Phase.MEET):
+                for one in found:
+                    dist.all_reduce(one, op=dist.ReduceOp.MAX)
         return any(bool(one.item()) for one in found)
 
     def _own_gradient(self, loss: Tensor, count: int) -> list[Tensor]:
@@ -402,6 +411,7 @@ class Engine:
         total, tokens = 0.0, 0
         try:
             for ids in self.full_validation if full else self.validation:
+                beats.beat()
                 batch = torch.from_numpy(ids).to(self.place.device)
                 with self.autocast():
                     loss = self.loss_of(batch, model=self.module)

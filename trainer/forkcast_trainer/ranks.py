@@ -10,6 +10,8 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from forkcast_wire import beats
+
 
 def join() -> None:
     """Meet the other ranks. The environment says who they are, as torchrun sets it."""
@@ -29,7 +31,8 @@ def leave() -> None:
     """
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-    dist.all_reduce(torch.zeros(1))
+    with beats.during(beats.Phase.MEET):
+        dist.all_reduce(torch.zeros(1))
     dist.destroy_process_group()
 
 

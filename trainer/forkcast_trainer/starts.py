@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from forkcast.ports import Store
-from forkcast_wire import keys
+from forkcast_wire import beats, keys
 from forkcast_wire.files import replace_bytes
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store import AlreadyExists, open_store, put_document, wait_for
@@ -58,7 +58,8 @@ def attempt_of_all(
         claimed = wait_for(lambda: claim_attempt(open_store(storage, workdir)), stop)
     attempt = torch.tensor(claimed)
     if world > 1:
-        dist.broadcast(attempt, src=0)
+        with beats.during(beats.Phase.MEET):
+            dist.broadcast(attempt, src=0)
     return int(attempt.item())
 
 

@@ -28,6 +28,7 @@ from forkcast_trainer.data.sampler import SamplerState
 from forkcast_trainer.engine import ActionState, Engine
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.randomness import Randomness
+from forkcast_wire import beats
 from forkcast_wire.documents import load
 
 T = TypeVar("T")
@@ -40,7 +41,8 @@ def randomness_of_all(engine: Engine) -> list[Randomness]:
     if engine.place.world == 1:
         return [mine, *engine.generators.others]
     gathered: list[Any] = [None] * engine.place.world
-    dist.all_gather_object(gathered, mine)
+    with beats.during(beats.Phase.MEET):
+        dist.all_gather_object(gathered, mine)
     return gathered
 
 

@@ -25,7 +25,7 @@ from forkcast_trainer.progress import Progress
 from forkcast_trainer.randomness import Randomness
 from forkcast_trainer.report import Hello, Reporter
 from forkcast_trainer.saver import Saver
-from forkcast_wire import completion, crash, keys
+from forkcast_wire import beats, completion, crash, keys
 from forkcast_wire.documents import Complete, RunInfo, lineage_head, load, survey
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import StoreError, open_store, wait_for
@@ -102,7 +102,8 @@ class TrainingRun:
         ours = self.engine.text
         first = [ours]
         if self.place.world > 1:
-            dist.broadcast_object_list(first, src=0)
+            with beats.during(beats.Phase.MEET):
+                dist.broadcast_object_list(first, src=0)
         identity.agree(first[0], ours)
         if self.place.rank == 0:
             accept = self.spec.training.changed_text == "Accept"
@@ -116,7 +117,8 @@ class TrainingRun:
         """
         start = [wait_for(self._newest, self.stop)] if self.place.rank == 0 else [(None, None)]
         if self.place.world > 1:
-            dist.broadcast_object_list(start, src=0)
+            with beats.during(beats.Phase.MEET):
+                dist.broadcast_object_list(start, src=0)
         entry, ref = start[0]
         if self.place.rank and ref is not None:
             state.restore(self.engine, wait_for(lambda: self._fetched(ref), self.stop))
@@ -188,7 +190,9 @@ class TrainingRun:
             self._due.add(StateKind.RING)  # an early trigger needs a base, too
         elif self.engine.position.epoch:
             self._due.add(StateKind.CHECKPOINT)  # the new epoch must be durable
+        phase = beats.Phase.FIRST_STEP
         while True:
+            beats.beat(phase, self.engine.position.step)
             order, kind, collapse = self._agreed()
             if kind is not None:
                 self._save(kind)
@@ -197,13 +201,12 @@ class TrainingRun:
             if collapse and self._adopt():
                 continue
             if order is Order.WAIT:
-                self.newer.wait(_HELD_POLL_SECONDS)
+                self._wait(self.newer)
             elif order is Order.HOLD:
                 if self.progress.word != "held" and self.place.device.type == "cuda":
                     torch.cuda.empty_cache()  # the rollouts need the room
                 self._tell_progress("held")
-                waits = self.newer if self.newer.reading else self.reporter
-                waits.wait(_HELD_POLL_SECONDS)
+                self._wait(self.newer if self.newer.reading else self.reporter)
             elif self.engine.position.step >= total:
                 if self._complete():
                     return True
@@ -211,6 +214,11 @@ class TrainingRun:
                 stats = self.engine.step()
                 crash.reach("step")
                 self._after(stats)
+                phase = beats.Phase.STEP
+
+    def _wait(self, what: NewerEpochReader | Reporter) -> None:
+        with beats.during(beats.Phase.HOLD):
+            what.wait(_HELD_POLL_SECONDS)
 
     def _after(self, stats: StepStats) -> None:
         step = stats.step + 1
@@ -232,7 +240,8 @@ class TrainingRun:
         if step == total or (step % rules.every_steps and step % rules.full_every_steps):
             return None  # the last step is followed by the full evaluation of the end
         full = step % rules.full_every_steps == 0
-        self._validation_loss = self.engine.evaluate(full=full)
+        with beats.during(beats.Phase.EVALUATE):
+            self._validation_loss = self.engine.evaluate(full=full)
         return self._validation_loss
 
     def _save(self, kind: StateKind) -> None:
@@ -255,7 +264,8 @@ class TrainingRun:
         if self.place.world > 1:
             place = 0 if save is None else 1 + _KINDS.index(save)
             codes = torch.tensor([int(wish), place, int(collapse)])
-            dist.all_reduce(codes, op=dist.ReduceOp.MAX)
+            with beats.during(beats.Phase.MEET):
+                dist.all_reduce(codes, op=dist.ReduceOp.MAX)
             order, code, collapsing = codes.tolist()
             wish, save = Order(order), _KINDS[code - 1] if code else None
             collapse = bool(collapsing)
@@ -333,13 +343,15 @@ class TrainingRun:
         if self.place.world == 1:
             return epoch, epoch
         codes = torch.tensor([epoch, -epoch])
-        dist.all_reduce(codes, op=dist.ReduceOp.MIN)
+        with beats.during(beats.Phase.MEET):
+            dist.all_reduce(codes, op=dist.ReduceOp.MIN)
         return int(codes[0].item()), -int(codes[1].item())
 
     # --------------------------------------------------------------------------------------- end
 
     def _leave(self) -> bool:
         """SIGTERM: save what there is and go."""
+        beats.beat(beats.Phase.END)
         ranks = state.randomness_of_all(self.engine)
         if self.saver is not None:
             self.unsaved = not self._save_last(ranks)
@@ -362,6 +374,7 @@ class TrainingRun:
         """The last step is taken: evaluate, save, and say so. False where the store does not take
         it now; then it is tried again.
         """
+        beats.beat(beats.Phase.END)
         position = self.engine.position
         if self._final is None or self._final[:2] != (position.epoch, position.step):
             loss = self.engine.evaluate(full=True)
@@ -370,7 +383,8 @@ class TrainingRun:
         done = self.saver is None or (self._save_last(ranks) and self._write_complete())
         if self.place.world > 1:
             verdict = torch.tensor(int(done))
-            dist.all_reduce(verdict, op=dist.ReduceOp.MIN)
+            with beats.during(beats.Phase.MEET):
+                dist.all_reduce(verdict, op=dist.ReduceOp.MIN)
             done = bool(verdict.item())
         if not done:
             self._retry_at = time.monotonic() + _RETRY_SECONDS

@@ -49,6 +49,7 @@ from forkcast_operator.kubernetes.queue import WorkQueue
 from forkcast_operator.kubernetes.runs import Key, Runs
 from forkcast_operator.kubernetes.scope import SELECTOR, Scope, rival
 from forkcast_operator.kubernetes.view import View
+from forkcast_wire.certificates import Expiries, expiries_of
 from forkcast_wire.channel import open_channel
 from forkcast_wire.client_security import ClientSecurity
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
@@ -66,6 +67,8 @@ _DEFINITION_SECONDS: Final = 10.0
 #: The watches and the lease have this long to end by themselves, and again after being cancelled.
 _LEAVE_SECONDS: Final = 5.0
 _USAGE: Final = 2
+#: So often the files of certificates are looked at; they are used once two looks agree.
+_CERTIFICATE_SECONDS: Final = 10.0
 #: So often it is looked for another operator of the same runs.
 _RIVAL_SECONDS: Final = 5.0
 _FORBIDDEN: Final = 403
@@ -84,22 +87,19 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def channel_of(service: Service | None) -> grpc.Channel | None:
-    """The channel to a service, None where there is none. Raises InsecureRefusedError."""
-    if service is None:
-        return None
+def security_of(service: Service) -> ClientSecurity:
+    """What the operator trusts and shows when it calls a service."""
 
     def file(name: str) -> Path | None:
         return service.tls / name if service.tls and (service.tls / name).exists() else None
 
-    security = ClientSecurity(
+    return ClientSecurity(
         ca=file("ca.crt"),
         certificate=file("tls.crt"),
         key=file("tls.key"),
         token=service.token_file,
         insecure_dev=service.insecure_dev,
     )
-    return open_channel(service.target, security=security)
 
 
 class Operator:
@@ -115,6 +115,9 @@ class Operator:
         self._turned = time.monotonic()
         self._scope = Scope(config.managed_by, tuple(sorted(given.namespace)))
         self._rival = ""
+        self._expiries = Expiries(metrics.EXPIRY)
+        #: Of the services' certificates as they are used, by service.
+        self._opened: dict[str, tuple[ClientSecurity, str]] = {}
 
     async def run(self) -> int:
         """0 after SIGTERM; 1 where something ended that must not."""
@@ -145,7 +148,8 @@ class Operator:
             stopped = asyncio.Event()
             watching = asyncio.create_task(self._watch(kinds, pulse, stopped), name="watches")
             stopping = asyncio.create_task(_until(stop, stopped), name="stop")
-            tasks = {leading, watching, stopping}
+            replaced = asyncio.create_task(self._replaced(), name="certificates")
+            tasks = {leading, watching, stopping, replaced}
             if not branches:
                 tasks.add(asyncio.create_task(self._branches_served(folder), name="definitions"))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -189,18 +193,46 @@ class Operator:
         cluster = await self._connect_to(BRANCH, folder, _DEFINITION_SECONDS)
         await cluster.close()
 
+    def _channel_to(self, name: str, service: Service | None) -> grpc.Channel | None:
+        """The channel to a service, None where there is none. Raises InsecureRefusedError."""
+        if service is None:
+            return None
+        security = security_of(service)
+        self._opened[name] = (security, security.fingerprint())
+        files = expiries_of(security.ca, security.certificate, security.key, "client")
+        self._expiries.use({(name, *file): expires for file, expires in files.items()})
+        return open_channel(service.target, security=security)
+
+    def _own_expired(self) -> list[str]:
+        return sorted(file for service, file in self._expiries.expired() if service == "monitor")
+
+    async def _replaced(self) -> None:
+        """Wait until the files of a certificate are others; the operator then begins anew with
+        them: an open channel keeps those that it was opened with. Meanwhile their end is told.
+        """
+        before: dict[str, str] = {}
+        while True:
+            await asyncio.sleep(_CERTIFICATE_SECONDS)
+            self._expiries.tell()
+            now = {name: one.fingerprint() for name, (one, _) in self._opened.items()}
+            changed = [name for name, (_, used) in self._opened.items() if now[name] != used]
+            if changed and now == before:  # not amid the change
+                _log.info("operator.certificates_replaced", services=changed)
+                return
+            before = now
+
     def _runs(self, cluster: Cluster, *, jobsets: bool, stack: AsyncExitStack) -> Runs:
         loop = asyncio.get_running_loop()
         link = proxy = None
-        if (channel := channel_of(self._config.monitor)) is not None:
+        if (channel := self._channel_to("monitor", self._config.monitor)) is not None:
 
             def wake(uid: str) -> None:
                 loop.call_soon_threadsafe(self._wake_uid, uid)
 
-            link = MonitorLink(channel, wake)
+            link = MonitorLink(channel, wake, self._own_expired)
             link.start()
             stack.callback(link.close)
-        if (channel := channel_of(self._config.proxy)) is not None:
+        if (channel := self._channel_to("proxy", self._config.proxy)) is not None:
             proxy = ProxyStub(channel)
             stack.callback(channel.close)
         return Runs(

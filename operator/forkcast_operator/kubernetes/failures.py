@@ -27,6 +27,14 @@ def store_unavailable(place: StorePlace, error: StoreError) -> Failure:
     return Failure(reason="StoreUnavailable", message=f"{where}: {why}")
 
 
+def monitor_unavailable(trouble: str) -> Failure:
+    """The monitor is away. trouble: what certificates have to do with it, "" for nothing."""
+    message = "the verdict waits for it"
+    return Failure(
+        reason="MonitorUnavailable", message=f"{message}: {trouble}" if trouble else message
+    )
+
+
 def refused(what: str, error: ClusterError) -> Failure | None:
     """The API server will not have what the run is made of: a person is needed. what: Trainer or
     Rollout. None where the request may succeed another time.

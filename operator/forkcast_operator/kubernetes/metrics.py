@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from forkcast.admission import Refusal
 from forkcast.decision import Outcome, ProxyAnswer, Verdict
 from forkcast_wire.resources import RunState
 
+# each would double the series of a counter
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY: Final = CollectorRegistry()
 _P: Final = "forkcast_operator"
 _RUN: Final = ("namespace", "run")
@@ -21,6 +23,12 @@ LEADER = Gauge(f"{_P}_leader", "1 while this replica holds the lease.", registry
 EVENT_AGE = Gauge(
     f"{_P}_last_event_age_seconds",
     "Seconds since the watch on TrainingRuns last showed life.",
+    registry=REGISTRY,
+)
+EXPIRY = Gauge(
+    f"{_P}_certificate_expiry_timestamp_seconds",
+    "When a certificate that the operator uses for a service expires.",
+    ["service", "file"],
     registry=REGISTRY,
 )
 RECONCILE_SECONDS = Histogram(

@@ -17,6 +17,7 @@ import structlog
 from forkcast.records import Trigger
 from forkcast_operator.kubernetes.run import Run
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.client_security import handshake_trouble
 from forkcast_wire.codec import trigger_from_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from forkcast_wire.manifest import TrainingRunSpec
@@ -37,11 +38,19 @@ async def in_thread(call: Callable[[*A], T], *arguments: *A) -> T:
 
 
 class MonitorLink:
-    """Thread-safe. ``wake`` is called, from a thread, with the uid of a run that has a trigger."""
+    """Thread-safe. ``wake`` is called, from a thread, with the uid of a run that has a trigger.
+    ``own_expired``: which of the operator's own certificate files for the monitor have expired.
+    """
 
-    def __init__(self, channel: grpc.Channel, wake: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        wake: Callable[[str], None],
+        own_expired: Callable[[], list[str]] = list,
+    ) -> None:
         self.stub = MonitorStub(channel)
-        self._channel, self._wake = channel, wake
+        self._channel, self._wake, self._own_expired = channel, wake, own_expired
+        self._trouble = ""
         self._lock = threading.Lock()
         self._registered: dict[str, str] = {}
         self._objects: dict[str, str] = {}
@@ -130,6 +139,24 @@ class MonitorLink:
             fresh = time.monotonic() - self._heard < 6 * _LIST_SECONDS
             return self._summaries.get(uid) if fresh else None
 
+    def handshake_trouble(self, error: str) -> str:
+        """Why the monitor is not spoken to, by a call's status code and details, if certificates are
+        the reason; "" otherwise.
+        """
+        if not error.startswith(grpc.StatusCode.UNAVAILABLE.name):
+            return ""
+        if own := self._own_expired():
+            return (
+                f"the operator's own {' and '.join(own)} for the monitor: certificate has expired"
+            )
+        found = handshake_trouble(error)
+        return f"the monitor's certificate is refused: {found}" if found else ""
+
+    def trouble(self) -> str:
+        """What certificates have to do with it that the monitor was not heard last, "" for nothing."""
+        with self._lock:
+            return self._trouble
+
     def triggers(self, uid: str) -> list[Trigger]:
         """Those not yet settled, oldest first."""
         with self._lock:
@@ -163,10 +190,21 @@ class MonitorLink:
         while not self._stop.wait(_LIST_SECONDS):
             try:
                 reply = self.stub.ListRuns(pb.ListRunsRequest(), timeout=_RPC_SECONDS)
-            except (grpc.RpcError, ValueError):
+            except grpc.RpcError as error:
+                self._unheard(f"{error.code().name}: {error.details()}")
+                continue
+            except ValueError:
                 continue
             with self._lock:
+                self._trouble = ""
                 self._heard = time.monotonic()
                 self._summaries = {one.run_uid: one for one in reply.runs}
                 for uid in [uid for uid in self._registered if uid not in self._summaries]:
                     del self._registered[uid]  # it has lost its state: it is told again
+
+    def _unheard(self, error: str) -> None:
+        trouble = self.handshake_trouble(error)
+        with self._lock:
+            before, self._trouble = self._trouble, trouble
+        if trouble and trouble != before:
+            _log.error("monitor.not_reached", reason=trouble, remedy="renew the certificate")

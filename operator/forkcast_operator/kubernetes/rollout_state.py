@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from forkcast.branch import RolloutSeen
 from forkcast.records import TrialStatus
 from forkcast_operator.kubernetes.run_facts import Failure
-from forkcast_operator.kubernetes.seen import JobSeen, PodSeen, Work
+from forkcast_operator.kubernetes.seen import (
+    LABEL_JOB,
+    Body,
+    JobSeen,
+    PodSeen,
+    Work,
+    job_seen,
+    pod_seen,
+    runs_or_will,
+)
 from forkcast_wire.resources import RolloutState
 
 #: A Job without a pod for so long gets none: its controller is refused, again and again.
 PODLESS_SECONDS: Final = 30.0
+#: A queue with room admits a Job within this.
+_ADMISSION_SECONDS: Final = 30.0
 NOT_ADMITTED: Final = "NotAdmitted"
 _NO_PODS: Final = "NoPods"
 
@@ -26,6 +37,24 @@ class RolloutStands:
     state: RolloutState
     reason: str = ""
     message: str = ""
+
+
+def rollout_jobs(jobs: Iterable[Body], pods: Iterable[Body], now: dt.datetime) -> list[JobSeen]:
+    """The rollouts' Jobs among a run's Jobs. pods: of the run."""
+    short = {
+        body["metadata"]["labels"].get(LABEL_JOB)
+        for body in pods
+        if runs_or_will(body) and pod_seen(body).short
+    }
+    seen = [job for body in jobs if (job := job_seen(body)) is not None]
+    return [replace(job, short=job.name in short or _passed_over(job, now)) for job in seen]
+
+
+def _passed_over(job: JobSeen, now: dt.datetime) -> bool:
+    """Whether its queue has not admitted it for longer than an admission takes."""
+    if job.work is not Work.QUEUED or not job.queue or job.created is None:
+        return False
+    return (now - job.created).total_seconds() >= _ADMISSION_SECONDS
 
 
 def rollout_stands(

@@ -3,6 +3,8 @@
 The wishes stand in the store (until.json), as on one machine; this is what the rollout server of a
 folder does with processes. A Job takes its candidate to one rung and waits there a while for more;
 where it has left, a Job for the next rung begins at the base again and skips what is measured.
+While another rollout of the branch finds no room, none waits: a rung ends only when all entrants
+are measured, the control among them, so a request that is held for the next rung would hold it up.
 """
 
 from __future__ import annotations
@@ -51,6 +53,12 @@ def park_seconds(entrants: int, limit: int) -> int:
     return PARK_SECONDS if entrants <= limit else 0
 
 
+def _measured(rollouts: Mapping[str, RolloutSeen], job: JobSeen) -> bool:
+    """Whether its candidate is measured as far as is wished."""
+    wish = rollouts.get(job.candidate)
+    return wish is not None and wish.until in wish.trials
+
+
 def plan(rollouts: Mapping[str, RolloutSeen], jobs: Sequence[JobSeen], limit: int) -> list[Act]:
     """What is still to be done, at most ``limit`` Jobs alive. rollouts: by candidate."""
     acts: list[Act] = []
@@ -62,6 +70,9 @@ def plan(rollouts: Mapping[str, RolloutSeen], jobs: Sequence[JobSeen], limit: in
             acts.append(Stop(job.name))
         else:
             kept.append(job)
+    if any(job.short and not _measured(rollouts, job) for job in kept):
+        parked = [job for job in kept if job.work is Work.ACTIVE and _measured(rollouts, job)]
+        acts += [Stop(job.name) for job in parked]
     alive = sum(job.work.alive for job in kept)
     for candidate in sorted(rollouts, key=lambda name: (name != CONTROL, name)):
         until = rollouts[candidate].until

@@ -136,7 +136,9 @@ def _stable(case: Case) -> Said:
     if case.spec is not None and case.spec.branching.mode is Mode.DISABLED:
         return _unknown("NotWatched", "spec.branching.mode is Disabled")
     if summary is None:
-        return _unknown("NotReported", "the monitor has not told of this run")
+        untold = "the monitor has not told of this run"
+        trouble = case.facts.monitor_trouble
+        return _unknown("NotReported", f"{untold}: {trouble}" if trouble else untold)
     if not summary.HasField("over_threshold"):
         return _unknown("WarmingUp", "the index has no healthy spread to be compared with yet")
     if summary.over_threshold:

@@ -49,7 +49,8 @@ class RunFacts:
     pod has waited long for its volumes; secret: the one it needs. active_seconds: of the starts
     that have ended, the newest of them counted. pods_left: of the
     trainer and of rollouts, those that are leaving among them. failed: why the run has
-    ended without its last step; retry: it is to go on all the same. edited:
+    ended without its last step; monitor_trouble: what certificates have to do
+    with it that the monitor is not heard; retry: it is to go on all the same. edited:
     its pods were made before an edit of the spec. failure: of the run; rollouts: why rollouts of the open branch have no running pod, which does not touch the run's training.
     lost: the run's records are gone from the store.
     """
@@ -59,6 +60,7 @@ class RunFacts:
     pods_left: int = 0
     store: StoreFacts | None = None
     summary: pb.RunSummary | None = None
+    monitor_trouble: str = ""
     failure: Failure | None = None
     rollouts: Failure | None = None
     failed: tuple[str, str] | None = None

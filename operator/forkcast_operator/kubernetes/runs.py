@@ -28,12 +28,24 @@ from forkcast_operator.kubernetes.cluster import (
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.ending import Ending, set_finalizers
 from forkcast_operator.kubernetes.events import Recorder, suppressed_events
-from forkcast_operator.kubernetes.failures import refused, store_unavailable, trainer_trouble
+from forkcast_operator.kubernetes.failures import (
+    monitor_unavailable,
+    refused,
+    store_unavailable,
+    trainer_trouble,
+)
 from forkcast_operator.kubernetes.ledger import Look
 from forkcast_operator.kubernetes.loss import RecordsLostError
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.monitor_link import MonitorLink, in_thread
+from forkcast_operator.kubernetes.pace import (
+    REFUSED_SECONDS,
+    RESYNC_SECONDS,
+    STARTING_SECONDS,
+    pause,
+)
 from forkcast_operator.kubernetes.passes import PATIENCE_SECONDS, Passes
+from forkcast_operator.kubernetes.rollout_state import rollout_jobs
 from forkcast_operator.kubernetes.run import (
     Run,
     SpecError,
@@ -43,11 +55,10 @@ from forkcast_operator.kubernetes.run import (
     store_place,
 )
 from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_status, stood
-from forkcast_operator.kubernetes.run_state import run_state, was_complete
+from forkcast_operator.kubernetes.run_state import was_complete
 from forkcast_operator.kubernetes.scope import Scope
 from forkcast_operator.kubernetes.seen import (
     TrainerSeen,
-    job_seen,
     last_words,
     pod_seen,
     runs_or_will,
@@ -74,19 +85,12 @@ from forkcast_wire.resources import (
     LABEL_COMPONENT,
     LABEL_RUN,
     RunCondition,
-    RunState,
     TrainerStatus,
 )
 from forkcast_wire.store import StoreError
 
 _log = structlog.get_logger()
 Key = tuple[str, str]
-#: Between two looks without an event: with a branch open, while training, and otherwise.
-_BRANCH_SECONDS: Final = 2.0
-_RUNNING_SECONDS: Final = 10.0
-_STARTING_SECONDS: Final = 5.0
-_RESYNC_SECONDS: Final = 300.0
-_REFUSED_SECONDS: Final = 60.0
 #: Children are listed anew so often, whatever the watches say.
 _RELIST_SECONDS: Final = 60.0
 #: What pods read is written again so often: somebody may have changed or deleted it.
@@ -222,6 +226,7 @@ class Runs:
             pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
             summary=self._link.summary(run.identity) if self._link and watched else None,
+            monitor_trouble=self._link.trouble() if self._link and watched else "",
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
             failed=(failed.reason, failed.message) if failed else None,
             retry=failed is not None
@@ -242,15 +247,15 @@ class Runs:
             place = replace(store_place(run, spec, self._config), busy=self._busy(run))
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
-            return replace(facts, failure=failure), None, _RESYNC_SECONDS
+            return replace(facts, failure=failure), None, RESYNC_SECONDS
         facts = replace(self._facts(run, spec), secret=place.secret)
         facts, look = await self._records(run, spec, place, memory, facts)
         ledger, place, info = memory.ledger, memory.place or place, memory.info
         if ledger is None or info is None:  # nothing is known of its records
             stalled = facts.failure is not None and facts.failure.stalled
             if facts.lost is not None:
-                return facts, spec, _REFUSED_SECONDS
-            return facts, spec, _RESYNC_SECONDS if stalled else _STARTING_SECONDS
+                return facts, spec, REFUSED_SECONDS
+            return facts, spec, RESYNC_SECONDS if stalled else STARTING_SECONDS
         run = replace(run, records_uid=memory.identity)
         unheard = await self._register(run, spec)
         epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
@@ -268,7 +273,7 @@ class Runs:
         if unheard and facts.failure is None:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
             facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
-        return facts, spec, self._next(run, spec, facts)
+        return facts, spec, pause(run, spec, facts, dt.datetime.now(dt.UTC))
 
     def _busy(self, run: Run) -> frozenset[str]:
         """Uids of the namespace's other runs that have not ended and are not suspended."""
@@ -290,7 +295,7 @@ class Runs:
         unheard = await in_thread(self._link.register, run, spec)
         if not unheard:
             await in_thread(self._link.save_now, run)
-        return unheard
+        return self._link.handshake_trouble(unheard) or unheard if unheard else ""
 
     async def _records(
         self,
@@ -304,7 +309,8 @@ class Runs:
         run stays as it is.
         """
         triggers = self._link.triggers(run.identity) if self._link else []
-        jobs = [seen for job in self._view.of_run("Job", run.key) if (seen := job_seen(job))]
+        bodies, pods = (self._view.of_run(kind, run.key) for kind in ("Job", "Pod"))
+        jobs = rollout_jobs(bodies, pods, dt.datetime.now(dt.UTC))
         stub = self._link.stub if self._link else None
         idle = facts.trainer is None or not facts.trainer.work.alive
 
@@ -330,10 +336,10 @@ class Runs:
             metrics.STORE_ERRORS.inc()
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Store").inc()
             return replace(facts, failure=store_unavailable(place, error)), None
-        except MonitorUnavailableError:
+        except MonitorUnavailableError as error:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
-            failure = Failure(reason="MonitorUnavailable", message="the verdict waits for it")
-            return replace(facts, failure=failure), None
+            why = self._link.handshake_trouble(str(error)) if self._link else ""
+            return replace(facts, failure=monitor_unavailable(why)), None
         if look is None:
             return facts, None
         for one in look.settled:
@@ -432,27 +438,6 @@ class Runs:
         if before is not None and not before.work.alive and before.name != body["metadata"]["name"]:
             kind = JOBSET if before.kind == "JobSet" else JOB
             await self._cluster.delete(kind, run.namespace, before.name)
-
-    def _next(self, run: Run, spec: TrainingRunSpec, facts: RunFacts) -> float:
-        state, _ = run_state(run, spec, facts, dt.datetime.now(dt.UTC))
-        if facts.failure is not None:
-            idle = facts.failure.stalled and state is RunState.PENDING
-            return _REFUSED_SECONDS if idle else _STARTING_SECONDS
-        if state is RunState.BRANCHING:
-            return _BRANCH_SECONDS
-        if facts.store is not None and None in facts.store.outcomes.values():
-            return _BRANCH_SECONDS
-        if state in (RunState.RUNNING, RunState.NO_PROGRESS):
-            return _RUNNING_SECONDS
-        if state in (RunState.SUSPENDED, RunState.COMPLETED, RunState.FAILED):
-            return self._ttl(spec, state, run) or _RESYNC_SECONDS
-        return _STARTING_SECONDS
-
-    def _ttl(self, spec: TrainingRunSpec, state: RunState, run: Run) -> float | None:
-        ttl, ended = spec.lifecycle.ttl_seconds_after_finished, former_status(run).completion_time
-        if ttl is None or ended is None or state is RunState.SUSPENDED:
-            return None
-        return max(1.0, ttl - (dt.datetime.now(dt.UTC) - ended).total_seconds())
 
 
 def _stuck(facts: RunFacts) -> bool:

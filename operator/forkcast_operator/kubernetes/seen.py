@@ -19,6 +19,8 @@ from forkcast_operator.kubernetes.run import (
 from forkcast_wire.resources import LABEL_BRANCH, LABEL_COMPONENT
 
 Body = Mapping[str, Any]
+#: The scheduler's words for a node that lacks what a pod requests.
+_NO_ROOM: Final = ("Insufficient ", "Too many pods")
 #: The Job controller's label on a pod: its Job.
 LABEL_JOB: Final = "batch.kubernetes.io/job-name"
 
@@ -41,7 +43,7 @@ class Work(Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSeen:
     """A rollout's Job. reason, message: of its failure. queue: the name of the queue that it waits
-    in, "" for none.
+    in, "" for none. short: it cannot run for lack of room in the cluster, or in its queue.
     """
 
     name: str
@@ -53,6 +55,7 @@ class JobSeen:
     message: str = ""
     queue: str = ""
     created: dt.datetime | None = None
+    short: bool = False
 
     @property
     def admitted(self) -> bool:
@@ -83,7 +86,7 @@ class TrainerSeen:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSeen:
     """A pod. waiting: why its container does not run, "" where nothing is wrong.
-    mounting: it has a node and no container yet. ready: one that is leaving is not. ready_at: since
+    short: the scheduler finds no room for it. mounting: it has a node and no container yet. ready: one that is leaving is not. ready_at: since
     when. lost: the node does not answer, and what runs there is not known.
     """
 
@@ -94,6 +97,7 @@ class PodSeen:
     scheduled: bool
     waiting: str = ""
     message: str = ""
+    short: bool = False
     node: str = ""
     lost: bool = False
     ready_at: dt.datetime | None = None
@@ -217,6 +221,7 @@ def pod_seen(body: Body) -> PodSeen:
         scheduled=scheduled,
         waiting="" if waiting in ("ContainerCreating", "PodInitializing") else waiting,
         message=message,
+        short=waiting == "Unschedulable" and any(words in message for words in _NO_ROOM),
         node=body.get("spec", {}).get("nodeName", ""),
         lost=_lost(body),
         leaving=leaving,

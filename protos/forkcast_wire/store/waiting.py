@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import structlog
 
+from forkcast_wire import beats
 from forkcast_wire.store.errors import StoreUnavailable
 
 T = TypeVar("T")
@@ -31,7 +32,8 @@ def wait_for(
     wait = FIRST_WAIT
     while True:
         try:
-            return call()
+            with beats.during(beats.Phase.STORE):
+                return call()
         except StoreUnavailable as error:
             if stop.is_set():
                 raise

@@ -235,11 +235,13 @@ class Stage:
         self.store.put(keys.state_manifest(ref.key), dump(manifest))
         return ref
 
-    async def roll_out(self, *, fail=()) -> None:
-        """What rollout pods do: measure what is wished, where there is a Job for it."""
+    async def roll_out(self, *, fail=(), waits=()) -> None:
+        """What rollout pods do: measure what is wished, where there is a Job for it. fail, waits:
+        candidates whose pods fail, or have not begun.
+        """
         for body in await self.cluster.list(JOB, self.namespace, ""):
             job = job_seen(body)
-            if job is None or not job.work.alive:
+            if job is None or not job.work.alive or job.candidate in waits:
                 continue
             where = (job.branch.removeprefix("gpt-"), job.candidate)
             wish = read_document(self.store, RolloutUntil, keys.rollout_until(*where))

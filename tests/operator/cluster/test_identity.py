@@ -12,7 +12,6 @@ from kubernetes.aio.client import Configuration
 from forkcast_operator.kubernetes import watch
 from forkcast_operator.kubernetes.__main__ import Operator
 from forkcast_operator.kubernetes.cluster import RUN
-from forkcast_wire.termination import Stop
 
 
 def test_a_user_without_a_name_is_no_hindrance(config, monkeypatch) -> None:
@@ -27,7 +26,7 @@ def test_a_user_without_a_name_is_no_hindrance(config, monkeypatch) -> None:
     operator = Operator(argparse.Namespace(namespace=["ml"]), config, access)
 
     async def scene():
-        watching = asyncio.create_task(operator._watch([RUN], watch.Pulse([RUN]), Stop()))
+        watching = asyncio.create_task(operator._watch([RUN], watch.Pulse([RUN]), asyncio.Event()))
         done, _ = await asyncio.wait({watching}, timeout=1)
         assert not done, done.pop().exception()
         watching.cancel()

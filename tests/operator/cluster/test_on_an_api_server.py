@@ -223,6 +223,45 @@ def test_a_rollout_that_fails_fails_its_candidate_only(stage) -> None:
     play(stage, scene)
 
 
+def test_a_rollout_that_waits_for_the_next_rung_gives_its_place_to_the_control(stage) -> None:
+    """Regression: measured rollouts held their requests for five minutes, the control was Pending."""
+
+    async def find_no_room(candidate):
+        marks = f"forkcast.dev/candidate={candidate}"
+        pods = await stage.cluster.list(POD, stage.namespace, marks)
+        why = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+        status = {
+            "conditions": [{**why, "message": "0/1 nodes are available: 1 Insufficient cpu."}]
+        }
+        for pod in pods:
+            name = pod["metadata"]["name"]
+            await stage.cluster.merge(POD, stage.namespace, name, {"status": status}, status=True)
+        return pods
+
+    async def rollouts():
+        return [name for name in await stage.names(JOB) if name.startswith(BRANCH_NAME)]
+
+    async def scene():
+        await open_branch(
+            stage,
+            branching={"candidates": 16, "topK": 2, "rungs": [10, 25], "maxConcurrentRollouts": 3},
+        )
+        before = await rollouts()
+        await stage.roll_out(waits=["control"])
+        await stage.look()
+        assert await rollouts() == before  # there is room: they wait for the next rung
+        await stage.until(lambda: find_no_room("control"))
+
+        async def alone():
+            return await rollouts() == [f"{BRANCH_NAME}-control-r10"]
+
+        await stage.until(alone)
+        branch = await to_the_end_of_the_branch(stage)
+        assert branch["status"]["decision"]["outcome"] == "Accepted"
+
+    play(stage, scene)
+
+
 def test_suspended_in_a_branch_nothing_runs_and_resumed_it_goes_on(stage) -> None:
     async def scene():
         await open_branch(stage)

@@ -223,6 +223,15 @@ def test_a_slow_run_is_given_the_time_of_its_steps(make_run) -> None:
     assert run_state(run, run.parsed(), facts, NOW)[0] is RunState.RUNNING
 
 
+def test_while_the_monitor_is_not_heard_its_certificate_is_named(make_run) -> None:
+    run = make_run()
+    facts = replace(RUNNING, summary=None, monitor_trouble="certificate has expired")
+    made = run_status(run, run.parsed(), facts, NOW)
+    (stable,) = [one for one in made.conditions if one.type == "Stable"]
+    assert (stable.status, stable.reason) == ("Unknown", "NotReported")
+    assert "certificate has expired" in stable.message
+
+
 @pytest.mark.parametrize(
     ("said", "status", "reason"),
     [

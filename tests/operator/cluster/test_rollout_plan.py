@@ -15,8 +15,9 @@ def wish(until, *measured):
     return RolloutSeen(until=until, trials=MappingProxyType(dict.fromkeys(measured)))
 
 
-def job(candidate, rung, work, reason=""):
+def job(candidate, rung, work, reason="", *, short=False):
     return JobSeen(
+        short=short,
         name=f"{candidate}-r{rung}",
         branch="b",
         candidate=candidate,
@@ -26,7 +27,7 @@ def job(candidate, rung, work, reason=""):
     )
 
 
-A, F, S, G = Work.ACTIVE, Work.FAILED, Work.SUCCEEDED, Work.GOING
+A, F, S, G, Q = Work.ACTIVE, Work.FAILED, Work.SUCCEEDED, Work.GOING, Work.QUEUED
 CASES = {
     "the control first, at most the limit": (
         {"c001": wish(10), "control": wish(10), "c000": wish(10)},
@@ -62,6 +63,48 @@ CASES = {
         [job("c000", 10, F, "BackoffLimitExceeded")],
         2,
         [GiveUp("c000", 10, "BackoffLimitExceeded")],
+    ),
+    "parked, and the control finds no room: it leaves": (
+        {"control": wish(10), "c000": wish(10, 10), "c001": wish(10)},
+        [job("control", 10, A, short=True), job("c000", 10, A), job("c001", 10, A)],
+        3,
+        [Stop("c000-r10")],
+    ),
+    "parked, and another one's queue has no room: it leaves": (
+        {"control": wish(10, 10), "c000": wish(10, 10), "c001": wish(10)},
+        [job("control", 10, S), job("c000", 10, A), job("c001", 10, Q, short=True)],
+        3,
+        [Stop("c000-r10")],
+    ),
+    "parked, and all find room: it stays": (
+        {"control": wish(10), "c000": wish(10, 10)},
+        [job("control", 10, A), job("c000", 10, A)],
+        2,
+        [],
+    ),
+    "on its way out for another's sake: wait": (
+        {"control": wish(10), "c000": wish(10, 10)},
+        [job("control", 10, A, short=True), job("c000", 10, G)],
+        2,
+        [],
+    ),
+    "it runs, and has a right to its place": (
+        {"control": wish(10), "c000": wish(25, 10)},
+        [job("control", 10, A, short=True), job("c000", 10, A)],
+        2,
+        [],
+    ),
+    "it left for another's sake and comes again for the next rung": (
+        {"control": wish(25, 10), "c000": wish(25, 10)},
+        [job("control", 10, A)],
+        2,
+        [Start("c000", 25)],
+    ),
+    "nobody is held up by one that waits itself": (
+        {"c000": wish(10, 10), "c001": wish(10, 10)},
+        [job("c000", 10, A, short=True), job("c001", 10, A)],
+        2,
+        [],
     ),
     "left without a measurement: again": (
         {"c000": wish(10)},

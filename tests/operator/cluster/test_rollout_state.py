@@ -13,7 +13,11 @@ from forkcast.decision import Candidate, Draft, DraftSource, ProxyAnswer
 from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.branch_status import branch_status
 from forkcast_operator.kubernetes.events import branch_events
-from forkcast_operator.kubernetes.rollout_state import rollout_stands, rollout_trouble
+from forkcast_operator.kubernetes.rollout_state import (
+    rollout_jobs,
+    rollout_stands,
+    rollout_trouble,
+)
 from forkcast_operator.kubernetes.seen import JobSeen, PodSeen, Work
 from forkcast_wire.resources import BranchStatus, RolloutState
 
@@ -60,6 +64,42 @@ def test_rollouts_with_the_same_trouble_are_named_together() -> None:
     assert "control, c001" in trouble.message
     assert not trouble.stalled
     assert rollout_trouble({"control": runs}) is None
+
+
+def job_body(*, suspended=False, seconds=0):
+    labels = {
+        "app.kubernetes.io/component": "rollout",
+        "forkcast.dev/candidate": "c000",
+        "kueue.x-k8s.io/queue-name": "spare",
+    }
+    created = (NOW - dt.timedelta(seconds=seconds)).isoformat()
+    meta = {"name": "b-c000-r10", "labels": labels, "creationTimestamp": created}
+    return {"kind": "Job", "metadata": meta, "spec": {"suspend": suspended}}
+
+
+def pod_body(message, phase="Pending"):
+    held = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    return {
+        "metadata": {"name": "p", "labels": {"batch.kubernetes.io/job-name": "b-c000-r10"}},
+        "status": {"phase": phase, "conditions": [{**held, "message": message}]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("job", "pods", "short"),
+    [
+        (job_body(), [], False),
+        (job_body(), [pod_body("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")], True),
+        (job_body(), [pod_body("0/3 nodes are available: 3 Too many pods.")], True),
+        (job_body(), [pod_body("3 Insufficient cpu.", "Failed")], False),  # of an earlier try
+        (job_body(), [pod_body("0/3 nodes are available: 3 node(s) had untolerated taint")], False),
+        (job_body(suspended=True, seconds=5), [], False),  # its admission is on its way
+        (job_body(suspended=True, seconds=31), [], True),
+    ],
+)
+def test_a_job_is_short_of_room_by_the_scheduler_or_by_its_queue(job, pods, short) -> None:
+    (seen,) = rollout_jobs([job], pods, NOW)
+    assert seen.short is short
 
 
 @pytest.fixture

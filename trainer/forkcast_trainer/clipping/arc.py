@@ -24,6 +24,7 @@ from forkcast_trainer.clipping.base import (
     global_norm,
     gradients,
 )
+from forkcast_wire import beats
 
 
 def threshold(norms: Sequence[float], faulty: int) -> float:
@@ -101,13 +102,15 @@ class Arc(ClippingPolicy):
                 factor = (limit / norm if norm > limit else 1.0) / count
                 torch._foreach_add_(means, list(micro), alpha=factor)
         if dist.is_initialized():
-            for mean in means:
-                dist.all_reduce(mean)
+            with beats.during(beats.Phase.MEET):
+                for mean in means:
+                    dist.all_reduce(mean)
 
 
 def _gathered(mine: Tensor) -> Tensor:
     if not dist.is_initialized():
         return mine
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, mine)
+    with beats.during(beats.Phase.MEET):
+        dist.all_gather(parts, mine)
     return torch.cat(parts)

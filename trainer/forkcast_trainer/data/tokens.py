@@ -21,6 +21,7 @@ from forkcast_trainer.data.decode import Counts
 from forkcast_trainer.data.files import source_files
 from forkcast_trainer.data.text import pieces
 from forkcast_trainer.errors import DataError
+from forkcast_wire import beats
 from forkcast_wire.files import replace_bytes, replaced
 from forkcast_wire.manifest import Data, TextSource
 from forkcast_wire.manifest_file import looks_like_path
@@ -226,7 +227,8 @@ def _alone(folder: Path) -> Iterator[None]:
     """One process of this machine at a time; the kernel lets the next one in when it dies."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with beats.during(beats.Phase.MEET):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
@@ -264,6 +266,7 @@ def _encoded(
     held = 0
     with _bar(source.max_bytes, shown=progress and sys.stderr.isatty()) as advance:
         for text, ends in pieces(source, field, counts):
+            beats.beat()
             ids = tokenizer.encode(text)
             waiting += [ids, end] if ends else [ids]
             held += len(ids) + ends
