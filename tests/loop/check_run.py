@@ -77,6 +77,7 @@ def _check(run: Run) -> None:
     _catalogue(run, states)
     _triggers(run, branches)
     _statistics(run, info["uid"], lineage, total)
+    _history(run, info["uid"], lineage, total)
     _attempts(run, states)
     _leftovers(run)
     if done is not None:
@@ -214,16 +215,15 @@ def _triggers(run: Run, branches: dict[str, dict[str, Any]]) -> None:
 
 
 def _rows(run: Run) -> Iterator[dict[str, Any]]:
-    folder = run.folder / "statistics"
-    for path in sorted(folder.glob("*")):
+    for path in sorted((run.folder / "statistics").glob("*")):
         if _CHUNK.fullmatch(path.name):
             yield from pq.read_table(path).to_pylist()
-        elif path.name == "tail.jsonl":
-            for line in path.read_bytes().splitlines():
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    run.broken.append(f"{path}: a line that is no JSON: {line[:60]!r}")
+    tail = run.folder / "statistics.tail.jsonl"
+    for line in tail.read_bytes().splitlines() if tail.exists() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            run.broken.append(f"{tail}: a line that is no JSON: {line[:60]!r}")
 
 
 def _statistics(run: Run, uid: str, lineage: list[dict[str, Any]], total: int) -> None:
@@ -237,19 +237,38 @@ def _statistics(run: Run, uid: str, lineage: list[dict[str, Any]], total: int) -
             steps[row["epoch"]].add(row["step"])
     twice = sorted(key for key, count in seen.items() if count > 1)
     run.expect(not twice, f"statistics: on record twice (epoch, attempt, rank, step): {twice[:5]}")
-    first = 0
-    for epoch in range(len(lineage) + 1):
-        last = total
-        if epoch < len(lineage):
-            last = lineage[epoch]["base_step"]
+    ends = [entry["state"]["step"] for entry in lineage]
+    _all_there(run, "statistics", steps, [0, *ends], lineage, total)
+
+
+def _history(run: Run, uid: str, lineage: list[dict[str, Any]], total: int) -> None:
+    """The history in the store has every step of the lineage, those of the winners included."""
+    steps: dict[int, set[int]] = defaultdict(set)
+    for path in sorted((run.store / "history").glob("*.parquet")):
+        for row in pq.read_table(path, columns=["run_uid", "epoch", "step"]).to_pylist():
+            run.expect(row["run_uid"] == uid, f"history: a row of run {row['run_uid']}")
+            steps[row["epoch"]].add(row["step"])
+    bases = [entry["base_step"] for entry in lineage]
+    _all_there(run, "history", steps, [0, *bases], lineage, total)
+
+
+def _all_there(
+    run: Run,
+    what: str,
+    steps: dict[int, set[int]],
+    firsts: list[int],
+    lineage: list[dict[str, Any]],
+    total: int,
+) -> None:
+    """firsts: by epoch, the first step that has to be on record."""
+    for epoch, first in enumerate(firsts):
+        last = lineage[epoch]["base_step"] if epoch < len(lineage) else total
         missing = sorted(set(range(first, last)) - steps[epoch])
         run.expect(
             not missing,
-            f"statistics: epoch {epoch}: {len(missing)} steps from {first} to {last - 1} are "
+            f"{what}: epoch {epoch}: {len(missing)} steps from {first} to {last - 1} are "
             f"missing: {missing[:8]}",
         )
-        if epoch < len(lineage):
-            first = lineage[epoch]["state"]["step"]
 
 
 def _attempts(run: Run, states: dict[str, dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -52,12 +53,12 @@ def lose_a_step(folder):
         table = pq.read_table(path[0])
         pq.write_table(pa.concat_tables([table.slice(0, 5), table.slice(6)]), path[0])
     else:
-        lines = (folder / "statistics/tail.jsonl").read_bytes().splitlines(keepends=True)
-        (folder / "statistics/tail.jsonl").write_bytes(b"".join([*lines[:5], *lines[6:]]))
+        lines = (folder / "statistics.tail.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "statistics.tail.jsonl").write_bytes(b"".join([*lines[:5], *lines[6:]]))
 
 
 def repeat_a_step(folder):
-    tail = folder / "statistics/tail.jsonl"
+    tail = folder / "statistics.tail.jsonl"
     rows = [json.loads(line) for line in tail.read_bytes().splitlines()]
     if not rows:
         rows = pq.read_table(first(folder, "statistics/*.parquet")).to_pylist()
@@ -66,8 +67,15 @@ def repeat_a_step(folder):
     tail.write_text("".join(json.dumps(row) + "\n" for row in [*rows[-3:], *rows[-3:]]))
 
 
+def lose_a_step_of_the_history(folder):
+    for path in folder.glob("history/*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.filter(pc.field("step") != 7), path)
+
+
 DAMAGE = {
     "a step of the statistics is lost": (lose_a_step, "are missing"),
+    "a step of the history is lost": (lose_a_step_of_the_history, "history: epoch 0: 1 steps"),
     "a step is on record twice": (repeat_a_step, "on record twice"),
     "a byte of a state is flipped": (
         lambda f: flip(first(f, "checkpoints/*/*/*/cp_*.ptz")),

@@ -178,7 +178,7 @@ def test_the_steps_of_an_adopted_rollout_are_the_first_of_its_epoch(new_run, run
         trigger_step=base.step + 5,
     )
     store.put(lineage.key(1), dump(entry), create=True)
-    longer = run_in(run.folder, steps=40, every=30, ring=10)
+    longer = run_in(run.folder, steps=60, every=30, ring=10)
     assert longer.start(attempt=1).wait() == 0
     places = [(row["epoch"], row["step"]) for row in history.read(store)]
-    assert places == [*((0, n) for n in range(30)), *((1, n) for n in range(base.step, 40))]
+    assert places == [*((0, n) for n in range(30)), *((1, n) for n in range(base.step, 60))]
