@@ -207,7 +207,8 @@ def test_a_store_that_is_away_at_the_start_is_waited_for(start, gateway):
 
 
 def test_an_idle_run_asks_its_store_for_little(start, gateway):
-    """Counted by what one look asks, not by the clock: no probe, no write, four requests a look."""
+    """Counted by what one look asks, not by the clock: no probe, no write but of what was trained, four
+    requests a look."""
     running = start(total=10**6, every=10**6, mode="Enforce")
     running.until(lambda: running.progress().get("saved_step") is not None, "the first state")
     marked = "the mark of the first state: the last that there is to write"
@@ -217,7 +218,8 @@ def test_an_idle_run_asks_its_store_for_little(start, gateway):
     gateway.requests.clear()
     running.until(lambda: _looks(gateway.requests) >= 4, "four looks")
     requests = list(gateway.requests)
-    assert {method for method, _ in requests} == {"GET"}, requests
+    # this model takes a thousand steps in a moment: their statistics are written in one piece
+    assert {method for method, path in requests if "/history/" not in path} == {"GET"}, requests
     assert not [path for _, path in requests if "probe" in path]
     looks = _looks(requests)
     of_supervisor = [r for r in requests if _asks(r, "branches/", "suppressed/", "lineage/")]
