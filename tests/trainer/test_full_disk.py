@@ -44,10 +44,9 @@ def small_disk(tmp_path):
 
 def fill(path):
     """Every block that is left."""
-    with path.open("wb") as file, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(1 << 14))
-            file.flush()
 
 
 def test_on_a_full_disk_the_training_goes_on_and_saves_once_there_is_room(
