@@ -134,6 +134,8 @@ def test_every_rule_is_evaluated(prometheus, groups):
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_what_a_rule_compares_has_series(prometheus, name):
     """Compared with nothing, every expression returns series in a healthy installation."""
+    if "certificate_expiry" in EXPRESSIONS[name]:
+        pytest.skip("this installation talks in plain text; test_certificates_expire.py has them")
     for operand in operands(EXPRESSIONS[name]):
         until(lambda operand=operand: prometheus.series(operand), f"series of {operand}", 30)
 
