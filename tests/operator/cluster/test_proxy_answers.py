@@ -13,6 +13,7 @@ from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.branch_status import BranchFacts, branch_status
 from forkcast_operator.kubernetes.events import branch_events
+from forkcast_operator.kubernetes.rollout_state import rollout_stands
 from forkcast_wire.resources import BranchStatus
 
 NOW = dt.datetime(2026, 11, 27, tzinfo=dt.UTC)
@@ -62,7 +63,8 @@ def test_an_answer_that_is_missing_or_wrong_is_a_warning(
     answer: ProxyAnswer, detail: str, warnings: list[str]
 ) -> None:
     seen = facts(answer, detail)
-    after = branch_status(seen, [], BranchStatus(), generation=1, now=NOW)
+    stands = {"control": rollout_stands(None, None, [], NOW)}
+    after = branch_status(seen, [], stands, BranchStatus(), generation=1, now=NOW)
     events = branch_events(seen, BranchStatus(), after)
     assert [one.reason for one in events if one.warning] == warnings
     assert all(detail in one.note for one in events if one.warning)
