@@ -98,7 +98,9 @@ class Operators:
         #: Ports of /metrics, by name.
         self.metrics: dict[str, int] = {}
 
-    def __call__(self, name, *, port=None, config=CONFIG, lease_namespace=None, ready=200):
+    def __call__(
+        self, name, *, port=None, config=CONFIG, lease_namespace=None, lease="op", ready=200
+    ):
         """A new process, ready or not as `ready` says; returns it with the port of its probes. port: of the API server
         as it shall see it.
         """
@@ -112,7 +114,7 @@ class Operators:
             kubeconfig.write_text(text.replace(f":{api_port(text)}", f":{port}"))
             environment["KUBECONFIG"] = str(kubeconfig)
         command = [sys.executable, "-m", "forkcast_operator.kubernetes", "--config", str(path)]
-        command += ["--namespace", server.namespace, "--lease-name", "op"]
+        command += ["--namespace", server.namespace, "--lease-name", lease]
         command += ["--metrics-port", str(figures)]
         command += ["--lease-namespace", lease_namespace or server.namespace]
         command += ["--health-port", str(health)]

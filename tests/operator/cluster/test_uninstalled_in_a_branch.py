@@ -67,7 +67,7 @@ def test_nothing_hangs_and_no_pod_is_left(live, release, tmp_path) -> None:
         return next((one for one in await found(JOB, home, "")), None)
 
     async def scene():
-        live.start_operator(lease_namespace=home)
+        live.start_operator(lease_namespace=home, lease="demo-forkcast-operator")
         await live.stage.create("calm")
         await live.branch()
         assert len(await found(JOB)) > len(await live.trainers()) == 2
