@@ -98,7 +98,7 @@ class Evidence:
 
     @property
     def cut_short(self) -> bool:
-        """Whether verification did not come to its end."""
+        """Whether verification did not finish."""
         return self.circumstances.cut_short
 
 

@@ -193,7 +193,7 @@ class Circumstances:
 
     main_loss: the main run's training loss at the trigger, nats/token; None if it is not known or
     not finite (main_diverged). main_over_threshold: whether its index is still over the threshold.
-    cut_short: verification did not come to its end; by the run's own end if run_finished, else by
+    cut_short: verification did not finish; by the run's own end if run_finished, else by
     the deadline.
     """
 
