@@ -50,9 +50,7 @@ class _Chunk:
 
 
 class Saver:
-    """Owns the writing thread of rank 0. ``saved`` lists what became durable, oldest first;
-    ``error`` says why the last save failed, '' if it did not.
-    """
+    """Owns the writing thread of rank 0. ``error`` says why the last save failed, '' if it did not."""
 
     def __init__(self, store: Store, workdir: Path, rules: Checkpoint) -> None:
         self._store, self._rules = store, rules
@@ -69,7 +67,9 @@ class Saver:
         self._not_before = 0.0
         self._unhealthy_step = -1
         self._awaiting_good: list[StateRef] = []
-        self.saved: list[StateRef] = []
+        # asked for at every step: neither grows with the states that a long run saves
+        self._newest_step: dict[int, int] = {}  # by epoch
+        self._checkpoints: dict[int, int] = {}  # the same, of checkpoints alone
         self.error = ""
         self._failures = 0
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
@@ -92,16 +92,14 @@ class Saver:
             return failed
 
     def holds(self, epoch: int, step: int) -> bool:
-        """Whether this process has made a checkpoint of that place durable."""
-        return any(
-            ref.kind is StateKind.CHECKPOINT and (ref.epoch, ref.step) == (epoch, step)
-            for ref in tuple(self.saved)
-        )
+        """Whether the newest checkpoint of the epoch that this process has made durable is of that step:
+        within an epoch steps only rise.
+        """
+        return self._checkpoints.get(epoch) == step
 
     def newest_step(self, epoch: int) -> int | None:
         """The step of the newest state of this epoch that this process has made durable."""
-        steps = [ref.step for ref in tuple(self.saved) if ref.epoch == epoch]
-        return max(steps, default=None)
+        return self._newest_step.get(epoch)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until nothing is pending; False where the time ran out."""
@@ -177,7 +175,9 @@ class Saver:
         level = self._rules.compression_level if kind is StateKind.CHECKPOINT else 0
         ref = checkpoint.publish(self._store, snapshot, folder, kind, self._scratch, level)
         with self._lock:
-            self.saved.append(ref)
+            self._newest_step[ref.epoch] = ref.step
+            if kind is StateKind.CHECKPOINT:
+                self._checkpoints[ref.epoch] = ref.step
             # a bad step may have come while this was being written
             if self._unhealthy_step <= ref.step:
                 self._awaiting_good.append(ref)
