@@ -157,6 +157,7 @@ class Operator:
                 if not task.cancelled() and (error := task.exception()) is not None:
                     _log.error("operator.ended", task=task.get_name(), exc_info=error)
             if stopping in done:
+                leading.cancel()  # nothing is written any more: who uninstalls takes finalizers away
                 await asyncio.wait({watching}, timeout=_LEAVE_SECONDS)
             for task in tasks:
                 task.cancel()

@@ -20,7 +20,7 @@ from tests.uninstall_hook import start_hook
 from .live import conditions
 from .processes import wait
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults]  # not seen green since releases have scopes
+pytestmark = pytest.mark.slow
 CHART = Path(__file__).parents[3] / "charts" / "forkcast"
 
 
