@@ -20,35 +20,22 @@ from forkcast_wire.documents import Complete
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.statistics import read_history
 from forkcast_wire.store import FolderStore
+from tests.make import little_text, tiny_run
 
 
 def document(total, steps=None, **schedule):
-    return {
-        "apiVersion": "forkcast.dev/v1alpha1",
-        "kind": "TrainingRun",
-        "metadata": {"name": "ext"},
-        "spec": {
-            "model": {
-                "architecture": "gpt2-tiny",
-                "size": {"layers": 1, "heads": 2, "width": 16},
-                "dtype": "Float32",
-                "device": "Cpu",
-            },
-            "data": {
-                "train": {"uri": "python-stdlib:", "maxBytes": 100000},
-                "validation": {"everySteps": 20, "maxBatches": 2},
-                "sequenceLength": 32,
-            },
-            "optimizer": {
-                "learningRate": "1e-3",
-                "schedule": {"warmupSteps": 5, "minLearningRate": "1e-4", **schedule},
-            },
-            "training": {"totalSteps": total, "microBatchSize": 4, "seed": 1}
-            | ({"scheduleSteps": steps} if steps else {}),
-            "checkpoint": {"everySteps": 20, "ringEverySteps": 10},
-            "branching": {"mode": "Observe"},
+    return tiny_run(
+        "ext",
+        data=little_text(32, everySteps=20, maxBatches=2),
+        optimizer={
+            "learningRate": "1e-3",
+            "schedule": {"warmupSteps": 5, "minLearningRate": "1e-4", **schedule},
         },
-    }
+        training={"totalSteps": total, "microBatchSize": 4, "seed": 1}
+        | ({"scheduleSteps": steps} if steps else {}),
+        checkpoint={"everySteps": 20, "ringEverySteps": 10},
+        branching={"mode": "Observe"},
+    )
 
 
 def forkcast(folder, total):

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+from tests.make import little_text, tiny_run
 from tests.s3_gateway import gateway_to
 from tests.versitygw import Versitygw
 
@@ -33,35 +34,21 @@ def gateway(server):
 
 
 def document(gateway, keys, *, total, every=20, **branching):
-    return {
-        "apiVersion": "forkcast.dev/v1alpha1",
-        "kind": "TrainingRun",
-        "metadata": {"name": "away"},
-        "spec": {
-            "model": {
-                "architecture": "gpt2-tiny",
-                "size": {"layers": 1, "heads": 2, "width": 16},
-                "dtype": "Float32",
-                "device": "Cpu",
-            },
-            "data": {
-                "train": {"uri": "python-stdlib:", "maxBytes": 100000},
-                "validation": {"everySteps": 100000, "maxBatches": 2},
-                "sequenceLength": 32,
-            },
-            "optimizer": {"learningRate": "1e-3"},
-            "uncertainty": {"warmupSteps": 10**6},  # no trigger
-            "training": {"totalSteps": total, "microBatchSize": 4, "seed": 1},
-            "checkpoint": {"everySteps": every, "ringEverySteps": every},
-            "storage": {
-                "endpoint": gateway.endpoint,
-                "bucket": "runs",
-                "prefix": f"r{time.monotonic_ns()}/",
-                "credentialsDir": str(keys),
-            },
-            "branching": {"mode": "Disabled", **branching},
+    return tiny_run(
+        "away",
+        data=little_text(32, everySteps=100000, maxBatches=2),
+        optimizer={"learningRate": "1e-3"},
+        uncertainty={"warmupSteps": 10**6},  # no trigger
+        training={"totalSteps": total, "microBatchSize": 4, "seed": 1},
+        checkpoint={"everySteps": every, "ringEverySteps": every},
+        storage={
+            "endpoint": gateway.endpoint,
+            "bucket": "runs",
+            "prefix": f"r{time.monotonic_ns()}/",
+            "credentialsDir": str(keys),
         },
-    }
+        branching={"mode": "Disabled", **branching},
+    )
 
 
 class Running:

@@ -12,6 +12,7 @@ code 0: no broken invariant.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -31,6 +32,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from check_run import check
+from short_run import MANIFEST
 
 _BUCKET = "runs"
 _STEPS, _MORE_STEPS = 400, 400
@@ -44,57 +46,30 @@ _STUCK = 900.0
 
 
 def manifest(total: int, storage: dict[str, Any]) -> dict[str, Any]:
-    """A rate that is far too low, and branches that may raise it: most of them are adopted."""
-    return {
-        "apiVersion": "forkcast.dev/v1alpha1",
-        "kind": "TrainingRun",
-        "metadata": {"name": "storm"},
-        "spec": {
-            "model": {
-                "architecture": "gpt2-tiny",
-                "size": {"layers": 2, "width": 32, "heads": 2},
-                "dtype": "Float32",
-                "device": "Cpu",
-            },
-            "data": {
-                "train": {"uri": "python-stdlib:", "maxBytes": 200000},
-                "validation": {"maxBatches": 4, "everySteps": 50},
-                "sequenceLength": 32,
-            },
-            "optimizer": {
-                "learningRate": "1e-4",
-                "schedule": {"type": "Constant", "warmupSteps": 5},
-            },
-            "training": {"totalSteps": total, "microBatchSize": 4},
-            "checkpoint": {"everySteps": 50, "ringEverySteps": 10, "ringKeep": 16},
-            "uncertainty": {
-                "window": 32,
-                "warmupSteps": 100000,
-                "cooldownSteps": 100,
-                "trigger": {"forceEverySteps": 150},
-            },
-            "branching": {
-                "topK": 2,
-                "candidates": 4,
-                "rungs": [4, 8],
-                "confirm": {"steps": 0},
-                "rollback": {"depths": [0, 20], "steps": 60},
-                "acceptance": {"preset": "Literal"},
-                "actions": {
-                    "learningRateScales": ["3"],
-                    "weightDecayScales": ["1"],
-                    "clipping": ["Keep"],
-                    "momentumReset": False,
-                },
-                "budget": {
-                    "maxBranches": 50,
-                    "maxPerHundredThousandSteps": 1000,
-                    "deadlineSeconds": 600,
-                },
-            },
-            "storage": storage,
-        },
+    """The short scenario with many forced branches, each of which may raise the rate: most of them are
+    adopted.
+    """
+    made = copy.deepcopy(MANIFEST)
+    made["metadata"]["name"] = "storm"
+    spec = made["spec"]
+    spec["optimizer"]["schedule"]["type"] = "Constant"
+    spec["training"]["totalSteps"] = total
+    spec["checkpoint"]["ringEverySteps"] = 10
+    spec["uncertainty"] |= {
+        "warmupSteps": 100000,
+        "cooldownSteps": 100,
+        "trigger": {"forceEverySteps": 150},
     }
+    branching = spec["branching"]
+    branching["candidates"] = 4
+    branching["actions"]["learningRateScales"] = ["3"]
+    branching["budget"] = {
+        "maxBranches": 50,
+        "maxPerHundredThousandSteps": 1000,
+        "deadlineSeconds": 600,
+    }
+    spec["storage"] = storage
+    return made
 
 
 class Storm:

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -22,6 +21,7 @@ from forkcast.decision import Decision, ProxyAnswer
 from forkcast_wire.documents import load
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.statistics import read_history
+from tests.make import little_text, tiny_run
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 PACKAGES = ("core", "protos", "trainer", "monitor_svc", "proxy_svc", "operator", "cli")
@@ -32,45 +32,31 @@ TOYS = {
     "halving": ("trainer/forkcast_trainer/clipping", "Halving", "CLIPPING"),
 }
 WEIGHTS = {"volatility": "0", "entropy": "0", "disagreement": "0", "jumpy": "1"}
-MANIFEST: dict[str, Any] = {
-    "apiVersion": "forkcast.dev/v1alpha1",
-    "kind": "TrainingRun",
-    "metadata": {"name": "toys"},
-    "spec": {
-        "model": {
-            "architecture": "gpt2-tiny",
-            "size": {"layers": 1, "width": 16, "heads": 2},
-            "dtype": "Float32",
-            "device": "Cpu",
-        },
-        "data": {
-            "train": {"uri": "python-stdlib:", "maxBytes": 100000},
-            "validation": {"maxBatches": 2, "everySteps": 50},
-            "sequenceLength": 32,
-        },
-        "optimizer": {"schedule": {"warmupSteps": 5}, "clipping": {"policy": "halving"}},
-        "training": {"totalSteps": 100, "microBatchSize": 2},
-        "checkpoint": {"everySteps": 50, "ringEverySteps": 10, "ringKeep": 16},
-        "uncertainty": {
-            "window": 32,
-            "warmupSteps": 20,
-            "weights": WEIGHTS,
-            "trigger": {"z": "20", "singleZ": "20"},
-        },
-        "branching": {
-            "mode": "DryRun",
-            "search": "backwards",
-            "actions": {"clipping": ["Keep", "halving"]},
-            "topK": 1,
-            "candidates": 4,
-            "rungs": [2],
-            "confirm": {"steps": 0},
-            "rollback": {"depths": [0]},
-            "budget": {"maxBranches": 1},
-        },
-        "proxy": {"horizonSteps": 50, "timeoutSeconds": "60"},
+MANIFEST = tiny_run(
+    "toys",
+    data=little_text(32, maxBatches=2, everySteps=50),
+    optimizer={"schedule": {"warmupSteps": 5}, "clipping": {"policy": "halving"}},
+    training={"totalSteps": 100, "microBatchSize": 2},
+    checkpoint={"everySteps": 50, "ringEverySteps": 10, "ringKeep": 16},
+    uncertainty={
+        "window": 32,
+        "warmupSteps": 20,
+        "weights": WEIGHTS,
+        "trigger": {"z": "20", "singleZ": "20"},
     },
-}
+    branching={
+        "mode": "DryRun",
+        "search": "backwards",
+        "actions": {"clipping": ["Keep", "halving"]},
+        "topK": 1,
+        "candidates": 4,
+        "rungs": [2],
+        "confirm": {"steps": 0},
+        "rollback": {"depths": [0]},
+        "budget": {"maxBranches": 1},
+    },
+    proxy={"horizonSteps": 50, "timeoutSeconds": "60"},
+)
 
 
 class Copy:

@@ -10,12 +10,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from forkcast.records import StepStats
 from forkcast_trainer.report import Hello, Reporter
 from forkcast_wire import channel
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store import StoreUnavailable
 from forkcast_wire.store.s3 import S3Store
+from tests.make import step_stats
 from tests.silent_line import Line
 
 #: Keepalive as the clients of a test use it, ms; the shipped one would keep the test waiting.
@@ -73,7 +73,7 @@ def test_a_trainer_does_not_wait_for_a_monitor_whose_name_does_not_resolve(monke
 
     def steps() -> None:
         for step in range(9):
-            reporter.report(_stats(step))
+            reporter.report(step_stats(step))
             assert reporter.directives() == []
         reported.set()
 
@@ -82,21 +82,6 @@ def test_a_trainer_does_not_wait_for_a_monitor_whose_name_does_not_resolve(monke
     assert reported.wait(60), "a step waited for the monitor"
     reporter.close()
     assert reporter.dropped == 0
-
-
-def _stats(step: int) -> StepStats:
-    return StepStats(
-        run_uid="u",
-        epoch=0,
-        attempt=0,
-        rank=0,
-        step=step,
-        loss=1.0,
-        grad_norm=1.0,
-        grad_norm_clipped=1.0,
-        learning_rate=1e-3,
-        tokens=step,
-    )
 
 
 def test_a_store_whose_name_does_not_resolve_is_unavailable_and_named(monkeypatch) -> None:

@@ -6,20 +6,11 @@ import inspect
 
 import pytest
 
-from forkcast.records import StateKind, Trigger, TriggerRule
+from forkcast.records import StateKind
 from forkcast_wire import keys
+from tests.make import trigger
 
-TRIGGER = Trigger(
-    run_uid="u",
-    epoch=1,
-    step=120,
-    onset_step=118,
-    rule=TriggerRule.SINGLE,
-    z=4.0,
-    index=1.0,
-    components={},
-    thresholds={},
-)
+TRIGGER = trigger(epoch=1, step=120, onset_step=118, index=1.0)
 GIVEN = {
     "epoch": [1],
     "attempt": [3],

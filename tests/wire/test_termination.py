@@ -19,6 +19,7 @@ import pytest
 from forkcast_wire.documents import RunInfo, dump
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.termination import Stop
+from tests.make import little_text, tiny_run
 
 MODULES = (
     "forkcast_monitor",
@@ -42,26 +43,12 @@ class Hook:
             os.kill(os.getpid(), signal.SIGTERM)
 sys.meta_path.insert(0, Hook())
 """
-MANIFEST = {
-    "apiVersion": "forkcast.dev/v1alpha1",
-    "kind": "TrainingRun",
-    "metadata": {"name": "t"},
-    "spec": {
-        "model": {
-            "architecture": "gpt2-tiny",
-            "size": {"layers": 1, "width": 16, "heads": 2},
-            "dtype": "Float32",
-            "device": "Cpu",
-        },
-        "data": {
-            "train": {"uri": "python-stdlib:", "maxBytes": 100000},
-            "validation": {"maxBatches": 1},
-            "sequenceLength": 16,
-        },
-        "optimizer": {"learningRate": "1e-3"},
-        "training": {"totalSteps": 10**8, "microBatchSize": 2},
-    },
-}
+MANIFEST = tiny_run(
+    "t",
+    data=little_text(16, maxBatches=1),
+    optimizer={"learningRate": "1e-3"},
+    training={"totalSteps": 10**8, "microBatchSize": 2},
+)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from forkcast.records import StepStats
 from forkcast_wire.statistics import (
     HistoryError,
     last_steps,
@@ -15,6 +14,7 @@ from forkcast_wire.statistics import (
     tail_of,
     write_chunk,
 )
+from tests.make import step_stats
 
 REFUSALS = (HistoryError,)
 _FOLDER = Path(tempfile.mkdtemp())
@@ -22,16 +22,9 @@ _FOLDER = Path(tempfile.mkdtemp())
 
 def row(step):
     """One step's row."""
-    stats = StepStats(
-        run_uid="u",
-        epoch=0,
-        attempt=0,
-        rank=0,
-        step=step,
+    stats = step_stats(
+        step,
         loss=2.5,
-        grad_norm=1.0,
-        grad_norm_clipped=1.0,
-        learning_rate=1e-3,
         tokens=100 * step,
         attention_entropy=(0.5, 0.25),
         group_grad_norms={"mlp": 1.0},

@@ -4,7 +4,6 @@ import json
 
 from google.protobuf.message import DecodeError
 
-from forkcast.records import StepStats
 from forkcast_monitor.config import configure
 from forkcast_monitor.detector import Detector
 from forkcast_monitor.history import stats_row
@@ -12,6 +11,7 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_from_wire, stats_to_wire
 from forkcast_wire.manifest import Uncertainty
 from forkcast_wire.statistics import sound
+from tests.make import step_stats
 
 REFUSALS = (DecodeError, ValueError)
 _CONFIG = configure(Uncertainty())
@@ -21,24 +21,15 @@ def seeds():
     """A batch of a few steps, with and without what is sampled."""
     batch = pb.StatsBatch(seq=3)
     for step in range(4):
-        batch.stats.append(
-            stats_to_wire(
-                StepStats(
-                    run_uid="u",
-                    epoch=0,
-                    attempt=1,
-                    rank=0,
-                    step=step,
-                    loss=2.5,
-                    grad_norm=1.0,
-                    grad_norm_clipped=1.0,
-                    learning_rate=1e-3,
-                    tokens=100 * step,
-                    attention_entropy=(0.5, 0.25) if step % 2 else None,
-                    group_grad_norms={"mlp": 1.0},
-                )
-            )
+        stats = step_stats(
+            step,
+            attempt=1,
+            loss=2.5,
+            tokens=100 * step,
+            attention_entropy=(0.5, 0.25) if step % 2 else None,
+            group_grad_norms={"mlp": 1.0},
         )
+        batch.stats.append(stats_to_wire(stats))
     yield batch.SerializeToString()
 
 

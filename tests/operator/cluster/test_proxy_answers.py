@@ -8,26 +8,16 @@ import pytest
 
 from forkcast.branch import BranchRules, Drafting
 from forkcast.decision import Draft, DraftSource, ProxyAnswer
-from forkcast.records import Trigger, TriggerRule
 from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.branch_status import BranchFacts, branch_status
 from forkcast_operator.kubernetes.events import branch_events
 from forkcast_operator.kubernetes.rollout_state import rollout_stands
 from forkcast_wire.resources import BranchStatus
+from tests.make import trigger
 
 NOW = dt.datetime(2026, 11, 27, tzinfo=dt.UTC)
-TRIGGER = Trigger(
-    run_uid="u",
-    epoch=0,
-    step=100,
-    onset_step=98,
-    rule=TriggerRule.SINGLE,
-    z=4.0,
-    index=2.0,
-    components={},
-    thresholds={},
-)
+TRIGGER = trigger()
 
 
 def facts(answer: ProxyAnswer, detail: str) -> BranchFacts:
