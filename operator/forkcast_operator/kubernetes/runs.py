@@ -244,10 +244,12 @@ class Runs:
             spec = run.parsed()
             check_account(run, spec, self._config)
             check_executor(spec)
-            place = replace(store_place(run, spec, self._config), busy=self._busy(run))
+            place = store_place(run, spec, self._config)
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
             return replace(facts, failure=failure), None, RESYNC_SECONDS
+        if place.adopt_from:  # a look at every run of the namespace: for none but these
+            place = replace(place, busy=self._busy(run))
         facts = replace(self._facts(run, spec), secret=place.secret)
         facts, look = await self._records(run, spec, place, memory, facts)
         ledger, place, info = memory.ledger, memory.place or place, memory.info
@@ -277,12 +279,12 @@ class Runs:
 
     def _busy(self, run: Run) -> frozenset[str]:
         """Uids of the namespace's other runs that have not ended and are not suspended."""
-        others = [Run.of(body) for body in self._view.all("TrainingRun")]
+        bodies = self._view.all("TrainingRun")
+        here = [body for body in bodies if body["metadata"]["namespace"] == run.namespace]
         return frozenset(
             one.uid
-            for one in others
-            if one.namespace == run.namespace
-            and one.uid != run.uid
+            for one in map(Run.of, here)
+            if one.uid != run.uid
             and (
                 one.deleting
                 or not (stood(one, RunCondition.FINISHED) or stood(one, RunCondition.SUSPENDED))
