@@ -62,7 +62,7 @@ def trained(manifest, folder, rank=0, world=1, *, poison=1.0):
 
 
 def rank_main(rank, folder):
-    """One of two processes; writes what it got."""
+    """One of two processes; writes what it got to ``rank-R.json``: its output may hold log lines."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -76,7 +76,7 @@ def rank_main(rank, folder):
         "policy": clip(VALUES[rank * 3 : rank * 3 + 3], len(VALUES)),
         "engine": [trained(manifest, folder, rank, 2, poison=factor) for factor in POISONS],
     }
-    sys.stdout.write(json.dumps(got))
+    (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(got))
     dist.destroy_process_group()
 
 
@@ -93,15 +93,11 @@ def ranks(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "manifest.json").write_text(json.dumps(manifest(tiny, 2, 2)))
     processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in range(2)
     ]
     try:
-        return [json.loads(one.communicate(timeout=300)[0]) for one in processes]
+        assert [one.wait(timeout=300) for one in processes] == [0, 0]
+        return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
     finally:
         for one in processes:
             one.kill()
