@@ -74,6 +74,7 @@ class Ledger:
         self._finished: dict[str, BranchFacts] = {}
         self._complete: Complete | None = None
         self._info: RunInfo | None = None
+        self._foreign: set[str] = set()
 
     def claim(self, digest: str, total_steps: int, before: TrainingRunStatus) -> RunInfo:
         """Make the place this run's: run.json is its alone. digest, total_steps: of the manifest,
@@ -182,7 +183,7 @@ class Ledger:
         acts: dict[str, list[Act]] = {}
         for record in self._intake.active():
             deadline: float | None = None
-            if monitor is not None and not paused:
+            if monitor is not None and not paused and self._own(record):
                 world = ClusterWorld(spec, self.store, record, monitor, proxy, jobs)
                 self._advance(world, record)
                 acts[record.name], deadline = world.acts(), world.deadline()
@@ -195,6 +196,17 @@ class Ledger:
             settled=settled,
             ended=over,
         )
+
+    def _own(self, record: BranchRecord) -> bool:
+        """Whether a branch is about this run. What a record names is asked about, and told, at the
+        monitor; and the run's own pods can write records.
+        """
+        uid = record.trigger.run_uid
+        own = self._info is not None and uid == self._info.uid
+        if not own and uid not in self._foreign:
+            self._foreign.add(uid)
+            _log.error("branch.of_another_run", branch=record.name, uid=uid)
+        return own
 
     def _advance(self, world: ClusterWorld, record: BranchRecord) -> None:
         phase = self._intake.phase(record)
