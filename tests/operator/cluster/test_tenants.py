@@ -13,13 +13,13 @@ import pytest
 
 from forkcast import lineage
 from forkcast.records import StateKind
-from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes.cluster import JOB, RUN, ClusterError
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.ledger import Ledger
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.run import Run, SpecError, store_place
 from forkcast_wire import catalogue, keys
+from forkcast_wire.branches import BranchRecord
 from forkcast_wire.documents import RunInfo, dump, lineage_head
 from forkcast_wire.resources import TrainingRunStatus
 from forkcast_wire.store import open_store, put_document, read_document
