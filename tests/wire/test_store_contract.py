@@ -24,6 +24,7 @@ from forkcast_wire.store import (
     read_document,
     update_document,
 )
+from tests.waiting import HANG_SECONDS
 
 _RACERS = 16
 _EMPTY = Catalogue(pins={}, tombstones=())
@@ -34,7 +35,7 @@ def race(attempt: Callable[[int], object], loses: type[Exception]) -> list[int]:
     start = threading.Barrier(_RACERS)
 
     def run(number: int) -> int | None:
-        start.wait(240)
+        start.wait(HANG_SECONDS)
         try:
             attempt(number)
         except loses:
