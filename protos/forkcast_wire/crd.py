@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from pydantic import TypeAdapter, WithJsonSchema
 from pydantic.fields import FieldInfo
 
-from forkcast_wire.fields import API_GROUP, DECIMAL_PATTERN, POWER_PATTERN, Part, Rule
+from forkcast_wire.fields import API_GROUP, DECIMAL_PATTERN, POWER_PATTERN, Part, Rule, Spelling
 from forkcast_wire.manifest import Metadata, TrainingRunSpec
 from forkcast_wire.resources import BranchSpec, BranchStatus, TrainingRunStatus
 from forkcast_wire.shelves import Shares, Shelf
@@ -133,7 +133,8 @@ def _plain(kind: Any, facts: Schema) -> Schema:
         if "names" in facts:
             return {"type": "string", "enum": facts["names"]}
         names = {"min_length": "minLength", "max_length": "maxLength", "pattern": "pattern"}
-        return {"type": "string", **{new: facts[old] for old, new in names.items() if old in facts}}
+        text = {"type": "string", **{new: facts[old] for old, new in names.items() if old in facts}}
+        return text | _spelled(facts, "self")
     if kind is dt.datetime:
         return {"type": "string", "format": "date-time", "maxLength": _TIME_LENGTH}
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -182,12 +183,23 @@ def _mapping(keys: Schema, values: Schema, facts: Schema) -> Schema:
         "additionalProperties": values,
         "maxProperties": facts["max_length"],
     }
-    if "type" in values:
+    if "type" in values and "spelling" in keys:
+        rule = f"self.all(name, {keys['spelling'].expression('name')})"
+        mapping[_RULES] = [{"rule": rule, "message": keys["spelling"].message}]
+    elif "type" in values:
         longest = keys.get("max_length", _KEY_LENGTH)
         said = f"names must have 1 to {longest} characters"
         rule = f"self.all(name, size(name) > 0 && size(name) <= {longest})"
         mapping[_RULES] = [{"rule": rule, "message": said}]
     return mapping
+
+
+def _spelled(facts: Schema, name: str) -> Schema:
+    """The rule of a text's spelling, if it has one."""
+    spelling: Spelling | None = facts.get("spelling")
+    if spelling is None:
+        return {}
+    return {_RULES: [{"rule": spelling.expression(name), "message": spelling.message}]}
 
 
 def _given(given: Schema, facts: Schema) -> Schema:
@@ -282,6 +294,8 @@ def _facts(metadata: Iterable[Any]) -> Schema:
             found["schema"] = one.json_schema
         elif isinstance(one, Shelf):
             found["names"] = list(one.names)
+        elif isinstance(one, Spelling):
+            found["spelling"] = one
         elif isinstance(one, Shares):
             found["shares"] = True
         for name in (*_SIGNS, "min_length", "max_length", "pattern"):
@@ -350,14 +364,13 @@ _BRANCH_COLUMNS: Final = [
 
 def training_run() -> Schema:
     """The definition of TrainingRun. Its name also names branches, so it is a short DNS label."""
-    name = Metadata.model_fields["name"]
     return _definition(
         names=("TrainingRun", "trainingruns", "trun"),
         description="A training run that is watched and, when it goes wrong, forked.",
         spec=part_schema(TrainingRunSpec),
         status=part_schema(TrainingRunStatus),
         columns=_RUN_COLUMNS,
-        name=_schema(name.annotation, name.metadata),
+        name=_facts(Metadata.model_fields["name"].metadata)["spelling"],
     )
 
 
@@ -373,6 +386,12 @@ def branch() -> Schema:
     )
 
 
+def _named(spelling: Spelling) -> Schema:
+    """The rule of metadata.name; a schema of it could say no reason, and may hold no rule."""
+    rule = Rule(".metadata.name", spelling.expression("self.metadata.name"), spelling.message)
+    return {_RULES: [_validation(rule)]}
+
+
 def _definition(
     *,
     names: tuple[str, str, str],
@@ -380,7 +399,7 @@ def _definition(
     spec: Schema,
     status: Schema,
     columns: list[Schema],
-    name: Schema | None = None,
+    name: Spelling | None = None,
     selectable: tuple[str, ...] = (),
 ) -> Schema:
     kind, plural, short = names
@@ -400,11 +419,12 @@ def _definition(
                     "kind": {"type": "string", "description": "What the document is."},
                     "metadata": {
                         "type": "object",
-                        **({"properties": {"name": name}} if name else {}),
+                        **({"properties": {"name": {"type": "string"}}} if name else {}),
                     },
                     "spec": spec,
                     "status": status,
                 },
+                **(_named(name) if name else {}),
             }
         },
     }

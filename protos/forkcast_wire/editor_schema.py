@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from forkcast_wire.crd import training_run
 from forkcast_wire.fields import API_VERSION
+from forkcast_wire.manifest import RUN_NAME
 
 Schema = dict[str, Any]
 _KEPT: Final = (
@@ -28,7 +29,6 @@ def editor_schema() -> Schema:
     """The JSON Schema (draft 7) of a TrainingRun. What CEL rules say across fields is not in it."""
     version = training_run()["spec"]["versions"][0]
     root = version["schema"]["openAPIV3Schema"]
-    name = root["properties"]["metadata"]["properties"]["name"]
     text = {"type": "object", "additionalProperties": {"type": "string"}}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -44,7 +44,10 @@ def editor_schema() -> Schema:
                 "type": "object",
                 "required": ["name"],
                 "properties": {
-                    "name": _converted(name),
+                    "name": {
+                        "type": "string",
+                        "allOf": [{"pattern": f"^({one})$"} for one in RUN_NAME.patterns],
+                    },
                     "namespace": {"type": "string", "maxLength": 63},
                     "labels": text,
                     "annotations": text,

@@ -11,8 +11,17 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    PlainSerializer,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, core_schema
 
 from forkcast_wire.echo import shown
 
@@ -92,6 +101,35 @@ ObjectName = Annotated[
         pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How a text is spelled, with a reason that can be read; a bare pattern's error shows only itself.
+    An annotation of a text, or of the keys of a mapping. A cluster says it by a CEL rule.
+
+    patterns: each must match the whole text; nothing in them that Python and RE2 read differently,
+    and neither quotes nor backslashes, which CEL would take for its own.
+    message: the rule and the remedy, separated by "; ".
+    """
+
+    patterns: tuple[str, ...]
+    message: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """The text's own schema, and then the patterns."""
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def expression(self, name: str) -> str:
+        """The rule in CEL, about the text ``name``."""
+        return " && ".join(f"{name}.matches('^({one})$')" for one in self.patterns)
+
+    def _checked(self, text: str) -> str:
+        if not all(re.fullmatch(one, text) for one in self.patterns):
+            raise ValueError(self.message)
+        return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,10 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from forkcast_wire.access import CALLER, Admission, Caller, RefusedError
+from forkcast_wire.access import CALLER, Admission, Caller, RefusedError, peer_address
 
-_HEALTH = "/grpc.health.v1.Health/"
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-_READ_SECONDS, _ARRIVE_SECONDS = 30.0, 1.0
+_ARRIVE_SECONDS = 1.0
 #: Of requests that are received only to refuse their calls.
 _ARRIVING_BYTES = 32 << 20
 
@@ -37,14 +36,18 @@ UNDECODABLE: Final = _Undecodable()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
     """per_caller: calls of one account at once, in_all: of all accounts; neither counts operators.
-    at_once: requests (no streams) that are received and served at the same time, of everybody;
-    ``waiting`` more wait their turn. operators_only: nobody else has a place. 0: no limit.
+    per_peer: calls of one address at once, if callers are not asked who they are. at_once: requests
+    (no streams) that are received and served at the same time, of everybody; ``waiting`` more wait
+    their turn. read_seconds: that a request may take to come. operators_only: nobody else has a
+    place. 0: no limit.
     """
 
     per_caller: int = 512
     in_all: int = 4096
+    per_peer: int = 0
     at_once: int = 0
     waiting: int = 64
+    read_seconds: float = 30.0
     operators_only: bool = False
 
 
@@ -58,21 +61,23 @@ class Room:
         self._waiting = 0
 
     @asynccontextmanager
-    async def place(self, who: Caller | None, *, stream: bool) -> AsyncIterator[None]:
-        """For the time of one call. Raises RefusedError."""
-        if who is None or who.operator:
+    async def place(self, who: Caller | None, peer: str, *, stream: bool) -> AsyncIterator[None]:
+        """For the time of one call. peer: as gRPC names it. Raises RefusedError."""
+        counted = bool(self._places.per_peer) if who is None else not who.operator
+        if not counted:
             async with self._turn(stream=stream):
                 yield
             return
-        if self._places.operators_only:
+        if who is not None and self._places.operators_only:
             raise RefusedError(
                 grpc.StatusCode.PERMISSION_DENIED, "operator_only", "for operators, see --operator"
             )
-        key = (who.namespace, who.account)
-        if self._callers[key] >= self._places.per_caller or (
-            self._callers.total() >= self._places.in_all
-        ):
-            raise _crowded("too many calls of this account, or of all, are open")
+        if who is None:
+            key, most = ("", peer_address(peer)), self._places.per_peer
+        else:
+            key, most = (who.namespace, who.account), self._places.per_caller
+        if self._callers[key] >= most or self._callers.total() >= self._places.in_all:
+            raise _crowded("too many calls of this account or address, or of all, are open")
         self._callers[key] += 1
         try:
             async with self._turn(stream=stream):
@@ -105,8 +110,8 @@ def _crowded(message: str) -> RefusedError:
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untyped
-    """Lets no call through but health checks before it is known who calls, if ``admission`` is
-    given, and has a place. refused: is told the reason of every refusal. receive_bytes: of the
+    """Lets no call through, health checks included, before it is known who calls, if ``admission``
+    is given, and has a place. refused: is told the reason of every refusal. receive_bytes: of the
     largest request.
     """
 
@@ -118,6 +123,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untype
         receive_bytes: int,
     ) -> None:
         self._admission, self._refused, self._room = admission, refused, Room(places)
+        self._read_seconds = places.read_seconds
         self._arriving, self._most_arriving = 0, max(1, _ARRIVING_BYTES // receive_bytes)
 
     async def intercept_service(
@@ -131,8 +137,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untype
         receive and decode it before it asks anybody.
         """
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(_HEALTH):
-            return handler
+        if handler is None:
+            return None
         kind = next(name for name in _KINDS if getattr(handler, name) is not None)
         takes, gives = kind.split("_")
         inner, decode = getattr(handler, kind), handler.request_deserializer
@@ -177,7 +183,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untype
         try:
             who = None if self._admission is None else await self._admission(context)
             CALLER.set(who)
-            async with self._room.place(who, stream=stream):
+            async with self._room.place(who, context.peer(), stream=stream):
                 yield
         except RefusedError as refused:
             self._refused(refused.reason)
@@ -199,7 +205,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untype
 
     async def _one(self, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """The request. Raises RefusedError."""
-        request = await _read(context, _READ_SECONDS)
+        request = await _read(context, self._read_seconds)
         if request is None:
             raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, "undecodable", "no request came")
         if request is UNDECODABLE or request is grpc.aio.EOF:

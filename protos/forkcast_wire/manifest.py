@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from forkcast.schedule import LearningRate
-from forkcast_wire.fields import NAME_PATTERN, Part, Rule
+from forkcast_wire.fields import NAME_PATTERN, Part, Rule, Spelling
 from forkcast_wire.manifest_branching import (
     Acceptance,
     ActionChoices,
@@ -40,6 +40,7 @@ from forkcast_wire.manifest_data import (
     Validation,
 )
 from forkcast_wire.manifest_pods import (
+    AnnotationKey,
     CaRef,
     Images,
     LabelKey,
@@ -235,16 +236,24 @@ class TrainingRunSpec(Part):
         return self
 
 
+#: Of a TrainingRun's metadata.name.
+RUN_NAME: Final = Spelling(
+    ("[a-z0-9]([-a-z0-9]*[a-z0-9])?", ".{1,40}"),
+    "not a name of at most 40 characters without dots, for it also names branches, Jobs and pods; "
+    "use lower-case letters, digits and '-' inside",
+)
+
+
 class Metadata(Part):
     """Of the object."""
 
-    name: Annotated[str, Field(min_length=1, max_length=40, pattern=NAME_PATTERN)]
+    name: Annotated[str, RUN_NAME]
     """Also names branches, so it is a DNS label of at most 40 characters."""
     namespace: Annotated[str, Field(max_length=63, pattern=NAME_PATTERN)] | None = None
     """Kubernetes only: the namespace. Absent: the current one."""
     labels: dict[LabelKey, LabelValue] = {}
     """Labels of the object."""
-    annotations: dict[LabelKey, str] = {}
+    annotations: dict[AnnotationKey, str] = {}
     """Annotations of the object."""
 
 

@@ -204,6 +204,8 @@ def _explained(error: ErrorDetails) -> ManifestError:
 def _path(location: tuple[int | str, ...]) -> str:
     text = ""
     for part in location:
+        if part == "[key]":  # the part before it is the key itself
+            continue
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text or "document"
 

@@ -8,11 +8,11 @@ capabilities, host paths, commands) is the operator's alone.
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from forkcast_wire.fields import ObjectName, Part, Rule
+from forkcast_wire.fields import ObjectName, Part, Rule, Spelling
 
 QUANTITY_PATTERN = r"^([0-9]+\.?[0-9]*|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]+)?$"
 
@@ -37,20 +37,31 @@ Quantity = Annotated[
     WithJsonSchema(_QUANTITY_SCHEMA),
 ]
 QualifiedName = Annotated[str, Field(min_length=1, max_length=316)]
-#: A name with or without a DNS subdomain and a slash before it.
-LabelKey = Annotated[
-    str,
-    Field(
-        max_length=317,
-        pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
-        r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
-    ),
+_PART, _ANY_PART = "[a-z0-9]([-a-z0-9]*[a-z0-9])?", "[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?"
+_NAME: Final = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+#: At most 253 characters before a slash.
+_SHORT_PREFIX: Final = "(.{1,253}/)?[^/]*"
+_KEY_SAID: Final = (
+    "not a key: at most 63 letters, digits, '-', '_' and '.', the first and the last a letter or a "
+    "digit, alone or behind a DNS name and '/'; correct the key"
+)
+_LABEL_KEY: Final = Spelling((f"({_PART}([.]{_PART})*/)?{_NAME}", _SHORT_PREFIX), _KEY_SAID)
+#: The key of a label: a name with or without a DNS subdomain and a slash before it.
+LabelKey = Annotated[str, _LABEL_KEY]
+#: The same, where capitals are taken in the DNS name, too.
+AnnotationKey = Annotated[
+    str, Spelling((f"({_ANY_PART}([.]{_ANY_PART})*/)?{_NAME}", _SHORT_PREFIX), _KEY_SAID)
 ]
+_KEY_LENGTH: Final = 317
 LabelValue = Annotated[
     str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
 ]
 ImageName = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x20\x7f]+$")]
 Seconds = Annotated[int, Field(ge=0, le=31_536_000, strict=True)]
+
+
+#: Kueue's queues are named by a label's value.
+QueueName = Annotated[ObjectName, Field(max_length=63)]
 
 
 class NameRef(Part):
@@ -123,14 +134,17 @@ class Resources(Part):
 class Scheduling(Part):
     """Queues and priorities (Kubernetes only)."""
 
-    queue_name: ObjectName | None = None
+    queue_name: QueueName | None = None
     """Kueue LocalQueue of the trainer. Absent: no queue."""
-    rollout_queue_name: ObjectName | None = None
+    rollout_queue_name: QueueName | None = None
     """Kueue LocalQueue of the rollouts. Absent: the trainer's queue."""
     priority_class_name: ObjectName | None = None
     """PriorityClass of the trainer's pods. Absent: the cluster's default."""
     rollout_priority_class_name: ObjectName | None = None
     """PriorityClass of the rollouts' pods; give one below the trainer's. Absent: the operator's."""
+
+
+_OPTIONAL_KEY: Final = Spelling((f"({_LABEL_KEY.patterns[0]})?", _SHORT_PREFIX), _KEY_SAID)
 
 
 class Toleration(Part):
@@ -147,9 +161,14 @@ class Toleration(Part):
             "self.operator == 'Exists' || self.key != ''",
             "is needed where operator is Equal; set it, or use Exists",
         ),
+        Rule(
+            ".tolerationSeconds",
+            "!has(self.tolerationSeconds) || self.effect == 'NoExecute'",
+            "is how long a pod stays with effect NoExecute; set that effect, or leave it out",
+        ),
     )
 
-    key: Annotated[str, Field(max_length=316)] = ""
+    key: Annotated[str, Field(max_length=_KEY_LENGTH), _OPTIONAL_KEY] = ""
     """Key of the taint; empty with operator Exists: every taint."""
     operator: Literal["Exists", "Equal"] = "Equal"
     """Whether the value is compared."""
@@ -166,6 +185,11 @@ class Toleration(Part):
             raise ValueError("value: must be empty where operator is Exists; remove it")
         if self.operator == "Equal" and not self.key:
             raise ValueError("key: is needed where operator is Equal; set it, or use Exists")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError(
+                "tolerationSeconds: is how long a pod stays with effect NoExecute; set that effect, "
+                "or leave it out"
+            )
         return self
 
 
@@ -174,7 +198,9 @@ class SecretKeyRef(Part):
 
     name: ObjectName
     """Name of the Secret."""
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._A-Za-z0-9]+$")]
+    key: Annotated[
+        str, Field(min_length=1, max_length=253, pattern=r"^[.]?[-_A-Za-z0-9][-._A-Za-z0-9]*$")
+    ]
     """Key in the Secret."""
     optional: bool = False
     """Whether pods start without it."""
@@ -238,7 +264,7 @@ class NodeRequirement(Part):
         ),
     )
 
-    key: LabelKey
+    key: Annotated[str, Field(max_length=_KEY_LENGTH), _LABEL_KEY]
     """Key of the label."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
     """How it is compared."""
@@ -298,8 +324,20 @@ class Affinity(Part):
     """By labels of nodes."""
 
 
+#: What the operator mounts in pods. /dev/shm has its own field, resources.sharedMemory.
+_OURS: Final = "/+(work|tmp|dev/+shm|etc/+forkcast(/.*)?|var/+run/+secrets(/.*)?)/*"
+
+
 class ClaimMount(Part):
     """A PersistentVolumeClaim of the run's namespace, e.g. one that holds the training text."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".mountPath",
+            f"!self.mountPath.matches('^({_OURS})$')",
+            "the operator mounts something there; choose another",
+        ),
+    )
 
     claim_name: ObjectName
     """Name of the claim."""
@@ -308,11 +346,25 @@ class ClaimMount(Part):
     read_only: bool = True
     """Whether it is mounted read-only."""
 
+    @model_validator(mode="after")
+    def _not_the_operators(self) -> Self:
+        if re.fullmatch(_OURS, self.mount_path):
+            raise ValueError("mountPath: the operator mounts something there; choose another")
+        return self
+
 
 class PodPatch(Part):
     """The fields of the run's pods that a manifest may set (Kubernetes only)."""
 
-    node_selector: Annotated[dict[QualifiedName, LabelValue], Field(max_length=16)] = {}
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".claims",
+            "self.claims.all(one, self.claims.exists_one(other, other.mountPath == one.mountPath))",
+            "two are mounted at one path; choose another for one of them",
+        ),
+    )
+
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = {}
     """Labels that a node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
     """Taints that the pods put up with."""
@@ -326,12 +378,18 @@ class PodPatch(Part):
     """Further environment variables."""
     claims: Annotated[list[ClaimMount], Field(max_length=8)] = []
     """Claims to mount."""
-    labels: Annotated[dict[QualifiedName, LabelValue], Field(max_length=16)] = {}
+    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = {}
     """Further labels of the pods."""
     annotations: Annotated[
-        dict[QualifiedName, Annotated[str, Field(max_length=1024)]], Field(max_length=16)
+        dict[AnnotationKey, Annotated[str, Field(max_length=1024)]], Field(max_length=16)
     ] = {}
     """Further annotations of the pods."""
+
+    @model_validator(mode="after")
+    def _each_at_its_own_path(self) -> Self:
+        if len({one.mount_path for one in self.claims}) < len(self.claims):
+            raise ValueError("claims: two are mounted at one path; choose another for one of them")
+        return self
 
 
 class Lifecycle(Part):

@@ -29,6 +29,9 @@ _GRACE_SECONDS = 1.0
 #: Calls of all peers at once, of those included who are being refused. The last resort: what one
 #: caller may have open is bounded by Places, with room left for operators.
 _MOST_CALLS = 8192
+#: Of the health port, which answers anybody: a probe asks once in some seconds.
+_PROBES = Places(per_peer=16, read_seconds=5.0)
+_PROBE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +157,10 @@ class Running(AbstractAsyncContextManager["Running"]):
             options=channel.server_options(serving.listen, service.receive_bytes),
             maximum_concurrent_rpcs=_MOST_CALLS,
         )
-        self._plain = grpc.aio.server(options=channel.server_options("", 4096))
+        self._plain = grpc.aio.server(
+            interceptors=[Guard(None, service.refused, _PROBES, _PROBE_BYTES)],
+            options=channel.server_options("", _PROBE_BYTES),
+        )
         self._health = health.aio.HealthServicer()
         self._expiries = Expiries(service.expiry)
         self._telling: asyncio.Task[None] | None = None

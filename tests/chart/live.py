@@ -89,9 +89,18 @@ class Processes:
 class Installation:
     """Operator, monitor and proxy, each with its metrics; targets: their addresses by job."""
 
-    def __init__(self, processes: Processes, kubectl: Any, endpoint: str, namespace: str) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        kubectl: Any,
+        endpoint: str,
+        namespace: str,
+        *,
+        python: Path = Path(sys.executable),
+    ) -> None:
+        """python: what the services run on."""
         self.processes, self._kubectl, self._endpoint = processes, kubectl, endpoint
-        self.namespace = namespace
+        self.namespace, self._python = namespace, python
         self.targets = {job: f"127.0.0.1:{free_port()}" for job in ("operator", "monitor", "proxy")}
         self._monitor, self._proxy = (f"unix:{processes.folder}/{name}.sock" for name in ("m", "p"))
         self._trainers: list[Trainer] = []
@@ -114,7 +123,7 @@ class Installation:
         health = free_port()
         self.processes.start(
             "operator",
-            *(sys.executable, "-m", "forkcast_operator.kubernetes", "--config", "operator.yaml"),
+            *(self._python, "-m", "forkcast_operator.kubernetes", "--config", "operator.yaml"),
             *("--namespace", self.namespace, "--lease-namespace", self.namespace),
             *("--metrics-port", self._port("operator"), "--health-port", health),
         )
@@ -129,7 +138,7 @@ class Installation:
         listen = {"monitor": self._monitor, "proxy": self._proxy}[job]
         self.processes.start(
             job,
-            *(sys.executable, "-m", module, *more, "--listen", listen),
+            *(self._python, "-m", module, *more, "--listen", listen),
             *("--metrics-port", self._port(job)),
         )
 

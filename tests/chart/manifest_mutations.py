@@ -68,6 +68,25 @@ _INTEGERS = [
 ]
 
 
+#: Keys of labels, annotations and selectors, and some that are none; a manifest's other names too.
+_KEYS = [
+    *(
+        "a",
+        "a.b/c",
+        "A/b",
+        '"a b"',
+        '"a/b/c"',
+        '"/a"',
+        '"-a"',
+        "a-",
+        "a..b/c",
+        "A.b_c",
+        '"\\u00e9"',
+    ),
+    *("a" * 63, "a" * 64, "x" * 253 + "/a", "x" * 254 + "/a"),
+]
+
+
 def good(name: str) -> Document:
     """A manifest with something of each part."""
     return {
@@ -139,7 +158,7 @@ def likely(kind: Any, rng: random.Random) -> Any:
     if origin in (list, tuple):
         return [likely(inner[0], rng) for _ in range(rng.randint(0, 3))]
     if origin is dict:
-        return {"a": likely(inner[1], rng)}
+        return {rng.choice(_KEYS): likely(inner[1], rng) for _ in range(rng.randint(1, 2))}
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {}
     if kind is bool:
@@ -180,6 +199,8 @@ def _metadata(document: Document, rng: random.Random) -> None:
             ("labels", Raw("null")),
             ("labels", {"a": Raw("a" * 64)}),
             ("labels", {"a": Raw('"-a"')}),
+            ("annotations", {rng.choice(_KEYS): Raw("a")}),
+            ("name", Raw(rng.choice(["a.b", "a" * 41, "A", '""', "a_b", "a b", "-a"]))),
             ("annotations", {"a/b": Raw(word or '"any text"')}),
             ("annotations", {"a/b/c": Raw("d")}),
             ("annotations", Raw("~")),

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.manifest_file import ManifestError, read_manifest
 from tests.chart.manifest_mutations import good, mutations, text_of
+from tests.wrong_runs import changed
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("**/*.yaml"))
@@ -75,6 +76,39 @@ def test_mutated_manifests_are_taken_by_both_readers_or_by_none(api_server, tmp_
             lines = [line for line in said.splitlines() if f"/{name}.yaml" in line]
             differing.append(f"{text}ours: {why or spec}\ntheirs: {lines or theirs}")
     assert not differing, f"{len(differing)} differ:\n" + "\n\n".join(differing[:12])
+
+
+#: A field, and what is no value of it.
+SPELLED = {
+    "metadata.name": ["a.b", "a" * 41],
+    "spec.podPatch.labels": [{"a b": "c"}, {"a" * 64: "c"}],
+    "spec.podPatch.annotations": [{"a/b/c": "d"}],
+    "spec.podPatch.nodeSelector": [{"/a": "b"}],
+    "spec.podPatch.tolerations": [
+        [{"key": "a b"}],
+        [{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 9}],
+    ],
+    "spec.podPatch.claims": [[{"claimName": "a", "mountPath": "/work"}]],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field, values in SPELLED.items() for value in values],
+    ids=lambda one: json.dumps(one)[:40],
+)
+def test_both_readers_give_the_reason_and_the_remedy_in_the_same_words(
+    kubectl, tmp_path, field, value
+):
+    document = changed(field, value)
+    path = tmp_path / "given.yaml"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ManifestError) as ours:
+        read_manifest(path)
+    theirs = kubectl.apply(document, "--dry-run=server").stderr
+    assert ours.value.field.startswith(field)
+    assert f"invalid: {field}" in theirs
+    assert f"{ours.value.rule}; {ours.value.remedy}" in theirs
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

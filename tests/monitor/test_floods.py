@@ -5,23 +5,27 @@ What is counted is calls and reviews, never time.
 
 import asyncio
 import base64
+import socket
 import threading
 from collections import Counter
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.access import Caller, RefusedError
+from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from forkcast_wire.guard import Places, Room
 from forkcast_wire.reviews import CrowdedError, ReviewLimits, Reviews
 from forkcast_wire.token_review import Reviewed, plausible
 from tests.certificates import Authority
+from tests.ports import free_port
 from tests.waiting import HANG_SECONDS
 
-from .conftest import answer, registration, statistics
+from .conftest import Process, answer, registration, statistics
 from .in_loop import hello, refusal, served
 from .test_access import Secured, TokenReviews, register, token_of
 
@@ -235,7 +239,7 @@ def test_a_caller_may_not_take_all_places_and_an_operator_always_has_one():
         team, other, third = Caller("team", "t"), Caller("other", "t"), Caller("third", "t")
 
         async def enter(who):
-            place = room.place(who, stream=True)
+            place = room.place(who, "", stream=True)
             await place.__aenter__()
             return place
 
@@ -257,7 +261,7 @@ def test_requests_in_service_are_few_and_those_that_wait_are_bounded():
         room, inside, release = Room(Places(at_once=2, waiting=3)), [], asyncio.Event()
 
         async def call(n):
-            async with room.place(None, stream=False):
+            async with room.place(None, "", stream=False):
                 inside.append(n)
                 await release.wait()
 
@@ -296,3 +300,66 @@ def test_bytes_that_are_no_message_are_refused_without_a_traceback(tmp_path, cap
     asyncio.run(play())
     shown = capfd.readouterr()
     assert "Traceback" not in shown.out + shown.err + caplog.text
+
+
+# -------------------------------------------------------------------------------------- health checks
+
+
+def test_health_checks_of_strangers_take_no_place_of_known_callers(guarded):
+    """Regression: they passed unasked, and 8,192 open watches shut the service for everybody."""
+    monitor, _ = guarded
+
+    async def play():
+        async with monitor.channel(None) as stranger, monitor.channel("teams") as channel:
+            health = health_pb2_grpc.HealthStub(stranger)
+            for _ in range(3):
+                watch = health.Watch(health_pb2.HealthCheckRequest(service="anything"))
+                assert await refusal(watch) == "UNAUTHENTICATED"
+                check = health.Check(health_pb2.HealthCheckRequest())
+                assert await code_of(check) == "UNAUTHENTICATED"
+            known = health_pb2_grpc.HealthStub(channel)
+            assert (await known.Check(health_pb2.HealthCheckRequest())).status == 1
+
+    asyncio.run(play())
+
+
+def _as_bytes(channel):
+    return channel.stream_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=lambda data: data,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+
+
+def test_the_health_port_answers_a_probe_while_another_address_holds_calls_open(tmp_path):
+    """What never sends its request, watches, or sends what is no message holds few places."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here, so no second address")
+    port = free_port()
+    listen = f"unix:{tmp_path}/m.sock"
+    arguments = ("--state", "state", "--listen", listen, "--health-port", str(port))
+    process = Process(tmp_path, *arguments).start()
+
+    async def play():
+        async with (
+            open_channel(f"127.0.0.1:{port}", aio=True, insecure_dev=True) as flooding,
+            open_channel(f"[::1]:{port}", aio=True, insecure_dev=True) as kubelet,
+        ):
+            asked, probe = health_pb2.HealthCheckRequest(), health_pb2_grpc.HealthStub(kubelet)
+            await probe.Check(asked, wait_for_ready=True, timeout=HANG_SECONDS)
+            held = [_as_bytes(flooding)() for _ in range(500)]
+            for one in held:
+                await one.wait_for_connection()
+            watches = [health_pb2_grpc.HealthStub(flooding).Watch(asked) for _ in range(500)]
+            calls = [*held, *watches]
+            ended = asyncio.as_completed([one.code() for one in calls])
+            codes = {(await next(ended)).name for _ in range(len(calls) - 16)}
+            assert codes <= {"RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
+            assert (await probe.Check(asked)).status == 1
+            for one in calls:
+                one.cancel()
+            assert await code_of(_as_bytes(kubelet)(iter([b"\xff" * 9]))) == "INVALID_ARGUMENT"
+
+    asyncio.run(play())
+    process.stop()
+    assert "Traceback" not in process.logged()

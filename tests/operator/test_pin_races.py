@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from forkcast.branch import BranchRules, PinBases
 from forkcast.records import StateKind, StateRef, Trigger, TriggerRule
-from forkcast_operator.branch_records import Bases, BranchRecord
 from forkcast_operator.local import LocalWorld
 from forkcast_wire import catalogue, keys
+from forkcast_wire.branches import Bases, BranchRecord
 from forkcast_wire.documents import StateManifest, dump, read_manifest
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import read_document

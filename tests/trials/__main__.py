@@ -1,11 +1,13 @@
-"""`python -m tests.trials [NAME ...]`: replays what trials of the product once broke, case by case.
+"""`python -m tests.trials [--list] [NAME ...]`: replays what trials of the product once broke, case by case.
 
 Each case is a command, a file or an attack that somebody tried, and names the tests that carry it out;
-they run once, and the cases are told one a line. Without names: all cases.
+they run once, and the cases are told one a line. Without names: all cases. With --list nothing runs:
+each case with its tests, or with the reason why it has none.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -45,8 +47,13 @@ class Outcomes:
         return "ok"
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """0 if no case failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.trials", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a case of table.yaml")
+    parser.add_argument("--list", action="store_true", help="run nothing")
+    given = parser.parse_args(arguments)
+    names = given.names
     cases = read(_TABLE)
     if faults := wrong(cases):
         sys.stderr.write("\n".join([*faults, ""]))
@@ -55,6 +62,11 @@ def main(names: list[str]) -> int:
         sys.stderr.write(f"no such case: {', '.join(sorted(unknown))}\n")
         return 2
     wanted = [case for case in cases if not names or case.name in names]
+    if given.list:
+        for case in wanted:
+            lines = case.node_ids() or [f"no test: {case.why}"]
+            sys.stdout.write("\n    ".join([f"{case.name}  {case.what}", *lines]) + "\n")
+        return 0
     nodes = list(dict.fromkeys(node for case in wanted for node in case.node_ids()))
     outcomes = Outcomes()
     code = pytest.main(["-n", "2", "--dist", "loadfile", "-m", "", *nodes], plugins=[outcomes])

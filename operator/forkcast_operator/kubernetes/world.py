@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from forkcast.records import Trial, TrialStatus
 from forkcast_operator import clock
-from forkcast_operator.branch_records import Admission, BranchRecord
 from forkcast_operator.kubernetes.rollouts import Act, GiveUp, plan
 from forkcast_operator.kubernetes.seen import JobSeen
 from forkcast_operator.kubernetes.snapshot import Snapshot
 from forkcast_operator.stored import StoredWorld
-from forkcast_wire import keys
+from forkcast_wire import branches, keys
+from forkcast_wire.branches import Admission, BranchRecord
 from forkcast_wire.documents import RolloutJob
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
@@ -60,7 +60,8 @@ class ClusterWorld(StoredWorld):
 
     def acts(self) -> list[Act]:
         """What is to be done with the branch's Jobs. Candidates whose Job failed are recorded."""
-        acts = plan(self._rollouts(), self._jobs, self.spec.branching.max_concurrent_rollouts)
+        rollouts = branches.rollouts(self.store, self.id)
+        acts = plan(rollouts, self._jobs, self.spec.branching.max_concurrent_rollouts)
         for act in acts:
             if isinstance(act, GiveUp):
                 self._give_up(act)
