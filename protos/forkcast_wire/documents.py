@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -83,6 +84,16 @@ class StateManifest:
     lossless: bool
     loss: float | None
     versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryGap:
+    """history-gap.json of a saved state: how many of the steps before it the history lacked when it
+    was published, and why.
+    """
+
+    steps: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +226,19 @@ def survey(store: Store, kind: StateKind) -> tuple[list[StateRef], list[str]]:
 def saved_states(store: Store, kind: StateKind) -> list[StateRef]:
     """The main run's durable states of one kind, oldest first by (epoch, step, attempt)."""
     return survey(store, kind)[0]
+
+
+def history_gaps(store: Store, kind: StateKind) -> dict[str, int]:
+    """By the folder of a saved state, how many steps the history lacked when it was published; only
+    states with a gap.
+    """
+    found = {}
+    for info in store.list(keys.state_prefix(kind)):
+        folder = info.key.rpartition("/")[0]
+        if info.key == keys.state_gap(folder):
+            with suppress(LookupError):  # deleted meanwhile
+                found[folder] = load_at(store, HistoryGap, info.key).steps
+    return found
 
 
 def lineage_entries(store: Store) -> list[LineageEntry]:

@@ -55,6 +55,13 @@ def state_manifest(folder: str) -> str:
     return f"{folder}/manifest.json"
 
 
+def state_gap(folder: str) -> str:
+    """What the history lacked when the state was published, see documents.HistoryGap; no such
+    object, no gap.
+    """
+    return f"{folder}/history-gap.json"
+
+
 def branch(trigger_id: str) -> str:
     """The folder of a branch's records, e.g. ``branches/e0-t120``."""
     return f"{BRANCHES_PREFIX}{trigger_id}"
@@ -142,7 +149,7 @@ def state_history(folder: str) -> str:
     return f"{folder}/history.parquet"
 
 
-_STATE = r"(cp_\d+\.ptz|manifest\.json|good|history\.parquet)"
+_STATE = r"(cp_\d+\.ptz|manifest\.json|good|history\.parquet|history-gap\.json)"
 _TRIGGER = r"e\d+-t\d+[a-z0-9-]*"
 _RECORD = re.compile(
     "|".join(

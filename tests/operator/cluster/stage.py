@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import grpc
 import numpy as np
 
 from forkcast.decision import CONTROL
@@ -57,6 +58,9 @@ class SmallMonitor(MonitorServicer):
     def __init__(self) -> None:
         self.directives: list[str] = []
         self.runs: dict[str, str] = {}
+        self.namespaces: dict[str, str] = {}
+        #: (verb, run uid) of whatever was asked about a run.
+        self.asked: list[tuple[str, str]] = []
         self.forgotten: list[str] = []
         self.step = 0
         self._fired: list[Trigger] = []
@@ -80,27 +84,42 @@ class SmallMonitor(MonitorServicer):
 
     def ListRuns(self, request, context):
         told = [
-            pb.RunSummary(run_uid=uid, next_step=self.step, streams=1, seconds_since_report=0.0)
+            pb.RunSummary(
+                run_uid=uid,
+                namespace=self.namespaces[uid],
+                next_step=self.step,
+                streams=1,
+                seconds_since_report=0.0,
+            )
             for uid in list(self.runs)
         ]
         return pb.ListRunsResponse(runs=told)
 
     def RegisterRun(self, request, context):
+        known = self.namespaces.setdefault(request.run_uid, request.namespace)
+        if known != request.namespace:
+            context.abort(
+                grpc.StatusCode.ALREADY_EXISTS, "run_uid: registered in another namespace"
+            )
         created = request.run_uid not in self.runs
         self.runs[request.run_uid] = request.mode
         return pb.RegisterRunResponse(created=created)
 
     def ForgetRun(self, request, context):
         self.forgotten.append(request.run_uid)
+        self.asked.append(("ForgetRun", request.run_uid))
+        self.namespaces.pop(request.run_uid, None)
         return pb.ForgetRunResponse(existed=self.runs.pop(request.run_uid, None) is not None)
 
     def GetWindow(self, request, context):
+        self.asked.append(("GetWindow", request.run_uid))
         columns = {name: np.arange(300.0) for name in WINDOW_COLUMNS}
         window = Window(run_uid=request.run_uid, epoch=0, total_steps=1000, columns=columns)
         return pb.WindowReply(window=window_to_wire(window))
 
     def PostDirective(self, request, context):
         self.directives.append(request.directive.id)
+        self.asked.append(("PostDirective", request.directive.run_uid))
         return pb.PostDirectiveResponse()
 
 
