@@ -26,6 +26,7 @@ from forkcast_wire.store import (
     read_document,
     update_document,
 )
+from tests.waiting import HANG_SECONDS
 
 _RACERS = 16
 _EMPTY = Catalogue(pins={}, tombstones=())
@@ -36,7 +37,7 @@ def race(attempt: Callable[[int], object], loses: type[Exception]) -> list[int]:
     start = threading.Barrier(_RACERS)
 
     def run(number: int) -> int | None:
-        start.wait(240)
+        start.wait(HANG_SECONDS)
         try:
             attempt(number)
         except loses:
