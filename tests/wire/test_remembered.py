@@ -14,6 +14,7 @@ from forkcast_wire.store import (
     StoreError,
     StoreUnavailable,
 )
+from forkcast_wire.store import remembered as module
 from tests.wire.memory_store import MemoryStore
 
 PASS_SECONDS = 12.0
@@ -200,3 +201,17 @@ def test_without_tags_everything_is_read() -> None:
         folder.put("a", data)
         list(store.list(""))
         assert store.get("a")[0] == data
+
+
+def test_what_it_keeps_in_memory_is_bounded_and_what_it_dropped_is_read_again(
+    below, store, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_KEPT_BYTES", 25)
+    for name in "abc":
+        below.put(name, name.encode() * 10)
+    begin(store)
+    for name in "abca":
+        assert store.get(name)[0] == name.encode() * 10
+    assert below.asked["get"] == 4
+    assert store.get("c")[0] == b"c" * 10
+    assert below.asked["get"] == 4

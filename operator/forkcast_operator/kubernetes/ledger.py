@@ -76,6 +76,7 @@ class Ledger:
         self._finished: dict[str, StoredBranch] = {}
         self._complete: Complete | None = None
         self._info: RunInfo | None = None
+        self._foreign: set[str] = set()
 
     def claim(self, digest: str, total_steps: int, before: TrainingRunStatus) -> RunInfo:
         """Make the place this run's: run.json is its alone. digest, total_steps: of the manifest,
@@ -184,7 +185,7 @@ class Ledger:
         deadlines: dict[str, float] = {}
         for record, saved in self._intake.active():
             phase = saved
-            if monitor is not None and not paused:
+            if monitor is not None and not paused and self._own(record):
                 world = ClusterWorld(spec, self.store, record, monitor, proxy, jobs)
                 phase = self._advance(world, record, saved)
                 acts[record.name] = world.acts()
@@ -199,6 +200,17 @@ class Ledger:
             settled=settled,
             ended=[branch for branch in looked_at if branch.finished],
         )
+
+    def _own(self, record: BranchRecord) -> bool:
+        """Whether a branch is about this run. What a record names is asked about, and told, at the
+        monitor; and the run's own pods can write records.
+        """
+        uid = record.trigger.run_uid
+        own = self._info is not None and uid == self._info.uid
+        if not own and uid not in self._foreign:
+            self._foreign.add(uid)
+            _log.error("branch.of_another_run", branch=record.name, uid=uid)
+        return own
 
     def _advance(self, world: ClusterWorld, record: BranchRecord, saved: Phase) -> Phase:
         """As far as the branch goes now; returns the phase it has come to."""

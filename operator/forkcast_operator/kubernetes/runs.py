@@ -225,7 +225,9 @@ class Runs:
             pods=pods,
             pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
-            summary=self._link.summary(run.identity) if self._link and watched else None,
+            summary=self._link.summary(run.identity)
+            if self._link and watched and self._link.holds(run)
+            else None,
             monitor_trouble=self._link.trouble() if self._link and watched else "",
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
             failed=(failed.reason, failed.message) if failed else None,
@@ -310,17 +312,19 @@ class Runs:
         """A pass over the records. If it has not come back yet, or store or monitor are away, the
         run stays as it is.
         """
-        triggers = self._link.triggers(run.identity) if self._link else []
         bodies, pods = (self._view.of_run(kind, run.key) for kind in ("Job", "Pod"))
         jobs = rollout_jobs(bodies, pods, dt.datetime.now(dt.UTC))
-        stub = self._link.stub if self._link else None
+        link = self._link
         idle = facts.trainer is None or not facts.trainer.work.alive
 
         def work() -> Look:
             ledger = memory.claim(run, spec, place, self._open_store)
             if idle:
                 ledger.confirm()
-            before = former_status(run)
+            before, known = former_status(run), replace(run, records_uid=ledger.identity)
+            triggers, stub = [], None
+            if link is not None and link.holds(known):
+                triggers, stub = link.triggers(known.identity), link.stub
             return ledger.look(
                 spec, triggers, jobs, stub, self._proxy, before=before, paused=spec.suspend
             )
@@ -348,7 +352,7 @@ class Runs:
             if one.received is Received.SUPPRESSED and one.word in metrics.SUPPRESSIONS:
                 metrics.SUPPRESSED.labels(one.word).inc()
             if self._link is not None:
-                self._link.settled(run.identity, one.trigger)
+                self._link.settled(one.trigger.run_uid, one.trigger)
         about = self._view.get("TrainingRun", run.key)
         if about is not None:
             await self._recorder.record(about, suppressed_events(look.settled))

@@ -20,7 +20,9 @@ from forkcast_wire.store.limits import deadline
 
 T = TypeVar("T")
 #: Records are some KiB; a larger object is not the work of Forkcast.
-_MOST_BYTES: Final = 16 << 20
+_MOST_BYTES: Final = 8 << 20
+#: Bytes that are kept in memory: all records of one run are tens of KiB a branch.
+_MOST_KEPT_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Remembered:
         self._covered: set[str] = set()
         self._listed: dict[str, ObjectInfo] = {}
         self._known: dict[str, _Known] = {}
+        self._kept = 0
         self._spent = 0.0
 
     def refresh(self) -> None:
@@ -65,7 +68,7 @@ class Remembered:
     def forget(self, prefix: str) -> None:
         """Drop the bytes of objects that nobody is going to read again."""
         for key in [key for key in self._known if key.startswith(prefix)]:
-            del self._known[key]
+            self._drop(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects whose key starts with the prefix, in key order."""
@@ -75,7 +78,7 @@ class Remembered:
             self._listed = {**kept, **found}
             self._covered.add(prefix)
             for key in [key for key in self._known if key.startswith(prefix) and key not in found]:
-                del self._known[key]
+                self._drop(key)
         return iter([self._listed[key] for key in sorted(self._listed) if key.startswith(prefix)])
 
     def get(self, key: str) -> tuple[bytes, str]:
@@ -93,9 +96,9 @@ class Remembered:
         try:
             data, etag = self._timed(lambda: self.direct.get(key))
         except KeyMissing:
-            self._drop(key)
+            self._forget(key)
             raise
-        self._known[key] = _Known(info.etag, data, etag)
+        self._keep(key, _Known(info.etag, data, etag))
         return data, etag
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -114,13 +117,13 @@ class Remembered:
             self._look_up(key)
             raise
         self._listed[key] = ObjectInfo(key, len(data), etag)
-        self._known[key] = _Known(etag, data, etag)
+        self._keep(key, _Known(etag, data, etag))
         return etag
 
     def put_file(self, key: str, path: Path, *, create: bool = False) -> str:
         """See `forkcast.ports.Store`."""
         etag = self._timed(lambda: self.direct.put_file(key, path, create=create))
-        self._known.pop(key, None)
+        self._drop(key)
         self._listed[key] = ObjectInfo(key, path.stat().st_size, etag)
         return etag
 
@@ -131,19 +134,31 @@ class Remembered:
     def delete(self, key: str) -> None:
         """Delete; a missing key is success."""
         self._timed(lambda: self.direct.delete(key))
-        self._drop(key)
+        self._forget(key)
 
     def _covers(self, key: str) -> bool:
         """Whether a list of this pass has shown everything that begins with the key."""
         return any(key.startswith(prefix) for prefix in self._covered)
 
+    def _keep(self, key: str, known: _Known) -> None:
+        """Remember what was read; beyond `_MOST_KEPT_BYTES` what was read first is read again."""
+        self._drop(key)
+        self._known[key] = known
+        self._kept += len(known.data)
+        while self._kept > _MOST_KEPT_BYTES:
+            self._drop(next(iter(self._known)))
+
     def _drop(self, key: str) -> None:
-        self._known.pop(key, None)
+        known = self._known.pop(key, None)
+        self._kept -= len(known.data) if known is not None else 0
+
+    def _forget(self, key: str) -> None:
+        self._drop(key)
         self._listed.pop(key, None)
 
     def _look_up(self, key: str) -> None:
         """Somebody else has written the key since the list."""
-        self._drop(key)
+        self._forget(key)
         info = self._timed(lambda: self.direct.head(key))
         if info is not None:
             self._listed[key] = info
