@@ -72,7 +72,7 @@ class LocalOperator:
         self._intake = Intake(info.name, self.store, hold_main=True)
 
     def watch(self, stop: threading.Event) -> None:
-        """Collect triggers; the stream starts over from the first one, whoever restarts."""
+        """Collect triggers; the stream starts over from the first one after any restart."""
         while not stop.is_set():
             try:
                 request = pb.WatchTriggersRequest(run_uid=self.info.uid, after=0)

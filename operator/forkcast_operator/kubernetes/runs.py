@@ -208,7 +208,7 @@ class Runs:
             restarts=status.trainer.restarts if status.trainer else 0,
         )
 
-    # ------------------------------------------------------------------------------ what shall be
+    # ------------------------------------------------------------------------------ what is to be
 
     async def _reconcile(
         self, run: Run, memory: Memory
