@@ -11,7 +11,6 @@ from forkcast.admission import Refusal
 from forkcast.branch import Finished
 from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
-from forkcast.ports import Store
 from forkcast.records import Trial, Trigger
 from forkcast_cli.workdir import read_manifest, read_progress
 from forkcast_wire import branches, keys
@@ -98,9 +97,7 @@ class RunReader:
         """
         self._folder = folder
         self._manifest = load_manifest(folder) if folder.is_file() else read_manifest(folder)
-        self._store: Store = Remembered(
-            open_store(self._manifest.spec.storage, folder, write=False)
-        )
+        self._store = Remembered(open_store(self._manifest.spec.storage, folder, write=False))
         self._ended: dict[str, BranchView] = {}
 
     def progress(self) -> dict[str, Any]:
@@ -110,6 +107,7 @@ class RunReader:
     def look(self) -> RunView:
         """Read the whole view. Raises StoreUnavailable."""
         store, total = self._store, self._manifest.spec.training.total_steps
+        store.refresh()
         lineage = lineage_entries(store)
         return RunView(
             manifest=self._manifest,
