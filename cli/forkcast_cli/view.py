@@ -12,7 +12,6 @@ from forkcast.admission import Refusal
 from forkcast.branch import Finished
 from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
-from forkcast.ports import Store
 from forkcast.records import Trial, Trigger
 from forkcast_cli.workdir import read_manifest, read_progress
 from forkcast_wire import branches, keys
@@ -101,9 +100,7 @@ class RunReader:
         """
         self._folder = folder
         self._manifest = load_manifest(folder) if folder.is_file() else read_manifest(folder)
-        self._store: Store = Remembered(
-            open_store(self._manifest.spec.storage, folder, write=False)
-        )
+        self._store = Remembered(open_store(self._manifest.spec.storage, folder, write=False))
         self._ended: dict[str, BranchView] = {}
 
     def progress(self) -> dict[str, Any]:
@@ -122,6 +119,7 @@ class RunReader:
         neither the rest nor the end of the run. Raises StoreUnavailable.
         """
         store, total = self._store, self._manifest.spec.training.total_steps
+        store.refresh()
         damaged: list[str] = []
         lineage: list[LineageEntry] = []
         with _noted(damaged):

@@ -36,6 +36,7 @@ from forkcast_wire.process import (
     die_with_parent,
 )
 from forkcast_wire.store import (
+    Remembered,
     StoreError,
     StoreMisconfigured,
     StoreUnavailable,
@@ -62,12 +63,13 @@ class LocalOperator:
         monitor: str,
         proxy: str,
     ) -> None:
-        self.spec, self.info, self.store, self.workdir = spec, info, store, workdir
+        self.spec, self.info, self.workdir = spec, info, workdir
+        self.store = Remembered(store)
         self._monitor = MonitorStub(open_channel(monitor))
         self._proxy = ProxyStub(open_channel(proxy)) if proxy else None
         self._pending: list[Trigger] = []
         self._wake = threading.Event()
-        self._intake = Intake(info.name, store, hold_main=True)
+        self._intake = Intake(info.name, self.store, hold_main=True)
 
     def watch(self, stop: threading.Event) -> None:
         """Collect triggers; the stream starts over from the first one, whoever restarts."""
@@ -82,13 +84,20 @@ class LocalOperator:
 
     def work(self) -> bool:
         """One pass over what there is; True while a branch is active."""
+        self.store.refresh()
         come = list(self._pending)
         self._intake.receive(self.spec, come)
         del self._pending[: len(come)]
         active = self._intake.active()
         for record, saved in active:
             world = LocalWorld(
-                self.spec, self.store, record, self._monitor, self._proxy, self.workdir
+                self.spec,
+                self.store,
+                record,
+                self._monitor,
+                self._proxy,
+                self.workdir,
+                direct=self.store.direct,
             )
             phase = saved
             while True:

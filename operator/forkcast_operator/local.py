@@ -23,8 +23,10 @@ class LocalWorld(StoredWorld):
         monitor: MonitorStub,
         proxy: ProxyStub | None,
         workdir: Path,
+        *,
+        direct: Store | None = None,
     ) -> None:
-        super().__init__(spec, store, record, monitor, proxy)
+        super().__init__(spec, store, record, monitor, proxy, direct=direct)
         self._workdir = workdir
 
     def _held(self) -> bool:

@@ -24,6 +24,7 @@ from forkcast.records import (
     TriggerRule,
     Window,
 )
+from forkcast_operator import clock
 from forkcast_operator.local import LocalWorld
 from forkcast_operator.stored import MonitorUnavailableError
 from forkcast_wire import catalogue, keys
@@ -149,7 +150,7 @@ def world(tmp_path, monitor):
     for step in (25, 50, 75, 98, 100):
         saved(store, state(StateKind.RING, keys.state(StateKind.RING, 0, 1, step), step))
     record = BranchRecord(
-        name=branch_name("run", TRIGGER), trigger=TRIGGER, rules=RULES, opened_at=time.time()
+        name=branch_name("run", TRIGGER), trigger=TRIGGER, rules=RULES, opened_at=clock.now()
     )
     return LocalWorld(SPEC, store, record, monitor[1], None, tmp_path)
 

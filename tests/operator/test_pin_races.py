@@ -105,7 +105,7 @@ class Brancher:
             catalogue.unpin(store, trigger.id)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.02]), st.booleans())
 def test_what_a_branch_uses_is_never_deleted(seed, death_rate, two_savers) -> None:
     game = Interleaving(random.Random(seed), death_rate)

@@ -39,6 +39,8 @@ from forkcast_wire.store import StoreRefused, StoreUnavailable, open_store, read
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 from memory_store import MemoryStore, at_once
 
+from tests.waiting import until
+
 
 def stats(step: int, epoch: int = 0, attempt: int = 0, **more: Any) -> StepStats:
     values: dict[str, Any] = {
@@ -331,9 +333,7 @@ def test_every_chunk_is_a_record_that_an_erasure_knows() -> None:
     assert not keys.is_record("history/other.parquet")
 
 
-def test_a_run_that_is_killed_again_and_again_has_every_step_once(
-    new_run, until, monkeypatch
-) -> None:
+def test_a_run_that_is_killed_again_and_again_has_every_step_once(new_run, monkeypatch) -> None:
     """Without a monitor: what the states resume from, the history has, too."""
     run = new_run(steps=60, every=30, ring=5)
     monkeypatch.setenv("FORKCAST_PACE", "trainer/step:0.02")

@@ -62,7 +62,7 @@ class RolloutServer:
         not changed since the last list come from memory.
         """
         self.spec, self.store, self.workdir = spec, store, workdir
-        self._seen: Store = Remembered(store)
+        self._seen = Remembered(store)
         self.children: dict[tuple[str, str], int] = {}
         self.deaths: Counter[tuple[str, str]] = Counter()
         self.unfitting: Counter[tuple[str, str]] = Counter()
@@ -97,6 +97,7 @@ class RolloutServer:
 
     def _wishes(self) -> list[tuple[tuple[str, str], RolloutUntil]]:
         found = []
+        self._seen.refresh()
         for info in self._seen.list(keys.ROLLOUTS_PREFIX):
             file = keys.rollout_of(info.key)
             if file is not None and file[2] == "until":

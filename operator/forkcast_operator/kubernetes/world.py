@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from forkcast_operator import clock
 from forkcast_operator.kubernetes.rollouts import Act, GiveUp, plan
 from forkcast_operator.kubernetes.seen import JobSeen
-from forkcast_operator.kubernetes.snapshot import Snapshot
 from forkcast_operator.stored import StoredWorld
 from forkcast_wire import branches
 from forkcast_wire.branches import Admission, BranchRecord
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.store import read_document
+from forkcast_wire.store import Remembered, read_document
 
 
 class ClusterWorld(StoredWorld):
@@ -26,7 +25,7 @@ class ClusterWorld(StoredWorld):
     def __init__(
         self,
         spec: TrainingRunSpec,
-        store: Snapshot,
+        store: Remembered,
         record: BranchRecord,
         monitor: MonitorStub,
         proxy: ProxyStub | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 
@@ -50,6 +49,7 @@ from forkcast_wire.documents import (
 )
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
 from forkcast_wire.store import FolderStore, put_document, read_document
+from tests.waiting import until_async
 
 
 class SmallMonitor(MonitorServicer):
@@ -299,14 +299,18 @@ class Stage:
 
     async def until_gone(self, name="gpt") -> None:
         """Look until a run that is being deleted has gone."""
-        async with asyncio.timeout(60):
-            while await self.run(name) is not None:
-                try:
-                    await self.look(name)
-                except ClusterError as error:  # the garbage collector wrote between; look again
-                    if error.status != 409:
-                        raise
-                await asyncio.sleep(0.2)  # the garbage collector's pace
+
+        async def gone():
+            if await self.run(name) is None:
+                return True
+            try:
+                await self.look(name)
+            except ClusterError as error:  # the garbage collector wrote between; look again
+                if error.status != 409:
+                    raise
+            return False
+
+        await until_async(gone, f"the end of {name}", every=0.2)
         await self.look(name)
 
     async def run_pods(self, *, ready=True, of="trainer") -> int:
@@ -324,14 +328,14 @@ class Stage:
             await self.cluster.merge(POD, self.namespace, name, {"status": status}, status=True)
         return len(pods)
 
-    async def until(self, holds, seconds=60):
+    async def until(self, holds):
         """Look until an async function says something; returns what it said."""
-        async with asyncio.timeout(seconds):
-            while True:
-                await self.look()
-                if said := await holds():
-                    return said
-                await asyncio.sleep(0.1)
+
+        async def said():
+            await self.look()
+            return await holds()
+
+        return await until_async(said, holds.__name__, every=0.1)
 
     async def finish_job(self, name, kind, reason="", namespace=None) -> None:
         """What the Job controller would say of its pods. kind: Complete or Failed."""

@@ -4,7 +4,6 @@ asks for, the operator's own credentials touch nothing of the other's.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,13 @@ import pytest
 
 from forkcast import lineage
 from forkcast.records import StateKind
-from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes.cluster import JOB, RUN, ClusterError
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.ledger import Ledger
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.run import Run, SpecError, store_place
 from forkcast_wire import catalogue, keys
+from forkcast_wire.branches import BranchRecord
 from forkcast_wire.documents import RunInfo, dump, lineage_head
 from forkcast_wire.resources import TrainingRunStatus
 from forkcast_wire.store import open_store, put_document, read_document
@@ -27,7 +26,7 @@ from forkcast_wire.store.s3 import S3Store
 
 from .test_on_an_api_server import play, to_the_end_of_the_branch
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 BUCKET = "runs"
 
 
@@ -88,14 +87,7 @@ async def _train(stage, shared, **spec):
 
 async def _delete(stage) -> None:
     await stage.cluster.delete(RUN, stage.namespace, "gpt")
-    async with asyncio.timeout(60):
-        while await stage.run() is not None:
-            try:
-                await stage.look()
-            except ClusterError as error:  # the garbage collector wrote between
-                if error.status != 409:
-                    raise
-            await asyncio.sleep(0.2)
+    await stage.until_gone()
 
 
 PREFIXES = {
