@@ -27,7 +27,7 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire import keys
 from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import trigger_from_wire
-from forkcast_wire.documents import RunInfo, load
+from forkcast_wire.documents import DocumentError, RunInfo, load
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
 from forkcast_wire.process import (
@@ -144,7 +144,7 @@ def main() -> int:
     while not stop.is_set():
         try:
             active = operator.work()
-        except (StoreError, MonitorUnavailableError) as error:
+        except (StoreError, MonitorUnavailableError, DocumentError) as error:
             _log.warning("operator.retry", error=f"{type(error).__name__}: {error}")
             active = False
         operator.wait(busy if active else idle)
