@@ -65,6 +65,10 @@ say "chart"
   --set objectStore.external.bucket="$BUCKET" \
   --set monitor.persistence.enabled=false ${HELM_ARGS:-} || fail "the chart is not up"
 kubectl -n "$SYSTEM" get pods
+# files in the image, without what is mounted into the pod
+BYTES=$(kubectl -n "$SYSTEM" exec deploy/forkcast-operator -- sh -c 'du -sxb / 2>/dev/null || true' | cut -f1)
+echo "control image: $BYTES bytes"
+((0 < BYTES && BYTES <= 400000000)) || fail "the control image has more than 400 MB"
 "$HELM" test forkcast --namespace "$SYSTEM" | grep -A4 "^TEST SUITE" || fail "the services do not answer"
 
 say "run"

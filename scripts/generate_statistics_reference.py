@@ -28,6 +28,13 @@ whatever watches the run (also with `mode: Disabled`); there it outlives the Tra
   steps are all in another file of the same epoch and attempt is left over from a crash; skip it.
 - A store that does not answer never holds up a step: the rows wait in memory, at most 8,192 of them in
   each of two lists; then the oldest are dropped, and the trainer's log says how many.
+- No state is published before the rows of the steps that led to it, the steps of an adopted rollout
+  included, so a run that is killed and resumed lacks none. A state is worth more than its history, though:
+  if only the history cannot be written, three saves in a row wait for it; the next is published without.
+  So is a state whose rows were dropped, one that a store which refuses the history (rights) takes, and the
+  last one before a process leaves. `history-gap.json` in its folder then says how many steps were
+  missing and why; `forkcast run`, `forkcast status` (`history_gap`) and `forkcast checkpoint ls` show it.
+  The rows still wait in memory, and are written when they can be.
 - A Parquet file takes its place whole; a line that a crash cut short is no row. A row that stands in
   both the tail and a Parquet file counts once: its key is (epoch, attempt, rank, step).
 - Where a restarted trainer took steps again, the rows of the later attempt replace those of the

@@ -334,12 +334,13 @@ def checkpoint_ls(folder: Folder, as_json: AsJson = False) -> None:  # noqa: FBT
         if as_json:
             _print_json([one.document() for one in found])
             return
-        table = Table("kind", "epoch", "attempt", "step", "size", "good", "pinned by", box=None)
+        table = Table("kind", "epoch", "attempt", "step", "size", "good", "pinned by", "", box=None)
         for one in found:
             ref = one.state
             cells = (ref.kind.value, ref.epoch, ref.attempt, ref.step, size(ref.size_bytes))
             pins = ", ".join(one.pins)
-            table.add_row(*map(str, cells), "good" if ref.good else "", pins)
+            gap = f"{one.unrecorded} steps before it not in the history" if one.unrecorded else ""
+            table.add_row(*map(str, cells), "good" if ref.good else "", pins, gap)
         console().print(table)
 
 

@@ -10,16 +10,19 @@ from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
 from forkcast_cli.workdir import read_manifest
 from forkcast_wire import keys
-from forkcast_wire.documents import Catalogue, saved_states, survey
+from forkcast_wire.documents import Catalogue, history_gaps, saved_states, survey
 from forkcast_wire.store import open_store, read_document
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A saved state and the names of the pins that hold it."""
+    """A saved state and the names of the pins that hold it. unrecorded: how many of the steps before
+    it the history lacked when it was saved.
+    """
 
     state: StateRef
     pins: tuple[str, ...]
+    unrecorded: int = 0
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -34,6 +37,7 @@ class Saved:
             "good": ref.good,
             "digest": ref.digest,
             "pins": list(self.pins),
+            "unrecordedSteps": self.unrecorded,
         }
 
 
@@ -50,11 +54,13 @@ def listing(folder: Path) -> list[Saved]:
     store = _store(folder)
     catalogue = read_document(store, Catalogue, keys.CATALOGUE)
     pins = catalogue.pins if catalogue is not None else {}
-    return [
-        Saved(ref, tuple(sorted(name for name, held in pins.items() if ref.key in held)))
-        for kind in (StateKind.CHECKPOINT, StateKind.RING)
-        for ref in saved_states(store, kind)
-    ]
+    found = []
+    for kind in (StateKind.CHECKPOINT, StateKind.RING):
+        gaps = history_gaps(store, kind)
+        for ref in saved_states(store, kind):
+            held = sorted(name for name, states in pins.items() if ref.key in states)
+            found.append(Saved(ref, tuple(held), gaps.get(ref.key, 0)))
+    return found
 
 
 def _store(folder: Path) -> Store:

@@ -130,7 +130,9 @@ def _until_done(
                 trouble = supervisor.trouble
                 screen.print(f"{trouble}; training goes on, it is tried again", soft_wrap=True)
             seen, progress = watch.seen, reader.progress()
-            for line in news(told, {"store away": seen.away, "saving": unsaved(progress)}):
+            now = {"store away": seen.away, "saving": unsaved(progress)}
+            now["statistics"] = progress.get("history_gap", "")
+            for line in news(told, now):
                 screen.print(line, soft_wrap=True)
             view = reader.local(progress, seen.view, seen.away)
             if seen.view is not None and supervisor.finished(seen.view.active):
@@ -179,7 +181,8 @@ def panel(view: RunView, losses: list[float]) -> Group:
 def troubles(view: RunView) -> list[str]:
     """What is wrong with the store now, in lines."""
     away = f"store away: {view.away}; training goes on without it" if view.away else ""
-    return [line for line in (away, unsaved(view.progress)) if line]
+    gap = view.progress.get("history_gap", "")
+    return [line for line in (away, unsaved(view.progress), gap) if line]
 
 
 def sparkline(values: list[float]) -> str:

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from forkcast.admission import Refusal
+from forkcast.branch import Finished
 from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import Trial, Trigger
 from forkcast_cli.workdir import read_manifest, read_progress
+from forkcast_wire import branches, keys
+from forkcast_wire.branches import StoredBranch, Suppression
 from forkcast_wire.completion import completion
-from forkcast_wire.documents import Complete, DocumentError, lineage_entries, load, load_at
+from forkcast_wire.documents import Complete, lineage_entries, load_at
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.manifest_file import load_manifest
-from forkcast_wire.store import (
-    Remembered,
-    StoreUnavailable,
-    open_store,
-    read_document,
-)
+from forkcast_wire.store import Remembered, StoreUnavailable, open_store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BranchView:
     """One branch: its trigger, phase, decision (if there is one) and trials by candidate.
 
+    outcome, reason: how it ended and why; None and "" while it is open.
     edited: the decision is not the one whose digest the lineage or the outcome recorded.
     """
 
@@ -42,13 +40,22 @@ class BranchView:
     trials: dict[str, dict[int, Trial]]
     edited: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class SuppressedView:
-    """A trigger that opened no branch, and why."""
-
-    trigger: Trigger
-    reason: Refusal
+    @classmethod
+    def of(cls, branch: StoredBranch, adopted: str | None) -> BranchView:
+        """adopted: the digest in the lineage, None if it has no entry of this branch."""
+        end, phase, decision = branch.end, branch.phase, branch.decision
+        over = end or (phase if isinstance(phase, Finished) else None)
+        recorded = {adopted, end.decision_digest if end else None} - {None}
+        return cls(
+            id=branch.id,
+            trigger=branch.record.trigger,
+            phase=type(phase).__name__,
+            outcome=over.outcome.value if over else None,
+            reason=over.reason.value if over else "",
+            decision=decision,
+            trials={name: dict(seen.trials) for name, seen in branch.rollouts.items()},
+            edited=decision is not None and not recorded <= {decision.digest},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +69,7 @@ class RunView:
     manifest: TrainingRun
     progress: dict[str, Any]
     branches: list[BranchView]
-    suppressed: list[SuppressedView]
+    suppressed: list[Suppression]
     lineage: list[LineageEntry]
     complete: Complete | None
     away: str = ""
@@ -73,7 +80,7 @@ class RunView:
         return sum(1 for one in self.branches if one.outcome is None)
 
     @property
-    def refused(self) -> list[SuppressedView]:
+    def refused(self) -> list[Suppression]:
         """Triggers that might have opened a branch and did not. A calm one with nothing to pay back
         asked for none.
         """
@@ -109,7 +116,7 @@ class RunReader:
             progress=self.progress(),
             branches=self._branches(lineage),
             suppressed=[
-                load_at(store, SuppressedView, info.key) for info in store.list("suppressed/")
+                load_at(store, Suppression, info.key) for info in store.list(keys.SUPPRESSED_PREFIX)
             ],
             lineage=lineage,
             complete=completion(store, total),
@@ -137,19 +144,22 @@ class RunReader:
         )
 
     def _branches(self, lineage: Iterable[LineageEntry]) -> list[BranchView]:
-        names: dict[str, set[str]] = {}
-        for info in self._store.list("branches/"):
-            _, branch, name = info.key.split("/")
-            names.setdefault(branch, set()).add(name)
         adopted = {(one.epoch - 1, one.trigger_step): one.decision_digest for one in lineage}
         found = []
-        for branch, files in names.items():
-            view = self._ended.get(branch) or _branch(self._store, branch, files, adopted)
+        for trigger_id in branches.opened(self._store):
+            view = self._ended.get(trigger_id) or self._branch(trigger_id, adopted)
             if view is not None:
                 found.append(view)
-                if view.outcome is not None and view.phase == "Finished":
-                    self._ended[branch] = view
+                if view.outcome is not None and view.phase == Finished.__name__:
+                    self._ended[trigger_id] = view
         return sorted(found, key=lambda b: (b.trigger.epoch, b.trigger.step))
+
+    def _branch(self, trigger_id: str, adopted: Mapping[tuple[int, int], str]) -> BranchView | None:
+        record = branches.record_of(self._store, trigger_id)
+        if record is None:
+            return None
+        place = (record.trigger.epoch, record.trigger.step)
+        return BranchView.of(branches.read(self._store, record), adopted.get(place))
 
 
 def look(folder: Path) -> RunView:
@@ -157,51 +167,3 @@ def look(folder: Path) -> RunView:
     where a run is stored. Raises FileNotFoundError where the folder holds no run, ManifestError.
     """
     return RunReader(folder).look()
-
-
-def _branch(
-    store: Store, branch: str, files: set[str], adopted: Mapping[tuple[int, int], str]
-) -> BranchView | None:
-    if "branch.json" not in files:
-        return None
-    key = f"branches/{branch}/branch.json"
-    try:
-        trigger = load(Trigger, json.dumps(_object(store, key)["trigger"]).encode())
-    except (KeyError, DocumentError) as error:
-        raise DocumentError(f"{key}: is damaged ({error}); restore it from a copy") from None
-    phase, ended = "Forking", dict[str, Any]()
-    if "phase.json" in files:
-        saved = _object(store, f"branches/{branch}/phase.json")
-        phase = str(saved.get("kind", "Unknown"))
-        if phase == "Finished":
-            ended = dict(saved.get("phase", {}))
-    if "outcome.json" in files:
-        ended = _object(store, f"branches/{branch}/outcome.json") or ended
-    trials: dict[str, dict[int, Trial]] = {}
-    for info in store.list(f"rollouts/{branch}/"):
-        parts = info.key.split("/")
-        if len(parts) == 4 and parts[3].startswith("trial-"):
-            trial = read_document(store, Trial, info.key)
-            if trial is not None:
-                trials.setdefault(parts[2], {})[trial.rung] = trial
-    decision = read_document(store, Decision, f"branches/{branch}/decision.json")
-    recorded = {adopted.get((trigger.epoch, trigger.step)), ended.get("decision_digest")} - {None}
-    return BranchView(
-        id=branch,
-        trigger=trigger,
-        phase=phase,
-        outcome=ended.get("outcome"),
-        reason=ended.get("reason", ""),
-        decision=decision,
-        trials=trials,
-        edited=decision is not None and not recorded <= {decision.digest},
-    )
-
-
-def _object(store: Store, key: str) -> dict[str, Any]:
-    """The JSON object under a key; {} if it is damaged."""
-    try:
-        found = json.loads(store.get(key)[0])
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -39,7 +39,7 @@ class UnusableRunError(UnknownRunError):
 
 
 class ConflictError(ValueError):
-    """The run is registered under another name."""
+    """The run is registered in another namespace."""
 
 
 class Bell:
@@ -154,15 +154,19 @@ class Runs:
 
     async def _replace(self, hosted: Hosted, new: Registration) -> None:
         """Take another registration. Where the rules differ, the next use judges the history anew
-        by them.
+        by them; where the name does, a run of the same namespace has adopted this one's records.
         """
         assert self._folders is not None
         old = hosted.registration
-        if (old.name, old.namespace) != (new.name, new.namespace):
-            raise ConflictError("run_uid: registered with another name or namespace")
+        if old.namespace != new.namespace:
+            raise ConflictError("run_uid: registered in another namespace")
         async with hosted.lock:
             await self.blocking(self._folders.save, new)
             hosted.registration = new
+            if old.name != new.name:
+                self._series.close(old.run_uid, hosted.series)
+                hosted.series = self._series.open(new.run_uid, new.namespace, new.name)
+                hosted.series.streams(len(hosted.streams))
             if hosted.opened is not None and new.config() != old.config():
                 await self.blocking(hosted.opened.close)
                 hosted.opened = None

@@ -86,11 +86,11 @@ class LocalOperator:
         self._intake.receive(self.spec, come)
         del self._pending[: len(come)]
         active = self._intake.active()
-        for record in active:
+        for record, saved in active:
             world = LocalWorld(
                 self.spec, self.store, record, self._monitor, self._proxy, self.workdir
             )
-            phase = self._intake.phase(record)
+            phase = saved
             while True:
                 following = reconcile(world, phase, record.rules)
                 if following == phase:

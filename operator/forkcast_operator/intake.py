@@ -11,17 +11,17 @@ import structlog
 
 from forkcast import loan
 from forkcast.admission import Budget, Open, Refusal, RunSeen, Suppress, admit
-from forkcast.branch import BranchRules, Finished, Forking, Phase, branch_name
+from forkcast.branch import BranchRules, Finished, Phase, branch_name
 from forkcast.ports import Store
 from forkcast.records import Trigger, TriggerRule
 from forkcast_operator import clock
-from forkcast_operator.branch_records import BranchRecord, Suppression, load_phase
 from forkcast_operator.rules import branch_rules
-from forkcast_wire import keys
+from forkcast_wire import branches, keys
+from forkcast_wire.branches import BranchRecord, Suppression
 from forkcast_wire.completion import completion
-from forkcast_wire.documents import lineage_entries, lineage_head
+from forkcast_wire.documents import DocumentError, lineage_entries, lineage_head
 from forkcast_wire.manifest import Mode, TrainingRunSpec
-from forkcast_wire.store import AlreadyExists, put_document, read_document
+from forkcast_wire.store import AlreadyExists, put_document
 
 _log = structlog.get_logger()
 
@@ -50,42 +50,40 @@ class Intake:
         self._records: dict[str, BranchRecord] = {}  # written once, so read once
         self._finished: set[str] = set()  # a finished branch stays so: no need to look again
 
-    def phase(self, record: BranchRecord) -> Phase:
-        """Where the branch stands."""
-        return load_phase(self._store, record.trigger.id) or Forking(
-            branch=record.name, trigger=record.trigger
-        )
-
     def records(self) -> list[BranchRecord]:
         """All branches ever opened, in key order."""
-        found = []
-        for info in self._store.list("branches/"):
-            if info.key.endswith("/branch.json") and (record := self._record(info.key)):
-                found.append(record)
-        return found
+        found = (self._record(trigger_id) for trigger_id in branches.opened(self._store))
+        return [record for record in found if record is not None]
 
-    def active(self) -> list[BranchRecord]:
-        """The branches that have not finished."""
-        found = []
-        for info in self._store.list("branches/"):
-            if info.key in self._finished or not info.key.endswith("/branch.json"):
+    def active(self) -> list[tuple[BranchRecord, Phase]]:
+        """The branches that have not finished, in key order, and the phase of each."""
+        found: list[tuple[BranchRecord, Phase]] = []
+        for trigger_id in branches.opened(self._store):
+            if trigger_id in self._finished or (record := self._record(trigger_id)) is None:
                 continue
-            record = self._record(info.key)
-            if record is None:
-                continue
-            if isinstance(load_phase(self._store, record.trigger.id), Finished):
-                self._finished.add(info.key)
+            phase = self._phase(record)
+            if isinstance(phase, Finished):
+                self._finished.add(trigger_id)
             else:
-                found.append(record)
+                found.append((record, phase))
         return found
 
-    def _record(self, key: str) -> BranchRecord | None:
-        if key not in self._records:
-            record = read_document(self._store, BranchRecord, key)
+    def _record(self, trigger_id: str) -> BranchRecord | None:
+        if trigger_id not in self._records:
+            record = branches.record_of(self._store, trigger_id)
             if record is None:
                 return None
-            self._records[key] = record
-        return self._records[key]
+            self._records[trigger_id] = record
+        return self._records[trigger_id]
+
+    def _phase(self, record: BranchRecord) -> Phase:
+        """As saved; a branch whose phase is damaged is found again from its other records."""
+        try:
+            saved = branches.saved_phase(self._store, record.trigger.id)
+        except DocumentError as error:
+            _log.warning("branch.phase_damaged", branch=record.name, error=str(error))
+            saved = None
+        return saved or branches.first_phase(record)
 
     def receive(
         self, spec: TrainingRunSpec, triggers: Sequence[Trigger]
@@ -119,12 +117,8 @@ class Intake:
         return RunSeen(
             finished=completion(self._store, total_steps) is not None,
             epoch=head.epoch if head else 0,
-            opened=frozenset(
-                info.key.split("/")[1]
-                for info in self._store.list("branches/")
-                if info.key.endswith("/branch.json")
-            ),
-            active=frozenset(record.trigger.id for record in self.active()),
+            opened=frozenset(branches.opened(self._store)),
+            active=frozenset(record.trigger.id for record, _ in self.active()),
             suppressed=frozenset(
                 info.key.rpartition("/")[2].removesuffix(".json")
                 for info in self._store.list(keys.SUPPRESSED_PREFIX)

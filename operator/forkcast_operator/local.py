@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from forkcast.ports import Store
-from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.stored import StoredWorld
+from forkcast_wire.branches import BranchRecord
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
 

@@ -27,22 +27,21 @@ from forkcast.branch import (
     PostCollapse,
     RecordDecision,
     Release,
-    RolloutSeen,
     RunRollout,
     Seen,
     StopRollout,
 )
-from forkcast.decision import Decision, Draft
+from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
-from forkcast.records import StateKind, StateRef, Trial
+from forkcast.records import StateKind, StateRef
 from forkcast.retention import choose_bases, of_lineage
 from forkcast_operator import clock
-from forkcast_operator.branch_records import Bases, BranchRecord, OutcomeRecord
 from forkcast_operator.draft import draft, seed_of
 from forkcast_operator.rules import lattice_of
-from forkcast_wire import catalogue, keys
+from forkcast_wire import branches, catalogue, keys
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.branches import Bases, BranchRecord, OutcomeRecord
 from forkcast_wire.codec import window_from_wire
 from forkcast_wire.completion import completion
 from forkcast_wire.documents import (
@@ -94,22 +93,22 @@ class StoredWorld:
         Raises MonitorUnavailableError where the verdict needs the main run's course and nobody
         knows it; past the deadline it is taken without.
         """
-        bases = read_document(self.store, Bases, self._key("bases"))
+        stored = branches.read(self.store, self.record, phase)
         epoch = self.trigger.epoch + 1
         expired = self._seconds_left() <= 0
         losses, over = self._main(expired=expired) if isinstance(phase, Deciding) else ({}, False)
         return Seen(
-            bases=bases.bases if bases else None,
-            draft=read_document(self.store, Draft, self._key("draft")),
-            rollouts=self._rollouts(),
+            bases=stored.bases,
+            draft=stored.draft,
+            rollouts=stored.rollouts,
             main_losses=losses,
             main_over_threshold=over,
-            decision=read_document(self.store, Decision, self._key("decision")),
+            decision=stored.decision,
             lineage=read_document(self.store, LineageEntry, lineage.key(epoch)),
             durable_epoch=self._durable_epoch(epoch),
             expired=expired,
             run_finished=completion(self.store, self.spec.training.total_steps) is not None,
-            released=self.store.head(self._key("outcome")) is not None and not self._occupied(),
+            released=stored.released and not self._occupied(),
         )
 
     def started_at(self) -> float | None:
@@ -135,28 +134,6 @@ class StoredWorld:
 
     def _key(self, name: str) -> str:
         return keys.branch_file(self.id, name)
-
-    def _rollouts(self) -> dict[str, RolloutSeen]:
-        return self.rollouts_of(self.store, self.id)
-
-    @staticmethod
-    def rollouts_of(store: Store, trigger_id: str) -> dict[str, RolloutSeen]:
-        """The rollouts of a branch: what each shall reach, and what it has published."""
-        found: dict[str, tuple[list[int | None], dict[int, Trial]]] = {}
-        for info in store.list(f"rollouts/{trigger_id}/"):
-            _, _, candidate, *rest = info.key.split("/")
-            until, trials = found.setdefault(candidate, ([], {}))
-            if rest == ["until.json"]:
-                wish = read_document(store, RolloutUntil, info.key)
-                until.append(wish.until if wish else None)
-            elif len(rest) == 1 and rest[0].startswith("trial-"):
-                trial = read_document(store, Trial, info.key)
-                if trial is not None:
-                    trials[trial.rung] = trial
-        return {
-            name: RolloutSeen(until=until[0] if until else None, trials=trials)
-            for name, (until, trials) in found.items()
-        }
 
     def _durable_epoch(self, epoch: int) -> int:
         prefix = f"{keys.state_prefix(StateKind.CHECKPOINT)}e{epoch}/"
@@ -289,15 +266,12 @@ class StoredWorld:
 
     def _history(self) -> list[tuple[Action, float]]:
         """What earlier branches measured: verified actions and their improvement, nats/token."""
-        found: list[tuple[Action, float]] = []
-        for info in self.store.list("branches/"):
-            if info.key.endswith("/decision.json"):
-                decision = read_document(self.store, Decision, info.key)
-                for judged in decision.judgements if decision else ():
-                    if decision is not None and judged.improvement is not None:
-                        action = decision.draft.candidate(judged.candidate).action
-                        found.append((action, judged.improvement))
-        return found
+        return [
+            (decision.draft.candidate(judged.candidate).action, judged.improvement)
+            for decision in branches.decisions(self.store)
+            for judged in decision.judgements
+            if judged.improvement is not None
+        ]
 
     def _run_rollout(self, command: RunRollout) -> None:
         rules = self.record.rules
@@ -323,7 +297,7 @@ class StoredWorld:
 
     def _release(self, command: Release) -> None:
         decision = read_document(self.store, Decision, self._key("decision"))
-        for name, rollout in self._rollouts().items():
+        for name, rollout in branches.rollouts(self.store, self.id).items():
             if rollout.until is not None:
                 self._want(name, None)
             for trial in rollout.trials.values():
@@ -351,5 +325,4 @@ class StoredWorld:
 
     def save(self, phase: Phase) -> None:
         """Write phase.json."""
-        record = {"kind": type(phase).__name__, "phase": phase}
-        self.store.put(self._key("phase"), dump(record))
+        branches.save_phase(self.store, self.id, phase)

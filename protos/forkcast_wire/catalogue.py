@@ -86,5 +86,5 @@ def delete_state(store: Store, ref: StateRef) -> None:
     store.delete(keys.state_manifest(ref.key))
     store.delete(keys.ptz(ref.key, ref.step))
     store.delete(f"{ref.key}/good")
-    if ref.kind is StateKind.ROLLOUT:
-        store.delete(keys.state_history(ref.key))
+    rollout = ref.kind is StateKind.ROLLOUT
+    store.delete(keys.state_history(ref.key) if rollout else keys.state_gap(ref.key))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -86,6 +87,16 @@ class StateManifest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryGap:
+    """history-gap.json of a saved state: how many of the steps before it the history lacked when it
+    was published, and why.
+    """
+
+    steps: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Catalogue:
     """catalogue.json: who pins which state (pin name -> keys) and which keys are being deleted.
     Changed by compare-and-swap only, so that a pinned state is never deleted.
@@ -125,6 +136,10 @@ class DocumentError(ValueError):
     """A stored document is not what its name says."""
 
 
+#: What is parsed takes many times the memory of its text.
+_MOST_BYTES = 8 << 20
+
+
 @cache
 def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(cast("Any", kind))
@@ -137,6 +152,8 @@ def dump(record: object) -> bytes:
 
 def load(kind: type[T], data: bytes) -> T:
     """The record that the bytes hold. Raises DocumentError naming the field that is wrong."""
+    if len(data) > _MOST_BYTES:
+        raise DocumentError(f"{kind.__name__}: {len(data)} bytes are too many for a record")
     try:
         record: T = _adapter(cast("Hashable", kind)).validate_json(data, extra="forbid")
     except ValidationError as error:
@@ -215,6 +232,19 @@ def survey(store: Store, kind: StateKind) -> tuple[list[StateRef], list[str]]:
 def saved_states(store: Store, kind: StateKind) -> list[StateRef]:
     """The main run's durable states of one kind, oldest first by (epoch, step, attempt)."""
     return survey(store, kind)[0]
+
+
+def history_gaps(store: Store, kind: StateKind) -> dict[str, int]:
+    """By the folder of a saved state, how many steps the history lacked when it was published; only
+    states with a gap.
+    """
+    found = {}
+    for info in store.list(keys.state_prefix(kind)):
+        folder = info.key.rpartition("/")[0]
+        if info.key == keys.state_gap(folder):
+            with suppress(LookupError):  # deleted meanwhile
+                found[folder] = load_at(store, HistoryGap, info.key).steps
+    return found
 
 
 def lineage_entries(store: Store) -> list[LineageEntry]:

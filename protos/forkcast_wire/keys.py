@@ -16,6 +16,8 @@ LINEAGE_PREFIX = "lineage/"
 ATTEMPTS_PREFIX = "attempts/"
 SUPPRESSED_PREFIX = "suppressed/"
 HISTORY_PREFIX = "history/"
+BRANCHES_PREFIX = "branches/"
+ROLLOUTS_PREFIX = "rollouts/"
 
 
 def attempt(number: int) -> str:
@@ -53,9 +55,16 @@ def state_manifest(folder: str) -> str:
     return f"{folder}/manifest.json"
 
 
+def state_gap(folder: str) -> str:
+    """What the history lacked when the state was published, see documents.HistoryGap; no such
+    object, no gap.
+    """
+    return f"{folder}/history-gap.json"
+
+
 def branch(trigger_id: str) -> str:
     """The folder of a branch's records, e.g. ``branches/e0-t120``."""
-    return f"branches/{trigger_id}"
+    return f"{BRANCHES_PREFIX}{trigger_id}"
 
 
 def branch_file(trigger_id: str, name: str) -> str:
@@ -63,14 +72,28 @@ def branch_file(trigger_id: str, name: str) -> str:
     return f"{branch(trigger_id)}/{name}.json"
 
 
+_BRANCH_FILE = re.compile(rf"{BRANCHES_PREFIX}([^/]+)/([a-z]+)\.json")
+
+
+def branch_of(key: str) -> tuple[str, str] | None:
+    """(trigger id, name) of a key of `branch_file`; None for any other key."""
+    found = _BRANCH_FILE.fullmatch(key)
+    return (found[1], found[2]) if found else None
+
+
 def suppressed(trigger: Trigger) -> str:
     """The record of a trigger that opened no branch, with the reason."""
     return f"{SUPPRESSED_PREFIX}{trigger.id}.json"
 
 
+def rollouts(trigger_id: str) -> str:
+    """The prefix of all rollouts of a branch."""
+    return f"{ROLLOUTS_PREFIX}{trigger_id}/"
+
+
 def rollout(trigger_id: str, candidate: str) -> str:
     """The folder of one rollout, e.g. ``rollouts/e0-t120/c007``."""
-    return f"rollouts/{trigger_id}/{candidate}"
+    return f"{rollouts(trigger_id)}{candidate}"
 
 
 def rollout_job(trigger_id: str, candidate: str) -> str:
@@ -86,6 +109,17 @@ def rollout_until(trigger_id: str, candidate: str) -> str:
 def rollout_trial(trigger_id: str, candidate: str, rung: int) -> str:
     """What was measured at a rung: create-only, a records.Trial."""
     return f"{rollout(trigger_id, candidate)}/trial-{rung:06d}.json"
+
+
+_ROLLOUT_FILE = re.compile(rf"{ROLLOUTS_PREFIX}([^/]+)/([^/]+)/(job|until|trial-\d+)\.json")
+
+
+def rollout_of(key: str) -> tuple[str, str, str] | None:
+    """(trigger id, candidate, name) of a key of `rollout_job`, `rollout_until` or `rollout_trial`;
+    None for any other key.
+    """
+    found = _ROLLOUT_FILE.fullmatch(key)
+    return (found[1], found[2], found[3]) if found else None
 
 
 def rollout_state(trigger_id: str, candidate: str, rung: int) -> str:
@@ -115,7 +149,7 @@ def state_history(folder: str) -> str:
     return f"{folder}/history.parquet"
 
 
-_STATE = r"(cp_\d+\.ptz|manifest\.json|good|history\.parquet)"
+_STATE = r"(cp_\d+\.ptz|manifest\.json|good|history\.parquet|history-gap\.json)"
 _TRIGGER = r"e\d+-t\d+[a-z0-9-]*"
 _RECORD = re.compile(
     "|".join(
@@ -126,8 +160,8 @@ _RECORD = re.compile(
             rf"{SUPPRESSED_PREFIX}{_TRIGGER}\.json",
             _CHUNK.pattern,
             rf"(checkpoints|ring)/e\d+/a\d+/\d+/{_STATE}",
-            rf"branches/{_TRIGGER}/[a-z]+\.json",
-            rf"rollouts/{_TRIGGER}/[a-z0-9]+/((job|until|trial-\d+)\.json|end-\d+/{_STATE})",
+            rf"{BRANCHES_PREFIX}{_TRIGGER}/[a-z]+\.json",
+            rf"{ROLLOUTS_PREFIX}{_TRIGGER}/[a-z0-9]+/((job|until|trial-\d+)\.json|end-\d+/{_STATE})",
             r"probe/[0-9a-f]+",
         )
     )

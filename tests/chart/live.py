@@ -7,14 +7,12 @@ import logging
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,29 +27,15 @@ from forkcast_wire import keys
 from forkcast_wire.documents import StateManifest, dump
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store.s3 import S3Store
+from tests.ports import free_port
+from tests.waiting import HANG_OPTION, HANG_SECONDS, until
 
 BUCKET = "runs"
-_POLL_SECONDS = 0.1
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def until(holds: Callable[[], Any], what: str, seconds: float = 90) -> Any:
-    """The first true answer; fails where none comes in time."""
-    end = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(_POLL_SECONDS)
-    return found
 
 
 def fetched(url: str) -> str:
     """The page, "" where nobody answers yet."""
-    with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=HANG_SECONDS) as answer:
         return answer.read().decode()
     return ""
 
@@ -92,11 +76,7 @@ class Processes:
     def stop(self, name: str) -> None:
         process = self._started.pop(name)
         process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.wait()
 
     def stop_all(self) -> None:
         for name in list(self._started):
@@ -109,9 +89,18 @@ class Processes:
 class Installation:
     """Operator, monitor and proxy, each with its metrics; targets: their addresses by job."""
 
-    def __init__(self, processes: Processes, kubectl: Any, endpoint: str, namespace: str) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        kubectl: Any,
+        endpoint: str,
+        namespace: str,
+        *,
+        python: Path = Path(sys.executable),
+    ) -> None:
+        """python: what the services run on."""
         self.processes, self._kubectl, self._endpoint = processes, kubectl, endpoint
-        self.namespace = namespace
+        self.namespace, self._python = namespace, python
         self.targets = {job: f"127.0.0.1:{free_port()}" for job in ("operator", "monitor", "proxy")}
         self._monitor, self._proxy = (f"unix:{processes.folder}/{name}.sock" for name in ("m", "p"))
         self._trainers: list[Trainer] = []
@@ -134,7 +123,7 @@ class Installation:
         health = free_port()
         self.processes.start(
             "operator",
-            *(sys.executable, "-m", "forkcast_operator.kubernetes", "--config", "operator.yaml"),
+            *(self._python, "-m", "forkcast_operator.kubernetes", "--config", "operator.yaml"),
             *("--namespace", self.namespace, "--lease-namespace", self.namespace),
             *("--metrics-port", self._port("operator"), "--health-port", health),
         )
@@ -149,7 +138,7 @@ class Installation:
         listen = {"monitor": self._monitor, "proxy": self._proxy}[job]
         self.processes.start(
             job,
-            *(sys.executable, "-m", module, *more, "--listen", listen),
+            *(self._python, "-m", module, *more, "--listen", listen),
             *("--metrics-port", self._port(job)),
         )
 
@@ -197,7 +186,7 @@ class Installation:
     def stop(self) -> None:
         for one in self._trainers:
             one.close()
-        self._kubectl("delete", "trun", "--all", "-n", self.namespace, "--timeout=60s")
+        self._kubectl("delete", "trun", "--all", "-n", self.namespace, HANG_OPTION)
         self.processes.stop_all()
 
 
@@ -283,7 +272,7 @@ class Prometheus:
         """`data` of an answer of the HTTP API."""
         url = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(arguments)}"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=HANG_SECONDS) as answer:
                 return json.loads(answer.read())["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()) from None

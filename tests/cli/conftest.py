@@ -8,7 +8,7 @@ import pytest
 
 from forkcast.acceptance import AcceptanceRules
 from forkcast.actions import Action
-from forkcast.branch import BranchRules, entry_of
+from forkcast.branch import BranchRules, Finished, branch_name, entry_of
 from forkcast.decision import (
     Candidate,
     Circumstances,
@@ -23,9 +23,11 @@ from forkcast.decision import (
     Verdict,
 )
 from forkcast.records import StateKind, StateRef, Trial, TrialStatus, Trigger, TriggerRule
+from forkcast_wire.branches import BranchRecord, OutcomeRecord, save_phase
 from forkcast_wire.documents import Complete, RunInfo, dump
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.statistics import write_chunk
+from forkcast_wire.store import FolderStore
 
 UID = "0123456789abcdef"
 
@@ -178,11 +180,12 @@ def made_run(tmp_path):
     for decision in (accepted, decided(250, 1, 240, accept=False)):
         branch = folder / "branches" / decision.trigger.id
         branch.mkdir(parents=True)
-        opened = {"trigger": json.loads(dump(decision.trigger))}
-        (branch / "branch.json").write_text(json.dumps(opened))
-        (branch / "phase.json").write_text(json.dumps({"kind": "Finished"}))
-        ended = {"outcome": decision.outcome.value, "reason": decision.reason}
-        (branch / "outcome.json").write_text(json.dumps(ended))
+        name, trigger = branch_name("made", decision.trigger), decision.trigger
+        end = {"branch": name, "outcome": decision.outcome, "reason": decision.reason}
+        record = BranchRecord(name=name, trigger=trigger, rules=BranchRules(), opened_at=0.0)
+        (branch / "branch.json").write_bytes(dump(record))
+        save_phase(FolderStore(folder), trigger.id, Finished(trigger=trigger, **end))
+        (branch / "outcome.json").write_bytes(dump(OutcomeRecord(**end)))
         (branch / "decision.json").write_bytes(dump(decision))
         for one in decision.trials:
             path = folder / "rollouts" / decision.trigger.id / one.candidate

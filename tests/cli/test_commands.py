@@ -160,4 +160,4 @@ def test_doctor_names_what_is_here():
 
 def test_the_manifest_reference_is_up_to_date():
     script = ROOT / "scripts" / "generate_manifest_reference.py"
-    subprocess.run([sys.executable, script, "--check"], check=True, timeout=60)
+    subprocess.run([sys.executable, script, "--check"], check=True)

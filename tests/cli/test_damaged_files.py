@@ -28,7 +28,10 @@ FILES = [
     "branches/e0-t150/phase.json",
     "branches/e0-t150/outcome.json",
     "branches/e0-t150/decision.json",
+    "branches/e0-t150/bases.json",
+    "branches/e0-t150/draft.json",
     "rollouts/e0-t150/control/trial-000010.json",
+    "rollouts/e0-t150/control/until.json",
 ]
 
 

@@ -46,7 +46,6 @@ def forkcast(folder, total):
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=300,
         check=False,
     )
 

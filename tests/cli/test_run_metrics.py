@@ -41,16 +41,18 @@ def test_made_run(made_run):
 
 
 def test_a_calm_trigger_with_nothing_to_pay_back_is_no_refusal(made_run):
+    from forkcast.admission import Refusal
     from forkcast.records import TriggerRule
     from forkcast_cli.show import status_document
-    from forkcast_cli.view import SuppressedView, look
+    from forkcast_cli.view import look
+    from forkcast_wire.branches import Suppression
     from forkcast_wire.documents import dump
 
     fired = look(made_run).branches[0].trigger
     calm = replace(fired, epoch=1, step=270, rule=TriggerRule.CALM)
     (made_run / "suppressed").mkdir()
     for one, why in ((calm, "NoLoan"), (replace(fired, step=155), "BranchActive")):
-        record = dump(SuppressedView(one, why))
+        record = dump(Suppression(trigger=one, reason=Refusal(why)))
         (made_run / "suppressed" / f"{one.id}.json").write_bytes(record)
     assert gather(made_run).metrics.triggers == 3  # the two branches', and the refused one
     assert status_document(made_run, look(made_run))["suppressed"] == 1

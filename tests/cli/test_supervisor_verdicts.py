@@ -6,6 +6,7 @@ import pytest
 
 from forkcast_cli.supervisor import RunFailedError, Supervisor
 from forkcast_wire.manifest import TrainingRunSpec
+from tests.waiting import until
 
 EARLIER = b"error: spec.old: of an earlier start; long mended\n"
 
@@ -111,7 +112,8 @@ def test_monitor_and_proxy_get_none_of_the_users_secrets(whole, monkeypatch):
     for name in ("monitor", "proxy", "trainer", "operator"):
         whole.start(name)
         process = whole.children[name].process
-        found[name] = Path(f"/proc/{process.pid}/environ").read_bytes()
+        environ = Path(f"/proc/{process.pid}/environ")  # empty while the kernel starts the program
+        found[name] = until(environ.read_bytes, f"the environment of {name}")
         process.kill()
         process.wait()
     assert {name for name, environment in found.items() if b"canary" in environment} == {

@@ -24,7 +24,6 @@ def fails(body, **options):
         [sys.executable, "-c", FAILING.format(body=body)],
         check=False,
         text=True,
-        timeout=60,
         **{"capture_output": True, **options},
     )
 
@@ -71,7 +70,7 @@ def test_a_reader_that_has_gone_ends_the_command_quietly():
     )
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(60) == 1
+    assert process.wait() == 1
 
 
 def test_control_characters_and_passwords_are_not_shown():
@@ -86,6 +85,10 @@ def test_stored_text_is_shown_and_not_obeyed(made_run, text):
     for name, field in (("outcome.json", "outcome"), ("phase.json", "kind")):
         path = made_run / "branches/e0-t150" / name
         path.write_text(json.dumps({field: text}))
+    path = made_run / "branches/e0-t150/decision.json"
+    decision = json.loads(path.read_text())
+    decision["judgements"][0] |= {"verdict": "Risk", "reason": text}
+    path.write_text(json.dumps(decision))
     (made_run / "progress.json").write_text(
         json.dumps({"state": text, "loss": 3.0, "device": text, "tokens_per_second": 1.0})
     )
@@ -94,5 +97,4 @@ def test_stored_text_is_shown_and_not_obeyed(made_run, text):
         done = CliRunner().invoke(app, [*command.split(), str(made_run)], env={"COLUMNS": "300"})
         assert done.exit_code == 0, done.output
         assert "\x1b" not in done.output
-    done = CliRunner().invoke(app, ["branches", str(made_run)], env={"COLUMNS": "300"})
-    assert shown(text) in done.output
+    assert f"({shown(text)})" in done.output  # why the first candidate was refused

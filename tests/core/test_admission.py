@@ -143,7 +143,7 @@ class SimRun:
             raise Crash
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.4]))
 def test_every_trigger_has_one_verdict_and_one_branch_at_most_is_active(seed, crash_rate) -> None:
     run = SimRun(random.Random(seed), crash_rate)

@@ -64,7 +64,7 @@ def end(store: MemoryStore, trigger_id: str) -> None:
     store.objects[keys.branch_file(trigger_id, "phase")] = dump(record)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.05, 0.2]))
 def test_a_killed_operator_doubles_and_loses_no_trigger(seed, death_rate) -> None:
     chaos, store = random.Random(seed), MemoryStore()

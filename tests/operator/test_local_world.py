@@ -24,11 +24,12 @@ from forkcast.records import (
     TriggerRule,
     Window,
 )
-from forkcast_operator.branch_records import BranchRecord, load_phase
+from forkcast_operator import clock
 from forkcast_operator.local import LocalWorld
 from forkcast_operator.stored import MonitorUnavailableError
 from forkcast_wire import catalogue, keys
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.branches import BranchRecord, saved_phase
 from forkcast_wire.channel import listen, open_channel
 from forkcast_wire.codec import window_to_wire
 from forkcast_wire.completion import record
@@ -149,7 +150,7 @@ def world(tmp_path, monitor):
     for step in (25, 50, 75, 98, 100):
         saved(store, state(StateKind.RING, keys.state(StateKind.RING, 0, 1, step), step))
     record = BranchRecord(
-        name=branch_name("run", TRIGGER), trigger=TRIGGER, rules=RULES, opened_at=time.time()
+        name=branch_name("run", TRIGGER), trigger=TRIGGER, rules=RULES, opened_at=clock.now()
     )
     return LocalWorld(SPEC, store, record, monitor[1], None, tmp_path)
 
@@ -163,7 +164,7 @@ def test_a_branch_goes_to_its_end_with_an_operator_that_forgets_between_passes(
 ) -> None:
     store = world.store
     for _ in range(60):
-        phase = load_phase(store, TRIGGER.id) or start(world)  # as after a restart
+        phase = saved_phase(store, TRIGGER.id) or start(world)  # as after a restart
         if isinstance(phase, Finished):
             break
         reconcile(world, phase, RULES)

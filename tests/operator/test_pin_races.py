@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from forkcast.branch import BranchRules, PinBases
 from forkcast.records import StateKind, StateRef, Trigger, TriggerRule
-from forkcast_operator.branch_records import Bases, BranchRecord
 from forkcast_operator.local import LocalWorld
 from forkcast_wire import catalogue, keys
+from forkcast_wire.branches import Bases, BranchRecord
 from forkcast_wire.documents import StateManifest, dump, read_manifest
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import read_document
@@ -105,7 +105,7 @@ class Brancher:
             catalogue.unpin(store, trigger.id)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.02]), st.booleans())
 def test_what_a_branch_uses_is_never_deleted(seed, death_rate, two_savers) -> None:
     game = Interleaving(random.Random(seed), death_rate)

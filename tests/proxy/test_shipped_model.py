@@ -107,7 +107,7 @@ def test_between_horizons_both_must_be_served_and_for_a_risk_the_farther():
     assert at_horizon(card, 200) == {"divergence", "risk"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([1e-9, 1e-2, 1.0, 1e4, 1e12]),

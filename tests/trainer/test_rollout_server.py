@@ -1,6 +1,5 @@
 """The rollout server: what it starts again, and what it gives up."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from forkcast_trainer.slots import Slots
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil, dump
 from forkcast_wire.store import open_store, read_document
+from tests.waiting import until
 
 NAME = ("e0-t100", "c000")
 
@@ -49,13 +49,13 @@ def served(tmp_path, tiny, monkeypatch):
                 behaviour(tmp_path, store, self.job)
 
         monkeypatch.setattr(rollout_server, "Rollout", Faked)
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline:
+
+        def published():
             server.look()
             trial = read_document(store, Trial, keys.rollout_trial(*NAME, 5))
-            if trial is not None and not server.children:
-                return trial
-        raise AssertionError("no trial was published")
+            return trial if not server.children else None
+
+        return until(published, "a trial")
 
     return serve
 

@@ -8,7 +8,7 @@ import pytest
 
 from forkcast.branch import BranchRules, Collapsing, Releasing, Verifying, redecide
 from forkcast.decision import Decision, Draft, DraftSource, ProxyAnswer, Reason
-from forkcast_operator.branch_records import OutcomeRecord
+from forkcast_wire.branches import OutcomeRecord
 from forkcast_wire.documents import DocumentError, dump, load
 
 FOLDER = Path(__file__).parent / "schema_1"

@@ -33,6 +33,9 @@ GIVEN = {
 #: They give a folder or a beginning, or read a key.
 NOT_KEYS = {
     "attempt_of",
+    "branch_of",
+    "rollout_of",
+    "rollouts",
     "history_of",
     "is_first",
     "is_record",
@@ -77,3 +80,15 @@ def test_a_key_that_is_built_is_a_record(key) -> None:
 )
 def test_any_other_key_is_none(key) -> None:
     assert not keys.is_record(key)
+
+
+def test_a_key_of_a_branch_is_read_back_and_no_other_is() -> None:
+    for name in GIVEN["name"]:
+        assert keys.branch_of(keys.branch_file(TRIGGER.id, name)) == (TRIGGER.id, name)
+    place = (TRIGGER.id, "c007")
+    assert keys.rollout_of(keys.rollout_job(*place)) == (*place, "job")
+    assert keys.rollout_of(keys.rollout_until(*place)) == (*place, "until")
+    assert keys.rollout_of(keys.rollout_trial(*place, 25)) == (*place, "trial-000025")
+    for key in ("branches/x", "branches/x/a.txt", "branches/x/y/a.json", "rollouts/x/c/end-1/good"):
+        assert keys.branch_of(key) is None
+        assert keys.rollout_of(key) is None

@@ -296,9 +296,17 @@ def _tensor(entry: _Entry, frame: memoryview, file: str) -> Tensor:
 
 
 def publish(
-    store: Store, snapshot: Snapshot, folder: str, kind: StateKind, scratch: Path, level: int
+    store: Store,
+    snapshot: Snapshot,
+    folder: str,
+    kind: StateKind,
+    scratch: Path,
+    level: int,
+    *,
+    before_manifest: Callable[[], None] = lambda: None,
 ) -> StateRef:
     """Write container and manifest under ``folder``, the manifest last; returns the reference.
+    before_manifest: called when all but the manifest is written, with which the state exists.
 
     Publishing the same state again is success. Raises CheckpointError where another state stands
     under the folder already.
@@ -321,6 +329,7 @@ def publish(
         store.put_file(keys.ptz(folder, ref.step), path)
     finally:
         path.unlink(missing_ok=True)
+    before_manifest()
     manifest = StateManifest(
         format_version=STATE_FORMAT,
         run_uid=meta["run_uid"],

@@ -36,11 +36,13 @@ class Progress:
         dropped: int,
         saved_step: int | None,
         save_error: str,
+        history_gap: str,
         force: bool = False,
     ) -> None:
         """word: running, held, stopped or finished. saved_step: of the newest durable state of the
         epoch, or the one it was resumed from; None if there is none. save_error: why the last save
-        failed, '' if it did not. A disk that refuses is logged, no more.
+        failed, '' if it did not. history_gap: what the history lacks of the steps before the newest
+        state, '' if nothing. A disk that refuses is logged, no more.
         """
         now = time.monotonic()
         if word == "running" and self.word != "held":
@@ -68,6 +70,7 @@ class Progress:
             "dropped": dropped,
             "saved_step": saved_step,
             "save_error": save_error,
+            "history_gap": history_gap,
         }
         try:
             replace_bytes(self._path, json.dumps(document).encode(), durable=False)

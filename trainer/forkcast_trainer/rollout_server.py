@@ -29,22 +29,19 @@ import transformers  # noqa: F401  (imported before the first fork, where it cos
 from transformers import GPT2LMHeadModel  # noqa: F401
 
 from forkcast.ports import Store
-from forkcast.records import Trial, TrialStatus
 from forkcast_trainer import checkpoint
 from forkcast_trainer.rollout import Rollout, slots_of
-from forkcast_wire import crash, keys
+from forkcast_wire import branches, crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.newer import read_resolved
 from forkcast_wire.process import configure_logging, die_with_parent
 from forkcast_wire.store import (
-    AlreadyExists,
     Remembered,
     StoreError,
     StoreMisconfigured,
     StoreUnavailable,
     open_store,
-    put_document,
     read_document,
     wait_for,
 )
@@ -78,9 +75,14 @@ class RolloutServer:
             if wanted and name not in self.children:
                 if self.deaths[name] >= _STARTS:
                     reason = f"its process died {_STARTS} times; see logs/rollouts.log"
-                    self._give_up(name, wish.until or 0, reason)
+                    branches.give_up(self.store, *name, wish.until or 0, reason)
                 elif self.unfitting[name] >= _MEMORY_STARTS:
-                    self._give_up(name, wish.until or 0, "it does not fit into the device's memory")
+                    branches.give_up(
+                        self.store,
+                        *name,
+                        wish.until or 0,
+                        "it does not fit into the device's memory",
+                    )
                 else:
                     self._start(name)
             elif wish.until is None and name in self.children:
@@ -95,12 +97,12 @@ class RolloutServer:
 
     def _wishes(self) -> list[tuple[tuple[str, str], RolloutUntil]]:
         found = []
-        for info in self._seen.list("rollouts/"):
-            parts = info.key.split("/")
-            if parts[-1] == "until.json":
+        for info in self._seen.list(keys.ROLLOUTS_PREFIX):
+            file = keys.rollout_of(info.key)
+            if file is not None and file[2] == "until":
                 wish = read_document(self._seen, RolloutUntil, info.key)
                 if wish is not None:
-                    found.append(((parts[1], parts[2]), wish))
+                    found.append((file[:2], wish))
         return found
 
     def _has_trial(self, name: tuple[str, str], rung: int) -> bool:
@@ -155,29 +157,6 @@ class RolloutServer:
                         _log.warning("rollout.child_died", candidate=name[1], status=status)
             if block and not self.children:
                 return
-
-    def _give_up(self, name: tuple[str, str], rung: int, failure: str) -> None:
-        job = read_document(self.store, RolloutJob, keys.rollout_job(*name))
-        if job is None:
-            return
-        trial = Trial(
-            candidate=name[1],
-            rung=rung,
-            step=job.trigger_step + rung,
-            status=TrialStatus.FAILED,
-            validation_loss=None,
-            mean_weights_loss=None,
-            losses_from=job.base.step,
-            losses=(),
-            spike_steps=(),
-            steps_run=0,
-            seconds=0.0,
-            failure=failure,
-        )
-        try:
-            put_document(self.store, keys.rollout_trial(*name, rung), trial)
-        except AlreadyExists:
-            return
 
 
 def _pause(spec: TrainingRunSpec, *, busy: bool) -> float:

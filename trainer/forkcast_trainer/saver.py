@@ -17,8 +17,9 @@ from forkcast_trainer import checkpoint
 from forkcast_trainer.checkpoint import Snapshot
 from forkcast_trainer.journal import Journal
 from forkcast_wire import catalogue, keys
+from forkcast_wire.documents import HistoryGap, dump
 from forkcast_wire.manifest import Checkpoint
-from forkcast_wire.store import AlreadyExists, StoreError, StoreUnavailable
+from forkcast_wire.store import AlreadyExists, StoreError, StoreRefused, StoreUnavailable
 
 _log = structlog.get_logger()
 #: Finite, unskipped steps after which a state counts as good.
@@ -26,12 +27,16 @@ GOOD_AFTER_STEPS = 25
 #: After a failed save the next copy is taken no sooner, seconds: a copy costs the step time. It
 #: doubles with each failure in a row.
 _RETRY_SECONDS, _MOST_RETRY_SECONDS = 2.0, 30.0
+#: So many saves in a row are held back because the rows before them could not be written. A state is
+#: worth more than its history: the next is published without them, and says so.
+MOST_HELD_BACK = 3
 
 
 @dataclass(frozen=True)
 class _Save:
     snapshot: Snapshot
     kind: StateKind
+    last: bool
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ class _Chunk:
 
 
 class Saver:
-    """Owns the writing thread of rank 0. ``error`` says why the last save failed, '' if it did not."""
+    """Owns the writing thread of rank 0. ``error`` says why the last save failed, '' if it did not;
+    ``gap`` what the history lacks of the steps before the newest state, '' if nothing.
+    """
 
     def __init__(self, store: Store, workdir: Path, rules: Checkpoint) -> None:
         self._store, self._rules = store, rules
@@ -70,8 +77,8 @@ class Saver:
         # asked for at every step: neither grows with the states that a long run saves
         self._newest_step: dict[int, int] = {}  # by epoch
         self._checkpoints: dict[int, int] = {}  # the same, of checkpoints alone
-        self.error = ""
-        self._failures = 0
+        self.error = self.gap = self._noted = ""
+        self._failures = self._held_back = 0
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
         self._thread.start()
 
@@ -80,10 +87,12 @@ class Saver:
         """Whether `save` would take a copy now."""
         return self._idle.is_set() and time.monotonic() >= self._not_before
 
-    def save(self, snapshot: Snapshot, kind: StateKind) -> None:
-        """Queue a copy of the state. Call it only while `ready`, or after `flush`."""
+    def save(self, snapshot: Snapshot, kind: StateKind, *, last: bool = False) -> None:
+        """Queue a copy of the state. Call it only while `ready`, or after `flush`. last: there may be
+        no other try, so it is not held back by a history that cannot be written.
+        """
         self._idle.clear()
-        self._queue.put(_Save(snapshot, kind))
+        self._queue.put(_Save(snapshot, kind, last))
 
     def failed(self) -> set[StateKind]:
         """The kinds whose last save failed since the last call: they are due again."""
@@ -142,38 +151,53 @@ class Saver:
         while (item := self._queue.get()) is not None:
             if isinstance(item, _Mark):
                 self._mark_good(item.ref)
-                continue
-            if isinstance(item, _Adopted):
+            elif isinstance(item, _Adopted):
                 self._journal.adopted(item.entry, item.attempt)
-                continue
-            if isinstance(item, _Chunk):
+            elif isinstance(item, _Chunk):
                 self._journal.write(whole=True)
-                continue
-            try:
-                self._write(item.snapshot, item.kind)
-            except Exception as error:  # noqa: BLE001  a failed save must not end the saver
-                step = item.snapshot.meta["step"]
-                _log.error("saver.failed", step=step, error=f"{type(error).__name__}: {error}")
-                self.error = error.why if isinstance(error, StoreUnavailable) else str(error)
-                with self._lock:
-                    self._failed.add(item.kind)
-                    wait = min(_RETRY_SECONDS * 2.0**self._failures, _MOST_RETRY_SECONDS)
-                    self._not_before = time.monotonic() + wait
-                    self._failures = min(self._failures + 1, 10)
             else:
-                self.error, self._failures = "", 0
-            finally:
-                self._idle.set()
+                self._try(item)
         self._journal.write(whole=True)
 
-    def _write(self, snapshot: Snapshot, kind: StateKind) -> None:
-        # its rows first: whoever resumes from this state finds the steps before it
-        self._journal.write(whole=kind is StateKind.CHECKPOINT)
+    def _try(self, save: _Save) -> None:
+        try:
+            self._write(save)
+        except Exception as error:  # noqa: BLE001  a failed save must not end the saver
+            step = save.snapshot.meta["step"]
+            _log.error("saver.failed", step=step, error=f"{type(error).__name__}: {error}")
+            self.error = error.why if isinstance(error, StoreUnavailable) else str(error)
+            with self._lock:
+                self._failed.add(save.kind)
+                wait = min(_RETRY_SECONDS * 2.0**self._failures, _MOST_RETRY_SECONDS)
+                self._not_before = time.monotonic() + wait
+                self._failures = min(self._failures + 1, 10)
+        else:
+            self.error, self._failures = "", 0
+        finally:
+            self._idle.set()
+
+    def _write(self, save: _Save) -> None:
+        snapshot, kind = save.snapshot, save.kind
         meta = snapshot.meta
+        # its rows first: whoever resumes from this state finds the steps before it
+        outage = self._journal.write(whole=kind is StateKind.CHECKPOINT)
+        if outage is None:
+            self._held_back = 0
+        elif self._holds_back(outage) and not save.last:
+            self._held_back += 1
+            raise outage
         folder = keys.state(kind, meta["epoch"], meta["attempt"], meta["step"])
         # compressing takes longer than all the rest and saves 8 %: not for what lives for minutes
         level = self._rules.compression_level if kind is StateKind.CHECKPOINT else 0
-        ref = checkpoint.publish(self._store, snapshot, folder, kind, self._scratch, level)
+        ref = checkpoint.publish(
+            self._store,
+            snapshot,
+            folder,
+            kind,
+            self._scratch,
+            level,
+            before_manifest=lambda: self._tell_gap(folder, meta["epoch"], meta["step"]),
+        )
         with self._lock:
             self._newest_step[ref.epoch] = ref.step
             if kind is StateKind.CHECKPOINT:
@@ -187,6 +211,34 @@ class Saver:
             catalogue.prune(self._store, kind, keep_last=keep, pinned_steps=self._rules.pinned)
         except StoreError as error:
             _log.warning("saver.not_pruned", error=str(error))
+
+    def _holds_back(self, outage: StoreError) -> bool:
+        """Whether a state waits for its rows. A store that refuses them may do so for good; so may one
+        whose outage concerns nothing else.
+        """
+        passing = isinstance(outage, StoreUnavailable) and not isinstance(outage, StoreRefused)
+        return passing and self._held_back < MOST_HELD_BACK
+
+    def _tell_gap(self, folder: str, epoch: int, step: int) -> None:
+        """A state is about to exist: give rows that could not be written another chance, and put
+        beside it how many are missing all the same. Raises StoreError.
+        """
+        outage = None
+        if self._journal.missing(epoch, step):
+            outage = self._journal.write(whole=False)
+        steps = self._journal.missing(epoch, step)
+        if not steps:
+            self.gap = ""
+            if self._noted == folder:  # by a try that failed afterwards
+                self._store.delete(keys.state_gap(folder))
+            return
+        why = "they came faster than the store took them"
+        if outage is not None:
+            why = outage.why if isinstance(outage, StoreUnavailable) else str(outage)
+        self.gap = f"{steps} steps are not in the history: {why}"
+        _log.warning("saver.history_gap", key=folder, steps=steps, why=why)
+        self._noted = folder
+        self._store.put(keys.state_gap(folder), dump(HistoryGap(steps=steps, why=why)))
 
     def _mark_good(self, ref: StateRef) -> None:
         try:

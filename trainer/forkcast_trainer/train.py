@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +27,17 @@ from forkcast_trainer.randomness import Randomness
 from forkcast_trainer.report import Hello, Reporter
 from forkcast_trainer.saver import Saver
 from forkcast_wire import beats, completion, crash, keys
-from forkcast_wire.documents import Complete, RunInfo, lineage_head, load, survey
+from forkcast_wire.documents import (
+    Complete,
+    DocumentError,
+    HistoryGap,
+    RunInfo,
+    lineage_head,
+    load,
+    survey,
+)
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.store import StoreError, open_store, wait_for
+from forkcast_wire.store import StoreError, open_store, read_document, wait_for
 
 _log = structlog.get_logger()
 _HELD_POLL_SECONDS = 0.2
@@ -171,6 +180,9 @@ class TrainingRun:
         except checkpoint.CheckpointError as error:
             _log.warning("train.checkpoint_refused", key=ref.key, error=str(error))
             return False
+        with suppress(DocumentError):
+            if gap := read_document(self.store, HistoryGap, keys.state_gap(ref.key)):
+                _log.warning("train.history_gap", key=ref.key, steps=gap.steps, why=gap.why)
         if others := checkpoint.other_versions(self.store, ref):
             _log.warning("train.other_versions", written_with=others, key=ref.key)
         return True
@@ -354,19 +366,22 @@ class TrainingRun:
         beats.beat(beats.Phase.END)
         ranks = state.randomness_of_all(self.engine)
         if self.saver is not None:
-            self.unsaved = not self._save_last(ranks)
+            self.unsaved = not self._save_last(ranks, last=True)
             self._tell_progress("stopped", force=True)
             self.reporter.close()
             self.saver.close(1.0)
         return False
 
-    def _save_last(self, ranks: Sequence[Randomness]) -> bool:
-        """Make a checkpoint of this step durable; False where the store does not take it now."""
+    def _save_last(self, ranks: Sequence[Randomness], *, last: bool = False) -> bool:
+        """Make a checkpoint of this step durable; False where the store does not take it now. last: it
+        is not tried again.
+        """
         position = self.engine.position
         if self.saver is None or not self.saver.flush(_LEAVE_SECONDS / 2):
             return False
         if not self.saver.holds(position.epoch, position.step):
-            self.saver.save(state.snapshot(self.engine, ranks), StateKind.CHECKPOINT)
+            copy = state.snapshot(self.engine, ranks)
+            self.saver.save(copy, StateKind.CHECKPOINT, last=last)
             self.saver.flush(_LEAVE_SECONDS / 2)
         return self.saver.holds(position.epoch, position.step)
 
@@ -431,6 +446,7 @@ class TrainingRun:
             dropped=self.reporter.dropped,
             saved_step=self._saved_step(),
             save_error=self.saver.error,
+            history_gap=self.saver.gap,
             force=force,
         )
 

@@ -8,8 +8,8 @@ from typing import Final, TypeAlias
 
 from forkcast.branch import Collapsing, Finished, Releasing
 from forkcast.decision import Outcome
-from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.run_facts import Failure
+from forkcast_wire.branches import StoredBranch
 from forkcast_wire.resources import BranchCondition, Condition, ConditionStatus, set_condition
 
 _MOST_TEXT: Final = 1024
@@ -28,7 +28,7 @@ _PHASES: Final[Mapping[str, str]] = {
 
 
 def conditions(
-    facts: BranchFacts,
+    branch: StoredBranch,
     trouble: Failure | None,
     before: Sequence[Condition],
     *,
@@ -38,65 +38,65 @@ def conditions(
     """All conditions of the branch. trouble: why rollouts do not run."""
     made = list(before)
     for kind, row in ROWS.items():
-        status, reason, message = row(facts, trouble)
+        status, reason, message = row(branch, trouble)
         text = message[:_MOST_TEXT]
         made = set_condition(made, kind, status, reason, text, generation=generation, now=now)
     return made
 
 
-def _failed_end(facts: BranchFacts) -> bool:
-    return facts.finished and facts.outcome in (Outcome.FAILED, Outcome.SUPERSEDED)
+def _failed_end(branch: StoredBranch) -> bool:
+    return branch.finished and branch.outcome in (Outcome.FAILED, Outcome.SUPERSEDED)
 
 
-def _end(facts: BranchFacts) -> str:
+def _end(branch: StoredBranch) -> str:
     """Why it ended as it did."""
-    phase = facts.phase
+    phase = branch.phase
     return phase.reason.value if isinstance(phase, Releasing | Finished) else ""
 
 
-def _ready(facts: BranchFacts, trouble: Failure | None) -> Said:
-    phase = type(facts.phase).__name__
-    if facts.finished and facts.outcome is not None:
-        holds = _NO if _failed_end(facts) else _YES
-        return holds, facts.outcome.value, f"the branch has ended: {_end(facts)}"
+def _ready(branch: StoredBranch, trouble: Failure | None) -> Said:
+    phase = type(branch.phase).__name__
+    if branch.finished and branch.outcome is not None:
+        holds = _NO if _failed_end(branch) else _YES
+        return holds, branch.outcome.value, f"the branch has ended: {_end(branch)}"
     if trouble is not None:
         return _NO, trouble.reason, trouble.message
     return _NO, phase, _PHASES.get(phase, "the branch goes on")
 
 
-def _drafted(facts: BranchFacts, _: Failure | None) -> Said:
-    if facts.draft is not None:
-        draft = facts.draft
+def _drafted(branch: StoredBranch, _: Failure | None) -> Said:
+    if branch.draft is not None:
+        draft = branch.draft
         count = f"{len(draft.candidates)} candidates, {len(draft.finalists)} finalists"
         return _YES, "Ranked", f"{count}, by {draft.source.value}"
-    if facts.finished:
+    if branch.finished:
         return _NO, "EndedBefore", "the branch ended before its draft"
     return _NO, "NotDrawn", "no candidates have been drawn yet"
 
 
-def _verified(facts: BranchFacts, trouble: Failure | None) -> Said:
-    if facts.decision is not None or isinstance(facts.phase, Collapsing):
+def _verified(branch: StoredBranch, trouble: Failure | None) -> Said:
+    if branch.decision is not None or isinstance(branch.phase, Collapsing):
         return _YES, "Measured", "the rollouts have been measured and compared"
-    if facts.finished:
+    if branch.finished:
         return _NO, "NotMeasured", "the branch ended before its rollouts were compared"
     if trouble is not None:
         return _NO, trouble.reason, trouble.message
-    if facts.draft is None:
+    if branch.draft is None:
         return _NO, "NoDraft", "there is nothing to verify before the draft"
     return _NO, "Measuring", "rollouts are being measured"
 
 
-def _accepted(facts: BranchFacts, _: Failure | None) -> Said:
-    outcome = facts.outcome
+def _accepted(branch: StoredBranch, _: Failure | None) -> Said:
+    outcome = branch.outcome
     if outcome is None:
         return _OPEN, "NotDecided", "nothing is decided yet"
-    why = facts.decision.reason.value if facts.decision else _end(facts)
+    why = branch.decision.reason.value if branch.decision else _end(branch)
     return (_YES if outcome.adopts else _NO), outcome.value, f"decided: {why}"
 
 
-def _collapsed(facts: BranchFacts, _: Failure | None) -> Said:
-    outcome, decision = facts.outcome, facts.decision
-    done = isinstance(facts.phase, Releasing | Finished)
+def _collapsed(branch: StoredBranch, _: Failure | None) -> Said:
+    outcome, decision = branch.outcome, branch.decision
+    done = isinstance(branch.phase, Releasing | Finished)
     if outcome is None or not (outcome.adopts or done):
         return _NO, "NotYet", "the main run has adopted nothing of this branch"
     if outcome.adopts and decision is not None and not decision.applied:
@@ -108,27 +108,27 @@ def _collapsed(facts: BranchFacts, _: Failure | None) -> Said:
     return _NO, "NothingToAdopt", "the branch ended without a winner"
 
 
-def _complete(facts: BranchFacts, _: Failure | None) -> Said:
-    if not facts.finished:
+def _complete(branch: StoredBranch, _: Failure | None) -> Said:
+    if not branch.finished:
         return _NO, "StillOpen", "the branch is open"
-    if _failed_end(facts):
-        return _NO, "EndedByFailure", f"the branch failed: {_end(facts)}"
-    return _YES, "EndedAsItShould", f"the branch came to its decision: {_end(facts)}"
+    if _failed_end(branch):
+        return _NO, "EndedByFailure", f"the branch failed: {_end(branch)}"
+    return _YES, "EndedAsItShould", f"the branch came to its decision: {_end(branch)}"
 
 
-def _failed(facts: BranchFacts, _: Failure | None) -> Said:
-    if _failed_end(facts) and facts.outcome is not None:
-        return _YES, f"Ended{facts.outcome.value}", f"no decision was carried out: {_end(facts)}"
+def _failed(branch: StoredBranch, _: Failure | None) -> Said:
+    if _failed_end(branch) and branch.outcome is not None:
+        return _YES, f"Ended{branch.outcome.value}", f"no decision was carried out: {_end(branch)}"
     return _NO, "NotFailed", "nothing has gone wrong with the branch as a whole"
 
 
-def _finished(facts: BranchFacts, _: Failure | None) -> Said:
-    if facts.finished:
+def _finished(branch: StoredBranch, _: Failure | None) -> Said:
+    if branch.finished:
         return _YES, "Released", "the branch has ended and holds nothing"
     return _NO, "NotReleased", "the branch has not ended"
 
 
-ROWS: Final[Mapping[BranchCondition, Callable[[BranchFacts, Failure | None], Said]]] = {
+ROWS: Final[Mapping[BranchCondition, Callable[[StoredBranch, Failure | None], Said]]] = {
     BranchCondition.READY: _ready,
     BranchCondition.DRAFTED: _drafted,
     BranchCondition.VERIFIED: _verified,

@@ -12,13 +12,12 @@ from forkcast.branch import (
     control_of,
 )
 from forkcast.decision import CONTROL, Draft, Judgement
-from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes.branch_conditions import conditions
-from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.rollout_state import RolloutStands, rollout_trouble
 from forkcast_operator.kubernetes.run import Run
 from forkcast_operator.kubernetes.seen import JobSeen
 from forkcast_wire import keys
+from forkcast_wire.branches import BranchRecord, StoredBranch
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.resources import (
     BranchAcceptance,
@@ -74,39 +73,42 @@ def _text(value: float) -> Any:
 
 
 def branch_status(
-    facts: BranchFacts,
+    branch: StoredBranch,
     jobs: Sequence[JobSeen],
     stands: Mapping[str, RolloutStands],
     before: BranchStatus,
     *,
+    deadline: float | None = None,
     generation: int,
     now: dt.datetime,
 ) -> BranchStatus:
-    """The status of the Branch object. stands: its rollouts, by candidate."""
-    cost = facts.decision.cost if facts.decision else None
+    """The status of the Branch object. stands: its rollouts, by candidate. deadline: Unix seconds;
+    None if it does not count yet, or is not looked at.
+    """
+    cost = branch.decision.cost if branch.decision else None
     return BranchStatus(
         observed_generation=generation,
         conditions=conditions(
-            facts, rollout_trouble(stands), before.conditions, generation=generation, now=now
+            branch, rollout_trouble(stands), before.conditions, generation=generation, now=now
         ),
-        draft=_draft(facts.draft),
-        rollouts=_rollouts(facts, jobs, stands),
-        decision=_decision(facts, before, now),
+        draft=_draft(branch.draft),
+        rollouts=_rollouts(branch, jobs, stands),
+        decision=_decision(branch, before, now),
         cost=BranchCost(
             rollout_steps=cost.rollout_steps,
             rollout_seconds=_text(cost.rollout_seconds),
         )
         if cost
         else BranchCost(),
-        deadline_time=_deadline(facts, before),
-        completion_time=(before.completion_time or now) if facts.finished else None,
+        deadline_time=_deadline(deadline, before),
+        completion_time=(before.completion_time or now) if branch.finished else None,
     )
 
 
-def _deadline(facts: BranchFacts, before: BranchStatus) -> dt.datetime | None:
-    if facts.deadline is None:
+def _deadline(deadline: float | None, before: BranchStatus) -> dt.datetime | None:
+    if deadline is None:
         return before.deadline_time
-    return dt.datetime.fromtimestamp(facts.deadline, dt.UTC)
+    return dt.datetime.fromtimestamp(deadline, dt.UTC)
 
 
 def _draft(draft: Draft | None) -> DraftStatus | None:
@@ -122,8 +124,10 @@ def _draft(draft: Draft | None) -> DraftStatus | None:
     )
 
 
-def _decision(facts: BranchFacts, before: BranchStatus, now: dt.datetime) -> DecisionStatus | None:
-    decision = facts.decision
+def _decision(
+    branch: StoredBranch, before: BranchStatus, now: dt.datetime
+) -> DecisionStatus | None:
+    decision = branch.decision
     if decision is None:
         return None
     return DecisionStatus(
@@ -131,7 +135,7 @@ def _decision(facts: BranchFacts, before: BranchStatus, now: dt.datetime) -> Dec
         reason=decision.reason.value,
         winner=decision.winner,
         action=decision.action.describe()[:256] if decision.action else "",
-        key=keys.branch_file(facts.record.trigger.id, "decision"),
+        key=keys.branch_file(branch.id, "decision"),
         sha256=decision.digest,
         time=before.decision.time if before.decision else now,
     )
@@ -142,34 +146,34 @@ def newest(jobs: Sequence[JobSeen]) -> dict[str, JobSeen]:
     return {job.candidate: job for job in sorted(jobs, key=lambda job: job.rung)}
 
 
-def participants(facts: BranchFacts) -> list[str]:
+def participants(branch: StoredBranch) -> list[str]:
     """The control and the finalists; none before the draft."""
-    return [] if facts.draft is None else [CONTROL, *facts.draft.finalists]
+    return [] if branch.draft is None else [CONTROL, *branch.draft.finalists]
 
 
 def _rollouts(
-    facts: BranchFacts, jobs: Sequence[JobSeen], stands: Mapping[str, RolloutStands]
+    branch: StoredBranch, jobs: Sequence[JobSeen], stands: Mapping[str, RolloutStands]
 ) -> list[RolloutStatus]:
-    judged = {one.candidate: one for one in facts.decision.judgements} if facts.decision else {}
+    judged = {one.candidate: one for one in branch.decision.judgements} if branch.decision else {}
     latest = newest(jobs)
     return [
-        _rollout(facts, name, stands[name], latest.get(name), judged.get(name))
-        for name in participants(facts)
+        _rollout(branch, name, stands[name], latest.get(name), judged.get(name))
+        for name in participants(branch)
     ]
 
 
 def _rollout(
-    facts: BranchFacts,
+    branch: StoredBranch,
     name: str,
     stands: RolloutStands,
     job: JobSeen | None,
     judged: Judgement | None,
 ) -> RolloutStatus:
-    seen = facts.rollouts.get(name)
+    seen = branch.rollouts.get(name)
     last = seen.trials[max(seen.trials)] if seen and seen.trials else None
     return RolloutStatus(
         name=name,
-        action=_action(facts, name)[:256],
+        action=_action(branch, name)[:256],
         job_name=job.name if job else None,
         state=stands.state,
         reason=stands.reason or None,
@@ -187,9 +191,9 @@ def _maybe(value: float | None) -> Any:
     return None if value is None else _text(value)
 
 
-def _action(facts: BranchFacts, name: str) -> str:
+def _action(branch: StoredBranch, name: str) -> str:
     if name != CONTROL:
-        return facts.draft.candidate(name).action.describe() if facts.draft else ""
-    if isinstance(facts.phase, Forking | Drafting) or not facts.bases:
+        return branch.draft.candidate(name).action.describe() if branch.draft else ""
+    if isinstance(branch.phase, Forking | Drafting) or not branch.bases:
         return ""
-    return control_of(facts.record.trigger, facts.bases).action.describe()
+    return control_of(branch.record.trigger, branch.bases).action.describe()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from forkcast.branch import Finished
 from forkcast_operator import clock
-from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes import manifests, metrics
-from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.branch_status import branch_status, newest, participants
 from forkcast_operator.kubernetes.cluster import BRANCH, JOB, Cluster, ClusterError
 from forkcast_operator.kubernetes.config import OperatorConfig
@@ -25,7 +23,7 @@ from forkcast_operator.kubernetes.rollout_state import (
     rollout_stands,
     rollout_trouble,
 )
-from forkcast_operator.kubernetes.rollouts import Act, Start, Stop, park_seconds
+from forkcast_operator.kubernetes.rollouts import Start, Stop, park_seconds
 from forkcast_operator.kubernetes.run import Run, StorePlace
 from forkcast_operator.kubernetes.run_facts import Failure
 from forkcast_operator.kubernetes.seen import (
@@ -38,6 +36,7 @@ from forkcast_operator.kubernetes.seen import (
     runs_or_will,
 )
 from forkcast_operator.kubernetes.view import View
+from forkcast_wire.branches import BranchRecord, StoredBranch
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.newer import known_part
 from forkcast_wire.resources import BranchCondition, BranchStatus, ConditionStatus
@@ -69,23 +68,23 @@ class Branches:
         started = time.perf_counter()
         failure: Failure | None = None
         trouble: Failure | None = None
-        for facts in (*look.active, *look.ended):
-            shown = await self._object(run, facts.record, spec)
+        for branch in (*look.active, *look.ended):
+            shown = await self._object(run, branch.record, spec)
             if spec.suspend:
-                await self._stop_all(run, facts.record)
+                await self._stop_all(run, branch.record)
             else:
-                acts = look.acts.get(facts.record.name, [])
                 try:
-                    await self._act(run, spec, place, facts, shown, acts)
+                    await self._act(run, spec, place, branch, shown, look)
                 except ClusterError as error:
                     if (failure := refused("Rollout", error)) is None:
                         raise
-            stands = self._stands(run, facts)
-            if not facts.finished and not spec.suspend:
+            stands = self._stands(run, branch)
+            if not branch.finished and not spec.suspend:
                 trouble = rollout_trouble(stands)
-            await self._say(run, facts, stands, shown)
-        for facts in look.ended:
-            self._ended(run, facts)
+            deadline = look.deadlines.get(branch.record.name)
+            await self._say(run, branch, stands, shown, deadline)
+        for branch in look.ended:
+            self._ended(run, branch)
         await self._catch_up(run, spec, ledger, look)
         self._active[run.uid] = len(look.active)
         metrics.BRANCHES_ACTIVE.set(sum(self._active.values()))
@@ -94,9 +93,9 @@ class Branches:
             metrics.RECONCILE_SECONDS.labels("Branch").observe(seconds)
         return failure or trouble
 
-    def _stands(self, run: Run, facts: BranchFacts) -> dict[str, RolloutStands]:
+    def _stands(self, run: Run, branch: StoredBranch) -> dict[str, RolloutStands]:
         """How the rollouts stand, by candidate, the control first."""
-        now, jobs = dt.datetime.now(dt.UTC), newest(self._jobs(run, facts.record))
+        now, jobs = dt.datetime.now(dt.UTC), newest(self._jobs(run, branch.record))
         pods: dict[str, list[PodSeen]] = {}
         for body in self._view.of_run("Pod", run.key):
             if runs_or_will(body):
@@ -105,12 +104,12 @@ class Branches:
                 )
         return {
             name: rollout_stands(
-                facts.rollouts.get(name),
+                branch.rollouts.get(name),
                 job := jobs.get(name),
                 pods.get(job.name, []) if job else [],
                 now,
             )
-            for name in participants(facts)
+            for name in participants(branch)
         }
 
     async def _object(self, run: Run, record: BranchRecord, spec: TrainingRunSpec) -> Any:
@@ -136,16 +135,16 @@ class Branches:
         run: Run,
         spec: TrainingRunSpec,
         place: StorePlace,
-        facts: BranchFacts,
+        branch: StoredBranch,
         shown: Any,
-        acts: Sequence[Act],
+        look: Look,
     ) -> None:
         limit = spec.branching.max_concurrent_rollouts
-        entrants = sum(one.until is not None for one in facts.rollouts.values())
+        entrants = sum(rollout.until is not None for rollout in branch.rollouts.values())
         seconds_left = spec.branching.budget.deadline_seconds
-        if facts.deadline is not None:
-            seconds_left = int(facts.deadline - clock.now())
-        for act in acts:
+        if (deadline := look.deadlines.get(branch.record.name)) is not None:
+            seconds_left = int(deadline - clock.now())
+        for act in look.acts.get(branch.record.name, ()):
             if isinstance(act, Stop):
                 await self._cluster.delete(JOB, run.namespace, act.job)
             elif isinstance(act, Start) and shown is not None:
@@ -155,7 +154,7 @@ class Branches:
                         spec,
                         place,
                         self._config,
-                        facts.record,
+                        branch.record,
                         branch_uid=shown["metadata"]["uid"],
                         candidate=act.candidate,
                         rung=act.rung,
@@ -172,26 +171,32 @@ class Branches:
                 await self._cluster.delete(JOB, run.namespace, job.name)
 
     async def _say(
-        self, run: Run, facts: BranchFacts, stands: Mapping[str, RolloutStands], shown: Any
+        self,
+        run: Run,
+        branch: StoredBranch,
+        stands: Mapping[str, RolloutStands],
+        shown: Any,
+        deadline: float | None = None,
     ) -> None:
         if shown is None:
             return
         before = _status(shown)
         after = branch_status(
-            facts,
-            self._jobs(run, facts.record),
+            branch,
+            self._jobs(run, branch.record),
             stands,
             before,
+            deadline=deadline,
             generation=int(shown["metadata"].get("generation", 0)),
             now=dt.datetime.now(dt.UTC),
         )
-        _count_draft(facts, before)
+        _count_draft(branch, before)
         document = after.document()
         if document == shown.get("status"):
             return
-        await self._recorder.record(shown, branch_events(facts, before, after))
+        await self._recorder.record(shown, branch_events(branch, before, after))
         written = await self._cluster.apply_status(
-            BRANCH, run.namespace, facts.record.name, document
+            BRANCH, run.namespace, branch.record.name, document
         )
         if written is not None:
             self._view.put("Branch", written)
@@ -200,41 +205,41 @@ class Branches:
         """Branches that ended while no operator looked are told to their end; the oldest of those
         that have ended go.
         """
-        open_names = {facts.record.name for facts in (*look.active, *look.ended)}
+        open_names = {branch.record.name for branch in (*look.active, *look.ended)}
         objects = {body["metadata"]["name"]: body for body in self._view.of_run("Branch", run.key)}
         ended = []
-        for facts in ledger.known():
-            name = facts.record.name
-            if name in open_names or name not in objects or not facts.finished:
+        for branch in ledger.known():
+            name = branch.record.name
+            if name in open_names or name not in objects or not branch.finished:
                 continue
             if not _finished(objects[name]):
-                await self._say(run, facts, self._stands(run, facts), objects[name])
+                await self._say(run, branch, self._stands(run, branch), objects[name])
             ended.append(name)
         surplus = len(ended) - spec.lifecycle.branch_history
         for name in ended[: max(0, surplus)]:
             await self._cluster.delete(BRANCH, run.namespace, name)
 
-    def _ended(self, run: Run, facts: BranchFacts) -> None:
-        phase = facts.phase
+    def _ended(self, run: Run, branch: StoredBranch) -> None:
+        phase = branch.phase
         if not isinstance(phase, Finished):
             return
         outcome = phase.outcome.value
         metrics.BRANCHES.labels(outcome).inc()
-        metrics.BRANCH_SECONDS.labels(outcome).observe(clock.now() - facts.record.opened_at)
-        if facts.decision is not None:
-            steps = facts.decision.cost.rollout_steps
+        metrics.BRANCH_SECONDS.labels(outcome).observe(clock.now() - branch.record.opened_at)
+        if branch.decision is not None:
+            steps = branch.decision.cost.rollout_steps
             metrics.ROLLOUT_STEPS.labels(*run.key).inc(steps)
-            for judged in facts.decision.judgements:
+            for judged in branch.decision.judgements:
                 metrics.ROLLOUTS.labels(judged.verdict.value).inc()
 
 
-def _count_draft(facts: BranchFacts, before: BranchStatus) -> None:
+def _count_draft(branch: StoredBranch, before: BranchStatus) -> None:
     if (
-        facts.draft is not None
+        branch.draft is not None
         and before.draft is None
-        and facts.draft.proxy in metrics.PROXY_RESULTS
+        and branch.draft.proxy in metrics.PROXY_RESULTS
     ):
-        metrics.PROXY_REQUESTS.labels(metrics.PROXY_RESULTS[facts.draft.proxy]).inc()
+        metrics.PROXY_REQUESTS.labels(metrics.PROXY_RESULTS[branch.draft.proxy]).inc()
 
 
 def _status(body: Any) -> BranchStatus:

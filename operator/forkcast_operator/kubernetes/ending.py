@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -106,8 +107,9 @@ class Ending:
             metrics.STORE_ERRORS.inc()
             _log.warning("run.not_released", error=str(error))
             return False
-        if self._link is not None and not adopted:
-            await in_thread(self._link.forget, memory.identity or run.uid)
+        known = replace(run, records_uid=memory.identity)
+        if self._link is not None and not adopted and self._link.holds(known):
+            await in_thread(self._link.forget, known.identity)
         return True
 
     async def _left_store(

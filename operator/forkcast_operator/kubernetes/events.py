@@ -16,12 +16,11 @@ import structlog
 from forkcast.branch import Finished
 from forkcast.decision import Outcome, ProxyAnswer
 from forkcast.records import Trigger
-from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.intake import Received
-from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.cluster import EVENT, Cluster, ClusterError
 from forkcast_operator.kubernetes.ledger import Settled
 from forkcast_operator.kubernetes.rollout_state import NOT_ADMITTED
+from forkcast_wire.branches import BranchRecord, StoredBranch
 from forkcast_wire.resources import (
     BranchCondition,
     BranchStatus,
@@ -146,12 +145,12 @@ def suppressed_events(settled: Iterable[Settled]) -> list[Event]:
     ]
 
 
-def branch_events(facts: BranchFacts, before: BranchStatus, after: BranchStatus) -> list[Event]:
+def branch_events(branch: StoredBranch, before: BranchStatus, after: BranchStatus) -> list[Event]:
     """What happened to a branch since its status was written last."""
     found = []
-    name = facts.record.name
-    if facts.draft is not None and before.draft is None:
-        draft = facts.draft
+    name = branch.record.name
+    if branch.draft is not None and before.draft is None:
+        draft = branch.draft
         note = f"{len(draft.candidates)} candidates, {len(draft.finalists)} finalists"
         found.append(Event(reason="Drafted", note=f"{note}, by {draft.source.value}", token=name))
         if draft.proxy in (ProxyAnswer.UNAVAILABLE, ProxyAnswer.INVALID):
@@ -161,19 +160,19 @@ def branch_events(facts: BranchFacts, before: BranchStatus, after: BranchStatus)
     if reason and reason != _said_of_rollouts(before)[0]:
         waits = reason == NOT_ADMITTED
         found.append(Event(reason=reason, note=message, token=name, warning=not waits))
-    if facts.decision is not None and before.decision is None:
-        decision = facts.decision
+    if branch.decision is not None and before.decision is None:
+        decision = branch.decision
         who = f"{decision.winner}: " if decision.winner else ""
         what = decision.action.describe() if decision.action else decision.reason
         found.append(
             Event(reason="Decided", note=f"{decision.outcome.value}, {who}{what}", token=name)
         )
     if _holds(after, BranchCondition.COLLAPSED) and not _holds(before, BranchCondition.COLLAPSED):
-        epoch = facts.record.trigger.epoch + 1
+        epoch = branch.record.trigger.epoch + 1
         found.append(Event(reason="Collapsed", note=f"epoch {epoch} is durable", token=name))
-    if isinstance(facts.phase, Finished) and before.completion_time is None:
-        failed = facts.phase.outcome in (Outcome.FAILED, Outcome.SUPERSEDED)
-        note = f"{facts.phase.outcome.value}: {facts.phase.reason}"
+    if isinstance(branch.phase, Finished) and before.completion_time is None:
+        failed = branch.phase.outcome in (Outcome.FAILED, Outcome.SUPERSEDED)
+        note = f"{branch.phase.outcome.value}: {branch.phase.reason}"
         found.append(Event(reason="Finished", note=note, token=name, warning=failed))
     return found
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
 
-from forkcast.branch import Finished, Verifying
-from forkcast.decision import Decision, Draft, Outcome
+from forkcast.branch import Finished, Phase, Verifying
+from forkcast.decision import Outcome
 from forkcast.loop import reconcile
 from forkcast.ports import Store
 from forkcast.records import StateKind, Trigger
-from forkcast_operator.branch_records import Bases, BranchRecord
 from forkcast_operator.intake import Intake, Received
-from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.loss import refuse_loss
 from forkcast_operator.kubernetes.rollouts import Act
 from forkcast_operator.kubernetes.run import Run, SpecError
@@ -23,7 +21,8 @@ from forkcast_operator.kubernetes.run_facts import StoreFacts
 from forkcast_operator.kubernetes.seen import JobSeen
 from forkcast_operator.kubernetes.snapshot import Snapshot
 from forkcast_operator.kubernetes.world import ClusterWorld
-from forkcast_wire import catalogue, keys
+from forkcast_wire import branches, catalogue, keys
+from forkcast_wire.branches import BranchRecord, StoredBranch
 from forkcast_wire.completion import completion, ended
 from forkcast_wire.documents import (
     Complete,
@@ -55,13 +54,16 @@ class Settled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What a pass has seen. active: the open branches. acts: what their Jobs want, by branch."""
+    """What a pass has seen. active: the open branches; ended: those that ended in it. acts: what
+    their Jobs need; deadlines: Unix seconds, of those whose clock counts. Both by a branch's name.
+    """
 
     facts: StoreFacts
-    active: Sequence[BranchFacts]
-    acts: dict[str, list[Act]] = field(default_factory=dict)
+    active: Sequence[StoredBranch]
+    acts: Mapping[str, Sequence[Act]] = field(default_factory=dict)
+    deadlines: Mapping[str, float] = field(default_factory=dict)
     settled: Sequence[Settled] = ()
-    ended: Sequence[BranchFacts] = ()
+    ended: Sequence[StoredBranch] = ()
 
 
 class Ledger:
@@ -71,9 +73,10 @@ class Ledger:
         self.store = Snapshot(store)
         self._run_uid, self._name = run.uid, run.name
         self._intake = Intake(run.name, self.store, hold_main=False)
-        self._finished: dict[str, BranchFacts] = {}
+        self._finished: dict[str, StoredBranch] = {}
         self._complete: Complete | None = None
         self._info: RunInfo | None = None
+        self._foreign: set[str] = set()
 
     def claim(self, digest: str, total_steps: int, before: TrainingRunStatus) -> RunInfo:
         """Make the place this run's: run.json is its alone. digest, total_steps: of the manifest,
@@ -177,78 +180,79 @@ class Ledger:
                 triggers, self._intake.receive(spec, triggers), strict=True
             )
         ]
-        active: list[BranchFacts] = []
-        over: list[BranchFacts] = []
+        looked_at: list[StoredBranch] = []
         acts: dict[str, list[Act]] = {}
-        for record in self._intake.active():
-            deadline: float | None = None
-            if monitor is not None and not paused:
+        deadlines: dict[str, float] = {}
+        for record, saved in self._intake.active():
+            phase = saved
+            if monitor is not None and not paused and self._own(record):
                 world = ClusterWorld(spec, self.store, record, monitor, proxy, jobs)
-                self._advance(world, record)
-                acts[record.name], deadline = world.acts(), world.deadline()
-            facts = replace(self.facts_of(record), deadline=deadline)
-            (over if facts.finished else active).append(facts)
+                phase = self._advance(world, record, saved)
+                acts[record.name] = world.acts()
+                if (deadline := world.deadline()) is not None:
+                    deadlines[record.name] = deadline
+            looked_at.append(self._read(record, phase))
         return Look(
-            facts=self._facts(spec.training.total_steps),
-            active=active,
+            facts=self._facts(spec.training.total_steps, looked_at),
+            active=[branch for branch in looked_at if not branch.finished],
             acts=acts,
+            deadlines=deadlines,
             settled=settled,
-            ended=over,
+            ended=[branch for branch in looked_at if branch.finished],
         )
 
-    def _advance(self, world: ClusterWorld, record: BranchRecord) -> None:
-        phase = self._intake.phase(record)
-        waited = 0
+    def _own(self, record: BranchRecord) -> bool:
+        """Whether a branch is about this run. What a record names is asked about, and told, at the
+        monitor; and the run's own pods can write records.
+        """
+        uid = record.trigger.run_uid
+        own = self._info is not None and uid == self._info.uid
+        if not own and uid not in self._foreign:
+            self._foreign.add(uid)
+            _log.error("branch.of_another_run", branch=record.name, uid=uid)
+        return own
+
+    def _advance(self, world: ClusterWorld, record: BranchRecord, saved: Phase) -> Phase:
+        """As far as the branch goes now; returns the phase it has come to."""
+        phase, waited = saved, 0
         while waited < _SETTLING_PASSES:
             following = reconcile(world, phase, record.rules)
             if following != phase:
                 _log.info("branch.phase", branch=record.name, phase=type(following).__name__)
                 phase, waited = following, 0
             elif isinstance(phase, _WAITING):
-                return
+                break
             else:  # what was done just now may show at once
                 waited += 1
+        return phase
 
-    def facts_of(self, record: BranchRecord) -> BranchFacts:
+    def _read(self, record: BranchRecord, phase: Phase | None = None) -> StoredBranch:
         """What the store holds of one branch; of a finished one it is read once."""
         if record.name in self._finished:
             return self._finished[record.name]
-        key, store = record.trigger.id, self.store
-        bases = read_document(store, Bases, keys.branch_file(key, "bases"))
-        facts = BranchFacts(
-            record=record,
-            phase=self._intake.phase(record),
-            bases=bases.bases if bases else (),
-            draft=read_document(store, Draft, keys.branch_file(key, "draft")),
-            decision=read_document(store, Decision, keys.branch_file(key, "decision")),
-            rollouts=ClusterWorld.rollouts_of(store, key),
-        )
-        if facts.finished:
-            self._finished[record.name] = facts
-            self.store.forget(f"rollouts/{key}/")
-        return facts
+        branch = branches.read(self.store, record, phase)
+        if branch.finished:
+            self._finished[record.name] = branch
+            self.store.forget(keys.rollouts(branch.id))
+        return branch
 
-    def branches(self) -> list[BranchFacts]:
-        """All branches, as opened."""
-        found = [self.facts_of(record) for record in self._intake.records()]
-        return sorted(found, key=lambda one: (one.record.opened_at, one.record.name))
+    def known(self) -> list[StoredBranch]:
+        """The finished branches of the last look, in the order of their opening. No request."""
+        return sorted(self._finished.values(), key=_opened)
 
-    def known(self) -> list[BranchFacts]:
-        """The finished branches of the last look, as opened. No request."""
-        found = self._finished.values()
-        return sorted(found, key=lambda one: (one.record.opened_at, one.record.name))
-
-    def _facts(self, total_steps: int) -> StoreFacts:
+    def _facts(self, total_steps: int, looked_at: Iterable[StoredBranch]) -> StoreFacts:
+        """looked_at: the branches that this pass has read."""
         if not ended(self._complete, total_steps):
             self._complete = completion(self.store, total_steps)
-        branches = self.branches()
+        known = {branch.record.name: branch for branch in looked_at}
+        found = [known.get(one.name) or self._read(one) for one in self._intake.records()]
         outcomes: dict[str, Outcome | None] = {}
         steps = 0
-        for one in branches:
-            phase = one.phase
-            outcomes[one.record.name] = phase.outcome if isinstance(phase, Finished) else None
-            if one.finished and one.decision is not None:
-                steps += one.decision.cost.rollout_steps
+        for branch in sorted(found, key=_opened):
+            phase = branch.phase
+            outcomes[branch.record.name] = phase.outcome if isinstance(phase, Finished) else None
+            if branch.finished and branch.decision is not None:
+                steps += branch.decision.cost.rollout_steps
         return StoreFacts(
             lineage=lineage_head(self.store),
             complete=self._complete,
@@ -262,7 +266,7 @@ class Ledger:
     def release(self) -> None:
         """The run is going: nothing of its open branches stays pinned."""
         self.store.refresh()
-        for record in self._intake.active():
+        for record, _ in self._intake.active():
             catalogue.unpin(self.store.direct, record.trigger.id)
 
     def erase(self) -> int:
@@ -283,3 +287,7 @@ class Ledger:
         if len(ours) < len(found):
             _log.warning("run.foreign_keys_left", count=len(found) - len(ours))
         return len(ours)
+
+
+def _opened(branch: StoredBranch) -> tuple[float, str]:
+    return branch.record.opened_at, branch.record.name

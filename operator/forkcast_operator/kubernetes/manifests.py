@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from forkcast.canonical import canonical_json, digest
-from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes.branch_status import branch_spec
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.pods import RUN_FOLDER, WORKDIR, Document, labels, pod_template
@@ -23,6 +22,7 @@ from forkcast_operator.kubernetes.run import (
     manifest_json,
     owner_reference,
 )
+from forkcast_wire.branches import BranchRecord
 from forkcast_wire.documents import RunInfo
 from forkcast_wire.fields import API_VERSION
 from forkcast_wire.manifest import Mode, TrainingRunSpec

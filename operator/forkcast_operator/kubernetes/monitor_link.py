@@ -122,9 +122,18 @@ class MonitorLink:
         with self._lock:
             self._saved[run.identity] = run.checkpoint
 
+    def holds(self, run: Run) -> bool:
+        """Whether the monitor may be asked about ``run.identity`` on the run's behalf. An identity
+        that is not the run's uid comes from its records, which the run's own pods can write: it
+        counts once the monitor, which knows the namespace of every run, has registered it.
+        """
+        with self._lock:
+            return run.identity == run.uid or self._objects.get(run.identity) == run.uid
+
     def forget(self, uid: str) -> None:
         """Let the monitor delete what it holds of the run; a monitor that is away keeps it."""
         with self._lock:
+            self._objects.pop(uid, None)
             self._registered.pop(uid, None)
             self._pending.pop(uid, None)
             self._summaries.pop(uid, None)

@@ -28,7 +28,7 @@ from forkcast_operator.kubernetes.cluster import (
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.definition import NEWER, Definition
 from forkcast_operator.kubernetes.ending import Ending, set_finalizers
-from forkcast_operator.kubernetes.events import Recorder, newer_event, suppressed_events
+from forkcast_operator.kubernetes.events import Recorder, suppressed_events
 from forkcast_operator.kubernetes.failures import (
     monitor_unavailable,
     refused,
@@ -231,7 +231,9 @@ class Runs:
             pods=pods,
             pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
-            summary=self._link.summary(run.identity) if self._link and watched else None,
+            summary=self._link.summary(run.identity)
+            if self._link and watched and self._link.holds(run)
+            else None,
             monitor_trouble=self._link.trouble() if self._link and watched else "",
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
             failed=(failed.reason, failed.message) if failed else None,
@@ -260,7 +262,7 @@ class Runs:
             # a definition that has just been applied is published a moment later
             wait = REFUSED_SECONDS if error.reason == NEWER else RESYNC_SECONDS
             return replace(facts, failure=failure), None, wait
-        await self._say_newer(run, newer)
+        await self._teller.left_out(run, newer, memory)
         if place.adopt_from:  # a look at every run of the namespace: for none but these
             place = replace(place, busy=self._busy(run))
         facts = replace(self._facts(run, spec), secret=place.secret)
@@ -289,12 +291,6 @@ class Runs:
             metrics.RECONCILE_ERRORS.labels("TrainingRun", "Monitor").inc()
             facts = replace(facts, failure=Failure(reason="MonitorUnavailable", message=unheard))
         return facts, spec, pause(run, spec, facts, dt.datetime.now(dt.UTC))
-
-    async def _say_newer(self, run: Run, newer: tuple[str, ...]) -> None:
-        """That fields were left out, once for each set of them."""
-        about = self._view.get("TrainingRun", run.key)
-        if newer and about is not None:
-            await self._recorder.record(about, [newer_event(newer)])
 
     def _busy(self, run: Run) -> frozenset[str]:
         """Uids of the namespace's other runs that have not ended and are not suspended."""
@@ -329,17 +325,19 @@ class Runs:
         """A pass over the records. If it has not come back yet, or store or monitor are away, the
         run stays as it is.
         """
-        triggers = self._link.triggers(run.identity) if self._link else []
         bodies, pods = (self._view.of_run(kind, run.key) for kind in ("Job", "Pod"))
         jobs = self._rollout_jobs(bodies, pods)
-        stub = self._link.stub if self._link else None
+        link = self._link
         idle = facts.trainer is None or not facts.trainer.work.alive
 
         def work() -> Look:
             ledger = memory.claim(run, spec, place, self._open_store)
             if idle:
                 ledger.confirm()
-            before = former_status(run)
+            before, known = former_status(run), replace(run, records_uid=ledger.identity)
+            triggers, stub = [], None
+            if link is not None and link.holds(known):
+                triggers, stub = link.triggers(known.identity), link.stub
             return ledger.look(
                 spec, triggers, jobs, stub, self._proxy, before=before, paused=spec.suspend
             )
@@ -367,7 +365,7 @@ class Runs:
             if one.received is Received.SUPPRESSED and one.word in metrics.SUPPRESSIONS:
                 metrics.SUPPRESSED.labels(one.word).inc()
             if self._link is not None:
-                self._link.settled(run.identity, one.trigger)
+                self._link.settled(one.trigger.run_uid, one.trigger)
         about = self._view.get("TrainingRun", run.key)
         if about is not None:
             await self._recorder.record(about, suppressed_events(look.settled))

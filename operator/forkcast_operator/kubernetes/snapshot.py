@@ -22,7 +22,9 @@ T = TypeVar("T")
 #: Store time of one pass, seconds.
 PASS_SECONDS: Final = 12.0
 #: The records that an operator reads are some KiB; one beyond this is not the work of Forkcast.
-_MOST_BYTES: Final = 16 << 20
+_MOST_BYTES: Final = 8 << 20
+#: All records of one run that are kept in memory; tens of KiB a branch.
+_MOST_KEPT_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Snapshot:
         self.direct, self._clock = direct, clock
         self._listed: dict[str, ObjectInfo] | None = None
         self._known: dict[str, _Known] = {}
+        self._kept = 0
         self._spent = 0.0
 
     def refresh(self) -> None:
@@ -57,12 +60,12 @@ class Snapshot:
         found = self._timed(lambda: list(self.direct.list("")))
         self._listed = {info.key: info for info in found}
         for key in self._known.keys() - self._listed.keys():
-            del self._known[key]
+            self._drop(key)
 
     def forget(self, prefix: str) -> None:
         """Drop the bytes of objects that nobody is going to read again."""
         for key in [key for key in self._known if key.startswith(prefix)]:
-            del self._known[key]
+            self._drop(key)
 
     def _timed(self, call: Callable[[], T]) -> T:
         left = PASS_SECONDS - self._spent
@@ -97,8 +100,20 @@ class Snapshot:
         except KeyMissing:
             self._forget(key)
             raise
-        self._known[key] = _Known(info.etag, data, etag)
+        self._keep(key, _Known(info.etag, data, etag))
         return data, etag
+
+    def _keep(self, key: str, known: _Known) -> None:
+        """Remember what was read; beyond `_MOST_KEPT_BYTES` what was read first is read again."""
+        self._drop(key)
+        self._known[key] = known
+        self._kept += len(known.data)
+        while self._kept > _MOST_KEPT_BYTES:
+            self._drop(next(iter(self._known)))
+
+    def _drop(self, key: str) -> None:
+        known = self._known.pop(key, None)
+        self._kept -= len(known.data) if known is not None else 0
 
     def put(self, key: str, data: bytes, *, create: bool = False, match: str | None = None) -> str:
         """See `forkcast.ports.Store`."""
@@ -111,13 +126,13 @@ class Snapshot:
             self._look_up(key)
             raise
         self._index()[key] = ObjectInfo(key, len(data), etag)
-        self._known[key] = _Known(etag, data, etag)
+        self._keep(key, _Known(etag, data, etag))
         return etag
 
     def put_file(self, key: str, path: Path, *, create: bool = False) -> str:
         """See `forkcast.ports.Store`."""
         etag = self._timed(lambda: self.direct.put_file(key, path, create=create))
-        self._known.pop(key, None)
+        self._drop(key)
         self._index()[key] = ObjectInfo(key, path.stat().st_size, etag)
         return etag
 
@@ -140,7 +155,7 @@ class Snapshot:
         self._forget(key)
 
     def _forget(self, key: str) -> None:
-        self._known.pop(key, None)
+        self._drop(key)
         self._index().pop(key, None)
 
     def _look_up(self, key: str) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from forkcast.branch import BranchRules
 from forkcast.records import Trigger, TriggerRule
-from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.run import Run
+from forkcast_wire.branches import BranchRecord
 from forkcast_wire.channel import listen
 from forkcast_wire.forkcast_pb2_grpc import add_MonitorServicer_to_server
 from tests.versitygw import Versitygw

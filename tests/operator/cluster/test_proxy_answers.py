@@ -8,11 +8,11 @@ import pytest
 
 from forkcast.branch import BranchRules, Drafting
 from forkcast.decision import Draft, DraftSource, ProxyAnswer
-from forkcast_operator.branch_records import BranchRecord
 from forkcast_operator.kubernetes import metrics
-from forkcast_operator.kubernetes.branch_status import BranchFacts, branch_status
+from forkcast_operator.kubernetes.branch_status import branch_status
 from forkcast_operator.kubernetes.events import branch_events
 from forkcast_operator.kubernetes.rollout_state import rollout_stands
+from forkcast_wire.branches import BranchRecord, StoredBranch
 from forkcast_wire.resources import BranchStatus
 from tests.make import trigger
 
@@ -20,7 +20,7 @@ NOW = dt.datetime(2026, 11, 27, tzinfo=dt.UTC)
 TRIGGER = trigger()
 
 
-def facts(answer: ProxyAnswer, detail: str) -> BranchFacts:
+def facts(answer: ProxyAnswer, detail: str) -> StoredBranch:
     draft = Draft(
         seed=1,
         strategy="Lattice",
@@ -34,7 +34,7 @@ def facts(answer: ProxyAnswer, detail: str) -> BranchFacts:
     )
     record = BranchRecord(name="run-e0-t100", trigger=TRIGGER, rules=BranchRules(), opened_at=0.0)
     phase = Drafting(branch=record.name, trigger=TRIGGER, bases=())
-    return BranchFacts(
+    return StoredBranch(
         record=record, phase=phase, bases=(), draft=draft, decision=None, rollouts={}
     )
 

@@ -10,7 +10,6 @@ import pytest
 from forkcast.actions import Action
 from forkcast.branch import RolloutSeen, Verifying
 from forkcast.decision import Candidate, Draft, DraftSource, ProxyAnswer
-from forkcast_operator.kubernetes.branch_facts import BranchFacts
 from forkcast_operator.kubernetes.branch_status import branch_status
 from forkcast_operator.kubernetes.events import branch_events
 from forkcast_operator.kubernetes.rollout_state import (
@@ -20,6 +19,7 @@ from forkcast_operator.kubernetes.rollout_state import (
     rollout_trouble,
 )
 from forkcast_operator.kubernetes.seen import JobSeen, PodSeen, Work
+from forkcast_wire.branches import StoredBranch
 from forkcast_wire.resources import BranchStatus, RolloutState
 
 NOW = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
@@ -149,7 +149,7 @@ def test_what_any_run_waits_for_presses_on_the_rollouts_that_hold_it(
 
 
 @pytest.fixture
-def verifying(record) -> BranchFacts:
+def verifying(record) -> StoredBranch:
     made = Draft(
         seed=1,
         strategy="Lattice",
@@ -169,7 +169,7 @@ def verifying(record) -> BranchFacts:
         entrants=("control", "c000"),
         rung=10,
     )
-    return BranchFacts(
+    return StoredBranch(
         record=record,
         phase=phase,
         bases=(),

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from forkcast_operator.kubernetes import snapshot as module
 from forkcast_operator.kubernetes.snapshot import PASS_SECONDS, Snapshot
 from forkcast_wire.store import AlreadyExists, Conflict, KeyMissing, StoreError, StoreUnavailable
 from tests.wire.memory_store import MemoryStore
@@ -136,3 +137,17 @@ def test_a_pass_that_has_taken_its_time_ends(below) -> None:
     for key in read:
         snapshot.get(key)
     assert below.asked["get"] == len(read)
+
+
+def test_what_it_keeps_in_memory_is_bounded_and_what_it_dropped_is_read_again(
+    below, snapshot, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_KEPT_BYTES", 25)
+    for name in "abc":
+        below.put(name, name.encode() * 10)
+    snapshot.refresh()
+    for name in "abca":
+        assert snapshot.get(name)[0] == name.encode() * 10
+    assert below.asked["get"] == 4
+    assert snapshot.get("c")[0] == b"c" * 10
+    assert below.asked["get"] == 4
