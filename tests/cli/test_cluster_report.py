@@ -71,7 +71,7 @@ def settings(gateway, tmp_path_factory):
     (folder / "run.json").write_text(body["data"]["run.json"])
     command = [sys.executable, "-m", "forkcast_trainer", f"--workdir={folder}", "--monitor="]
     command += [f"--manifest={folder}/manifest.json", "--attempt=0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return body
 

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from forkcast_cli.__main__ import app
-from tests.versitygw import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -141,7 +141,7 @@ def test_an_older_trainer_trains_without_new_defaults_and_not_without_what_was_m
     command += [f"--manifest={tmp_path}/manifest.json", "--attempt=0"]
     run = {"uid": "u", "name": "newer", "manifest_digest": "0" * 64}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if default:
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "complete.json").exists()

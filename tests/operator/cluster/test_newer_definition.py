@@ -12,9 +12,9 @@ import yaml
 from forkcast_operator.kubernetes.cluster import CONFIG_MAP, EVENT, JOB, RUN, ClusterError
 from forkcast_wire.crd import training_run
 from tests.conftest import define
+from tests.waiting import until
 from tests.wrong_runs import GOOD
 
-from .processes import wait
 from .test_on_an_api_server import play
 
 pytestmark = pytest.mark.slow
@@ -65,10 +65,10 @@ def newer(api_server, tmp_path):
         return fills_in() is True and '"mirror"' in tried("get", "--raw", published).stdout
 
     kubectl("apply", "-f", str(path))
-    wait(served, 60)
+    until(served)
     yield kubectl
     define(api_server)
-    wait(lambda: fills_in() is False, 60)
+    until(lambda: fills_in() is False)
 
 
 STRESSORS = [{"type": "LongSequence"}]
