@@ -107,6 +107,7 @@ def run(
 def _end(folder: Path, *, quiet: bool) -> None:
     from forkcast_cli.report import write_report
     from forkcast_cli.show import status as shown
+    from forkcast_wire.documents import DocumentError
     from forkcast_wire.store import StoreUnavailable
 
     screen = console(quiet=quiet)
@@ -114,7 +115,7 @@ def _end(folder: Path, *, quiet: bool) -> None:
     screen.print(shown(folder, _look(folder, if_there=True)))
     try:
         path = write_report(folder, folder / "report.html")
-    except StoreUnavailable as error:  # the run is complete all the same
+    except (StoreUnavailable, DocumentError) as error:  # the run is complete all the same
         screen.print(f"no report now: {error}; write it by: forkcast report {folder}")
     else:
         screen.print(f"report: {path}", soft_wrap=True)

@@ -54,6 +54,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a `forkcast run` holds the folder's lock. Writes nothing."""
+    try:
+        with (folder / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _close_to_others(folder: Path) -> None:
     """Take the right to write from everybody: with it another user swaps a manifest, and with it
     what the run executes. Raises ManifestError, OSError.

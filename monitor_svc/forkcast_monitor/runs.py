@@ -43,7 +43,7 @@ class ConflictError(ValueError):
 
 
 class Bell:
-    """Wakes whoever has listened since the last ring. `listen` before looking: then nothing that
+    """Wakes all that have listened since the last ring. `listen` before looking: then nothing that
     happens in between is missed.
     """
 

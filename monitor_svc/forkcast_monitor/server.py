@@ -20,7 +20,7 @@ import structlog
 from forkcast_monitor import metrics
 from forkcast_monitor.attempts import StaleAttemptError
 from forkcast_monitor.budget import OverBudgetError
-from forkcast_monitor.directives import check, deliverable
+from forkcast_monitor.directives import deliverable
 from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import Accepted, WatchedRun
 from forkcast_monitor.runs import ConflictError, Hosted, Runs, UnknownRunError, visible
@@ -29,7 +29,12 @@ from forkcast_monitor.views import summary, window_reply
 from forkcast_wire import crash
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.access import CALLER
-from forkcast_wire.codec import stats_from_wire, trigger_to_wire
+from forkcast_wire.codec import (
+    directive_from_wire,
+    directive_to_wire,
+    stats_from_wire,
+    trigger_to_wire,
+)
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
 from forkcast_wire.guard import UNDECODABLE
 
@@ -103,22 +108,21 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
     async def PostDirective(  # noqa: N802
         self, request: pb.PostDirectiveRequest, context: _Context
     ) -> pb.PostDirectiveResponse:
-        """Deliver a directive now, and again to whoever says hello until it is superseded."""
+        """Deliver a directive now, and again at every hello until it is superseded."""
         await self._operators_only(context)
-        directive = request.directive
-        hosted = await self._known(directive.run_uid, context)
+        hosted = await self._known(request.directive.run_uid, context)
         try:
-            check(directive)
+            directive = directive_from_wire(request.directive)
         except ValueError as error:
             await _abort(context, _Code.INVALID_ARGUMENT, str(error))
         mode = hosted.registration.mode
         if not deliverable(directive, mode):
-            what = directive.WhichOneof("what")
+            what = type(directive).__name__
             await _abort(context, _Code.FAILED_PRECONDITION, f"mode {mode}: no {what} is delivered")
         if not hosted.directives.leave(directive):
             await _abort(context, _Code.RESOURCE_EXHAUSTED, "too many directives wait")
         for stream in hosted.streams:
-            stream.tell(directive)
+            stream.tell(directive_to_wire(hosted.registration.run_uid, directive))
         return pb.PostDirectiveResponse()
 
     # -------------------------------------------------------------------------------- the trainers'
@@ -196,7 +200,10 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                 if batch.hello.run_uid != hosted.registration.run_uid:
                     raise Refused(_Code.PERMISSION_DENIED, "another run's statistics")
                 ack.resume_from = await self._hello(hosted, run, batch.hello)
-                ack.directives.extend(hosted.directives.pending())
+                ack.directives.extend(
+                    directive_to_wire(hosted.registration.run_uid, directive)
+                    for directive in hosted.directives.pending()
+                )
             try:
                 if batch.gaps:
                     gaps = [(gap.first_step, gap.last_step) for gap in batch.gaps]
@@ -254,7 +261,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
             after = {hosted.registration.run_uid: request.after}
         try:
             with self._quota.stream(_peer(context), report=False):
-                await context.send_initial_metadata(())  # whoever watches knows that it is on
+                await context.send_initial_metadata(())  # the watcher knows that it is on
                 while not self._draining:
                     ring = self._runs.fired.listen()
                     for one in self._runs.all if everything else [hosted]:

@@ -1,6 +1,6 @@
-"""A branch's world as far as it stands in the store: the same on one machine and on a cluster.
+"""A branch's world as far as the store holds it: the same on one machine and on a cluster.
 
-Bases, draft, wished rungs, trials, decision, lineage and pins are documents of the store, whoever
+Bases, draft, desired rungs, trials, decision, lineage and pins are documents of the store, whatever
 runs the processes. What differs is who runs the rollouts and whether the main run waits; that is
 left to the two worlds made of this one.
 """
@@ -32,6 +32,7 @@ from forkcast.branch import (
     StopRollout,
 )
 from forkcast.decision import Decision
+from forkcast.directives import Collapse, Directive, Hold, Resume
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
@@ -42,7 +43,7 @@ from forkcast_operator.rules import lattice_of
 from forkcast_wire import branches, catalogue, keys
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.branches import Bases, BranchRecord, OutcomeRecord
-from forkcast_wire.codec import window_from_wire
+from forkcast_wire.codec import directive_to_wire, window_from_wire
 from forkcast_wire.completion import completion
 from forkcast_wire.documents import (
     RolloutJob,
@@ -90,7 +91,7 @@ class StoredWorld:
     def observe(self, phase: Phase) -> Seen:
         """What the store and the monitor show of the branch now.
 
-        Raises MonitorUnavailableError where the verdict needs the main run's course and nobody
+        Raises MonitorUnavailableError if the verdict needs the main run's course and nobody
         knows it; past the deadline it is taken without.
         """
         stored = branches.read(self.store, self.record, phase)
@@ -178,7 +179,7 @@ class StoredWorld:
             case RunRollout():
                 self._run_rollout(command)
             case StopRollout(candidate=candidate):
-                self._want(candidate, None)
+                self._desire(candidate, None)
             case PinState(state=state):
                 catalogue.pin(self._direct, self.id, [state.key])
             case RecordDecision(decision=decision):
@@ -189,14 +190,14 @@ class StoredWorld:
                 except AlreadyExists:
                     _log.warning("world.superseded", epoch=entry.epoch)
             case PostCollapse(entry=entry):
-                self._post_collapse(entry)
+                digest = entry.decision_digest
+                self._post(Collapse(branch=self.id, epoch=entry.epoch, decision_digest=digest))
             case Release():
                 self._release(command)
 
     def _hold(self) -> None:
         if not self._held() and (left := self._seconds_left()) > 0:
-            hold = pb.Hold(branch=self.id, deadline_seconds=left)
-            self._post(pb.Directive(id=f"hold/{self.id}", hold=hold))
+            self._post(Hold(branch=self.id, deadline_seconds=left))
 
     def _create(self, name: str, record: object) -> None:
         try:
@@ -204,20 +205,14 @@ class StoredWorld:
         except AlreadyExists:
             _log.info("world.already_recorded", record=name)  # that one holds; it is read next
 
-    def _post(self, directive: pb.Directive) -> None:
-        directive.run_uid = self.trigger.run_uid
+    def _post(self, directive: Directive) -> None:
+        message = directive_to_wire(self.trigger.run_uid, directive)
         try:
             self._monitor.PostDirective(
-                pb.PostDirectiveRequest(directive=directive), timeout=_RPC_SECONDS
+                pb.PostDirectiveRequest(directive=message), timeout=_RPC_SECONDS
             )
         except grpc.RpcError as error:
             _log.info("world.directive_not_posted", id=directive.id, code=error.code().name)
-
-    def _post_collapse(self, entry: LineageEntry) -> None:
-        collapse = pb.Collapse(
-            branch=self.id, epoch=entry.epoch, decision_digest=entry.decision_digest
-        )
-        self._post(pb.Directive(id=f"collapse/{entry.epoch}", collapse=collapse))
 
     def _pin_bases(self, command: PinBases) -> None:
         """Pin, look again, record: a state that was being deleted meanwhile is passed over."""
@@ -287,24 +282,24 @@ class StoredWorld:
             publish_from=rules.rungs[-1],
         )
         put_document(self.store, keys.rollout_job(self.id, command.candidate), job)
-        self._want(command.candidate, command.until)
+        self._desire(command.candidate, command.until)
 
-    def _want(self, candidate: str, until: int | None) -> None:
+    def _desire(self, candidate: str, until: int | None) -> None:
         key = keys.rollout_until(self.id, candidate)
-        wish = RolloutUntil(until=until)
-        if read_document(self.store, RolloutUntil, key) != wish:
-            self.store.put(key, dump(wish))
+        desired = RolloutUntil(until=until)
+        if read_document(self.store, RolloutUntil, key) != desired:
+            self.store.put(key, dump(desired))
 
     def _release(self, command: Release) -> None:
         decision = read_document(self.store, Decision, self._key("decision"))
         for name, rollout in branches.rollouts(self.store, self.id).items():
             if rollout.until is not None:
-                self._want(name, None)
+                self._desire(name, None)
             for trial in rollout.trials.values():
                 if trial.state is not None:
                     self._drop_state(trial.state, decision)
         catalogue.unpin(self._direct, self.id)
-        self._post(pb.Directive(id=f"release/{self.id}", resume=pb.Resume(branch=self.id)))
+        self._post(Resume(branch=self.id))
         self._create(
             "outcome",
             OutcomeRecord(

@@ -148,7 +148,7 @@ _OPTIONAL_KEY: Final = Spelling((f"({_LABEL_KEY.patterns[0]})?", _SHORT_PREFIX),
 
 
 class Toleration(Part):
-    """A taint that the pods put up with; as in a pod's spec."""
+    """A taint the pods tolerate; as in a pod's spec."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -367,7 +367,7 @@ class PodPatch(Part):
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = {}
     """Labels that a node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
-    """Taints that the pods put up with."""
+    """Taints the pods tolerate."""
     affinity: Affinity | None = None
     """Which nodes may run the pods, and which are better."""
     service_account_name: ObjectName | None = None

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 
 import pytest
 
 from forkcast_cli import workdir
+from forkcast_cli.run import troubles
+from forkcast_cli.show import state_word
+from forkcast_cli.view import look
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.manifest_file import ManifestError
 
@@ -87,3 +92,17 @@ def test_a_shared_folder_is_refused_and_left_as_it_is(tmp_path):
     with refused, workdir.locked(folder):
         pass
     assert folder.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_a_run_that_says_nothing_is_running_as_long_as_its_folder_is_held(made_run):
+    """At its end a run waits for its store without a word."""
+    (made_run / "complete.json").unlink(missing_ok=True)
+    (made_run / "progress.json").write_text(json.dumps({"state": "running", "step": 400}))
+    os.utime(made_run / "progress.json", (1, 1))
+    view = look(made_run)
+    assert state_word(made_run, view) == "not running"
+    with workdir.locked(made_run):
+        assert state_word(made_run, view) == "running"
+    assert state_word(made_run, view) == "not running"
+    away = replace(view, away="HTTP 503")
+    assert troubles(away, running=False) == ["store away: HTTP 503"]

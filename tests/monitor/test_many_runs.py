@@ -10,12 +10,12 @@ import pytest
 
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_to_wire
+from tests.ports import free_port
 
 from .conftest import (
     Talker,
     alone,
     answer,
-    free_port,
     newest_snapshot,
     registration,
     statistics,

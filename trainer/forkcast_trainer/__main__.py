@@ -34,7 +34,7 @@ from forkcast_wire.store import StoreError, StoreMisconfigured, StoreUnavailable
 
 #: A rank whose torchrun has died saves and leaves in so much time, or is ended.
 _LEAVE_SECONDS = 30.0
-#: Exit codes. Only the last is final: whoever started the process must not start it again.
+#: Exit codes. Only the last is final: the process must not be started again.
 DONE, AGAIN, UNUSABLE = 0, 1, 2
 _log = structlog.get_logger()
 

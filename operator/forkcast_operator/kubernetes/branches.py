@@ -202,7 +202,7 @@ class Branches:
             self._view.put("Branch", written)
 
     async def _catch_up(self, run: Run, spec: TrainingRunSpec, ledger: Ledger, look: Look) -> None:
-        """Branches that ended while no operator looked are told to their end; the oldest of those
+        """Branches that ended while no operator looked get their final status; the oldest of those
         that have ended go.
         """
         open_names = {branch.record.name for branch in (*look.active, *look.ended)}

@@ -60,7 +60,7 @@ class UnansweredError(ClusterError):
 
 
 async def configuration() -> Configuration:
-    """How the API server is reached: as a pod, or by the kubeconfig of whoever develops."""
+    """How the API server is reached: as a pod, or by a developer's kubeconfig."""
     found = Configuration()
     # otherwise each request asks a thread of the event loop's for proxies and passwords
     found.client_session_kwargs = {"trust_env": False}

@@ -46,7 +46,7 @@ async def set_finalizers(
 
 
 class Ending:
-    """Takes runs apart."""
+    """Deletes what belongs to runs."""
 
     def __init__(
         self,

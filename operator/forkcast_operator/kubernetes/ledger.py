@@ -19,7 +19,7 @@ from forkcast_operator.kubernetes.rollouts import Act
 from forkcast_operator.kubernetes.run import Run, SpecError
 from forkcast_operator.kubernetes.run_facts import StoreFacts
 from forkcast_operator.kubernetes.seen import JobSeen
-from forkcast_operator.kubernetes.snapshot import Snapshot
+from forkcast_operator.kubernetes.store_pool import PASS_SECONDS
 from forkcast_operator.kubernetes.world import ClusterWorld
 from forkcast_wire import branches, catalogue, keys
 from forkcast_wire.branches import BranchRecord, StoredBranch
@@ -35,7 +35,7 @@ from forkcast_wire.documents import (
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.resources import TrainingRunStatus
-from forkcast_wire.store import AlreadyExists, put_document, read_document
+from forkcast_wire.store import AlreadyExists, Remembered, put_document, read_document
 
 _log = structlog.get_logger()
 #: Phases that wait for pods; the others mostly for what they have done themselves.
@@ -70,7 +70,7 @@ class Ledger:
     """The records of one run. Used by one thread at a time."""
 
     def __init__(self, run: Run, store: Store) -> None:
-        self.store = Snapshot(store)
+        self.store = Remembered(store, seconds=PASS_SECONDS)
         self._run_uid, self._name = run.uid, run.name
         self._intake = Intake(run.name, self.store, hold_main=False)
         self._finished: dict[str, StoredBranch] = {}

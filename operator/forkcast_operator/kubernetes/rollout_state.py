@@ -35,7 +35,7 @@ _NO_PODS: Final = "NoPods"
 
 @dataclass(frozen=True, slots=True)
 class RolloutStands:
-    """One rollout. reason, message: why it has no running pod, "" if it has, or shall have none."""
+    """One rollout. reason, message: why it has no running pod, "" if it has, or needs none."""
 
     state: RolloutState
     reason: str = ""

@@ -20,7 +20,7 @@ from forkcast_wire.resources import RunCondition, RunState, TrainingRunStatus
 
 
 class Teller:
-    """Tells of all runs."""
+    """Publishes the status of all runs."""
 
     def __init__(self, cluster: Cluster, view: View, recorder: Recorder) -> None:
         self._cluster, self._view, self._recorder = cluster, view, recorder

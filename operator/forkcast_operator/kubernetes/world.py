@@ -1,4 +1,4 @@
-"""The cluster's world: what stands in the store is shared; rollouts are Jobs, and main goes on."""
+"""The cluster's world: what the store holds is shared; rollouts are Jobs, and main goes on."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from collections.abc import Sequence
 from forkcast_operator import clock
 from forkcast_operator.kubernetes.rollouts import Act, GiveUp, plan
 from forkcast_operator.kubernetes.seen import JobSeen
-from forkcast_operator.kubernetes.snapshot import Snapshot
 from forkcast_operator.stored import StoredWorld
 from forkcast_wire import branches
 from forkcast_wire.branches import Admission, BranchRecord
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.store import read_document
+from forkcast_wire.store import Remembered, read_document
 
 
 class ClusterWorld(StoredWorld):
     """`World` for one branch of one run, over a look at its Jobs.
 
-    What the branch wants of the cluster is not done here: `acts` says it, and whoever holds the
+    What the branch needs of the cluster is not done here: `acts` lists it, and the holder of the
     connection to the API server does it.
     """
 
     def __init__(
         self,
         spec: TrainingRunSpec,
-        store: Snapshot,
+        store: Remembered,
         record: BranchRecord,
         monitor: MonitorStub,
         proxy: ProxyStub | None,

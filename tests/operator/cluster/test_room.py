@@ -123,6 +123,7 @@ def test_a_start_whose_pod_the_cluster_took_away_is_no_restart(stage, disrupted)
             await stage.until(started_again)
             status = (await stage.run())["status"]
             assert status["trainer"]["restarts"] == 0
+            assert status["trainer"]["disrupted"] == ""  # the new start has not been
             assert (await stage.condition("Failed"))[0] == "False"
         else:
             await stage.look()
