@@ -134,7 +134,7 @@ class MainRun:
 def follow_main(
     engine: Engine, drawn: list[int], plan: Plan, validate_every: int
 ) -> MainRun | None:
-    """Train the run to its end; None where time ran out. ``drawn``: fork steps known beforehand."""
+    """Train the run to its end; None if time ran out. ``drawn``: fork steps known beforehand."""
     run = MainRun(Course(), {}, [], [], {})
     detector = Detector(configure(engine.spec.uncertainty), engine.run_uid)
     wanted = {step + horizon for step in drawn for horizon in plan.horizons}

@@ -18,15 +18,18 @@ from forkcast_cli import words
 from forkcast_cli.run import branch_table, panel, troubles
 from forkcast_cli.store_watch import Seen, pause
 from forkcast_cli.view import BranchView, RunReader, RunView
+from forkcast_cli.workdir import full, in_use
 from forkcast_wire.documents import Complete
 
 _WATCH_SECONDS = 1.0
 _STALE_SECONDS = 15.0
+_AT_WORK = ("running", "held")
 
 
 def state_word(folder: Path, view: RunView) -> str:
-    """complete, or what the trainer last said, or `not running` if it has long said nothing or
-    finished fewer steps than are wanted now.
+    """complete, or what the trainer last said, or `not running` if it finished fewer steps than are
+    wanted now, or has long said nothing and no `forkcast run` is at work here: a run that waits for
+    its store at the end says nothing, either.
     """
     if view.complete is not None:
         return "complete"
@@ -37,7 +40,9 @@ def state_word(folder: Path, view: RunView) -> str:
         age = time.time() - (folder / "progress.json").stat().st_mtime
     except OSError:
         return said
-    return "not running" if said in ("running", "held") and age > _STALE_SECONDS else said
+    if said not in _AT_WORK or age <= _STALE_SECONDS or in_use(folder):
+        return said
+    return "not running"
 
 
 def status_document(folder: Path, view: RunView) -> dict[str, Any]:
@@ -48,6 +53,7 @@ def status_document(folder: Path, view: RunView) -> dict[str, Any]:
         "state": state_word(folder, view),
         "progress": view.progress,
         "storeAway": view.away or None,
+        "damaged": list(view.damaged),
         "epoch": view.lineage[-1].epoch if view.lineage else 0,
         "openBranches": view.active,
         "branches": [branch_document(one) for one in view.branches],
@@ -95,10 +101,10 @@ def watch(folder: Path, console: Console) -> None:
 
 def status(folder: Path, view: RunView) -> Group:
     """The state of a run for people."""
-    progress = view.progress
+    progress, state = view.progress, state_word(folder, view)
     head = Text.assemble(
         (view.manifest.metadata.name, "bold"),
-        f"  {state_word(folder, view)}  step {progress.get('step', 0)} of "
+        f"  {state}  step {progress.get('step', 0)} of "
         f"{view.manifest.spec.training.total_steps}, epoch {progress.get('epoch', 0)}, "
         f"attempt {progress.get('attempt', 0)}",
     )
@@ -111,7 +117,8 @@ def status(folder: Path, view: RunView) -> Group:
                 f"{progress['tokens_per_second']:,.0f} tokens/s on {progress.get('device', '?')}"
             )
         )
-    parts += [Text(trouble, style="yellow") for trouble in troubles(view)]
+    wrong = [*troubles(view, running=state in _AT_WORK), full(folder)]
+    parts += [Text(trouble, style="yellow") for trouble in wrong if trouble]
     if view.branches:
         parts.append(branch_table(view))
     if view.refused:
@@ -120,7 +127,7 @@ def status(folder: Path, view: RunView) -> Group:
 
 
 def _number(value: float | None) -> str:
-    return "not taken yet" if value is None else f"{value:.4f}"
+    return "none since the last start" if value is None else f"{value:.4f}"
 
 
 def explain(branch: BranchView) -> Group:

@@ -45,7 +45,7 @@ class ConflictError(ValueError):
 
 
 class Bell:
-    """Wakes whoever has listened since the last ring. `listen` before looking: then nothing that
+    """Wakes all that have listened since the last ring. `listen` before looking: then nothing that
     happens in between is missed.
     """
 

@@ -114,7 +114,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
     async def PostDirective(  # noqa: N802
         self, request: pb.PostDirectiveRequest, context: _Context
     ) -> pb.PostDirectiveResponse:
-        """Deliver a directive now, and again to whoever says hello until it is superseded."""
+        """Deliver a directive now, and again at every hello until it is superseded."""
         await self._operators_only(context)
         hosted = await self._known(request.directive.run_uid, context)
         try:
@@ -269,7 +269,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
             after = {hosted.registration.run_uid: request.after}
         try:
             with self._quota.stream(_peer(context), report=False):
-                await context.send_initial_metadata(())  # whoever watches knows that it is on
+                await context.send_initial_metadata(())  # the watcher knows that it is on
                 while not self._draining:
                     ring = self._runs.fired.listen()
                     for one in self._runs.all if everything else [hosted]:

@@ -13,7 +13,7 @@ from forkcast_wire.manifest import TrainingRunSpec
 
 
 class LocalWorld(StoredWorld):
-    """`World` for one branch of one run. The rollout server of the folder runs what is wished."""
+    """`World` for one branch of one run. The rollout server of the folder runs what is desired."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""A branch's world as far as it stands in the store: the same on one machine and on a cluster.
+"""A branch's world as far as the store holds it: the same on one machine and on a cluster.
 
-Bases, draft, wished rungs, trials, decision, lineage and pins are documents of the store, whoever
+Bases, draft, desired rungs, trials, decision, lineage and pins are documents of the store, whatever
 runs the processes. What differs is who runs the rollouts and whether the main run waits; that is
 left to the two worlds made of this one.
 """
@@ -91,7 +91,7 @@ class StoredWorld:
     def observe(self, phase: Phase) -> Seen:
         """What the store and the monitor show of the branch now.
 
-        Raises MonitorUnavailableError where the verdict needs the main run's course and nobody
+        Raises MonitorUnavailableError if the verdict needs the main run's course and nobody
         knows it; past the deadline it is taken without.
         """
         stored = branches.read(self.store, self.record, phase)
@@ -179,7 +179,7 @@ class StoredWorld:
             case RunRollout():
                 self._run_rollout(command)
             case StopRollout(candidate=candidate):
-                self._want(candidate, None)
+                self._desire(candidate, None)
             case PinState(state=state):
                 catalogue.pin(self._direct, self.id, [state.key])
             case RecordDecision(decision=decision):
@@ -282,19 +282,19 @@ class StoredWorld:
             publish_from=rules.rungs[-1],
         )
         put_document(self.store, keys.rollout_job(self.id, command.candidate), job)
-        self._want(command.candidate, command.until)
+        self._desire(command.candidate, command.until)
 
-    def _want(self, candidate: str, until: int | None) -> None:
+    def _desire(self, candidate: str, until: int | None) -> None:
         key = keys.rollout_until(self.id, candidate)
-        wish = RolloutUntil(until=until)
-        if read_document(self.store, RolloutUntil, key) != wish:
-            self.store.put(key, dump(wish))
+        desired = RolloutUntil(until=until)
+        if read_document(self.store, RolloutUntil, key) != desired:
+            self.store.put(key, dump(desired))
 
     def _release(self, command: Release) -> None:
         decision = read_document(self.store, Decision, self._key("decision"))
         for name, rollout in branches.rollouts(self.store, self.id).items():
             if rollout.until is not None:
-                self._want(name, None)
+                self._desire(name, None)
             for trial in rollout.trials.values():
                 if trial.state is not None:
                     self._drop_state(trial.state, decision)

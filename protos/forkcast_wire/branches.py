@@ -202,13 +202,14 @@ def give_up(store: Store, trigger_id: str, candidate: str, rung: int, why: str) 
 
 
 def decisions(store: Store) -> Iterator[Decision]:
-    """The decisions of all branches, in key order. Raises DocumentError."""
+    """The decisions of all branches, in key order, but for damaged ones."""
     for info in store.list(keys.BRANCHES_PREFIX):
         file = keys.branch_of(info.key)
         if file is not None and file[1] == "decision":
-            decision = read_document(store, Decision, info.key)
-            if decision is not None:
-                yield decision
+            with contextlib.suppress(DocumentError):
+                decision = read_document(store, Decision, info.key)
+                if decision is not None:
+                    yield decision
 
 
 def save_phase(store: Store, trigger_id: str, phase: Phase) -> None:

@@ -1,7 +1,9 @@
 """The commands on a made run, through the real entry point."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -12,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from forkcast_cli.__main__ import app
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +99,37 @@ def test_runs_is_one_parquet_index(made_run):
         "DroppedAtRung",
     ]
     assert [r["relapsed_within_500"] for r in table] == [True, True, None, None]
+
+
+def test_runs_that_cannot_be_read_are_rows_that_say_why(made_run, monkeypatch):
+    for name in [one for one in os.environ if one.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    keys = made_run.parent / "keys"
+    keys.mkdir()
+    for name in ("accessKeyId", "secretAccessKey"):
+        (keys / name).write_text("x")
+    document = json.loads((made_run / "manifest.json").read_text())
+    away = {"endpoint": f"http://127.0.0.1:{free_port()}", "bucket": "runs"}
+    for name, storage in (
+        ("away", {**away, "credentialsDir": str(keys)}),
+        ("keyless", {**away, "credentialsDir": str(keys / "nowhere")}),
+    ):
+        shutil.copytree(made_run, made_run.parent / name)
+        document["spec"]["storage"] = storage
+        (made_run.parent / name / "manifest.json").write_text(json.dumps(document))
+    shutil.copytree(made_run, made_run.parent / "damaged")
+    (made_run.parent / "damaged" / "manifest.json").write_text("{")
+    rows = json.loads(said("runs", made_run.parent, "--json"))
+    unread = {row["run"]: row["not_read"] for row in rows if row.get("not_read")}
+    assert unread.keys() == {"away", "keyless", "damaged"}
+    assert "no connection" in unread["away"]
+    assert "nowhere" in unread["keyless"]
+    assert "is damaged" in unread["damaged"]
+    assert len(rows) == 4 + 3  # and every row of the run that can be read
+    table = pq.read_table(made_run.parent / "runs.parquet").to_pylist()
+    assert {row["run"]: row["not_read"] for row in table} == {"made": None, **unread}
+    screen = said("runs", made_run.parent)
+    assert screen.count("not read: ") == 3
 
 
 def test_replay_folds_the_recorded_statistics(made_run, tmp_path):

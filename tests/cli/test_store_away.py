@@ -170,6 +170,9 @@ def test_a_silent_store_holds_up_neither_restarts_nor_the_end(start, gateway):
     before = running.progress()["step"]
     running.until(lambda: running.progress()["step"] > before + 20, "training")
     assert running.stop() in (3, 130)
+    said = running.said()
+    why = ("answer in time", "has not taken the last state")
+    assert "everything is saved" in said or any(one in said for one in why), said
 
 
 @pytest.mark.parametrize(

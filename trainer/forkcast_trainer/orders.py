@@ -20,7 +20,7 @@ COLLAPSE_SECONDS: Final = 10.0
 
 
 class Order(IntEnum):
-    """What all ranks do at a step boundary; the largest that any rank wishes wins. WAIT: a moment,
+    """What all ranks do at a step boundary; the largest that any rank asks for wins. WAIT: a moment,
     for what decides about the end. HOLD: while a branch is open.
     """
 
@@ -39,7 +39,7 @@ class Held:
 
 
 class Orders:
-    """Directives of one run, folded. epoch: the newest epoch that the run shall be in."""
+    """Directives of one run, folded. epoch: the newest epoch that the run is to be in."""
 
     def __init__(self, run_uid: str) -> None:
         self._run_uid = run_uid

@@ -54,7 +54,9 @@ class _Record:
     """What the rollout has seen since its base."""
 
     losses: list[float] = field(default_factory=list)
-    rows: list[StepStats] = field(default_factory=list)  # the history of whoever adopts its end
+    rows: list[StepStats] = field(
+        default_factory=list
+    )  # the history of the run that adopts its end
     first_step: int = 0
     weights: list[Tensor] = field(default_factory=list)  # sum of the recent weights
     summed: int = 0

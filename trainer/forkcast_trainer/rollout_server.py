@@ -16,7 +16,6 @@ if __name__ == "__main__":
 # isort: split
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -34,7 +33,8 @@ from forkcast_trainer import checkpoint
 from forkcast_trainer.rollout import Rollout, slots_of
 from forkcast_wire import branches, crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
-from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.newer import read_resolved
 from forkcast_wire.process import configure_logging, die_with_parent
 from forkcast_wire.store import (
     Remembered,
@@ -70,22 +70,22 @@ class RolloutServer:
     def look(self) -> None:
         """One pass: reap, start what is wanted, end what is not."""
         self._reap()
-        for name, wish in self._wishes():
-            wanted = wish.until is not None and not self._has_trial(name, wish.until)
+        for name, desired in self._desired():
+            wanted = desired.until is not None and not self._has_trial(name, desired.until)
             if wanted and name not in self.children:
                 if self.deaths[name] >= _STARTS:
                     reason = f"its process died {_STARTS} times; see logs/rollouts.log"
-                    branches.give_up(self.store, *name, wish.until or 0, reason)
+                    branches.give_up(self.store, *name, desired.until or 0, reason)
                 elif self.unfitting[name] >= _MEMORY_STARTS:
                     branches.give_up(
                         self.store,
                         *name,
-                        wish.until or 0,
+                        desired.until or 0,
                         "it does not fit into the device's memory",
                     )
                 else:
                     self._start(name)
-            elif wish.until is None and name in self.children:
+            elif desired.until is None and name in self.children:
                 os.kill(self.children[name], signal.SIGTERM)
 
     def close(self) -> None:
@@ -95,15 +95,15 @@ class RolloutServer:
         while self.children:
             self._reap(block=True)
 
-    def _wishes(self) -> list[tuple[tuple[str, str], RolloutUntil]]:
+    def _desired(self) -> list[tuple[tuple[str, str], RolloutUntil]]:
         found = []
         self._seen.refresh()
         for info in self._seen.list(keys.ROLLOUTS_PREFIX):
             file = keys.rollout_of(info.key)
             if file is not None and file[2] == "until":
-                wish = read_document(self._seen, RolloutUntil, info.key)
-                if wish is not None:
-                    found.append((file[:2], wish))
+                until = read_document(self._seen, RolloutUntil, info.key)
+                if until is not None:
+                    found.append((file[:2], until))
         return found
 
     def _has_trial(self, name: tuple[str, str], rung: int) -> bool:
@@ -175,7 +175,7 @@ def main() -> int:
     configure_logging("rollouts")
     die_with_parent()
     stop = termination.stop_event_on_sigterm()
-    spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
+    spec = read_resolved(given.manifest.read_text()).spec
     torch.set_num_threads(spec.training.threads)
     try:
         store = wait_for(lambda: open_store(spec.storage, given.workdir), stop)

@@ -207,7 +207,7 @@ class MonitorLink:
                 self._heard = time.monotonic()
                 self._summaries = {one.run_uid: one for one in reply.runs}
                 for uid in [uid for uid in self._registered if uid not in self._summaries]:
-                    del self._registered[uid]  # it has lost its state: it is told again
+                    del self._registered[uid]  # the monitor lost its state: register again
 
     def _unheard(self, error: str) -> None:
         trouble = self.handshake_trouble(error)

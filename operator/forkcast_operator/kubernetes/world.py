@@ -1,4 +1,4 @@
-"""The cluster's world: what stands in the store is shared; rollouts are Jobs, and main goes on."""
+"""The cluster's world: what the store holds is shared; rollouts are Jobs, and main goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from forkcast_wire.store import Remembered, read_document
 class ClusterWorld(StoredWorld):
     """`World` for one branch of one run, over a look at its Jobs.
 
-    What the branch wants of the cluster is not done here: `acts` says it, and whoever holds the
+    What the branch needs of the cluster is not done here: `acts` lists it, and the holder of the
     connection to the API server does it.
     """
 

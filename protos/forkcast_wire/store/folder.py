@@ -181,7 +181,9 @@ class FolderStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             if create:
                 try:
-                    os.link(temporary, target)  # fails where the name exists, whoever made it
+                    os.link(
+                        temporary, target
+                    )  # fails if the name exists, whichever process made it
                 except FileExistsError:
                     raise AlreadyExists(key) from None
             else:

@@ -9,7 +9,7 @@ import pytest
 
 from forkcast.records import StateKind
 from forkcast_operator import clock
-from forkcast_operator.kubernetes import runs
+from forkcast_operator.kubernetes import trainers
 from forkcast_operator.kubernetes.cluster import (
     BRANCH,
     CONFIG_MAP,
@@ -466,7 +466,7 @@ def test_an_idle_run_costs_no_writes(stage) -> None:
 
 
 def test_settings_that_somebody_changes_or_deletes_come_back(stage, monkeypatch) -> None:
-    monkeypatch.setattr(runs, "_DRIFT_SECONDS", 0.0)
+    monkeypatch.setattr(trainers, "_DRIFT_SECONDS", 0.0)
 
     async def scene():
         await stage.create()
