@@ -18,7 +18,7 @@ from forkcast_cli import words
 from forkcast_cli.run import branch_table, panel, troubles
 from forkcast_cli.store_watch import Seen, pause
 from forkcast_cli.view import BranchView, RunReader, RunView
-from forkcast_cli.workdir import in_use
+from forkcast_cli.workdir import full, in_use
 from forkcast_wire.documents import Complete
 
 _WATCH_SECONDS = 1.0
@@ -129,9 +129,8 @@ def status(folder: Path, view: RunView) -> Group:
                 f"{progress['tokens_per_second']:,.0f} tokens/s on {progress.get('device', '?')}"
             )
         )
-    parts += [
-        Text(trouble, style="yellow") for trouble in troubles(view, running=state in _AT_WORK)
-    ]
+    wrong = [*troubles(view, running=state in _AT_WORK), full(folder)]
+    parts += [Text(trouble, style="yellow") for trouble in wrong if trouble]
     if view.branches:
         parts.append(branch_table(view))
     if view.refused:

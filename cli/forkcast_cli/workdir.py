@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ from forkcast_wire.store import KeyMissing, StoreError, open_store
 
 MANIFEST = "manifest.json"
 _TOTAL = "training.totalSteps"
+#: Bytes; with less not even progress.json can be replaced.
+_LEAST_FREE = 1 << 14
 
 
 @contextmanager
@@ -64,6 +67,17 @@ def in_use(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def full(folder: Path) -> str:
+    """That the disk of the folder is full, '' if it is not. A trainer cannot say so itself: what it
+    says is a file.
+    """
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return ""
+    return f"{folder}: no space left; nothing is saved until there is" if free < _LEAST_FREE else ""
 
 
 def _close_to_others(folder: Path) -> None:
