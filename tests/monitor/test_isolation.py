@@ -22,7 +22,7 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.access import peer_address
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
-from tests.waiting import until_async
+from tests.waiting import HANG_SECONDS, until_async
 
 from .conftest import Talker, answer, registration, statistics
 from .in_loop import hello, refusal, served
@@ -233,7 +233,7 @@ def test_a_busy_run_is_listed_as_it_stood_and_nobody_waits_for_it(tmp_path):
             rows = [stats_to_wire(one) for one in statistics("a", 9)]
             await call.write(pb.StatsBatch(seq=1, stats=rows))
             await answer(call)
-            async with runs.find("a").lock, asyncio.timeout(60):
+            async with runs.find("a").lock, asyncio.timeout(HANG_SECONDS):
                 listed = (await stub.ListRuns(pb.ListRunsRequest())).runs
             assert [(one.run_uid, one.next_step, one.streams) for one in listed] == [
                 ("a", 9, 1),
@@ -251,7 +251,7 @@ def test_a_namespace_that_folds_histories_without_end_leaves_threads_to_the_othe
     def slow(run, *given):
         if run.run_uid.startswith("many"):
             begun.append(run.run_uid)
-            gate.wait(60)
+            gate.wait(HANG_SECONDS)
         return real(run, *given)
 
     monkeypatch.setattr(WatchedRun, "hello", slow)
@@ -265,7 +265,7 @@ def test_a_namespace_that_folds_histories_without_end_leaves_threads_to_the_othe
                 await stub.RegisterRun(registration(f"many{n}"))
                 busy.append(stub.Report())
                 await busy[-1].write(pb.StatsBatch(hello=pb.Hello(run_uid=f"many{n}")))
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(HANG_SECONDS):
                 await hello(stub, "other")
             assert len(begun) <= 1
             gate.set()
