@@ -100,7 +100,8 @@ def summary(facts: RunFacts) -> str:
 
 def run_charts(facts: RunFacts) -> list[Chart]:
     """Loss, index, and the index's parts, over the steps of the lineage."""
-    last = max((point.step for point in facts.points), default=0)
+    view = facts.view
+    last = max([0, view.complete.step if view.complete else 0, *(p.step for p in facts.points)])
     marks = _marks(facts)
     return [
         _loss_chart(facts, last, marks),
