@@ -104,7 +104,7 @@ def _supervised(
             supervisor.children["trainer"].done = True
         elif said := _about_the_rate(prepared, reader.progress().get("step", 0)):
             screen.print(f"learning rate: {said}", soft_wrap=True)
-        if _until_done(supervisor, watch, reader, stop, screen):
+        if _until_done(supervisor, watch, reader, folder, stop, screen):
             return Ending("", COMPLETE)
     finally:
         supervisor.stop()
@@ -116,6 +116,7 @@ def _until_done(
     supervisor: Supervisor,
     watch: StoreWatch,
     reader: RunReader,
+    folder: Path,
     stop: threading.Event,
     screen: Console,
 ) -> bool:
@@ -129,10 +130,11 @@ def _until_done(
             supervisor.look()
             if supervisor.trouble not in ("", trouble):
                 trouble = supervisor.trouble
-                screen.print(f"{trouble}; training goes on, it is tried again", soft_wrap=True)
+                screen.print(f"{trouble}; it is tried again", soft_wrap=True)
             seen, progress = watch.seen, of_this_start(reader.progress(), former)
             now = {"store away": seen.away, "saving": unsaved(progress)}
             now["statistics"] = progress.get("history_gap", "")
+            now["disk"] = workdir.full(folder)
             now["records"] = "; ".join(seen.view.damaged) if seen.view is not None else ""
             for line in news(told, now):
                 screen.print(line, soft_wrap=True)

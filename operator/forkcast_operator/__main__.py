@@ -9,7 +9,6 @@ if __name__ == "__main__":
 # isort: split
 
 import argparse
-import json
 import sys
 import threading
 from pathlib import Path
@@ -29,7 +28,8 @@ from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import trigger_from_wire
 from forkcast_wire.documents import DocumentError, RunInfo, load
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
-from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.newer import read_resolved
 from forkcast_wire.process import (
     alone,
     configure_logging,
@@ -127,7 +127,7 @@ def main() -> int:
     stop = termination.stop_event_on_sigterm()
     if not alone(given.workdir / "operator.lock", stop):
         return 0
-    spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
+    spec = read_resolved(given.manifest.read_text()).spec
     info = load(RunInfo, (given.workdir / keys.RUN).read_bytes())
     try:
         store = wait_for(lambda: open_store(spec.storage, given.workdir), stop)

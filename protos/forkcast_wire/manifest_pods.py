@@ -399,7 +399,8 @@ class Lifecycle(Part):
     """The run fails when its trainers have been active for so long, all starts together, seconds;
     0 = no deadline."""
     max_restarts: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 10
-    """Starts of the trainer after failures before the run is Failed."""
+    """Starts of the trainer after failures before the run is Failed. Not counted is what the cluster
+    does: evictions for a node's sake, preemptions, drains."""
     restart_backoff_seconds: Annotated[int, Field(ge=1, le=3600, strict=True)] = 30
     """Wait before the first of them, seconds; doubled with each, at most one hour."""
     ttl_seconds_after_finished: Seconds | None = None

@@ -69,6 +69,8 @@ def test_a_disk_that_is_full_delays_a_start_and_is_said(whole, monkeypatch):
     monkeypatch.setattr(whole, "start", full)
     whole.look()
     assert "attempts.json: No space left on device" in whole.trouble
+    whole._try_to_start(whole.children["trainer"], 1.0)
+    assert "training goes on" not in whole.trouble  # it does not
     assert all(child.not_before > 0 for child in whole.children.values())
     started = []
     monkeypatch.setattr(whole, "start", started.append)

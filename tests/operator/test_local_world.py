@@ -62,8 +62,11 @@ class SmallMonitor(MonitorServicer):
 
     def __init__(self) -> None:
         self.directives: list[str] = []
+        self.lies: pb.WindowReply | None = None
 
     def GetWindow(self, request, context):
+        if self.lies is not None:
+            return self.lies
         columns = {name: np.arange(100.0) for name in WINDOW_COLUMNS}
         window = Window(run_uid="u", epoch=0, total_steps=1000, columns=columns)
         return pb.WindowReply(window=window_to_wire(window))
@@ -199,6 +202,23 @@ def test_a_dead_monitor_delays_the_verdict_until_the_deadline(world, tmp_path) -
         expired = LocalWorld(SPEC, world.store, late, stub, None, tmp_path).observe(deciding)
         assert expired.expired
         assert not expired.main_over_threshold
+
+
+@pytest.mark.parametrize("column", [None, "step"])
+def test_a_monitor_whose_answer_is_no_window_is_one_that_does_not_answer(
+    world, monitor, column
+) -> None:
+    """Regression: the answer ended the whole pass, and with it whatever else the run needed."""
+    columns = {name: np.arange(9.0) for name in WINDOW_COLUMNS}
+    if column is not None:
+        columns[column] = np.full(9, np.nan)
+    made = window_to_wire(Window(run_uid="u", epoch=0, total_steps=1000, columns=columns))
+    monitor[0].lies = pb.WindowReply(window=None if column is None else made)
+    deciding = Deciding(
+        branch=world.record.name, trigger=TRIGGER, bases=(), draft=None, cut_short=False
+    )
+    with pytest.raises(MonitorUnavailableError, match="is no window"):
+        world.observe(deciding)
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])

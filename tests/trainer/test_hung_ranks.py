@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from types import SimpleNamespace
@@ -134,10 +136,33 @@ def test_a_stuck_training_thread_is_named_with_its_stack_and_the_run_goes_on(
     assert goes_on_from(supervisor, RING)
 
 
+#: A trainer whose watch of itself has a clock that stands until the training thread waits.
+_ON_A_CLOCK = """
+import os, runpy, time
+from pathlib import Path
+from types import SimpleNamespace
+from forkcast_wire import hang
+now = 0
+def monotonic():
+    global now
+    reached = Path(os.environ["FORKCAST_CRASH_LOG"])
+    now += 5 * (reached.exists() and os.environ["REACHED"] in reached.read_text())
+    return now
+hang.time = SimpleNamespace(monotonic=monotonic, sleep=lambda _: time.sleep(0.05))
+runpy.run_module("forkcast_trainer", run_name="__main__")
+"""
+
+
 def test_a_lone_process_that_nobody_watches_ends_itself_so_that_it_is_started_again(
-    new_run, waiting, capfd
+    new_run, waiting, tmp_path, capfd
 ):
-    process = new_run(steps=STEPS, hangSeconds=5).start()
+    run = new_run(steps=STEPS, hangSeconds=100)
+    reached = {"FORKCAST_CRASH_LOG": str(tmp_path / "reached"), "REACHED": f"trainer step {AT}\n"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ON_A_CLOCK, "--manifest", "manifest.json"],
+        cwd=run.folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **reached},
+    )
     try:
         assert process.wait() == 1
     finally:

@@ -16,7 +16,6 @@ if __name__ == "__main__":
 # isort: split
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -34,7 +33,8 @@ from forkcast_trainer import checkpoint
 from forkcast_trainer.rollout import Rollout, slots_of
 from forkcast_wire import branches, crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
-from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.newer import read_resolved
 from forkcast_wire.process import configure_logging, die_with_parent
 from forkcast_wire.store import (
     Remembered,
@@ -175,7 +175,7 @@ def main() -> int:
     configure_logging("rollouts")
     die_with_parent()
     stop = termination.stop_event_on_sigterm()
-    spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
+    spec = read_resolved(given.manifest.read_text()).spec
     torch.set_num_threads(spec.training.threads)
     try:
         store = wait_for(lambda: open_store(spec.storage, given.workdir), stop)

@@ -17,6 +17,7 @@ from forkcast.ports import Store
 from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.cluster import BRANCH, JOB, JOBSET, RUN, Cluster
 from forkcast_operator.kubernetes.config import OperatorConfig
+from forkcast_operator.kubernetes.definition import Definition
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.monitor_link import MonitorLink, in_thread
 from forkcast_operator.kubernetes.passes import Passes
@@ -57,10 +58,11 @@ class Ending:
         jobsets: bool,
         open_store: Callable[[Storage], Store],
         passes: Passes,
+        definition: Definition,
     ) -> None:
         self._cluster, self._view, self._config, self._link = cluster, view, config, link
         self._kinds = [JOBSET, JOB, BRANCH] if jobsets else [JOB, BRANCH]
-        self._open_store, self._passes = open_store, passes
+        self._open_store, self._passes, self._definition = open_store, passes, definition
 
     async def step(self, run: Run, body: Any, memory: Memory) -> float | None:
         """The next move, over a fresh list of its children; returns when to look again, seconds.
@@ -93,7 +95,7 @@ class Ending:
     async def _let_go(self, run: Run, memory: Memory) -> bool:
         """Free what the run holds in monitor and store; False where that is to be tried again."""
         try:
-            spec = run.parsed()
+            spec, _ = await self._definition.spec(run)
             place = store_place(run, spec, self._config)
             adopted = await self._left_store(run, spec, place, memory)
             if adopted is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from forkcast_operator.kubernetes.cluster import (
     ClusterError,
 )
 from forkcast_operator.kubernetes.config import OperatorConfig
+from forkcast_operator.kubernetes.definition import NEWER, Definition
 from forkcast_operator.kubernetes.ending import Ending, set_finalizers
 from forkcast_operator.kubernetes.events import Recorder, suppressed_events
 from forkcast_operator.kubernetes.failures import (
@@ -42,7 +43,7 @@ from forkcast_operator.kubernetes.pace import (
     pause,
 )
 from forkcast_operator.kubernetes.passes import PATIENCE_SECONDS, Passes
-from forkcast_operator.kubernetes.rollout_state import rollout_jobs
+from forkcast_operator.kubernetes.rollout_state import pressure, rollout_jobs
 from forkcast_operator.kubernetes.run import (
     Run,
     SpecError,
@@ -55,6 +56,8 @@ from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_sta
 from forkcast_operator.kubernetes.run_state import was_complete
 from forkcast_operator.kubernetes.scope import Scope
 from forkcast_operator.kubernetes.seen import (
+    JobSeen,
+    disrupted,
     pod_seen,
     runs_or_will,
 )
@@ -106,6 +109,7 @@ class Runs:
         self._jobsets, self._open_store = jobsets, open_store
         self._scope = Scope(config.managed_by)
         self._branches = Branches(cluster, view, config, recorder)
+        self._definition = Definition(cluster)
         self._trainers = Trainers(cluster, view, config, jobsets=jobsets)
         self._teller = Teller(cluster, view, recorder)
         self._passes = Passes(wake, patience=patience)
@@ -114,6 +118,7 @@ class Runs:
             jobsets=jobsets,
             open_store=open_store,
             passes=self._passes,
+            definition=self._definition,
         )
         self._memories: dict[str, Memory] = {}
 
@@ -187,8 +192,9 @@ class Runs:
         trainer, all_pods = self._trainers.seen(run), self._trainers.pods(run)
         pods = [pod_seen(pod) for pod in all_pods if runs_or_will(pod)]
         mounting = [pod.created for pod in pods if pod.mounting and pod.created is not None]
-        watched = spec is not None and spec.branching.mode is not Mode.DISABLED
         known = status.trainer or TrainerStatus(kind="Job", name="none")
+        noted = trainer is not None and known.disrupted == trainer.name
+        watched = spec is not None and spec.branching.mode is not Mode.DISABLED
         active, counted = active_seconds(known.active_seconds, known.counted, trainer)
         return RunFacts(
             active_seconds=active,
@@ -203,6 +209,10 @@ class Runs:
             monitor_trouble=self._link.trouble() if self._link and watched else "",
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
             failed=(failed.reason, failed.message) if failed else None,
+            # a single pod that goes so is replaced by its Job, without the operator
+            disrupted=trainer is not None
+            and trainer.wanted > 1
+            and (noted or disrupted(all_pods, trainer.name)),
             retry=failed is not None
             and asks_for_retry(failed.observed_generation, run.generation, run.retry, trainer),
             restarts=status.trainer.restarts if status.trainer else 0,
@@ -215,13 +225,16 @@ class Runs:
     ) -> tuple[RunFacts, TrainingRunSpec | None, float | None]:
         facts = self._facts(run, None)
         try:
-            spec = run.parsed()
+            spec, newer = await self._definition.spec(run)
             check_account(run, spec, self._config)
             check_executor(spec)
             place = store_place(run, spec, self._config)
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
-            return replace(facts, failure=failure), None, RESYNC_SECONDS
+            # a definition that has just been applied is published a moment later
+            wait = REFUSED_SECONDS if error.reason == NEWER else RESYNC_SECONDS
+            return replace(facts, failure=failure), None, wait
+        await self._teller.left_out(run, newer, memory)
         if place.adopt_from:  # a look at every run of the namespace: for none but these
             place = replace(place, busy=self._busy(run))
         facts = replace(self._facts(run, spec), secret=place.secret)
@@ -285,7 +298,7 @@ class Runs:
         run stays as it is.
         """
         bodies, pods = (self._view.of_run(kind, run.key) for kind in ("Job", "Pod"))
-        jobs = rollout_jobs(bodies, pods, dt.datetime.now(dt.UTC))
+        jobs = self._rollout_jobs(bodies, pods)
         link = self._link
         idle = facts.trainer is None or not facts.trainer.work.alive
 
@@ -329,3 +342,12 @@ class Runs:
         if about is not None:
             await self._recorder.record(about, suppressed_events(look.settled))
         return replace(facts, store=look.facts), look
+
+    def _rollout_jobs(self, bodies: Sequence[Any], pods: Sequence[Any]) -> list[JobSeen]:
+        """bodies, pods: of the run. What else waits for room is looked for only if it has rollouts."""
+        now = dt.datetime.now(dt.UTC)
+        jobs = rollout_jobs(bodies, pods, now)
+        if not jobs:
+            return jobs
+        workloads = [*self._view.all("Job"), *self._view.all("JobSet")]
+        return rollout_jobs(bodies, pods, now, pressure(workloads, self._view.all("Pod"), now))

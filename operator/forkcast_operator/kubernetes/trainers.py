@@ -90,6 +90,7 @@ class Trainers:
             retried=facts.retry,
             active_seconds=facts.active_seconds,
             stuck=edited and _stuck(facts),
+            disrupted=facts.disrupted,
         )
         if facts.retry and facts.trainer is not None and facts.trainer.work.alive:
             facts = replace(facts, failed=None, restarts=0)
@@ -108,7 +109,10 @@ class Trainers:
                 await self._start(run, body, facts.trainer)
                 if act.failures > facts.restarts:
                     metrics.RESTARTS.labels(*run.key).inc()
-                facts = replace(facts, trainer=self.seen(run), restarts=act.failures, failed=None)
+                started = self.seen(run)
+                facts = replace(
+                    facts, trainer=started, restarts=act.failures, failed=None, disrupted=False
+                )
             case EndTrainer(name=name):
                 kind = JOBSET if facts.trainer and facts.trainer.kind == "JobSet" else JOB
                 await self._cluster.delete(kind, run.namespace, name)
@@ -119,6 +123,9 @@ class Trainers:
                 at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
                 said = last_words(self.pods(run))
                 message = said or facts.trainer.message or facts.trainer.reason
+                if facts.disrupted:
+                    why = "a pod was evicted, preempted or drained away, and no restart is counted"
+                    message = f"{why}: {message}"
                 failure = Failure(reason="TrainerFailed", message=message, retry_at=at)
                 facts = replace(facts, restarting_at=at, failure=facts.failure or failure)
         return facts
