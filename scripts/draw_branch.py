@@ -24,7 +24,7 @@ def diagram() -> str:
 
 
 def drawn(page: str) -> str:
-    """The page with the diagram of today. Raises ValueError where its place is not marked."""
+    """The page with the diagram of today. Raises ValueError if its place is not marked."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

@@ -42,7 +42,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def render(definition: dict[str, Any]) -> str:
-    """The definition as YAML, in the models' order. Raises ValueError where it is too large."""
+    """The definition as YAML, in the models' order. Raises ValueError if it is too large."""
     text = _HEAD + yaml.dump(definition, Dumper=_Dumper, sort_keys=False, width=100)
     if len(text) >= MOST_BYTES:
         name = definition["metadata"]["name"]

@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-#: Globs relative to site-packages; a test fails for an entry that frees nothing any more.
+#: Globs relative to site-packages. An entry that names nothing in another release frees nothing.
 PRUNED = (
     # generated classes for each kind of the API and its operations, twice; they are imported by name,
     # and the dynamic client takes and gives plain objects instead

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.ports import free_port
+from tests.waiting import HANG_OPTION, until
+
+# examples are judged by what they give, not by how long they or their drawing take
+settings.register_profile("forkcast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("forkcast")
 
 _ROOT = Path(__file__).parents[1]
 _CLUSTER = Path(os.environ.get("CLUSTER") or _ROOT.parent / "shared" / "cluster" / "cluster")
 _CRDS = _ROOT / "charts" / "forkcast" / "files" / "crds"
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 StartCluster = Callable[..., AbstractContextManager[dict[str, str]]]
@@ -40,8 +40,8 @@ def _cluster(
     environment = {
         **os.environ,
         "CLUSTER_DIR": str(folder),
-        "CLUSTER_API_PORT": str(_free_port()),
-        "CLUSTER_ETCD_PORT": str(_free_port()),
+        "CLUSTER_API_PORT": str(free_port()),
+        "CLUSTER_ETCD_PORT": str(free_port()),
     }
 
     def cluster(*arguments: str) -> str:
@@ -51,7 +51,6 @@ def _cluster(
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -115,10 +114,7 @@ def define(environment: dict[str, str]) -> None:
         return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
 
     assert kubectl("apply", "-f", str(_CRDS)) == 0
-    assert kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s") == 0
+    assert kubectl("wait", "--for=condition=Established", "crd", "--all", HANG_OPTION) == 0
     # established is not yet served: for a moment lists are answered with 429
     for kind in ("trainingruns", "branches"):
-        end = time.monotonic() + 60
-        while kubectl("get", kind):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        until(lambda kind=kind: kubectl("get", kind) == 0, f"a list of {kind}", every=0.1)

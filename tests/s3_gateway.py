@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from tests.waiting import HANG_SECONDS
+
 _CONDITIONS = {"if-match", "if-none-match"}
 #: Answers by name: (status, content type, body).
 REFUSALS = {
@@ -95,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, body: bytes, fault: str) -> None:
         gateway = self.server
-        connection = http.client.HTTPConnection(gateway.upstream, timeout=30)
+        connection = http.client.HTTPConnection(gateway.upstream, timeout=HANG_SECONDS)
         headers = dict(self.headers.items())
         if gateway.ignore_conditions:
             headers = {k: v for k, v in headers.items() if k.lower() not in _CONDITIONS}

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from tests.waiting import HANG_OPTION
+
 
 def start_hook(
     kubectl: Callable[..., str], kubeconfig: str, job: dict[str, Any], folder: Path, *more: str
@@ -24,7 +26,7 @@ def start_hook(
     token = kubectl("create", "token", pod["serviceAccountName"], "-n", namespace)
     (folder / "token").write_text(token)
     published = "configmap/kube-root-ca.crt"
-    kubectl("wait", published, "-n", namespace, "--for=create", "--timeout=60s")
+    kubectl("wait", published, "-n", namespace, "--for=create", HANG_OPTION)
     said = kubectl("get", published, "-n", namespace, "-o", "yaml")
     (folder / "ca.crt").write_text(yaml.safe_load(said)["data"]["ca.crt"])
     server = yaml.safe_load(Path(kubeconfig).read_text())["clusters"][0]["cluster"]["server"]

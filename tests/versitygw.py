@@ -5,23 +5,19 @@ from __future__ import annotations
 import lzma
 import os
 import shutil
-import socket
 import subprocess
-import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
 import pytest
 
+from tests.ports import free_port
+from tests.waiting import HANG_SECONDS, until
+
 _PACKED = Path(__file__).parents[2] / "shared" / "cluster" / "bin" / "versitygw.xz"
 ACCESS, SECRET = "forkcast", "forkcast-secret"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Versitygw:
@@ -56,14 +52,14 @@ class Versitygw:
         environment = {**os.environ, "ROOT_ACCESS_KEY": ACCESS, "ROOT_SECRET_KEY": SECRET}
         with (self._folder / "log").open("ab") as log:
             self._server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and self._server.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=1):
-                    return
-            except OSError:
-                time.sleep(0.05)
-        pytest.fail(f"versitygw did not start: {(self._folder / 'log').read_text()}")
+        until(lambda: self._answers() or self._server.poll() is not None, "versitygw")
+        assert self._server.poll() is None, (self._folder / "log").read_text()
+
+    def _answers(self) -> bool:
+        url = f"{self.endpoint}/healthz"
+        with suppress(OSError), urllib.request.urlopen(url, timeout=HANG_SECONDS):
+            return True
+        return False
 
     def kill(self) -> None:
         """SIGKILL; a second time it does nothing."""

@@ -107,6 +107,7 @@ def run(
 def _end(folder: Path, *, quiet: bool) -> None:
     from forkcast_cli.report import write_report
     from forkcast_cli.show import status as shown
+    from forkcast_wire.documents import DocumentError
     from forkcast_wire.store import StoreUnavailable
 
     screen = console(quiet=quiet)
@@ -114,7 +115,7 @@ def _end(folder: Path, *, quiet: bool) -> None:
     screen.print(shown(folder, _look(folder, if_there=True)))
     try:
         path = write_report(folder, folder / "report.html")
-    except StoreUnavailable as error:  # the run is complete all the same
+    except (StoreUnavailable, DocumentError) as error:  # the run is complete all the same
         screen.print(f"no report now: {error}; write it by: forkcast report {folder}")
     else:
         screen.print(f"report: {path}", soft_wrap=True)
@@ -223,10 +224,14 @@ def runs(
             _print_json(rows)
             return
         table = Table("run", "branch", "tried", "outcome", "accepted", box=None, pad_edge=False)
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         for row in rows:
-            groups.setdefault((row["run"], row.get("branch") or "-"), []).append(row)
-        for (name, branch), members in groups.items():
+            key = (row["folder"], row["run"], row.get("branch") or "-")
+            groups.setdefault(key, []).append(row)
+        for (_, name, branch), members in groups.items():
+            if why := members[0].get("not_read"):
+                table.add_row(name, "?", "", f"not read: {why}", "")
+                continue
             won = next((m["action"] for m in members if m.get("verdict") == "Accepted"), "")
             tried = sum(m.get("candidate") is not None for m in members)
             table.add_row(name, branch, str(tried), members[0].get("outcome") or "", won)

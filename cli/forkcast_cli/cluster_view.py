@@ -1,4 +1,6 @@
-"""TrainingRun and Branch objects of a cluster, in tables and in words. Pure."""
+"""TrainingRun and Branch objects of a cluster, in tables and in words. What a newer operator or
+definition has added to them is left out. Pure.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from rich.text import Text
 from forkcast.records import Trigger
 from forkcast_cli import words
 from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.newer import known_part
 from forkcast_wire.resources import (
     BranchSpec,
     BranchStatus,
@@ -40,9 +43,15 @@ class RunObject:
         return cls(
             name=meta["name"],
             namespace=meta["namespace"],
-            spec=TrainingRunSpec.model_validate(body["spec"]),
-            status=TrainingRunStatus.model_validate(body.get("status", {})),
+            spec=known_part(TrainingRunSpec, body["spec"])[0],
+            status=known_part(TrainingRunStatus, body.get("status", {}))[0],
         )
+
+    @property
+    def state(self) -> str:
+        """What it does, as its operator says."""
+        found = _condition(self.status.conditions, "Ready")
+        return found.reason if found else "not seen by an operator yet"
 
     def document(self, branches: Sequence[BranchObject]) -> dict[str, Any]:
         """JSON-ready."""
@@ -67,8 +76,8 @@ class BranchObject:
         """From the API server's JSON. Raises pydantic.ValidationError."""
         return cls(
             name=body["metadata"]["name"],
-            spec=BranchSpec.model_validate(body["spec"]),
-            status=BranchStatus.model_validate(body.get("status", {})),
+            spec=known_part(BranchSpec, body["spec"])[0],
+            status=known_part(BranchStatus, body.get("status", {}))[0],
         )
 
     def document(self) -> dict[str, Any]:
@@ -107,8 +116,7 @@ def run_lines(run: RunObject) -> list[Text]:
     """The state of a run, line by line."""
     status = run.status
     ready = _condition(status.conditions, "Ready")
-    state = ready.reason if ready else "not seen by an operator yet"
-    head = Text.assemble((run.name, "bold"), f"  {state}")
+    head = Text.assemble((run.name, "bold"), f"  {run.state}")
     if ready is not None and ready.message:
         head.append(f": {ready.message}", style="yellow" if ready.status != "True" else "")
     lines = [head]
@@ -211,12 +219,13 @@ def explanation(branch: BranchObject) -> Group:
     return Group(*parts)
 
 
-def page(run: RunObject, branches: Sequence[BranchObject]) -> str:
-    """One self-contained HTML page."""
+def page(run: RunObject, branches: Sequence[BranchObject], unread: str) -> str:
+    """One self-contained HTML page, of the objects alone. unread: why there is no history on it."""
     loader = PackageLoader("forkcast_cli", ".")
     environment = Environment(loader=loader, autoescape=True)
     return environment.get_template("cluster_report.html.j2").render(
         run=run,
+        unread=unread,
         lines=[line.plain for line in run_lines(run)],
         conditions=run.status.conditions,
         header=_HEADER,

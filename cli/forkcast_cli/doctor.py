@@ -34,7 +34,7 @@ _LONGEST_SOCKET = 107
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. remedy: empty where ``ok``. needed: a run cannot start without it."""
+    """One finding. remedy: empty if ``ok``. needed: a run cannot start without it."""
 
     name: str
     ok: bool

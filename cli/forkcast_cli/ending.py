@@ -53,6 +53,13 @@ def unsaved(progress: Mapping[str, Any]) -> str:
     return f"{since}: {why}"
 
 
+def of_this_start(progress: Mapping[str, Any], former: int | None) -> dict[str, Any]:
+    """The progress without what kept the start before this one from saving. former: its attempt."""
+    if former is None or progress.get("attempt") != former:
+        return dict(progress)
+    return {**progress, "save_error": ""}
+
+
 def news(shown: dict[str, str], now: Mapping[str, str]) -> list[str]:
     """The lines to print about troubles by topic: each once when it begins, once when it is over.
 

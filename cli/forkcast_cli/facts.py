@@ -27,7 +27,7 @@ class RunFacts:
 
 
 def gather(folder: Path) -> RunFacts:
-    """Everything about a run. Raises FileNotFoundError where the folder holds none."""
+    """Everything about a run. Raises FileNotFoundError if the folder holds none."""
     view = look(folder)
     rows = _rows(folder, view)
     points = [

@@ -1,13 +1,14 @@
 """`kubectl forkcast`: runs and branches of a cluster, through the `kubectl` that calls it.
 
-Everything is read from the TrainingRun and its Branches, with the rights and the context of whoever
-asks; nothing of the store is needed.
+Read are the TrainingRun and its Branches, with the rights and the context of whoever asks; for the
+report also the run's store, if it can be reached from here.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from forkcast_cli.cluster_view import BranchObject, RunObject, branch_table, page, run_lines
 from forkcast_cli.cluster_view import explanation as explain_branch
-from forkcast_cli.terminal import carry_out, console, print_error
+from forkcast_cli.terminal import carry_out, console, print_error, print_notice, shown
 from forkcast_wire.resources import LABEL_RUN
 
 _Object = TypeVar("_Object", RunObject, BranchObject)
@@ -83,6 +84,13 @@ class Kubectl:
     def run(self, name: str) -> RunObject:
         """A TrainingRun."""
         return self._read(RunObject, json.loads(self("get", "trainingrun", name, "-o", "json")))
+
+    def if_there(self, *arguments: str) -> Any:
+        """An object or a list; None if there is none, or it may not be read."""
+        try:
+            return json.loads(self("get", *arguments, "-o", "json"))
+        except KubectlError:
+            return None
 
     def branch(self, name: str) -> BranchObject:
         """A Branch."""
@@ -169,19 +177,43 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="the page; NAME.html by default")
     ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="URL of the store as it is reached from here, e.g. a forwarded port"),
+    ] = None,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Write one HTML page about a run: its state, its figures, and every branch."""
+    """Write one HTML page about a run: its state, its history, and every branch. If its store cannot
+    be read, only what its objects say.
+    """
     with _one_line():
         kubectl = Kubectl(namespace, context)
         run = kubectl.run(name)
         path = output or Path(f"{name}.html")
+        text = _page(kubectl, run, endpoint)
         try:
-            path.write_text(page(run, kubectl.branches(name)), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise KubectlError(f"{path}: {error.strerror}") from None
         print(path)  # noqa: T201
+
+
+def _page(kubectl: Kubectl, run: RunObject, endpoint: str | None) -> str:
+    from forkcast_cli.cluster_store import (  # the S3 client is slow to import
+        NoRecordsError,
+        records,
+    )
+    from forkcast_cli.report import render
+    from forkcast_wire.store import StoreError
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            facts = records(run, kubectl.if_there, Path(folder), endpoint)
+    except (NoRecordsError, StoreError, ValueError) as error:
+        print_notice(f"without its history: {error}")
+        return page(run, kubectl.branches(run.name), shown(str(error)))
+    return render(facts, [line.plain for line in run_lines(run)], run.status.conditions)
 
 
 @app.command()

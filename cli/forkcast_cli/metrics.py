@@ -45,7 +45,7 @@ class Facts:
     points: all steps the main run took, by (epoch, step), the abandoned ones too.
     triggers: those that fired, suppressed ones included, but not the calm ones that had nothing to
         pay back. opened: branches opened.
-    parameters, tokens_per_step: for FLOPs; None where unknown.
+    parameters, tokens_per_step: for FLOPs; None if unknown.
     """
 
     points: Sequence[Point]
@@ -60,7 +60,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An instability event. recovered: the step, None where it was not within 2,000 steps."""
+    """An instability event. recovered: the step, None if it was not within 2,000 steps."""
 
     epoch: int
     first: int
@@ -245,7 +245,7 @@ def adopted_trial(decisions: Sequence[Decision], entry: LineageEntry | None) -> 
 
 
 def _recovery(losses: Mapping[int, float], first: int) -> int | None:
-    """The step at which an event is over, None where the record does not show one."""
+    """The step at which an event is over, None if the record does not show one."""
     calm = [loss for step, loss in losses.items() if first - _BEFORE <= step < first]
     calm = [loss for loss in calm if math.isfinite(loss)]
     if len(calm) < _LEAST_BEFORE:

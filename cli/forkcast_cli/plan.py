@@ -17,7 +17,7 @@ from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
 class Plan:
     """processes: trainers of the run. concurrent: trainers and rollouts alive at once.
     *_bytes: upper estimates, uncompressed. branch_steps_*: rollout steps of one branch, from the
-    newest and from the deepest base states. learning_rate: its course, a sentence. model: None where its shape is not known from here.
+    newest and from the deepest base states. learning_rate: its course, a sentence. model: None if its shape is not known from here.
     """
 
     total_steps: int

@@ -97,7 +97,7 @@ def replay(log: Log, rules: Uncertainty, lineage: Sequence[LineageEntry] = ()) -
     """Fold the records in order. A new epoch starts from the detector as it was at the base of its
     collapse, and with the cooldown; without a lineage record it starts afresh.
 
-    Raises ValueError where the rules contradict each other.
+    Raises ValueError if the rules contradict each other.
     """
     config, records = configure(rules), log.records
     detector, epoch = Detector(config, records[0].run_uid), records[0].epoch

@@ -22,6 +22,7 @@ from forkcast_cli.figures import figures, headline_tiles
 from forkcast_cli.metrics import adopted_trial, zip_losses
 from forkcast_cli.view import BranchView
 from forkcast_wire.files import replace_bytes
+from forkcast_wire.resources import Condition
 from forkcast_wire.statistics import COMPONENT, components
 
 _SERIES = ("s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8")
@@ -48,14 +49,16 @@ def write_report(folder: Path, path: Path) -> Path:
     return path
 
 
-def render(facts: RunFacts) -> str:
-    """The page as HTML."""
+def render(facts: RunFacts, state: Sequence[str] = (), conditions: Sequence[Condition] = ()) -> str:
+    """The page as HTML. state, conditions: of a run in a cluster, what its object says."""
     environment = Environment(
         loader=PackageLoader("forkcast_cli", "."), autoescape=True, trim_blocks=True
     )
     view = facts.view
     return environment.get_template("report.html.j2").render(
         name=view.manifest.metadata.name,
+        state=state,
+        conditions=conditions,
         summary=summary(facts),
         tiles=headline_tiles(facts.metrics, view),
         charts=[Markup(svg(chart)) for chart in run_charts(facts)],  # noqa: S704  escaped in svg()
@@ -97,7 +100,8 @@ def summary(facts: RunFacts) -> str:
 
 def run_charts(facts: RunFacts) -> list[Chart]:
     """Loss, index, and the index's parts, over the steps of the lineage."""
-    last = max((point.step for point in facts.points), default=0)
+    view = facts.view
+    last = max([0, view.complete.step if view.complete else 0, *(p.step for p in facts.points)])
     marks = _marks(facts)
     return [
         _loss_chart(facts, last, marks),

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from forkcast_cli import rate, workdir
-from forkcast_cli.ending import COMPLETE, INTERRUPTED, Ending, news, stopped, unsaved
+from forkcast_cli.ending import COMPLETE, INTERRUPTED, Ending, news, of_this_start, stopped, unsaved
 from forkcast_cli.store_watch import StoreWatch
 from forkcast_cli.supervisor import Supervisor
 from forkcast_cli.terminal import console, print_notice
@@ -91,7 +91,7 @@ def _supervised(
     prepared: workdir.Prepared, folder: Path, stop: threading.Event, screen: Console
 ) -> Ending:
     spec, reader = prepared.manifest.spec, RunReader(folder)
-    watch = StoreWatch(spec.storage, reader.look)
+    watch = StoreWatch(spec.storage, reader.look_past_damage)
     supervisor = Supervisor(spec, folder, watch.complete_since)
     try:
         view = watch.first(_FIRST_LOOK_SECONDS).view
@@ -104,7 +104,7 @@ def _supervised(
             supervisor.children["trainer"].done = True
         elif said := _about_the_rate(prepared, reader.progress().get("step", 0)):
             screen.print(f"learning rate: {said}", soft_wrap=True)
-        if _until_done(supervisor, watch, reader, stop, screen):
+        if _until_done(supervisor, watch, reader, folder, stop, screen):
             return Ending("", COMPLETE)
     finally:
         supervisor.stop()
@@ -116,22 +116,26 @@ def _until_done(
     supervisor: Supervisor,
     watch: StoreWatch,
     reader: RunReader,
+    folder: Path,
     stop: threading.Event,
     screen: Console,
 ) -> bool:
     """Supervise and show; True where the run is complete, False where it was told to stop."""
     losses: list[float] = []
     told: dict[str, str] = {}
+    former = reader.progress().get("attempt")
     last_shown, trouble = 0.0, ""
     with Live(console=screen, refresh_per_second=2, transient=False) as live:
         while not stop.is_set():
             supervisor.look()
             if supervisor.trouble not in ("", trouble):
                 trouble = supervisor.trouble
-                screen.print(f"{trouble}; training goes on, it is tried again", soft_wrap=True)
-            seen, progress = watch.seen, reader.progress()
+                screen.print(f"{trouble}; it is tried again", soft_wrap=True)
+            seen, progress = watch.seen, of_this_start(reader.progress(), former)
             now = {"store away": seen.away, "saving": unsaved(progress)}
             now["statistics"] = progress.get("history_gap", "")
+            now["disk"] = workdir.full(folder)
+            now["records"] = "; ".join(seen.view.damaged) if seen.view is not None else ""
             for line in news(told, now):
                 screen.print(line, soft_wrap=True)
             view = reader.local(progress, seen.view, seen.away)
@@ -172,17 +176,19 @@ def panel(view: RunView, losses: list[float]) -> Group:
         if p.get("learning_rate_factor", 1.0) != 1.0:
             line.append(f"  learning rate x{p['learning_rate_factor']:.3g}", style="yellow")
     parts: list[Progress | Text | Table] = [bar, line]
-    parts += [Text(trouble, style="yellow") for trouble in troubles(view)]
+    parts += [Text(trouble, style="yellow") for trouble in troubles(view, running=True)]
     if view.branches:
         parts.append(branch_table(view))
     return Group(*parts)
 
 
-def troubles(view: RunView) -> list[str]:
-    """What is wrong with the store now, in lines."""
-    away = f"store away: {view.away}; training goes on without it" if view.away else ""
+def troubles(view: RunView, *, running: bool) -> list[str]:
+    """What is wrong with the store now, in lines. running: whether the run is."""
+    away = f"store away: {view.away}" if view.away else ""
+    if away and running:
+        away += "; training goes on without it"
     gap = view.progress.get("history_gap", "")
-    return [line for line in (away, unsaved(view.progress), gap) if line]
+    return [line for line in (away, unsaved(view.progress), gap, *view.damaged) if line]
 
 
 def sparkline(values: list[float]) -> str:

@@ -12,9 +12,11 @@ from forkcast.decision import CONTROL
 from forkcast.records import Trial
 from forkcast.relapse import WATCHED_STEPS, Aftermath, aftermaths
 from forkcast_cli.view import BranchView, RunView, look
+from forkcast_wire.echo import one_line
 from forkcast_wire.files import replaced
 from forkcast_wire.manifest_file import ManifestError
 from forkcast_wire.statistics import newest_steps
+from forkcast_wire.store import StoreError
 
 INDEX = "runs.parquet"
 SCHEMA = pa.schema(
@@ -42,6 +44,7 @@ SCHEMA = pa.schema(
         ("decision_digest", pa.string()),
         ("run_complete", pa.bool_()),
         ("run_loss", pa.float64()),
+        ("not_read", pa.string()),
     ]
 )
 
@@ -84,6 +87,16 @@ def rows_of(folder: Path, view: RunView) -> list[dict[str, Any]]:
         for row in _branch_rows(branch, adopted.get((branch.trigger.epoch, branch.trigger.step)))
     ]
     return rows or [base]
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The run's rows, or one that says why it could not be read: its neighbours are indexed all the
+    same.
+    """
+    try:
+        return rows_of(folder, look(folder))
+    except (StoreError, ManifestError, ValueError, OSError) as error:
+        return [{"run": folder.name, "folder": str(folder), "not_read": one_line(str(error))}]
 
 
 def _branch_rows(branch: BranchView, after: Aftermath | None) -> list[dict[str, Any]]:
@@ -139,7 +152,7 @@ def write_index(root: Path) -> tuple[Path, list[dict[str, Any]]]:
 
     Raises ManifestError where the folder cannot be used.
     """
-    rows = [row for folder in find_runs(root) for row in rows_of(folder, look(folder))]
+    rows = [row for folder in find_runs(root) for row in _rows(folder)]
     path = root / INDEX
     try:
         with replaced(path) as file:

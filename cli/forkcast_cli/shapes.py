@@ -55,7 +55,7 @@ class _Shape:
 
 
 def plan_model(spec: TrainingRunSpec) -> ModelPlan | None:
-    """The sizes; None where the architecture or the vocabulary cannot be known from here."""
+    """The sizes; None if the architecture or the vocabulary cannot be known from here."""
     shape = _pretrained(spec) if spec.model.init == "Pretrained" else _from_scratch(spec)
     if shape is None:
         return None
@@ -148,7 +148,7 @@ def _of_tokenizer_json(document: dict[str, Any], config: dict[str, Any]) -> int 
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None where there is none."""
+    """The object in a file; None if there is none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

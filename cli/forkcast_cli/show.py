@@ -18,15 +18,18 @@ from forkcast_cli import words
 from forkcast_cli.run import branch_table, panel, troubles
 from forkcast_cli.store_watch import Seen, pause
 from forkcast_cli.view import BranchView, RunReader, RunView
+from forkcast_cli.workdir import full, in_use
 from forkcast_wire.documents import Complete
 
 _WATCH_SECONDS = 1.0
 _STALE_SECONDS = 15.0
+_AT_WORK = ("running", "held")
 
 
 def state_word(folder: Path, view: RunView) -> str:
-    """complete, or what the trainer last said, or `not running` if it has long said nothing or
-    finished fewer steps than are wanted now.
+    """complete, or what the trainer last said, or `not running` if it finished fewer steps than are
+    wanted now, or has long said nothing and no `forkcast run` is at work here: a run that waits for
+    its store at the end says nothing, either.
     """
     if view.complete is not None:
         return "complete"
@@ -37,7 +40,9 @@ def state_word(folder: Path, view: RunView) -> str:
         age = time.time() - (folder / "progress.json").stat().st_mtime
     except OSError:
         return said
-    return "not running" if said in ("running", "held") and age > _STALE_SECONDS else said
+    if said not in _AT_WORK or age <= _STALE_SECONDS or in_use(folder):
+        return said
+    return "not running"
 
 
 def status_document(folder: Path, view: RunView) -> dict[str, Any]:
@@ -48,6 +53,7 @@ def status_document(folder: Path, view: RunView) -> dict[str, Any]:
         "state": state_word(folder, view),
         "progress": view.progress,
         "storeAway": view.away or None,
+        "damaged": list(view.damaged),
         "epoch": view.lineage[-1].epoch if view.lineage else 0,
         "openBranches": view.active,
         "branches": [branch_document(one) for one in view.branches],
@@ -76,13 +82,15 @@ def branch_document(branch: BranchView) -> dict[str, Any]:
 
 
 def watch(folder: Path, console: Console) -> None:
-    """The live view until the run is complete or Ctrl-C. Raises FileNotFoundError."""
+    """The live view until the run has ended, or nobody is at work on it any more, or Ctrl-C. Raises
+    FileNotFoundError.
+    """
     losses: list[float] = []
     reader = RunReader(folder)
     view = reader.look_if_there()
     try:
         with Live(panel(view, losses), console=console, auto_refresh=False) as live:
-            while view.complete is None:
+            while _goes_on(folder, view):
                 wait = pause(view.manifest.spec.storage, Seen(view), int(bool(view.away)))
                 time.sleep(max(wait, _WATCH_SECONDS))
                 view = reader.look_if_there()
@@ -91,14 +99,24 @@ def watch(folder: Path, console: Console) -> None:
                 live.update(panel(view, losses), refresh=True)
     except KeyboardInterrupt:
         return
+    if view.complete is None:
+        words = "nobody is at work on this run; `forkcast run` in its folder goes on with it"
+        console.print(f"{state_word(folder, view)}: {words}")
+
+
+def _goes_on(folder: Path, view: RunView) -> bool:
+    """Whether there may be more to see. Of a manifest in a file only the store tells."""
+    if view.complete is not None:
+        return False
+    return folder.is_file() or in_use(folder) or state_word(folder, view) in _AT_WORK
 
 
 def status(folder: Path, view: RunView) -> Group:
     """The state of a run for people."""
-    progress = view.progress
+    progress, state = view.progress, state_word(folder, view)
     head = Text.assemble(
         (view.manifest.metadata.name, "bold"),
-        f"  {state_word(folder, view)}  step {progress.get('step', 0)} of "
+        f"  {state}  step {progress.get('step', 0)} of "
         f"{view.manifest.spec.training.total_steps}, epoch {progress.get('epoch', 0)}, "
         f"attempt {progress.get('attempt', 0)}",
     )
@@ -111,7 +129,8 @@ def status(folder: Path, view: RunView) -> Group:
                 f"{progress['tokens_per_second']:,.0f} tokens/s on {progress.get('device', '?')}"
             )
         )
-    parts += [Text(trouble, style="yellow") for trouble in troubles(view)]
+    wrong = [*troubles(view, running=state in _AT_WORK), full(folder)]
+    parts += [Text(trouble, style="yellow") for trouble in wrong if trouble]
     if view.branches:
         parts.append(branch_table(view))
     if view.refused:
@@ -120,7 +139,7 @@ def status(folder: Path, view: RunView) -> Group:
 
 
 def _number(value: float | None) -> str:
-    return "not taken yet" if value is None else f"{value:.4f}"
+    return "none since the last start" if value is None else f"{value:.4f}"
 
 
 def explain(branch: BranchView) -> Group:

@@ -24,6 +24,7 @@ _MOST_FAST_DEATHS = 8
 _FAST_SECONDS = 20.0
 _GRACE_SECONDS = 30.0
 _USAGE = 2
+_GOES_ON = "; training goes on without it"
 
 
 class RunFailedError(Exception):
@@ -197,7 +198,9 @@ class Supervisor:
             self.start(child.name)
         except OSError as error:
             child.not_before = now + _BACKOFF[-1]
-            self._trouble(f"{child.name} cannot be started: {error.filename}: {error.strerror}")
+            where = f"{error.filename or self.folder}: {error.strerror}"
+            goes_on = "" if child.name == "trainer" else _GOES_ON
+            self._trouble(f"{child.name} cannot be started: {where}{goes_on}")
         else:
             self.trouble = ""
 
@@ -217,7 +220,7 @@ class Supervisor:
             said = _last_error(log) or f"{child.name} exits with {code}; see {log}"
             raise RunFailedError(said, bad_input=usage)
         if often:  # the run does without
-            self._trouble(f"{child.name} exits with {code} again and again; see {log}")
+            self._trouble(f"{child.name} exits with {code} again and again; see {log}{_GOES_ON}")
         child.not_before = now + _BACKOFF[min(child.deaths, len(_BACKOFF)) - 1]
         _log.warning("supervisor.died", child=child.name, code=code)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,12 @@ from forkcast.admission import Refusal
 from forkcast.branch import Finished
 from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
-from forkcast.ports import Store
 from forkcast.records import Trial, Trigger
 from forkcast_cli.workdir import read_manifest, read_progress
 from forkcast_wire import branches, keys
 from forkcast_wire.branches import StoredBranch, Suppression
 from forkcast_wire.completion import completion
-from forkcast_wire.documents import Complete, lineage_entries, load_at
+from forkcast_wire.documents import Complete, DocumentError, lineage_entries, load_at
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.manifest_file import load_manifest
 from forkcast_wire.store import Remembered, StoreUnavailable, open_store
@@ -64,6 +64,7 @@ class RunView:
 
     complete: its end, None while it has not taken all steps wanted now. away: why the store does
     not answer; then branches, suppressed, lineage and complete are empty, not known to be so.
+    damaged: what is wrong with each document that is left out because it cannot be read.
     """
 
     manifest: TrainingRun
@@ -73,6 +74,7 @@ class RunView:
     lineage: list[LineageEntry]
     complete: Complete | None
     away: str = ""
+    damaged: tuple[str, ...] = ()
 
     @property
     def active(self) -> int:
@@ -98,9 +100,7 @@ class RunReader:
         """
         self._folder = folder
         self._manifest = load_manifest(folder) if folder.is_file() else read_manifest(folder)
-        self._store: Store = Remembered(
-            open_store(self._manifest.spec.storage, folder, write=False)
-        )
+        self._store = Remembered(open_store(self._manifest.spec.storage, folder, write=False))
         self._ended: dict[str, BranchView] = {}
 
     def progress(self) -> dict[str, Any]:
@@ -108,24 +108,40 @@ class RunReader:
         return read_progress(self._folder)
 
     def look(self) -> RunView:
-        """Read the whole view. Raises StoreUnavailable."""
+        """Read the whole view. Raises StoreUnavailable, and DocumentError if a document is damaged."""
+        view = self.look_past_damage()
+        if view.damaged:
+            raise DocumentError(view.damaged[0])
+        return view
+
+    def look_past_damage(self) -> RunView:
+        """The view without what is damaged: a record of a branch that has long ended must hide
+        neither the rest nor the end of the run. Raises StoreUnavailable.
+        """
         store, total = self._store, self._manifest.spec.training.total_steps
-        lineage = lineage_entries(store)
+        store.refresh()
+        damaged: list[str] = []
+        lineage: list[LineageEntry] = []
+        with _noted(damaged):
+            lineage = lineage_entries(store)
+        found, suppressed = self._branches(lineage, damaged), []
+        for info in store.list(keys.SUPPRESSED_PREFIX):
+            with _noted(damaged):
+                suppressed.append(load_at(store, Suppression, info.key))
         return RunView(
             manifest=self._manifest,
             progress=self.progress(),
-            branches=self._branches(lineage),
-            suppressed=[
-                load_at(store, Suppression, info.key) for info in store.list(keys.SUPPRESSED_PREFIX)
-            ],
+            branches=found,
+            suppressed=suppressed,
             lineage=lineage,
             complete=completion(store, total),
+            damaged=tuple(damaged),
         )
 
     def look_if_there(self) -> RunView:
-        """The view, or what the folder alone shows while the store is away."""
+        """As `look_past_damage`, or what the folder alone shows while the store is away."""
         try:
-            return self.look()  # ends with the first operation that the store does not answer
+            return self.look_past_damage()  # ends with the first operation that is not answered
         except StoreUnavailable as error:
             return self.local(self.progress(), None, error.why)
 
@@ -143,11 +159,13 @@ class RunReader:
             away=away,
         )
 
-    def _branches(self, lineage: Iterable[LineageEntry]) -> list[BranchView]:
+    def _branches(self, lineage: Iterable[LineageEntry], damaged: list[str]) -> list[BranchView]:
         adopted = {(one.epoch - 1, one.trigger_step): one.decision_digest for one in lineage}
         found = []
         for trigger_id in branches.opened(self._store):
-            view = self._ended.get(trigger_id) or self._branch(trigger_id, adopted)
+            view = self._ended.get(trigger_id)
+            with _noted(damaged):
+                view = view or self._branch(trigger_id, adopted)
             if view is not None:
                 found.append(view)
                 if view.outcome is not None and view.phase == Finished.__name__:
@@ -160,6 +178,14 @@ class RunReader:
             return None
         place = (record.trigger.epoch, record.trigger.step)
         return BranchView.of(branches.read(self._store, record), adopted.get(place))
+
+
+@contextmanager
+def _noted(damaged: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except DocumentError as error:
+        damaged.append(str(error))
 
 
 def look(folder: Path) -> RunView:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,11 +24,15 @@ from forkcast_wire.documents import DocumentError, RunInfo, StateManifest, dump,
 from forkcast_wire.files import replace_bytes, sweep
 from forkcast_wire.manifest import FIXED, TrainingRun
 from forkcast_wire.manifest_file import ManifestError
+from forkcast_wire.newer import NewerManifestError, read_resolved, resolved_document
 from forkcast_wire.statistics import read_history, read_tail
 from forkcast_wire.store import KeyMissing, StoreError, open_store
 
 MANIFEST = "manifest.json"
+_ATTEMPTS = "attempts.json"
 _TOTAL = "training.totalSteps"
+#: Bytes; with less not even progress.json can be replaced.
+_LEAST_FREE = 1 << 14
 
 
 @contextmanager
@@ -51,6 +56,29 @@ def locked(folder: Path) -> Iterator[None]:
                 "--workdir", f"{folder} is in use by another forkcast run", "choose another"
             ) from None
         yield
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a `forkcast run` holds the folder's lock. Writes nothing."""
+    try:
+        with (folder / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def full(folder: Path) -> str:
+    """That the disk of the folder is full, '' if it is not. A trainer cannot say so itself: what it
+    says is a file.
+    """
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return ""
+    return f"{folder}: no space left; nothing is saved until there is" if free < _LEAST_FREE else ""
 
 
 def _close_to_others(folder: Path) -> None:
@@ -84,15 +112,22 @@ class Prepared:
 def prepare(folder: Path, manifest: TrainingRun) -> Prepared:
     """Write the resolved manifest and the run's identity, or check them against what is there.
 
+    A folder in which no trainer was ever started, as after a start with a wrong address of the
+    store, holds no run yet: the manifest given replaces what is there.
+
     Raises ManifestError where the folder belongs to another run, or where a field that makes the
     run what it is was changed.
     """
+    if not _started(folder):
+        return _write(folder, _identity(manifest), manifest, None, ())
     notices: list[str] = []
     before, info = None, None
     try:
         before = read_manifest(folder)
     except FileNotFoundError:
         pass
+    except NewerManifestError:
+        raise
     except ManifestError as error:
         notices.append(f"{error.field}: was damaged; written anew from the manifest given")
     if before is not None:
@@ -110,19 +145,35 @@ def prepare(folder: Path, manifest: TrainingRun) -> Prepared:
     if info.first_total_steps is None:  # of a version that did not record it
         first = (before or manifest).spec.training.total_steps
         info = replace(info, first_total_steps=first)
+    return _write(folder, info, manifest, before, tuple(notices))
+
+
+def _started(folder: Path) -> bool:
+    """Whether a trainer was ever started here."""
+    return (folder / _ATTEMPTS).exists() or _last_attempt(folder) >= 0
+
+
+def _write(
+    folder: Path,
+    info: RunInfo,
+    manifest: TrainingRun,
+    before: TrainingRun | None,
+    notices: tuple[str, ...],
+) -> Prepared:
     resolved = resolve(manifest, info)
     try:
         for name in ("logs", "sockets"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
         sweep(folder)
         replace_bytes(folder / keys.RUN, dump(info))
-        replace_bytes(folder / MANIFEST, _text(resolved).encode())
+        document = json.dumps(resolved_document(resolved), sort_keys=True, indent=1)
+        replace_bytes(folder / MANIFEST, document.encode())
     except OSError as error:
         why = (error.strerror or "cannot be written").lower()
         raise ManifestError(
             "--workdir", f"{folder}: {why}", "make room, or choose another"
         ) from None
-    return Prepared(info, resolved, before, tuple(notices))
+    return Prepared(info, resolved, before, notices)
 
 
 def _uid_of_what_is_saved(folder: Path, manifest: TrainingRun, error: ManifestError) -> str:
@@ -174,14 +225,17 @@ def going_on(folder: Path, manifest: TrainingRun) -> TrainingRun:
 def read_manifest(folder: Path) -> TrainingRun:
     """The resolved manifest of a work directory; a field that is newer than the run has its default.
 
-    Raises FileNotFoundError, NotADirectoryError, and ManifestError if it is damaged.
+    Raises FileNotFoundError, NotADirectoryError, and ManifestError if it is damaged, or says what this
+    version does not know.
     """
     path = folder / MANIFEST
     data = path.read_bytes()
     try:
-        return TrainingRun.model_validate_json(data)
-    except ValidationError as error:
-        why = error.errors()[0]["msg"]
+        return read_resolved(data)
+    except NewerManifestError:
+        raise
+    except ValueError as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         remedy = f"`forkcast run MANIFEST --workdir {folder}` writes it anew"
         raise ManifestError(str(path), f"is damaged ({why})", remedy) from None
 
@@ -237,7 +291,7 @@ def next_attempt(folder: Path) -> int:
     A count that is lost or damaged is taken from the numbers in what the run has written. Raises
     OSError.
     """
-    path = folder / "attempts.json"
+    path = folder / _ATTEMPTS
     known = damaged_as_none(path)
     attempt = (known if isinstance(known, int) else _last_attempt(folder)) + 1
     replace_bytes(path, json.dumps(attempt).encode())

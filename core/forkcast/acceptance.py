@@ -117,7 +117,7 @@ class Conclusion:
 
 
 def compared_loss(trial: Trial, preset: Preset) -> float | None:
-    """The loss a preset compares, nats/token; None where it is missing or not finite."""
+    """The loss a preset compares, nats/token; None if it is missing or not finite."""
     value = trial.validation_loss if preset is Preset.LITERAL else trial.mean_weights_loss
     return value if value is not None and math.isfinite(value) else None
 
@@ -125,7 +125,7 @@ def compared_loss(trial: Trial, preset: Preset) -> float | None:
 def improvement(control: Trial, candidate: Trial, preset: Preset) -> float | None:
     """The control's loss minus the candidate's, nats/token, at the same lineage step.
 
-    Raises ValueError where the two were not measured at the same step.
+    Raises ValueError if the two were not measured at the same step.
     """
     if control.step != candidate.step:
         raise ValueError(f"not one lineage step: {control.step=} {candidate.step=}")
@@ -139,7 +139,7 @@ def volatility(trial: Trial, baseline: Trial, decay: float) -> float | None:
     """Sd of (loss - the baseline rollout's EMA) over the trial's last 25 steps, nats/token.
 
     The EMA of the baseline excludes the current value, so both are read against what was to be
-    expected before the step. None where fewer than 5 finite values remain.
+    expected before the step. None if fewer than 5 finite values remain.
     """
     expected = _ema_before(baseline, decay)
     first = trial.step - VOLATILITY_STEPS + 1
@@ -171,8 +171,8 @@ def _ema_before(trial: Trial, decay: float) -> dict[int, float]:
 
 
 def survivors(trials: Mapping[str, Trial], rung: int, rules: AcceptanceRules) -> set[str]:
-    """Who runs on after an early rung: the control, and whoever neither failed nor diverged nor
-    is worse than the control by more than two margins. Early rungs never pick a winner.
+    """Who runs on after an early rung: the control, and every candidate that neither failed nor
+    diverged nor is worse than the control by more than two margins. Early rungs never pick a winner.
     """
     control = trials.get(CONTROL)
     going_on = {CONTROL} if control is not None else set()
@@ -322,7 +322,7 @@ def _confirmation_missing(final: Trial, action: Action, evidence: Evidence) -> s
 def _risk_refusal(
     final: Trial, control: Trial, risk: float | None, rules: AcceptanceRules
 ) -> str | None:
-    """Why the risk gate refuses; None where it lets pass. Without a calibrated quantile the
+    """Why the risk gate refuses; None if it lets pass. Without a calibrated quantile the
     rollout itself must show, since the trigger, no more flagged steps than the control: on small
     batches both have some by chance (docs/decisions/020). The literal preset allows none.
     """
@@ -394,8 +394,8 @@ def _against_diverged(
     evidence: Evidence,
     rules: AcceptanceRules,
 ) -> Judgement:
-    """Where the control itself diverged, whoever is confirmed, finite and no less stable passes;
-    its improvement is how far it stands below the last finite loss of the control.
+    """If the control itself diverged, a candidate that is confirmed, finite and no less stable passes;
+    its improvement is how far it is below the last finite loss of the control.
     """
     if final.rung < evidence.rung:
         kind = Verdict.UNFINISHED if evidence.cut_short else Verdict.DROPPED_AT_RUNG

@@ -42,7 +42,7 @@ class Action:
 
     @property
     def is_identity(self) -> bool:
-        """True where nothing but the rewind is left. On equal data order and RNG a replay that
+        """True if nothing but the rewind is left. On equal data order and RNG a replay that
         changes nothing gives the same trajectory from every depth, so all identities are one.
         """
         return (

@@ -82,10 +82,10 @@ class Suppress:
 def admit(
     trigger: Trigger, seen: RunSeen, budget: Budget, *, fits: bool, owed: bool = True
 ) -> Open | Suppress | None:
-    """The verdict on a trigger; None where it has one, which stands.
+    """The verdict on a trigger; None if it has one, which stands.
 
     fits: whether the first rung of a branch fits into the steps that are left after the trigger.
-    owed: False where the trigger offers to pay back a cut of the rate and none is outstanding.
+    owed: False if the trigger offers to pay back a cut of the rate and none is outstanding.
     """
     if seen.knows(trigger):
         return None

@@ -58,7 +58,7 @@ class Seen:
         from before the departure exists.
     main_losses: the main run's training losses by step, from the oldest base to where it stands.
     main_over_threshold: whether the index is still over its threshold at the main run's last step.
-    lineage: the record of epoch (trigger.epoch + 1), whoever wrote it.
+    lineage: the record of epoch (trigger.epoch + 1), whichever operator wrote it.
     durable_epoch: highest epoch of which a checkpoint with a valid manifest exists.
     expired: the branch's deadline has passed. run_finished: the trainer has ended the run.
     released: no rollout, pin or hold of this branch is left.
@@ -201,7 +201,9 @@ class Drafting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verifying:
-    """``entrants`` (the control among them, save on the ladder) run to ``rung``; whoever is not among them is stopped."""
+    """``entrants`` run to ``rung``, including the control except under policy Ladder; any other
+    rollout is stopped.
+    """
 
     branch: str
     trigger: Trigger
@@ -327,7 +329,7 @@ def branch_name(run: str, trigger: Trigger) -> str:
 def decide(phase: Phase, seen: Seen, rules: BranchRules) -> tuple[Phase, tuple[Command, ...]]:
     """The next phase and the commands that are still needed. Pure; see the rules of this file."""
     if isinstance(phase, Forking | Drafting | Verifying | Deciding):
-        # a standing decision holds, whoever took it; and where another operator has ended the
+        # a recorded decision holds, whichever operator took it; and if another one has ended the
         # branch, a hold or a rollout asked for now would outlive it
         if seen.decision is not None:
             return _carry_out(phase, seen.decision), ()
@@ -472,7 +474,7 @@ def _run(phase: Verifying, candidate: Candidate) -> RunRollout:
 def _next_rung(
     phase: Verifying, trials: Mapping[str, Trial], rules: BranchRules
 ) -> Verifying | None:
-    """The phase of the next rung with whoever goes on to it; None where verification is over."""
+    """The phase of the next rung with the rollouts that go on to it; None if verification is over."""
     later = [rung for rung in rules.rungs if rung > phase.rung]
     if later:
         going_on = acceptance.survivors(trials, phase.rung, rules.acceptance)
@@ -593,7 +595,7 @@ def redecide(decision: Decision, rules: BranchRules) -> acceptance.Conclusion:
 
 
 def entry_of(decision: Decision) -> LineageEntry:
-    """The lineage record that a decision asks for. Raises ValueError where it adopts nothing."""
+    """The lineage record that a decision asks for. Raises ValueError if it adopts nothing."""
     if decision.adopted is None or decision.action is None:
         raise ValueError(f"decision of {decision.branch} adopts nothing: {decision.outcome}")
     return LineageEntry(

@@ -96,7 +96,7 @@ class Draft:
     finalists: tuple[str, ...]
 
     def candidate(self, name: str) -> Candidate:
-        """The candidate of that name. Raises KeyError where there is none."""
+        """The candidate of that name. Raises KeyError if there is none."""
         for candidate in self.candidates:
             if candidate.name == name:
                 return candidate
@@ -148,7 +148,7 @@ class Judgement:
     improvement: control's loss minus the candidate's at ``rung``, nats/token, by the loss that
     the preset compares (mean of recent weights, or raw). margin: what it had to exceed.
     volatility_ratio: the candidate's volatility over the control's.
-    risk: the calibrated quantile, or None where it was unavailable (``risk_rule`` says what stood
+    risk: the calibrated quantile, or None if it was unavailable (``risk_rule`` says what stood
     in for it).
     """
 

@@ -40,7 +40,7 @@ def key(epoch: int) -> str:
 def head(entries: Sequence[LineageEntry]) -> LineageEntry | None:
     """The entry of the highest epoch, None in epoch 0.
 
-    Raises ValueError where the log has a gap or a repeated epoch: such a log is damaged.
+    Raises ValueError if the log has a gap or a repeated epoch: such a log is damaged.
     """
     ordered = sorted(entries, key=lambda entry: entry.epoch)
     for expected, entry in enumerate(ordered, start=1):
@@ -83,7 +83,7 @@ def in_force(entries: Sequence[LineageEntry], epoch: int) -> tuple[LineageEntry,
     """The collapses that the state of ``epoch`` rests on, newest first: their actions are in it.
 
     A collapse whose base lies before an earlier one abandoned that one, and its action with it.
-    Raises ValueError where the log has a gap below ``epoch``.
+    Raises ValueError if the log has a gap below ``epoch``.
     """
     known = {entry.epoch: entry for entry in entries}
     if missing := set(range(1, epoch + 1)) - known.keys():

@@ -1,4 +1,4 @@
-"""A cut of the learning rate is a loan: what is outstanding, and what a branch may pay back."""
+"""Learning-rate cuts still in force, and the increases that a Calm branch may try: a cut is a loan."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Signal(Protocol):
 
     def update(self, stats: StepStats) -> Mapping[str, float | None]:
         """Raw values of this step by channel name; the signal's u is the largest robust z among
-        its channels. None where the channel has nothing to say at this step.
+        its channels. None if the channel has nothing to say at this step.
         """
 
     def state(self) -> Mapping[str, object]:
@@ -96,7 +96,7 @@ class Store(Protocol):
         """Download to ``path`` (replaced atomically). Raises KeyMissing."""
 
     def head(self, key: str) -> ObjectInfo | None:
-        """The object's facts, None where it does not exist."""
+        """The object's facts, None if it does not exist."""
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects whose key starts with the prefix, in key order."""

@@ -41,12 +41,12 @@ def rank(
 ) -> tuple[tuple[str, ...], DraftSource]:
     """The names of at most ``top_k`` distinct finalists, best first, and who ordered them.
 
-    Whoever has a calibrated risk of at least ``max_risk`` is out, whoever orders: a model may know
-    the risk and not the loss, or the loss and not the risk (docs/decisions/010). Where all that are
-    left have an expected loss, and all or none of them a risk, expected loss orders them, then
-    risk, then name; no kind of action takes more than half of the places while others are left,
-    because what finalists have in common is what the branch bets on. Otherwise the heuristic portfolio does: a partial order would favour whoever
-    the model dares to judge.
+    Candidates with a calibrated risk of at least ``max_risk`` are dropped, whichever ranker is used:
+    a model may know the risk and not the loss, or the loss and not the risk (docs/decisions/010). If
+    all that are left have an expected loss, and all or none of them a risk, expected loss orders
+    them, then risk, then name; no kind of action takes more than half of the places while others are
+    left, because what finalists have in common is what the branch bets on. Otherwise the heuristic
+    portfolio orders them: a partial order would favour the candidates that the model dares to judge.
     """
     left = [c for c in candidates if (risk := _risk(c)) is None or risk < max_risk]
     losses = [loss for c in left if (loss := _expected(c)) is not None]
@@ -77,13 +77,13 @@ def by_portfolio(candidates: Sequence[Candidate]) -> tuple[str, ...]:
 
 
 def _risk(candidate: Candidate) -> float | None:
-    """The calibrated risk, None where the model has none or abstained."""
+    """The calibrated risk, None if the model has none or abstained."""
     forecast = candidate.forecast
     return None if forecast is None or forecast.abstained is not None else forecast.risk
 
 
 def _expected(candidate: Candidate) -> float | None:
-    """The expected loss, None where the model has none or abstained."""
+    """The expected loss, None if the model has none or abstained."""
     forecast = candidate.forecast
     if forecast is None or forecast.abstained is not None or forecast.loss is None:
         return None

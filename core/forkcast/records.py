@@ -54,7 +54,7 @@ class StepStats:
     activation_mean, activation_sd: [layers], of the block outputs of the sampled sequence.
     group_grad_norms: L2 norms by group: embedding, attention, mlp, norm, other.
     validation_loss: nats/token of the fixed validation batches, where one was taken at this step.
-    skipped: True where tier 0 refused the update (non-finite, or by the clipping policy).
+    skipped: True if tier 0 refused the update (non-finite, or by the clipping policy).
     step_seconds: wall time of the step; never enters a decision.
     """
 
@@ -246,11 +246,11 @@ class Interval:
 class Forecast:
     """What the proxy expects of one candidate.
 
-    loss: E[loss at the horizon], nats/token, or None where the model abstains on it.
+    loss: E[loss at the horizon], nats/token, or None if the model abstains on it.
     p_divergence: P(instability event within the horizon), in [0, 1].
     risk: upper 90 % conformal bound of that probability, in [0, 1].
     recovery_steps: steps until the run is back on course, >= 0.
-    abstained: why the model refuses to rank this candidate; None where it does not. An
+    abstained: why the model refuses to rank this candidate; None if it does not. An
         abstaining forecast carries no numbers that a decision may use.
     """
 

@@ -31,7 +31,7 @@ class Aftermath:
     relapsed_after: int | None
 
     def relapsed_within(self, steps: int) -> bool | None:
-        """The label: True, False, or None where the watch was shorter and saw no relapse."""
+        """The label: True, False, or None if the watch was shorter and saw no relapse."""
         if self.relapsed_after is not None and self.relapsed_after <= steps:
             return True
         return False if self.watched >= steps else None

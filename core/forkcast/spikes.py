@@ -27,7 +27,7 @@ class SpikeScore:
         self.flagged: list[int] = []
 
     def fold(self, step: int, loss: float, grad_norm: float) -> bool:
-        """Fold one step; True where it is flagged."""
+        """Fold one step; True if it is flagged."""
         spiked = self._beyond(self._losses, loss) | self._beyond(self._norms, grad_norm)
         if spiked:
             self.flagged.append(step)

@@ -48,8 +48,8 @@ class TriggerRules:
 class TriggerMachine:
     """Folds indices; fires at most one trigger a step. Its state restores bit-equal.
 
-    Missing steps break a row of consecutive steps and the departure; the index rules then stay
-    silent for as many steps as are missing, at most the warm-up: no trigger from a partial window.
+    A gap resets the consecutive count and the onset; the index rules then stay silent for as many
+    steps as are missing, at most the warm-up: no trigger from a partial window.
 
     A Calm trigger opens no cooldown: it says that nothing is wrong, and must hide nothing that is.
     """

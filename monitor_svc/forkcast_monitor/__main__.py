@@ -10,7 +10,6 @@ if __name__ == "__main__":
 
 import argparse
 import asyncio
-import json
 import sys
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from forkcast_monitor.streams import Limits
 from forkcast_wire import serving
 from forkcast_wire.documents import RunInfo, load
 from forkcast_wire.forkcast_pb2_grpc import add_MonitorServicer_to_server
-from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.newer import read_resolved
 from forkcast_wire.process import (
     alone,
     configure_logging,
@@ -102,7 +101,7 @@ async def _serve(given: argparse.Namespace, stop: termination.Stop) -> None:
 
 def _only(given: argparse.Namespace) -> tuple[Registration, WatchedRun]:
     """The run of a manifest. Raises ValueError, OSError."""
-    manifest = TrainingRun.model_validate(json.loads(given.manifest.read_text()))
+    manifest = read_resolved(given.manifest.read_text())
     info = load(RunInfo, given.run.read_bytes())
     spec = manifest.spec
     registration = Registration(

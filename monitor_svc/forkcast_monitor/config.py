@@ -22,7 +22,7 @@ class DetectorConfig:
 
 
 def configure(given: Uncertainty) -> DetectorConfig:
-    """The rules in force for a manifest. Raises ValueError where they contradict each other."""
+    """The rules in force for a manifest. Raises ValueError if they contradict each other."""
     trigger = TriggerRules(
         **_given(given, "warmup_steps", "cooldown_steps", "calm_steps"),
         **_given(given.trigger, "z", "consecutive_steps", "single_z", "force_every_steps"),

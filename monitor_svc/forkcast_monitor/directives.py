@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final
 
-from forkcast_wire import forkcast_pb2 as pb
-from forkcast_wire.fields import MOST_EPOCHS
+from forkcast.directives import CheckpointNow, Collapse, Directive, Hold, Resume
 
-_MOST = 64
-_MOST_TEXT = 256
-#: As long as a manifest's budget may be.
-_MOST_HOLD_SECONDS = 604_800.0
+_MOST: Final = 64
 #: What is delivered in a mode; what is not named is delivered in none.
-_BY_MODE = {
-    "Observe": {"checkpoint_now"},
-    "DryRun": {"checkpoint_now", "hold", "resume"},
-    "Enforce": {"checkpoint_now", "hold", "resume", "collapse"},
+_BY_MODE: Final[Mapping[str, tuple[type, ...]]] = {
+    "Observe": (CheckpointNow,),
+    "DryRun": (CheckpointNow, Hold, Resume),
+    "Enforce": (CheckpointNow, Hold, Resume, Collapse),
 }
 
 
-def deliverable(directive: pb.Directive, mode: str) -> bool:
+def deliverable(directive: Directive, mode: str) -> bool:
     """Whether a run's mode lets it reach the trainer; the last guard, not the first."""
-    return directive.WhichOneof("what") in _BY_MODE[mode]
-
-
-def check(directive: pb.Directive) -> None:
-    """Raises ValueError, naming the field that is wrong."""
-    if not directive.id:
-        raise ValueError("id: a directive needs one")
-    what, texts = directive.WhichOneof("what"), [("id", directive.id)]
-    if what in ("hold", "resume", "collapse"):
-        texts.append((f"{what}.branch", getattr(directive, what).branch))
-    texts.append(("collapse.decision_digest", directive.collapse.decision_digest))
-    for name, text in texts:
-        if len(text) > _MOST_TEXT:
-            raise ValueError(f"{name}: at most {_MOST_TEXT} characters")
-    seconds = directive.hold.deadline_seconds
-    if what == "hold" and not (math.isfinite(seconds) and 0 <= seconds <= _MOST_HOLD_SECONDS):
-        raise ValueError(f"hold.deadline_seconds: 0 to {_MOST_HOLD_SECONDS:.0f}")
-    if what == "collapse" and not 1 <= directive.collapse.epoch <= MOST_EPOCHS:
-        raise ValueError(f"collapse.epoch: 1 to {MOST_EPOCHS}")
+    return isinstance(directive, _BY_MODE[mode])
 
 
 class Waiting:
@@ -49,39 +29,33 @@ class Waiting:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._all: dict[str, tuple[pb.Directive, float]] = {}
+        self._all: dict[str, tuple[Directive, float]] = {}
 
-    def leave(self, directive: pb.Directive) -> bool:
+    def leave(self, directive: Directive) -> bool:
         """Add one, and drop what it ends; False if too many wait."""
-        for over in ("resume", "collapse"):  # both end the hold of their branch
-            if directive.HasField(over):
-                self._all.pop(f"hold/{getattr(directive, over).branch}", None)
+        if isinstance(directive, Resume | Collapse):  # both end the hold of their branch
+            self._drop(lambda one: isinstance(one, Hold) and one.branch == directive.branch)
         self.pending()
         if directive.id not in self._all and len(self._all) >= _MOST:
             return False
         ends = math.inf
-        if directive.HasField("hold"):
-            ends = self._clock() + directive.hold.deadline_seconds
+        if isinstance(directive, Hold):
+            ends = self._clock() + directive.deadline_seconds
         self._all[directive.id] = directive, ends
         return True
 
     def overtaken(self, epoch: int) -> None:
         """Drop the collapses into epochs that the trainer has reached."""
-        for key, (directive, _) in list(self._all.items()):
-            if directive.HasField("collapse") and directive.collapse.epoch <= epoch:
-                del self._all[key]
+        self._drop(lambda one: isinstance(one, Collapse) and one.epoch <= epoch)
 
-    def pending(self) -> list[pb.Directive]:
+    def pending(self) -> list[Directive]:
         """All that still hold good, in the order of their arrival."""
         now = self._clock()
         self._all = {key: (one, ends) for key, (one, ends) in self._all.items() if now < ends}
-        return [_left(one, ends - now) for one, ends in self._all.values()]
+        return [
+            replace(one, deadline_seconds=ends - now) if isinstance(one, Hold) else one
+            for one, ends in self._all.values()
+        ]
 
-
-def _left(directive: pb.Directive, seconds: float) -> pb.Directive:
-    if not directive.HasField("hold"):
-        return directive
-    left = pb.Directive()
-    left.CopyFrom(directive)
-    left.hold.deadline_seconds = seconds
-    return left
+    def _drop(self, over: Callable[[Directive], bool]) -> None:
+        self._all = {key: held for key, held in self._all.items() if not over(held[0])}

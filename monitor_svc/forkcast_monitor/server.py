@@ -20,16 +20,21 @@ import structlog
 from forkcast_monitor import metrics
 from forkcast_monitor.attempts import StaleAttemptError
 from forkcast_monitor.budget import OverBudgetError
-from forkcast_monitor.directives import check, deliverable
+from forkcast_monitor.directives import deliverable
 from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import Accepted, WatchedRun
 from forkcast_monitor.runs import ConflictError, Hosted, Runs, UnknownRunError, visible
 from forkcast_monitor.streams import Limits, Quota, Refused, Stream, Turns
-from forkcast_monitor.views import summary, window_reply
+from forkcast_monitor.views import summary, summary_of_busy, window_reply
 from forkcast_wire import crash
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.access import CALLER
-from forkcast_wire.codec import stats_from_wire, trigger_to_wire
+from forkcast_wire.codec import (
+    directive_from_wire,
+    directive_to_wire,
+    stats_from_wire,
+    trigger_to_wire,
+)
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
 from forkcast_wire.guard import UNDECODABLE
 
@@ -88,14 +93,20 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
     async def ListRuns(  # noqa: N802
         self, request: pb.ListRunsRequest, _context: _Context
     ) -> pb.ListRunsResponse:
-        """The runs of the caller's namespace, or all for an operator, as they stand."""
+        """The runs of the caller's namespace, or all for an operator, as they stand. None waits for a
+        run that is busy: it is told as it stood before.
+        """
         wanted, found = set(request.run_uids), []
         for hosted in visible(self._runs.all, _may_see):
             if wanted and hosted.registration.run_uid not in wanted:
                 continue
+            if hosted.lock.locked() and (stood := hosted.stood) is not None:
+                found.append(summary_of_busy(hosted, stood))
+                continue
             try:
                 async with self._runs.use(hosted) as run:
-                    found.append(summary(hosted, run))
+                    hosted.stood = summary(hosted, run)
+                    found.append(hosted.stood)
             except UnknownRunError:
                 continue  # forgotten meanwhile
         return pb.ListRunsResponse(runs=found)
@@ -103,22 +114,21 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
     async def PostDirective(  # noqa: N802
         self, request: pb.PostDirectiveRequest, context: _Context
     ) -> pb.PostDirectiveResponse:
-        """Deliver a directive now, and again to whoever says hello until it is superseded."""
+        """Deliver a directive now, and again at every hello until it is superseded."""
         await self._operators_only(context)
-        directive = request.directive
-        hosted = await self._known(directive.run_uid, context)
+        hosted = await self._known(request.directive.run_uid, context)
         try:
-            check(directive)
+            directive = directive_from_wire(request.directive)
         except ValueError as error:
             await _abort(context, _Code.INVALID_ARGUMENT, str(error))
         mode = hosted.registration.mode
         if not deliverable(directive, mode):
-            what = directive.WhichOneof("what")
+            what = type(directive).__name__
             await _abort(context, _Code.FAILED_PRECONDITION, f"mode {mode}: no {what} is delivered")
         if not hosted.directives.leave(directive):
             await _abort(context, _Code.RESOURCE_EXHAUSTED, "too many directives wait")
         for stream in hosted.streams:
-            stream.tell(directive)
+            stream.tell(directive_to_wire(hosted.registration.run_uid, directive))
         return pb.PostDirectiveResponse()
 
     # -------------------------------------------------------------------------------- the trainers'
@@ -196,7 +206,10 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                 if batch.hello.run_uid != hosted.registration.run_uid:
                     raise Refused(_Code.PERMISSION_DENIED, "another run's statistics")
                 ack.resume_from = await self._hello(hosted, run, batch.hello)
-                ack.directives.extend(hosted.directives.pending())
+                ack.directives.extend(
+                    directive_to_wire(hosted.registration.run_uid, directive)
+                    for directive in hosted.directives.pending()
+                )
             try:
                 if batch.gaps:
                     gaps = [(gap.first_step, gap.last_step) for gap in batch.gaps]
@@ -206,10 +219,12 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                 await self._runs.sync(run)
             finally:  # what was folded before a failure has happened
                 self._runs.told(hosted, before, run)
+                hosted.stood = summary(hosted, run)
         return ack
 
     async def _hello(self, hosted: Hosted, run: WatchedRun, hello: pb.Hello) -> int:
-        resume_from = await self._runs.blocking(
+        resume_from = await self._runs.folding(
+            hosted,
             run.hello,
             hello.epoch,
             hello.start_step,
@@ -254,7 +269,7 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
             after = {hosted.registration.run_uid: request.after}
         try:
             with self._quota.stream(_peer(context), report=False):
-                await context.send_initial_metadata(())  # whoever watches knows that it is on
+                await context.send_initial_metadata(())  # the watcher knows that it is on
                 while not self._draining:
                     ring = self._runs.fired.listen()
                     for one in self._runs.all if everything else [hosted]:

@@ -56,7 +56,7 @@ class Quota:
 
     @contextmanager
     def stream(self, peer: str, *, report: bool) -> Iterator[None]:
-        """One open stream. Raises Refused where its peer has too many."""
+        """One open stream. Raises Refused if its peer has too many."""
         address = peer_address(peer)
         if address and self._peers[address] >= self.limits.per_peer:
             raise Refused(

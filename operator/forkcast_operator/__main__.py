@@ -9,7 +9,6 @@ if __name__ == "__main__":
 # isort: split
 
 import argparse
-import json
 import sys
 import threading
 from pathlib import Path
@@ -27,15 +26,17 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire import keys
 from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import trigger_from_wire
-from forkcast_wire.documents import RunInfo, load
+from forkcast_wire.documents import DocumentError, RunInfo, load
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
-from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.newer import read_resolved
 from forkcast_wire.process import (
     alone,
     configure_logging,
     die_with_parent,
 )
 from forkcast_wire.store import (
+    Remembered,
     StoreError,
     StoreMisconfigured,
     StoreUnavailable,
@@ -62,15 +63,16 @@ class LocalOperator:
         monitor: str,
         proxy: str,
     ) -> None:
-        self.spec, self.info, self.store, self.workdir = spec, info, store, workdir
+        self.spec, self.info, self.workdir = spec, info, workdir
+        self.store = Remembered(store)
         self._monitor = MonitorStub(open_channel(monitor))
         self._proxy = ProxyStub(open_channel(proxy)) if proxy else None
         self._pending: list[Trigger] = []
         self._wake = threading.Event()
-        self._intake = Intake(info.name, store, hold_main=True)
+        self._intake = Intake(info.name, self.store, hold_main=True)
 
     def watch(self, stop: threading.Event) -> None:
-        """Collect triggers; the stream starts over from the first one, whoever restarts."""
+        """Collect triggers; the stream starts over from the first one after any restart."""
         while not stop.is_set():
             try:
                 request = pb.WatchTriggersRequest(run_uid=self.info.uid, after=0)
@@ -82,13 +84,20 @@ class LocalOperator:
 
     def work(self) -> bool:
         """One pass over what there is; True while a branch is active."""
+        self.store.refresh()
         come = list(self._pending)
         self._intake.receive(self.spec, come)
         del self._pending[: len(come)]
         active = self._intake.active()
         for record, saved in active:
             world = LocalWorld(
-                self.spec, self.store, record, self._monitor, self._proxy, self.workdir
+                self.spec,
+                self.store,
+                record,
+                self._monitor,
+                self._proxy,
+                self.workdir,
+                direct=self.store.direct,
             )
             phase = saved
             while True:
@@ -118,7 +127,7 @@ def main() -> int:
     stop = termination.stop_event_on_sigterm()
     if not alone(given.workdir / "operator.lock", stop):
         return 0
-    spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
+    spec = read_resolved(given.manifest.read_text()).spec
     info = load(RunInfo, (given.workdir / keys.RUN).read_bytes())
     try:
         store = wait_for(lambda: open_store(spec.storage, given.workdir), stop)
@@ -135,7 +144,7 @@ def main() -> int:
     while not stop.is_set():
         try:
             active = operator.work()
-        except (StoreError, MonitorUnavailableError) as error:
+        except (StoreError, MonitorUnavailableError, DocumentError) as error:
             _log.warning("operator.retry", error=f"{type(error).__name__}: {error}")
             active = False
         operator.wait(busy if active else idle)

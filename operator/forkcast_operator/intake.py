@@ -48,15 +48,18 @@ class Intake:
         """name: the run's. hold_main: of the rules a branch is opened with. now: Unix seconds."""
         self._name, self._store, self._hold_main, self._now = name, store, hold_main, now
         self._records: dict[str, BranchRecord] = {}  # written once, so read once
+        self._damaged: set[str] = set()  # told once
         self._finished: set[str] = set()  # a finished branch stays so: no need to look again
 
     def records(self) -> list[BranchRecord]:
-        """All branches ever opened, in key order."""
+        """All branches ever opened, in key order, but for those whose branch.json is damaged."""
         found = (self._record(trigger_id) for trigger_id in branches.opened(self._store))
         return [record for record in found if record is not None]
 
     def active(self) -> list[tuple[BranchRecord, Phase]]:
-        """The branches that have not finished, in key order, and the phase of each."""
+        """The branches that have not finished, in key order, and the phase of each. One whose
+        branch.json is damaged is left out: its rules are lost.
+        """
         found: list[tuple[BranchRecord, Phase]] = []
         for trigger_id in branches.opened(self._store):
             if trigger_id in self._finished or (record := self._record(trigger_id)) is None:
@@ -70,7 +73,13 @@ class Intake:
 
     def _record(self, trigger_id: str) -> BranchRecord | None:
         if trigger_id not in self._records:
-            record = branches.record_of(self._store, trigger_id)
+            try:
+                record = branches.record_of(self._store, trigger_id)
+            except DocumentError as error:  # nothing can be done for it; the others go on
+                if trigger_id not in self._damaged:
+                    _log.error("branch.record_damaged", trigger=trigger_id, error=str(error))
+                self._damaged.add(trigger_id)
+                return None
             if record is None:
                 return None
             self._records[trigger_id] = record

@@ -13,7 +13,7 @@ from forkcast_wire.manifest import TrainingRunSpec
 
 
 class LocalWorld(StoredWorld):
-    """`World` for one branch of one run. The rollout server of the folder runs what is wished."""
+    """`World` for one branch of one run. The rollout server of the folder runs what is desired."""
 
     def __init__(
         self,
@@ -23,8 +23,10 @@ class LocalWorld(StoredWorld):
         monitor: MonitorStub,
         proxy: ProxyStub | None,
         workdir: Path,
+        *,
+        direct: Store | None = None,
     ) -> None:
-        super().__init__(spec, store, record, monitor, proxy)
+        super().__init__(spec, store, record, monitor, proxy, direct=direct)
         self._workdir = workdir
 
     def _held(self) -> bool:

@@ -18,7 +18,7 @@ def branch_rules(spec: TrainingRunSpec, trigger: Trigger, *, hold_main: bool = T
     """The rules a branch is opened with; rungs and confirm rung end where the run ends.
     hold_main: whether the executor lets the main run wait (a pod does not).
 
-    Raises ValueError where not even the first rung fits into the steps left.
+    Raises ValueError if not even the first rung fits into the steps left.
     """
     branching, left = spec.branching, spec.training.total_steps - trigger.step
     policy = Policy(branching.policy)

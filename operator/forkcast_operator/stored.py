@@ -1,6 +1,6 @@
-"""A branch's world as far as it stands in the store: the same on one machine and on a cluster.
+"""A branch's world as far as the store holds it: the same on one machine and on a cluster.
 
-Bases, draft, wished rungs, trials, decision, lineage and pins are documents of the store, whoever
+Bases, draft, desired rungs, trials, decision, lineage and pins are documents of the store, whatever
 runs the processes. What differs is who runs the rollouts and whether the main run waits; that is
 left to the two worlds made of this one.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import grpc
+import numpy as np
 import structlog
 
 from forkcast import ladder, lineage
@@ -32,9 +33,10 @@ from forkcast.branch import (
     StopRollout,
 )
 from forkcast.decision import Decision
+from forkcast.directives import Collapse, Directive, Hold, Resume
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
-from forkcast.records import StateKind, StateRef
+from forkcast.records import StateKind, StateRef, Window
 from forkcast.retention import choose_bases, of_lineage
 from forkcast_operator import clock
 from forkcast_operator.draft import draft, seed_of
@@ -42,7 +44,7 @@ from forkcast_operator.rules import lattice_of
 from forkcast_wire import branches, catalogue, keys
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.branches import Bases, BranchRecord, OutcomeRecord
-from forkcast_wire.codec import window_from_wire
+from forkcast_wire.codec import directive_to_wire, window_from_wire
 from forkcast_wire.completion import completion
 from forkcast_wire.documents import (
     RolloutJob,
@@ -90,7 +92,7 @@ class StoredWorld:
     def observe(self, phase: Phase) -> Seen:
         """What the store and the monitor show of the branch now.
 
-        Raises MonitorUnavailableError where the verdict needs the main run's course and nobody
+        Raises MonitorUnavailableError if the verdict needs the main run's course and nobody
         knows it; past the deadline it is taken without.
         """
         stored = branches.read(self.store, self.record, phase)
@@ -145,24 +147,31 @@ class StoredWorld:
 
     def _main(self, *, expired: bool) -> tuple[dict[int, float], bool]:
         try:
-            reply = self._window_reply()
+            window, over_threshold = self._window()
         except MonitorUnavailableError:
             if expired:
                 return {}, False
             raise
-        window = window_from_wire(reply.window)
         steps, losses = window.columns["step"], window.columns["loss"]
-        return {int(s): float(v) for s, v in zip(steps, losses, strict=True)}, reply.over_threshold
+        return {int(s): float(v) for s, v in zip(steps, losses, strict=True)}, over_threshold
 
-    def _window_reply(self) -> pb.WindowReply:
-        """Raises MonitorUnavailableError."""
+    def _window(self) -> tuple[Window, bool]:
+        """The last steps, and whether the last one is over the threshold. Raises
+        MonitorUnavailableError, also if what the monitor answers is no window.
+        """
         request = pb.GetWindowRequest(run_uid=self.trigger.run_uid)
         try:
             reply: pb.WindowReply = self._monitor.GetWindow(request, timeout=_RPC_SECONDS)
         except grpc.RpcError as error:
             _log.info("world.monitor_unavailable", code=error.code().name)
             raise MonitorUnavailableError(f"{error.code().name}: {error.details()}") from error
-        return reply
+        try:
+            window = window_from_wire(reply.window)
+        except ValueError as error:
+            raise MonitorUnavailableError(f"the monitor's answer is no window: {error}") from error
+        if not np.isfinite(window.columns["step"]).all():
+            raise MonitorUnavailableError("the monitor's answer is no window: a step is no number")
+        return window, reply.over_threshold
 
     # ---------------------------------------------------------------------------------------- do
 
@@ -178,7 +187,7 @@ class StoredWorld:
             case RunRollout():
                 self._run_rollout(command)
             case StopRollout(candidate=candidate):
-                self._want(candidate, None)
+                self._desire(candidate, None)
             case PinState(state=state):
                 catalogue.pin(self._direct, self.id, [state.key])
             case RecordDecision(decision=decision):
@@ -189,14 +198,14 @@ class StoredWorld:
                 except AlreadyExists:
                     _log.warning("world.superseded", epoch=entry.epoch)
             case PostCollapse(entry=entry):
-                self._post_collapse(entry)
+                digest = entry.decision_digest
+                self._post(Collapse(branch=self.id, epoch=entry.epoch, decision_digest=digest))
             case Release():
                 self._release(command)
 
     def _hold(self) -> None:
         if not self._held() and (left := self._seconds_left()) > 0:
-            hold = pb.Hold(branch=self.id, deadline_seconds=left)
-            self._post(pb.Directive(id=f"hold/{self.id}", hold=hold))
+            self._post(Hold(branch=self.id, deadline_seconds=left))
 
     def _create(self, name: str, record: object) -> None:
         try:
@@ -204,20 +213,14 @@ class StoredWorld:
         except AlreadyExists:
             _log.info("world.already_recorded", record=name)  # that one holds; it is read next
 
-    def _post(self, directive: pb.Directive) -> None:
-        directive.run_uid = self.trigger.run_uid
+    def _post(self, directive: Directive) -> None:
+        message = directive_to_wire(self.trigger.run_uid, directive)
         try:
             self._monitor.PostDirective(
-                pb.PostDirectiveRequest(directive=directive), timeout=_RPC_SECONDS
+                pb.PostDirectiveRequest(directive=message), timeout=_RPC_SECONDS
             )
         except grpc.RpcError as error:
             _log.info("world.directive_not_posted", id=directive.id, code=error.code().name)
-
-    def _post_collapse(self, entry: LineageEntry) -> None:
-        collapse = pb.Collapse(
-            branch=self.id, epoch=entry.epoch, decision_digest=entry.decision_digest
-        )
-        self._post(pb.Directive(id=f"collapse/{entry.epoch}", collapse=collapse))
 
     def _pin_bases(self, command: PinBases) -> None:
         """Pin, look again, record: a state that was being deleted meanwhile is passed over."""
@@ -256,10 +259,9 @@ class StoredWorld:
             self._create("draft", ladder.draft(command.trigger, command.bases, entries))
             return
         try:
-            reply = self._window_reply()
+            window, _ = self._window()
         except MonitorUnavailableError:
             return  # the monitor comes back; the command comes again
-        window = window_from_wire(reply.window)
         lattice = lattice_of(self.spec, command.trigger, command.bases, entries)
         seed = seed_of(command.branch, self.spec.training.seed)
         self._create("draft", draft(self.spec, lattice, window, self._history(), seed, self._proxy))
@@ -287,24 +289,24 @@ class StoredWorld:
             publish_from=rules.rungs[-1],
         )
         put_document(self.store, keys.rollout_job(self.id, command.candidate), job)
-        self._want(command.candidate, command.until)
+        self._desire(command.candidate, command.until)
 
-    def _want(self, candidate: str, until: int | None) -> None:
+    def _desire(self, candidate: str, until: int | None) -> None:
         key = keys.rollout_until(self.id, candidate)
-        wish = RolloutUntil(until=until)
-        if read_document(self.store, RolloutUntil, key) != wish:
-            self.store.put(key, dump(wish))
+        desired = RolloutUntil(until=until)
+        if read_document(self.store, RolloutUntil, key) != desired:
+            self.store.put(key, dump(desired))
 
     def _release(self, command: Release) -> None:
         decision = read_document(self.store, Decision, self._key("decision"))
         for name, rollout in branches.rollouts(self.store, self.id).items():
             if rollout.until is not None:
-                self._want(name, None)
+                self._desire(name, None)
             for trial in rollout.trials.values():
                 if trial.state is not None:
                     self._drop_state(trial.state, decision)
         catalogue.unpin(self._direct, self.id)
-        self._post(pb.Directive(id=f"release/{self.id}", resume=pb.Resume(branch=self.id)))
+        self._post(Resume(branch=self.id))
         self._create(
             "outcome",
             OutcomeRecord(

@@ -200,7 +200,7 @@ def drop_finalizers(api: Api, namespaces: Sequence[str], managed_by: str = "") -
 def _ignoring_gone(
     api: Api, method: str, path: str, body: Any = None, kind: str = "application/json"
 ) -> Any:
-    """The answer; None where the object is gone, or was changed meanwhile (the next pass sees it)."""
+    """The answer; None if the object is gone, or was changed meanwhile (the next pass sees it)."""
     try:
         return api.call(method, path, body, kind)
     except ApiError as error:

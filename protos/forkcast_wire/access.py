@@ -57,7 +57,7 @@ class Caller:
         return self.operator or (bool(self.namespace) and self.namespace == namespace)
 
 
-#: Of the call that is being served; None where callers are not asked who they are.
+#: Of the call that is being served; None if callers are not asked who they are.
 CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 

@@ -5,10 +5,11 @@ The operator writes them; operators and commands read them here, whichever of th
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from forkcast.admission import Refusal
 from forkcast.branch import (
@@ -22,12 +23,13 @@ from forkcast.branch import (
 )
 from forkcast.decision import Decision, Draft, Outcome, Reason
 from forkcast.ports import Store
-from forkcast.records import StateRef, Trial, Trigger
+from forkcast.records import StateRef, Trial, TrialStatus, Trigger
 from forkcast_wire import keys
-from forkcast_wire.documents import DocumentError, RolloutUntil, dump, load
-from forkcast_wire.store import KeyMissing, read_document
+from forkcast_wire.documents import DocumentError, RolloutJob, RolloutUntil, dump, load
+from forkcast_wire.store import AlreadyExists, KeyMissing, put_document, read_document
 
 T = TypeVar("T")
+_MOST_TEXT: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,14 +176,40 @@ def rollouts(store: Store, trigger_id: str) -> dict[str, RolloutSeen]:
     }
 
 
+def give_up(store: Store, trigger_id: str, candidate: str, rung: int, why: str) -> None:
+    """Record that a rollout failed at a rung. Nothing is recorded if it was measured after all, or
+    was never to run. Raises DocumentError.
+    """
+    job = read_document(store, RolloutJob, keys.rollout_job(trigger_id, candidate))
+    if job is None:
+        return
+    trial = Trial(
+        candidate=candidate,
+        rung=rung,
+        step=job.trigger_step + rung,
+        status=TrialStatus.FAILED,
+        validation_loss=None,
+        mean_weights_loss=None,
+        losses_from=job.base.step,
+        losses=(),
+        spike_steps=(),
+        steps_run=0,
+        seconds=0.0,
+        failure=why[:_MOST_TEXT],
+    )
+    with contextlib.suppress(AlreadyExists):
+        put_document(store, keys.rollout_trial(trigger_id, candidate, rung), trial)
+
+
 def decisions(store: Store) -> Iterator[Decision]:
-    """The decisions of all branches, in key order. Raises DocumentError."""
+    """The decisions of all branches, in key order, but for damaged ones."""
     for info in store.list(keys.BRANCHES_PREFIX):
         file = keys.branch_of(info.key)
         if file is not None and file[1] == "decision":
-            decision = read_document(store, Decision, info.key)
-            if decision is not None:
-                yield decision
+            with contextlib.suppress(DocumentError):
+                decision = read_document(store, Decision, info.key)
+                if decision is not None:
+                    yield decision
 
 
 def save_phase(store: Store, trigger_id: str, phase: Phase) -> None:

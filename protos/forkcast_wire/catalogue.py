@@ -1,9 +1,9 @@
 """Pins and deletions of saved states, through one compare-and-swapped document.
 
 A state is deleted in two moves: a tombstone enters the catalogue in the same swap that checks the
-pins, then the objects go. A pin of a state with a tombstone is refused, and the tombstone stands
-until its state is gone, whoever else prunes. So a pinned state is never deleted, whoever crashes
-when.
+pins, then the objects go. A pin of a state with a tombstone is refused, and the tombstone stays
+until its state is gone, whatever other process prunes. So a pinned state is never deleted, whichever
+process crashes when.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EMPTY = Catalogue(pins={}, tombstones=())
 
 
 def read(store: Store) -> Catalogue:
-    """The catalogue as it stands."""
+    """The catalogue as it is now."""
     return read_document(store, Catalogue, keys.CATALOGUE) or _EMPTY
 
 

@@ -158,7 +158,7 @@ class ServerCertificates:
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new configuration, None where nothing has changed."""
+        """The new configuration, None if nothing has changed."""
         try:
             content = self._read()
             if content == self._content:
@@ -187,7 +187,7 @@ def listen(
     Without ``client_certificates`` the clients prove who they are in another way. ``expiries`` is told,
     at start and after a rotation, when the certificates expire, Unix seconds, by file.
 
-    Raises InsecureRefusedError; OSError where the certificates are not usable; RuntimeError where
+    Raises InsecureRefusedError; OSError if the certificates are not usable; RuntimeError if
     the address is taken.
     """
     unix = target.startswith("unix:")

@@ -9,6 +9,14 @@ import numpy as np
 
 from forkcast.actions import Action
 from forkcast.decision import Candidate
+from forkcast.directives import (
+    MOST_HOLD_SECONDS,
+    CheckpointNow,
+    Collapse,
+    Directive,
+    Hold,
+    Resume,
+)
 from forkcast.records import Forecast, Interval, StepStats, Trigger, TriggerRule, Window
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
@@ -47,6 +55,7 @@ MOST = {
 }
 MOST_LAYERS = 1024
 _MOST_GROUPS, _MOST_GROUP_NAME, _MOST_UID = 64, 64, 64
+_MOST_TEXT = 256
 _bounded, _bounds = attrgetter(*MOST), tuple(MOST.values())
 
 
@@ -136,6 +145,57 @@ def trigger_from_wire(message: pb.Trigger) -> Trigger:
         components=dict(message.components),
         thresholds=dict(message.thresholds),
     )
+
+
+def directive_to_wire(run_uid: str, directive: Directive) -> pb.Directive:
+    """A Directive for a run as a message."""
+    message = pb.Directive(run_uid=run_uid, id=directive.id)
+    match directive:
+        case Hold(branch=branch, deadline_seconds=seconds):
+            message.hold.CopyFrom(pb.Hold(branch=branch, deadline_seconds=seconds))
+        case Resume(branch=branch):
+            message.resume.CopyFrom(pb.Resume(branch=branch))
+        case Collapse(branch=branch, epoch=epoch, decision_digest=digest):
+            message.collapse.CopyFrom(
+                pb.Collapse(branch=branch, epoch=epoch, decision_digest=digest)
+            )
+        case CheckpointNow():
+            message.checkpoint_now.CopyFrom(pb.CheckpointNow())
+    return message
+
+
+def directive_from_wire(message: pb.Directive) -> Directive:
+    """The Directive of a message. Raises ValueError, with the field's name, for one that no operator
+    makes.
+    """
+    what = message.WhichOneof("what")
+    if what == "hold":
+        seconds = message.hold.deadline_seconds
+        if not 0 < seconds <= MOST_HOLD_SECONDS:
+            rule = f"more than 0 and at most {MOST_HOLD_SECONDS:.0f}"
+            raise ValueError(f"hold.deadline_seconds: {rule}")
+        return Hold(branch=_text("hold.branch", message.hold.branch), deadline_seconds=seconds)
+    if what == "resume":
+        return Resume(branch=_text("resume.branch", message.resume.branch))
+    if what == "collapse":
+        if not 1 <= message.collapse.epoch <= MOST_EPOCHS:
+            raise ValueError(f"collapse.epoch: 1 to {MOST_EPOCHS}")
+        return Collapse(
+            branch=_text("collapse.branch", message.collapse.branch),
+            epoch=message.collapse.epoch,
+            decision_digest=_text("collapse.decision_digest", message.collapse.decision_digest),
+        )
+    if what == "checkpoint_now":
+        if not message.id:
+            raise ValueError("id: a directive needs one")
+        return CheckpointNow(id=_text("id", message.id))
+    raise ValueError("what: give hold, resume, collapse or checkpoint_now")
+
+
+def _text(name: str, value: str) -> str:
+    if len(value) > _MOST_TEXT:
+        raise ValueError(f"{name}: at most {_MOST_TEXT} characters")
+    return value
 
 
 def candidate_to_wire(candidate: Candidate) -> pb.Candidate:

@@ -136,6 +136,10 @@ class DocumentError(ValueError):
     """A stored document is not what its name says."""
 
 
+#: What is parsed takes many times the memory of its text.
+_MOST_BYTES = 8 << 20
+
+
 @cache
 def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(cast("Any", kind))
@@ -148,6 +152,8 @@ def dump(record: object) -> bytes:
 
 def load(kind: type[T], data: bytes) -> T:
     """The record that the bytes hold. Raises DocumentError naming the field that is wrong."""
+    if len(data) > _MOST_BYTES:
+        raise DocumentError(f"{kind.__name__}: {len(data)} bytes are too many for a record")
     try:
         record: T = _adapter(cast("Hashable", kind)).validate_json(data, extra="forbid")
     except ValidationError as error:

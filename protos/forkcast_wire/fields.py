@@ -65,7 +65,7 @@ def decimal_text(value: float) -> str:
 
 
 #: A decimal of the manifest: a number, or a text, for YAML tools disagree on which of the two
-#: `3e-4` is. It is written as a text, since a float changes with whoever prints it.
+#: `3e-4` is. It is written as a text, since tools print floats differently.
 Decimal = Annotated[
     float,
     BeforeValidator(_decimal),

@@ -17,7 +17,7 @@ def replaced(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     durable: False for what may be lost with the machine; then nothing waits for the disk.
     Raises OSError.
     """
-    # hidden, so that whoever reads all files of the folder passes over it
+    # hidden, so that readers of all files of the folder pass over it
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as file:

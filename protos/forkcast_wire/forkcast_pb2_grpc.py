@@ -80,9 +80,9 @@ class MonitorServicer(object):
 
     def RegisterRun(self, request, context):
         """From here on this run is served; a restart knows it. Idempotent by `run_uid`: the same request
-        changes nothing, another `uncertainty_json`, `mode` or `total_steps` replaces what was given
-        before (the history is then judged anew; triggers that fired stay), another name or namespace
-        is ALREADY_EXISTS. INVALID_ARGUMENT names the wrong field.
+        changes nothing, another `name`, `uncertainty_json`, `mode` or `total_steps` replaces what was
+        given before (by other rules the history is judged anew; triggers that fired stay), another
+        namespace is ALREADY_EXISTS. INVALID_ARGUMENT names the wrong field.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

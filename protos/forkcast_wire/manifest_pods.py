@@ -148,7 +148,7 @@ _OPTIONAL_KEY: Final = Spelling((f"({_LABEL_KEY.patterns[0]})?", _SHORT_PREFIX),
 
 
 class Toleration(Part):
-    """A taint that the pods put up with; as in a pod's spec."""
+    """A taint the pods tolerate; as in a pod's spec."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -367,7 +367,7 @@ class PodPatch(Part):
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = {}
     """Labels that a node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
-    """Taints that the pods put up with."""
+    """Taints the pods tolerate."""
     affinity: Affinity | None = None
     """Which nodes may run the pods, and which are better."""
     service_account_name: ObjectName | None = None
@@ -399,7 +399,8 @@ class Lifecycle(Part):
     """The run fails when its trainers have been active for so long, all starts together, seconds;
     0 = no deadline."""
     max_restarts: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 10
-    """Starts of the trainer after failures before the run is Failed."""
+    """Starts of the trainer after failures before the run is Failed. Not counted is what the cluster
+    does: evictions for a node's sake, preemptions, drains."""
     restart_backoff_seconds: Annotated[int, Field(ge=1, le=3600, strict=True)] = 30
     """Wait before the first of them, seconds; doubled with each, at most one hour."""
     ttl_seconds_after_finished: Seconds | None = None

@@ -106,7 +106,7 @@ def documents(text: str) -> list[Any]:
 
 
 def _json(text: str) -> Any:
-    """A text that is JSON, as kubectl tries first; None where it is not."""
+    """A text that is JSON, as kubectl tries first; None if it is not."""
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         for at, (key, _) in enumerate(found):

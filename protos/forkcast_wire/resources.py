@@ -252,11 +252,15 @@ class TrainerStatus(Part):
     attempt: Count = 0
     """Starts so far, less one."""
     restarts: Small = 0
-    """Starts after a failure, since the last retry of a failed run."""
+    """Starts after a failure, since the last retry of a failed run. Evictions for a node's sake,
+    preemptions and drains are none."""
     active_seconds: Count = 0
     """How long the starts that have ended were active, seconds."""
     counted: Annotated[str, Field(max_length=253)] = ""
     """The newest of them."""
+    disrupted: Annotated[str, Field(max_length=253)] = ""
+    """The start of which a pod was evicted, preempted or drained away, if it is this one: its end is no
+    failure of the run."""
     pods: Small = 0
     """Pods it wants."""
     ready_pods: Small = 0

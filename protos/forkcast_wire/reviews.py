@@ -1,6 +1,6 @@
 """Token reviews in a queue that strangers cannot fill for others.
 
-A review costs a round trip to the API server, and whoever can reach the port can ask for one with an
+A review costs a round trip to the API server, and anybody who can reach the port can ask for one with an
 invented token. So few run at once, each peer has few waiting, peers take turns, whose token was good
 before goes first, and a review that nobody waits for any longer is not made.
 """

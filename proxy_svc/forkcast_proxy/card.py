@@ -21,7 +21,7 @@ MODEL_FILE, CARD_FILE = "model.onnx", "model.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntervalTable:
-    """point +- quantile * (spread + floor). quantile: None where the calibration runs were too few
+    """point +- quantile * (spread + floor). quantile: None if the calibration runs were too few
     for the level, then the output abstains.
     """
 

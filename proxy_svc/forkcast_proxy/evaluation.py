@@ -100,6 +100,6 @@ def share_bounds(inside: FloatArray, runs: IntArray, alpha: float = 0.05) -> tup
 
 
 def mean_or_none(values: FloatArray) -> float | None:
-    """The mean of the finite values, None where there is none."""
+    """The mean of the finite values, None if there is none."""
     kept = values[np.isfinite(values)]
     return float(kept.mean()) if len(kept) else None

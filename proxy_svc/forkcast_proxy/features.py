@@ -36,7 +36,7 @@ _REWIND_SCALE, _HORIZON_SCALE = 100.0, 200.0
 
 def reference_loss(window: Window) -> float | None:
     """The EMA (decay .95, bias-corrected) of the finite losses of the last 64 steps, nats/token;
-    None where there is none. Forecast losses are relative to it.
+    None if there is none. Forecast losses are relative to it.
     """
     losses = _valid(window.columns["loss"][-SPAN:])
     losses = losses[losses > _TINY]

@@ -56,7 +56,7 @@ def hold_out(table: Table, seed: int) -> tuple[Held, float]:
 
 
 def build(records: Sequence[Record], made_from: str, seed: int) -> tuple[bytes, Card]:
-    """(model.onnx, its card). Raises ValueError where the records are too few."""
+    """(model.onnx, its card). Raises ValueError if the records are too few."""
     table = tabulate(records)
     held, strange = hold_out(table, seed)
     horizons = tuple(int(h) for h in np.unique(table.horizons))

@@ -66,7 +66,7 @@ def at_horizon(card: Card, horizon: int) -> frozenset[str]:
 
 
 def outside(card: Card, matrix: FloatMatrix) -> list[str | None]:
-    """For each row the first feature that lies outside the card's range, None where none does."""
+    """For each row the first feature that lies outside the card's range, None if none does."""
     low, high = np.array(card.feature_low), np.array(card.feature_high)
     wrong = (matrix < low - 1e-5) | (matrix > high + 1e-5)
     return [FEATURE_NAMES[int(np.argmax(row))] if row.any() else None for row in wrong]

@@ -31,7 +31,7 @@ class Gain:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """Gains of one kind of action at one horizon. median: nats/token. bound: their 95 % quantile
-    with runs as the units, None where the runs are too few for one. beyond_floor: share above the
+    with runs as the units, None if the runs are too few for one. beyond_floor: share above the
     floor.
     """
 
@@ -65,7 +65,7 @@ def gains(records: Iterable[Record]) -> list[Gain]:
 
 
 def measure(found: Sequence[Gain]) -> list[Measured]:
-    """One figure for each kind and horizon, sorted. Raises ValueError where there is no gain."""
+    """One figure for each kind and horizon, sorted. Raises ValueError if there is no gain."""
     if not found:
         raise ValueError("records: no healthy fork has a finite gain; collect more runs")
     measured = []

@@ -90,7 +90,7 @@ class Model:
 
 
 def open_model(folder: Path) -> Model:
-    """The model in a folder. Raises FileNotFoundError where there is none, ModelRejectedError."""
+    """The model in a folder. Raises FileNotFoundError if there is none, ModelRejectedError."""
     data, text = (folder / MODEL_FILE).read_bytes(), (folder / CARD_FILE).read_bytes()
     try:
         card = load(Card, text)

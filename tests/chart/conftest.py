@@ -33,7 +33,6 @@ class Kubectl:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
         )
 
     def ok(self, *arguments: str, given: str | None = None) -> str:
@@ -105,5 +104,4 @@ def template(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
     )

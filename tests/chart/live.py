@@ -7,14 +7,12 @@ import logging
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,35 +21,20 @@ import boto3
 import yaml
 from moto.server import ThreadedMotoServer
 
-from forkcast.records import StateKind, StateRef, StepStats
+from forkcast.records import StateKind, StepStats
 from forkcast_trainer.report import Hello, Reporter
-from forkcast_wire import keys
-from forkcast_wire.documents import StateManifest, dump
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store.s3 import S3Store
+from tests.make import saved_state, state_ref
+from tests.ports import free_port
+from tests.waiting import HANG_OPTION, HANG_SECONDS, until
 
 BUCKET = "runs"
-_POLL_SECONDS = 0.1
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def until(holds: Callable[[], Any], what: str, seconds: float = 90) -> Any:
-    """The first true answer; fails where none comes in time."""
-    end = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(_POLL_SECONDS)
-    return found
 
 
 def fetched(url: str) -> str:
     """The page, "" where nobody answers yet."""
-    with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=HANG_SECONDS) as answer:
         return answer.read().decode()
     return ""
 
@@ -92,11 +75,7 @@ class Processes:
     def stop(self, name: str) -> None:
         process = self._started.pop(name)
         process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.wait()
 
     def stop_all(self) -> None:
         for name in list(self._started):
@@ -206,7 +185,7 @@ class Installation:
     def stop(self) -> None:
         for one in self._trainers:
             one.close()
-        self._kubectl("delete", "trun", "--all", "-n", self.namespace, "--timeout=60s")
+        self._kubectl("delete", "trun", "--all", "-n", self.namespace, HANG_OPTION)
         self.processes.stop_all()
 
 
@@ -225,15 +204,7 @@ class Trainer:
         self._thread.start()
 
     def _save(self, kind: StateKind) -> None:
-        key = keys.state(kind, 0, 0, 0)
-        state = StateRef(
-            key=key, kind=kind, epoch=0, attempt=0, step=0, digest="0" * 64, size_bytes=1
-        )
-        self._store.put(keys.ptz(key, 0), b"x")
-        manifest = StateManifest(
-            format_version=1, run_uid=self.uid, state=state, lossless=True, loss=3.0, versions={}
-        )
-        self._store.put(keys.state_manifest(key), dump(manifest))
+        saved_state(self._store, state_ref(0, kind, digest="0" * 64), self.uid)
 
     def _report(self) -> None:
         step, noise = 0, random.Random(0)
@@ -292,7 +263,7 @@ class Prometheus:
         """`data` of an answer of the HTTP API."""
         url = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(arguments)}"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=HANG_SECONDS) as answer:
                 return json.loads(answer.read())["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()) from None

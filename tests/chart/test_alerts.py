@@ -228,7 +228,6 @@ def _promtool(promtool: str, folder: Path, series: dict[str, str | None], checks
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
     )
 
 

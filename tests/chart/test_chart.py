@@ -45,7 +45,6 @@ def test_lint(helm, tmp_path, name):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.waiting import HANG_OPTION, until
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "forkcast"
@@ -41,7 +42,6 @@ def run_helm(helm, kubectl):
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
         )
 
     return run
@@ -58,7 +58,7 @@ def installed(kubectl, run_helm, tmp_path_factory):
     done = run_helm("install", "demo", str(CHART), "-f", str(path))
     assert done.returncode == 0, done.stderr
     yield done.stdout
-    done = run_helm("uninstall", "demo", "--wait", "--timeout", "60s")
+    done = run_helm("uninstall", "demo", "--wait", HANG_OPTION)
     assert done.returncode == 0, done.stderr
 
 
@@ -70,15 +70,13 @@ def test_notes_are_loud_about_the_development_store(installed):
 def test_restricted_pods_are_created(installed, kubectl):
     """Pod Security refuses at the ReplicaSet, so a pod that is there was taken."""
     wanted = {"operator", "monitor", "proxy", "store"}
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+
+    def there():
         pods = kubectl.get("pods", "-n", NAMESPACE)["items"]
         seen = {one["metadata"]["labels"]["app.kubernetes.io/component"] for one in pods}
-        if seen == wanted:
-            return
-        time.sleep(0.2)
-    events = kubectl.ok("get", "events", "-n", NAMESPACE)
-    pytest.fail(f"pods of {wanted - seen} are missing:\n{events}")
+        return seen == wanted
+
+    until(there, "a pod of each", every=0.2)
 
 
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:demo-forkcast-operator"
@@ -198,18 +196,13 @@ def test_the_certificate_names_the_services(installed, kubectl, tmp_path):
 def test_people_are_covered_by_the_built_in_roles(installed, kubectl):
     kubectl.ok("create", "rolebinding", "e", "--clusterrole=edit", "--user=eve", "-n", "lab")
     kubectl.ok("create", "rolebinding", "v", "--clusterrole=view", "--user=vic", "-n", "lab")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:  # the controller that aggregates is given its time
-        answers = [
-            kubectl("auth", "can-i", verb, f"{kind}.forkcast.dev", f"--as={user}", "-n", "lab").returncode == 0
-            for user, verb, kind in (
-                ("eve", "create", "trainingruns"),
-                ("vic", "list", "branches"),
-                ("vic", "delete", "trainingruns"),
-                ("eve", "create", "branches"),
-            )
-        ]  # fmt: skip
-        if answers == [True, True, False, False]:
-            return
-        time.sleep(0.5)
-    pytest.fail(str(answers))
+
+    def may(user, verb, kind):
+        asked = ("auth", "can-i", verb, f"{kind}.forkcast.dev", f"--as={user}", "-n", "lab")
+        return kubectl(*asked).returncode == 0
+
+    # the controller that aggregates the roles takes its time
+    until(lambda: may("eve", "create", "trainingruns"), "the role edit", every=0.5)
+    until(lambda: may("vic", "list", "branches"), "the role view", every=0.5)
+    assert not may("vic", "delete", "trainingruns")
+    assert not may("eve", "create", "branches")

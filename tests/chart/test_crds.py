@@ -165,7 +165,7 @@ _TEXTS = st.builds(
 
 
 @pytest.mark.parametrize("bounds", RANGES, ids=str)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=_TEXTS)
 def test_the_pattern_of_a_decimal_is_its_range(bounds, text):
     class One(Part):

@@ -25,6 +25,7 @@ from forkcast_wire.resources import (
     TrainingRunStatus,
     set_condition,
 )
+from tests.waiting import HANG_OPTION
 from tests.wrong_runs import GOOD, changed
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +128,7 @@ def test_a_status_is_kept_whole_and_read_by_kubectl(kubectl, run: str):
     stored = kubectl.get("trun", run)["status"]
     assert stored == status  # nothing pruned, nothing added
     assert TrainingRunStatus.model_validate(stored) == _full_status()
-    kubectl.ok("wait", "trun", run, "--for=condition=Finished", "--timeout=10s")
+    kubectl.ok("wait", "trun", run, "--for=condition=Finished", HANG_OPTION)
     row = kubectl.ok("get", "trun", run).splitlines()[1].split()
     assert row[:8] == ["one", "True", "Running", "5", "10", "3.125", "1.25", "2"]
     assert "gpt2" in kubectl.ok("get", "trun", run, "-o", "wide")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.waiting import until
+
 from .conftest import Kubectl
-from .live import Installation, Processes, environment_of, object_store, until
+from .live import Installation, Processes, environment_of, object_store
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "kubernetes"
 NAMESPACE = "gpus"

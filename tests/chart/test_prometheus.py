@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.waiting import until
+
 from .conftest import template
-from .live import Installation, Processes, Prometheus, environment_of, object_store, until
+from .live import Installation, Processes, Prometheus, environment_of, object_store
 from .values_matrix import EXTERNAL
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +139,7 @@ def test_what_a_rule_compares_has_series(prometheus, name):
     if "certificate_expiry" in EXPRESSIONS[name]:
         pytest.skip("this installation talks in plain text; test_certificates_expire.py has them")
     for operand in operands(EXPRESSIONS[name]):
-        until(lambda operand=operand: prometheus.series(operand), f"series of {operand}", 30)
+        until(lambda operand=operand: prometheus.series(operand), f"series of {operand}")
 
 
 def test_a_healthy_installation_is_silent(prometheus):

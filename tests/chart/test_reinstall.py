@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from forkcast_wire.fields import API_VERSION
+from tests.waiting import HANG_OPTION
 
 from .conftest import Kubectl
 
@@ -46,7 +47,6 @@ def kept(helm, start_cluster, tmp_path_factory):
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=120,
             )
 
         def install(name, namespace, *more, chart=CHART):
@@ -54,7 +54,7 @@ def kept(helm, start_cluster, tmp_path_factory):
 
         done = install("demo", "first", chart=PREVIOUS)
         assert done.returncode == 0, done.stderr
-        kubectl.ok("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        kubectl.ok("wait", "--for=condition=Established", "crd", "--all", HANG_OPTION)
         run = {
             "apiVersion": API_VERSION,
             "kind": "TrainingRun",

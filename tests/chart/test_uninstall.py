@@ -14,6 +14,7 @@ from forkcast_operator.kubernetes.scope import LABEL
 from forkcast_operator.uninstall import settled
 from forkcast_wire.resources import FINALIZER, LABEL_RUN
 from tests.uninstall_hook import start_hook
+from tests.waiting import HANG_OPTION
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "forkcast"
@@ -92,7 +93,7 @@ def hook(helm, kubectl, namespaces, tmp_path):
         process = start_hook(
             kubectl.ok, kubectl.environment["KUBECONFIG"], job, tmp_path, "--seconds", "0"
         )
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, "", said)
 
     return run
@@ -114,7 +115,7 @@ def test_nothing_is_left_that_needs_an_operator(hook, kubectl):
     assert "not_suspended" in done.stderr  # nobody was there to carry it out: said, not waited for
     scale = kubectl.get("deployment", "demo-forkcast-operator", "-n", RELEASE)
     assert scale["spec"]["replicas"] == 0
-    kubectl.ok("wait", "job/busy-trainer-0", "-n", LAB, "--for=delete", "--timeout=60s")
+    kubectl.ok("wait", "job/busy-trainer-0", "-n", LAB, "--for=delete", HANG_OPTION)
     assert [one["metadata"]["name"] for one in kubectl.get("jobs", "-n", LAB)["items"]] == [
         "somebodys"
     ]

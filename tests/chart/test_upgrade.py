@@ -13,6 +13,7 @@ import yaml
 from forkcast_wire.fields import API_VERSION
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.resources import FINALIZER
+from tests.waiting import HANG_OPTION
 
 from .conftest import Kubectl
 
@@ -62,13 +63,12 @@ def upgraded_from(request, helm, start_cluster, tmp_path_factory):
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=120,
             )
             assert done.returncode == 0, done.stderr
             return done.stdout
 
         call("install", "demo", str(request.param), "-f", str(values))
-        kubectl.ok("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        kubectl.ok("wait", "--for=condition=Established", "crd", "--all", HANG_OPTION)
         yield kubectl, call, values
 
 

@@ -10,9 +10,9 @@ from forkcast.decision import Decision
 from forkcast.records import StateKind
 from forkcast_cli import workdir
 from forkcast_cli.__main__ import app
-from forkcast_cli.view import look
+from forkcast_cli.view import RunReader, look
 from forkcast_wire import keys
-from forkcast_wire.documents import RunInfo, StateManifest, dump, load
+from forkcast_wire.documents import DocumentError, RunInfo, StateManifest, dump, load
 from forkcast_wire.manifest_file import ManifestError
 
 from .conftest import UID, state
@@ -128,9 +128,33 @@ def test_an_edited_document_is_named_with_its_key(made_run):
     document = json.loads(path.read_text())
     del document["outcome"]
     path.write_text(json.dumps(document))
-    done = CliRunner().invoke(app, ["status", str(made_run)])
-    assert done.exit_code == 2
-    assert "branches/e0-t150/decision.json: is damaged (Decision: outcome" in done.output
+    for command, code in (("explain last -d", 2), ("status", 0)):
+        words = [*command.split(), str(made_run)]
+        done = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
+        assert done.exit_code == code
+        assert "branches/e0-t150/decision.json: is damaged (Decision: outcome" in done.output
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lineage/1.json",
+        "branches/e0-t150/branch.json",
+        "branches/e0-t150/decision.json",
+        "rollouts/e0-t150/control/trial-000010.json",
+    ],
+)
+def test_a_damaged_record_hides_neither_the_rest_nor_the_end_of_a_run(made_run, name, damage):
+    whole = look(made_run)
+    (made_run / name).write_bytes(damage)
+    view = RunReader(made_run).look_past_damage()
+    assert view.damaged
+    assert all(said.startswith(f"{name}: is damaged") for said in view.damaged)
+    assert view.branches[-1].id == whole.branches[-1].id
+    assert (view.active, view.complete, view.progress) == (0, whole.complete, whole.progress)
+    with pytest.raises(DocumentError, match="restore it from a copy"):
+        look(made_run)
 
 
 def edit(path, **fields):

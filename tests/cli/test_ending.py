@@ -2,7 +2,7 @@
 
 import pytest
 
-from forkcast_cli.ending import news, stopped, unsaved
+from forkcast_cli.ending import news, of_this_start, stopped, unsaved
 
 SAVED = {"state": "stopped", "step": 2920, "saved_step": 2920, "save_error": ""}
 REASON = "/ro/store: Read-only file system"
@@ -44,6 +44,14 @@ def test_failing_saves_are_put_into_words():
     failing = {**SAVED, "saved_step": 2000, "save_error": REASON}
     assert unsaved(failing) == f"not saved since step 2000: {REASON}"
     assert unsaved({**failing, "saved_step": None}) == f"nothing is saved yet: {REASON}"
+
+
+def test_what_kept_the_start_before_from_saving_is_no_trouble_of_this_one():
+    failing = {**SAVED, "attempt": 3, "saved_step": 2000, "save_error": REASON}
+    assert unsaved(of_this_start(failing, 3)) == ""
+    assert unsaved(of_this_start(failing, 2)) == unsaved(failing)
+    assert unsaved(of_this_start(failing, None)) == unsaved(failing)
+    assert of_this_start({}, None) == {}
 
 
 def test_a_trouble_is_told_once_when_it_begins_and_once_when_it_ends():

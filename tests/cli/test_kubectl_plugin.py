@@ -149,7 +149,8 @@ def test_branches_and_status_as_json(ask) -> None:
 def test_the_report_is_one_page(ask, tmp_path) -> None:
     page = tmp_path / "page.html"
     done, _ = ask("report", "gpt", "-o", str(page))
-    assert done.output.strip() == str(page)
+    assert done.stdout.strip() == str(page)
+    assert "without its history" in done.stderr  # this kubectl shows no ConfigMap
     text = Path(page).read_text()
     assert "gpt-e0-t288: Accepted" in text
     assert "learning rate x0.8" in text

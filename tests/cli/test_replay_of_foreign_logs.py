@@ -223,7 +223,7 @@ _NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.dictionaries(_NAMES, _JSON, max_size=8) | _JSON, max_size=6))
 def test_any_rows_are_read_or_refused_in_one_line(rows):
     records, refusal = [], "; "
@@ -236,7 +236,7 @@ def test_any_rows_are_read_or_refused_in_one_line(rows):
     assert keys == sorted(set(keys))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_parsed_or_refused(data):
     refusal = "; "

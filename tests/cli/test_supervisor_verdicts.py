@@ -6,6 +6,7 @@ import pytest
 
 from forkcast_cli.supervisor import RunFailedError, Supervisor
 from forkcast_wire.manifest import TrainingRunSpec
+from tests.waiting import until
 
 EARLIER = b"error: spec.old: of an earlier start; long mended\n"
 
@@ -68,6 +69,8 @@ def test_a_disk_that_is_full_delays_a_start_and_is_said(whole, monkeypatch):
     monkeypatch.setattr(whole, "start", full)
     whole.look()
     assert "attempts.json: No space left on device" in whole.trouble
+    whole._try_to_start(whole.children["trainer"], 1.0)
+    assert "training goes on" not in whole.trouble  # it does not
     assert all(child.not_before > 0 for child in whole.children.values())
     started = []
     monkeypatch.setattr(whole, "start", started.append)
@@ -111,7 +114,8 @@ def test_monitor_and_proxy_get_none_of_the_users_secrets(whole, monkeypatch):
     for name in ("monitor", "proxy", "trainer", "operator"):
         whole.start(name)
         process = whole.children[name].process
-        found[name] = Path(f"/proc/{process.pid}/environ").read_bytes()
+        environ = Path(f"/proc/{process.pid}/environ")  # empty while the kernel starts the program
+        found[name] = until(environ.read_bytes, f"the environment of {name}")
         process.kill()
         process.wait()
     assert {name for name, environment in found.items() if b"canary" in environment} == {

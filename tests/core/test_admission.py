@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkcast.admission import Budget, Open, Refusal, RunSeen, Suppress, admit
-from forkcast.records import Trigger, TriggerRule
+from forkcast.records import Trigger
+from tests import make
 
 BUDGET = Budget(branches=True, max_branches=3, max_per_hundred_thousand_steps=10)
 CALM = RunSeen(
@@ -19,17 +20,7 @@ CALM = RunSeen(
 
 
 def trigger(step: int = 100, epoch: int = 0) -> Trigger:
-    return Trigger(
-        run_uid="u",
-        epoch=epoch,
-        step=step,
-        onset_step=step,
-        rule=TriggerRule.SINGLE,
-        z=4.0,
-        index=1.0,
-        components={},
-        thresholds={},
-    )
+    return make.trigger(step=step, epoch=epoch, onset_step=step)
 
 
 def seen(**shown) -> RunSeen:
@@ -143,7 +134,7 @@ class SimRun:
             raise Crash
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.4]))
 def test_every_trigger_has_one_verdict_and_one_branch_at_most_is_active(seed, crash_rate) -> None:
     run = SimRun(random.Random(seed), crash_rate)

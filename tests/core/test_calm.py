@@ -94,7 +94,7 @@ def test_it_has_no_departure_to_go_back_behind() -> None:
     assert (found[-1].step, found[-1].onset_step) == (9, 9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(STEPS, st.integers(0, 120))
 def test_between_two_calm_triggers_lie_so_many_calm_steps_and_a_restart_changes_nothing(
     steps, cut
@@ -115,7 +115,7 @@ def test_between_two_calm_triggers_lie_so_many_calm_steps_and_a_restart_changes_
             calm = 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 399))
 def test_a_detector_restored_at_any_step_offers_at_the_same_steps(cut) -> None:
     config = configure(Uncertainty(window=32, warmup_steps=20, calm_steps=50, cooldown_steps=30))

@@ -101,7 +101,7 @@ def test_a_non_finite_loss_is_its_own_rule_and_poisons_nothing():
     assert before
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 699))
 def test_restart_at_any_step_gives_the_same_figures(cut):
     whole, first = detector(), detector()

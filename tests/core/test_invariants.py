@@ -15,7 +15,7 @@ from simulator import SimWorld, run_to_end, trigger
 
 RULES, TRIGGER = BranchRules(), trigger()
 SEEDS = st.integers(0, 2**32)
-CASES = settings(max_examples=500, deadline=None)
+CASES = settings(max_examples=500)
 
 
 def world(quality, chaos=0, trigger=TRIGGER, **more):

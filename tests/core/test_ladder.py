@@ -58,7 +58,7 @@ def test_what_came_later_does_not_count() -> None:
     assert ladder.step_of(replace(AT, epoch=0), [entry(1, 1.0, base=990, end=1001)]) == 0
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
 def test_one_unverified_rollout_is_adopted_once_whatever_crashes(quality, chaos) -> None:
     def world(seed: int, **faults) -> LadderWorld:

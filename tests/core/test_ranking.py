@@ -92,7 +92,7 @@ def test_the_portfolio_leads_with_the_deepest_rate_cut_and_is_diverse() -> None:
     assert {a.rewind_steps for a in actions} == {20, 220}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(PLAIN), unique=True), st.integers(1, 16))
 def test_the_portfolio_has_min_k_m_distinct_names(candidates, top_k) -> None:
     names, _ = rank(candidates, top_k=top_k, max_risk=0.2)

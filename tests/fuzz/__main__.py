@@ -22,7 +22,7 @@ _OURS = [
     "forkcast_monitor",
     "forkcast_cli",
 ]
-_MEMORY_MB, _STUCK_SECONDS, _LONGEST = 3072, 20, 1 << 16
+_MEMORY_MB, _STUCK_SECONDS, _LONGEST = 3072, 300, 1 << 16
 
 
 def main() -> None:

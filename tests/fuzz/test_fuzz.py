@@ -45,6 +45,6 @@ def test_a_short_turn_of_the_fuzzer_finds_nothing(name):
     pytest.importorskip("atheris", reason="the fuzzer is built for Linux on x86-64 only")
     command = [sys.executable, "-m", "tests.fuzz", name, f"--runs={_RUNS}", "--seed=1"]
     done = subprocess.run(
-        command, cwd=_FOLDER.parents[1], capture_output=True, text=True, check=False, timeout=280
+        command, cwd=_FOLDER.parents[1], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]

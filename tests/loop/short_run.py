@@ -23,7 +23,6 @@ STEPS, BRANCH = 400, "e0-t60"
 #: nor let go of the states from before the trigger until they are back: after so many steps of one
 #: process it waits for the branch's end.
 _ALONE = 100
-_SECONDS = 800
 #: Steps of this model are faster than any real one's: a ring state is still being written when the
 #: next is due.
 _PACE = "trainer/step:0.015"
@@ -100,7 +99,7 @@ def to_the_end(tmp_path, **environment):
     """Run the scenario until it is complete; where `forkcast run` itself is killed, again."""
     ended = -signal.SIGKILL
     while ended == -signal.SIGKILL:
-        ended = start(tmp_path, **environment).wait(_SECONDS)
+        ended = start(tmp_path, **environment).wait()
     assert ended == 0
 
 

@@ -8,7 +8,6 @@ them is not in the list.
 import json
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from short_run import BRANCH, check, start, substance, to_the_end
 
-pytestmark = pytest.mark.timeout(900)  # the first test waits for the run without faults, too
+from tests.waiting import until
+
 POINTS = [
     "/".join(line.split())
     for line in (Path(__file__).parent / "kill_points.txt").read_text().splitlines()
@@ -83,10 +83,8 @@ def test_many_deaths_in_one_run_change_nothing_but_time(tmp_path, fault_free, po
 def test_forkcast_run_itself_killed_in_mid_branch_and_run_again(tmp_path, fault_free):
     first = start(tmp_path)
     draft = tmp_path / "w/branches" / BRANCH / "draft.json"
-    deadline = time.monotonic() + 120
-    while not draft.exists() and time.monotonic() < deadline:
-        assert first.poll() is None
-        time.sleep(0.05)
+    until(lambda: draft.exists() or first.poll() is not None, "the draft")
+    assert first.poll() is None
     first.send_signal(signal.SIGKILL)
     first.wait()
     to_the_end(tmp_path)

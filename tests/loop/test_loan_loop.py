@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,9 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from short_run import MANIFEST
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+from tests.waiting import until
+
+pytestmark = pytest.mark.slow
 
 
 def run(tmp_path: Path, settled: Callable[[Path], bool], **branching) -> Path:
@@ -47,10 +48,8 @@ def run(tmp_path: Path, settled: Callable[[Path], bool], **branching) -> Path:
     with subprocess.Popen(
         command, cwd=tmp_path, env={**os.environ, "FORKCAST_WAIT": waits}
     ) as process:
-        while process.poll() is None:
-            if settled(folder):
-                goes_on.touch()
-            time.sleep(0.05)
+        until(lambda: settled(folder) or process.poll() is not None, "the second branch's end")
+        goes_on.touch()
     assert process.returncode == 0
     return folder
 

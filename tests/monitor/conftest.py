@@ -7,10 +7,8 @@ import math
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import grpc
 import numpy as np
@@ -26,12 +24,6 @@ from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 
 RULES = json.dumps({"window": 32, "warmupSteps": 40, "cooldownSteps": 30})
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def statistics(uid, steps, seed=0, spike=None):
@@ -204,12 +196,3 @@ def connect(target):
             yield channel, MonitorStub(channel)
 
     return open_
-
-
-def wait_for(condition, seconds=240):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s")

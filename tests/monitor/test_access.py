@@ -23,8 +23,10 @@ from forkcast_wire.client_security import ClientSecurity
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from forkcast_wire.token_review import Reviewed, ReviewUnavailableError
 from tests.certificates import Authority
+from tests.ports import free_port
+from tests.waiting import HANG_SECONDS, until
 
-from .conftest import Process, Talker, free_port, registration, statistics, wait_for
+from .conftest import Process, Talker, registration, statistics
 
 AUDIENCE = "forkcast-monitor"
 OPERATOR = ("forkcast-system", "forkcast-operator")
@@ -63,7 +65,7 @@ class TokenReviews(ThreadingHTTPServer):
             spec = body["spec"]
             name = spec["token"].rpartition(".")[2]
             self.server.asked[name] += 1
-            self.server.gate.wait(60)
+            self.server.gate.wait(HANG_SECONDS)
             status = {"authenticated": False, "error": f"not {spec['token']}"}
             user, audience = self.server.tokens.get(name, ("", ""))
             if audience in spec["audiences"]:
@@ -162,7 +164,7 @@ def greeted(channel):
     """
     hello = pb.StatsBatch(hello=pb.Hello(run_uid="a"))
     with channel, pytest.raises(grpc.RpcError) as refused:
-        list(MonitorStub(channel).Report(iter([hello]), timeout=120))
+        list(MonitorStub(channel).Report(iter([hello]), timeout=HANG_SECONDS))
     return refused.value.code().name
 
 
@@ -363,7 +365,7 @@ def test_certificates_say_whose_they_are(tmp_path):
             open_channel(target, aio=True, insecure_dev=True),
         ):
             async with channel:
-                call = MonitorStub(channel).ListRuns(pb.ListRunsRequest(), timeout=120)
+                call = MonitorStub(channel).ListRuns(pb.ListRunsRequest(), timeout=HANG_SECONDS)
                 assert await code_of(call) == "UNAVAILABLE"
 
     try:
@@ -495,7 +497,7 @@ def test_tokens_of_a_real_cluster(kubectl, tmp_path):
 
     try:
         asyncio.run(ask())
-        wait_for(lambda: secured.refusals().get("invalid", 0) >= 3)
+        until(lambda: secured.refusals().get("invalid", 0) >= 3)
     finally:
         secured.process.kill()
         for namespace in ("team", "other"):

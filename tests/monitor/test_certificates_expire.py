@@ -14,8 +14,9 @@ from forkcast_wire.channel import open_channel
 from forkcast_wire.client_security import ClientSecurity, handshake_trouble
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from tests.certificates import Authority
+from tests.ports import free_port
+from tests.waiting import HANG_SECONDS, until
 
-from .conftest import free_port, wait_for
 from .test_serving import answers
 
 NAME = "forkcast_monitor_certificate_expiry_timestamp_seconds"
@@ -48,13 +49,15 @@ def test_a_monitor_shows_and_tells_when_its_certificates_expire(monitor, tmp_pat
     served = authority.issue(tmp_path / "served", days=3)
     client = authority.issue(tmp_path / "client")
     process, target, scraped = monitor(served)
-    shown = wait_for(scraped)
+    shown = until(scraped)
     assert shown[NAME, (("file", "tls.crt"),)] == end(served / "tls.crt")
     assert shown[NAME, (("file", "ca.crt"),)] == end(served / "ca.crt")
     assert told(process.logged()) == [("certificate.expires", "tls.crt")]
     authority.issue(served, days=50)  # renewed; the next connection has it
     with open_channel(target, tls=client) as channel:
-        MonitorStub(channel).ListRuns(pb.ListRunsRequest(), wait_for_ready=True, timeout=120)
+        MonitorStub(channel).ListRuns(
+            pb.ListRunsRequest(), wait_for_ready=True, timeout=HANG_SECONDS
+        )
     assert scraped()[NAME, (("file", "tls.crt"),)] == end(served / "tls.crt")
     assert told(process.logged()) == [("certificate.expires", "tls.crt")]
 
@@ -64,12 +67,12 @@ def test_an_expired_certificate_is_named_on_both_sides(monitor, tmp_path):
     served = authority.issue(tmp_path / "served", days=-1)
     client = authority.issue(tmp_path / "client")
     process, target, scraped = monitor(served)
-    assert wait_for(scraped)[NAME, (("file", "tls.crt"),)] == end(served / "tls.crt")
+    assert until(scraped)[NAME, (("file", "tls.crt"),)] == end(served / "tls.crt")
     assert told(process.logged()) == [("certificate.expired", "tls.crt")]
     with open_channel(target, tls=client) as channel:
         link = MonitorLink(channel, lambda _: None)
         with pytest.raises(grpc.RpcError) as refused:
-            link.stub.ListRuns(pb.ListRunsRequest(), timeout=120)
+            link.stub.ListRuns(pb.ListRunsRequest(), timeout=HANG_SECONDS)
         said = f"{refused.value.code().name}: {refused.value.details()}"
     assert link.handshake_trouble(said) == (
         "the monitor's certificate is refused: certificate has expired"
@@ -78,14 +81,14 @@ def test_an_expired_certificate_is_named_on_both_sides(monitor, tmp_path):
 
 def test_another_authority_is_no_expiry(monitor, tmp_path):
     process, target, scraped = monitor(Authority(days=100).issue(tmp_path / "served", days=50))
-    wait_for(scraped)
+    until(scraped)
     assert told(process.logged()) == []
     stranger = ClientSecurity.from_folder(Authority(name="another").issue(tmp_path / "stranger"))
     with (
         open_channel(target, security=stranger) as channel,
         pytest.raises(grpc.RpcError) as refused,
     ):
-        MonitorStub(channel).ListRuns(pb.ListRunsRequest(), timeout=120)
+        MonitorStub(channel).ListRuns(pb.ListRunsRequest(), timeout=HANG_SECONDS)
     trouble = handshake_trouble(refused.value.details())
     assert trouble
     assert "expired" not in trouble
@@ -97,11 +100,11 @@ def test_an_expired_client_certificate_is_the_operators_own(monitor, tmp_path):
     served = authority.issue(tmp_path / "served", days=50)
     client = authority.issue(tmp_path / "client", days=-1)
     _, target, scraped = monitor(served)
-    wait_for(scraped)
+    until(scraped)
     with open_channel(target, tls=client) as channel:
         link = MonitorLink(channel, lambda _: None, lambda: ["tls.crt"])
         with pytest.raises(grpc.RpcError) as refused:
-            link.stub.ListRuns(pb.ListRunsRequest(), timeout=120)
+            link.stub.ListRuns(pb.ListRunsRequest(), timeout=HANG_SECONDS)
         said = f"{refused.value.code().name}: {refused.value.details()}"
     assert link.handshake_trouble(said) == (
         "the operator's own tls.crt for the monitor: certificate has expired"
@@ -116,7 +119,7 @@ def test_a_proxy_shows_and_tells_it_too(tmp_path):
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
     try:
-        shown = wait_for(lambda: answers(port))
+        shown = until(lambda: answers(port))
         name = NAME.replace("monitor", "proxy")
         assert shown[name, (("file", "tls.crt"),)] == end(served / "tls.crt")
         assert told((tmp_path / "log").read_text()) == [("certificate.expires", "tls.crt")]

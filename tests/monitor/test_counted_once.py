@@ -153,7 +153,7 @@ def straight(trainer: Trainer, rows: list[dict], folder: Path) -> WatchedRun:
     return run
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.integers(0, 2**32))
 def test_an_acknowledged_step_counts_once_whatever_the_link_does(seed) -> None:
     with scratch() as one, scratch() as other:
@@ -173,7 +173,7 @@ def test_an_acknowledged_step_counts_once_whatever_the_link_does(seed) -> None:
         assert [one.id for one in run.triggers] == [one.id for one in again.triggers]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.integers(0, 6), max_size=20), st.booleans())
 def test_no_order_takes_a_trainer_to_an_older_epoch(epochs, foreign) -> None:
     orders, newest = Orders("u"), 0

@@ -19,13 +19,13 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from forkcast_wire.statistics import read_history, tail_of
+from tests.waiting import HANG_SECONDS
 from tests.wire_integers import cases, name_of, put
 
 from .conftest import RULES, Talker, alone, answer, registration, statistics
 from .in_loop import hello, served
 
 #: Nobody waits so long for an answer; a hang shows as a failure, not as a test that never ends.
-_HANG_SECONDS = 60
 _SERVICE = pb.DESCRIPTOR.services_by_name["Monitor"]
 
 
@@ -54,7 +54,7 @@ async def ended(stub, method, request):
     """The code that a call ends with; OK too for a stream that goes on after its answer."""
     call = getattr(stub, method.name)
     try:
-        async with asyncio.timeout(_HANG_SECONDS):
+        async with asyncio.timeout(HANG_SECONDS):
             if method.client_streaming:
                 talk = call()
                 await talk.write(request)
@@ -93,7 +93,7 @@ def test_another_tenants_acks_go_on(tmp_path, method):
                 put(request, path, value)
                 code = await ended(stub, method, request)
                 assert code not in ("INTERNAL", "UNKNOWN"), (name_of(path), value, code)
-                async with asyncio.timeout(_HANG_SECONDS):
+                async with asyncio.timeout(HANG_SECONDS):
                     row = stats_to_wire(rows[at])
                     await stream.write(pb.StatsBatch(seq=at + 1, stats=[row]))
                     assert (await answer(stream)).seq == at + 1, (name_of(path), value)

@@ -3,14 +3,23 @@
 import asyncio
 import json
 import signal
+import urllib.request
 
 import grpc
 import pytest
 
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_to_wire
+from tests.ports import free_port
 
-from .conftest import Talker, alone, answer, newest_snapshot, registration, statistics
+from .conftest import (
+    Talker,
+    alone,
+    answer,
+    newest_snapshot,
+    registration,
+    statistics,
+)
 
 RUNS, STEPS = 50, 130
 
@@ -148,7 +157,6 @@ WRONG = [
     ({"uncertainty_json": '{"window": 0}'}, "INVALID_ARGUMENT", "uncertainty_json.window"),
     ({"uncertainty_json": '{"windw": 64}'}, "INVALID_ARGUMENT", "uncertainty_json.windw"),
     ({"uncertainty_json": " " * 17000}, "INVALID_ARGUMENT", "uncertainty_json"),
-    ({"name": "other"}, "ALREADY_EXISTS", "run_uid"),
     ({"namespace": "other"}, "ALREADY_EXISTS", "run_uid"),
 ]
 
@@ -171,6 +179,35 @@ def test_a_wrong_registration_names_its_field_and_changes_nothing(start_monitor,
             assert [(one.run_uid, one.namespace) for one in listed] == [("good", "team")]
 
     asyncio.run(talk())
+
+
+def test_a_run_that_adopts_records_is_registered_under_its_own_name(
+    start_monitor, connect, tmp_path
+):
+    """Regression: it was refused, so that a run with spec.storage.adoptFrom was never watched."""
+    metrics = free_port()
+    start_monitor("--metrics-port", str(metrics))
+
+    async def talk():
+        async with connect() as (_, stub):
+            await stub.RegisterRun(registration("a"), wait_for_ready=True)
+            call = stub.Report()
+            batch = pb.StatsBatch(hello=pb.Hello(run_uid="a"))
+            batch.stats.extend(stats_to_wire(one) for one in statistics("a", 9))
+            await call.write(batch)
+            await answer(call)
+            adopting = registration("a")
+            adopting.name = "next"
+            assert not (await stub.RegisterRun(adopting)).created
+            (one,) = (await stub.ListRuns(pb.ListRunsRequest())).runs
+            assert (one.name, one.next_step, one.streams) == ("next", 9, 1)
+            call.cancel()
+
+    asyncio.run(talk())
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics") as page:
+        text = page.read().decode()
+    assert 'namespace="team",run="next"' in text
+    assert 'run="run-a"' not in text
 
 
 def test_new_rules_judge_the_history_anew_and_keep_what_fired(start_monitor, connect, tmp_path):

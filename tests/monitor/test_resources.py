@@ -19,8 +19,10 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from forkcast_wire.statistics import read_history, tail_of
+from tests.ports import free_port
+from tests.waiting import until_async
 
-from .conftest import RULES, Process, Talker, answer, free_port, registration, statistics
+from .conftest import RULES, Process, Talker, answer, registration, statistics
 from .in_loop import hello, listening, refusal, served
 
 
@@ -68,11 +70,11 @@ def test_a_run_that_nobody_reports_for_holds_no_descriptor(tmp_path):
             await MonitorStub(channel).RegisterRun(registration("a"))
             await Talker(channel, "a", statistics("a", 5)).talk()
             folder = str(runs.find("a").opened.history.folder)
-            for _ in range(200):
-                if not [one for one in open_files() if one.startswith(folder)]:
-                    return
-                await asyncio.sleep(0.01)
-            raise AssertionError("its files stay open")
+
+            async def closed():
+                return not [one for one in open_files() if one.startswith(folder)]
+
+            await until_async(closed, "the end of its files")
 
     asyncio.run(play())
 

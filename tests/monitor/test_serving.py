@@ -21,8 +21,10 @@ from forkcast_proxy import metrics as proxy_metrics
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import open_channel
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
+from tests.ports import free_port
+from tests.waiting import HANG_SECONDS, until
 
-from .conftest import Talker, free_port, registration, statistics, wait_for
+from .conftest import Talker, registration, statistics
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -30,7 +32,7 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 def scrape(port):
     """{(sample, its labels): value} of a metrics page."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=HANG_SECONDS) as page:
         text = page.read().decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -204,17 +206,19 @@ def test_the_proxy_counts_what_it_answers(tmp_path):
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
     try:
-        wait_for(lambda: answers(port), seconds=240)
+        until(lambda: answers(port))
         with open_channel(target) as channel:
             stub = ProxyStub(channel)
             window = {"columns": [{"name": n, "values": [1.0]} for n in WINDOW_COLUMNS]}
             action = {"learning_rate_scale": 1, "weight_decay_scale": 1, "clipping": "Keep"}
             candidates = [{"name": f"c{n}", "action": action} for n in range(3)]
             asked = pb.ForecastRequest(window=window, candidates=candidates, horizon_steps=100)
-            assert len(stub.Forecast(asked, wait_for_ready=True, timeout=120).forecasts) == 3
+            assert (
+                len(stub.Forecast(asked, wait_for_ready=True, timeout=HANG_SECONDS).forecasts) == 3
+            )
             asked.candidates[1].name = "c0"
             with pytest.raises(grpc.RpcError) as refused:
-                stub.Forecast(asked, timeout=120)
+                stub.Forecast(asked, timeout=HANG_SECONDS)
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         shown = scrape(port)
         name = "forkcast_proxy_forecasts_total"
@@ -248,6 +252,6 @@ def test_metrics_answer_on_ipv4_and_ipv6(start_monitor):
         pytest.skip("this machine has no IPv6")
     port = free_port()
     start_monitor("--metrics-port", str(port))
-    wait_for(lambda: answers(port))
-    with urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=10) as page:
+    until(lambda: answers(port))
+    with urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=HANG_SECONDS) as page:
         assert b"forkcast_monitor_runs" in page.read()

@@ -18,6 +18,7 @@ from forkcast_operator.draft import draft
 from forkcast_wire.channel import open_channel
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
+from tests.waiting import HANG_SECONDS
 
 LATTICE = Lattice(rewind_steps=(5, 60))
 
@@ -30,7 +31,7 @@ def proxy(tmp_path_factory) -> Iterator[ProxyStub]:
     environment = {**os.environ, "FORKCAST_PARENT": str(os.getpid())}
     service = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, env=environment)
     with open_channel(f"unix:{folder}/p.sock") as channel:
-        grpc.channel_ready_future(channel).result(timeout=240)
+        grpc.channel_ready_future(channel).result(timeout=HANG_SECONDS)
         yield ProxyStub(channel)
     service.kill()
     service.wait()

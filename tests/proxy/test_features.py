@@ -53,7 +53,7 @@ actions = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(windows(), st.lists(actions, max_size=3), st.integers(1, 2**31))
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_finite_for_any_window_and_action(one, some, horizon):

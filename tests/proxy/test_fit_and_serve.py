@@ -2,12 +2,9 @@
 
 import dataclasses
 import hashlib
-import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -34,6 +31,7 @@ from forkcast_wire.codec import candidate_to_wire, forecast_from_wire, window_to
 from forkcast_wire.documents import dump, load
 from forkcast_wire.forkcast_pb2 import ForecastRequest
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
+from tests.waiting import HANG_SECONDS, running, until
 
 CHOICES = list(Lattice(rewind_steps=(0, 50)).actions())
 
@@ -311,7 +309,7 @@ def serve(tmp_path):
         command += ["--model", str(model)]
         started.append(subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL))
         channel = open_channel(f"unix:{tmp_path}/p.sock")
-        grpc.channel_ready_future(channel).result(timeout=120)
+        grpc.channel_ready_future(channel).result(timeout=HANG_SECONDS)
         return channel, started[-1]
 
     yield start
@@ -335,7 +333,7 @@ def request(window, horizon=200, count=128):
 def test_forecasts_over_the_wire(serve, model_dir):
     channel, process = serve(model_dir)
     asked = request(made_window(np.random.default_rng(7), 0.1))
-    answer = ProxyStub(channel).Forecast(asked, timeout=120)
+    answer = ProxyStub(channel).Forecast(asked, timeout=HANG_SECONDS)
     assert answer.model_digest == card_of(model_dir).sha256
     assert "recovery" in answer.note
     forecasts = [forecast_from_wire(one) for one in answer.forecasts]
@@ -354,13 +352,15 @@ def test_forecasts_over_the_wire(serve, model_dir):
         if f.loss
     ]
     assert rank_correlation(np.array(cut), np.array(rates)) > 0.7
-    again = ProxyStub(channel).Forecast(asked, timeout=120)
+    again = ProxyStub(channel).Forecast(asked, timeout=HANG_SECONDS)
     assert again == answer
     service = health_pb2_grpc.HealthStub(channel)
-    reply = service.Check(health_pb2.HealthCheckRequest(service="forkcast.v1.Proxy"), timeout=120)
+    reply = service.Check(
+        health_pb2.HealthCheckRequest(service="forkcast.v1.Proxy"), timeout=HANG_SECONDS
+    )
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 0
+    assert process.wait() == 0
 
 
 def test_it_abstains_beyond_what_it_knows(serve, model_dir):
@@ -368,7 +368,7 @@ def test_it_abstains_beyond_what_it_knows(serve, model_dir):
     stub, rng = ProxyStub(channel), np.random.default_rng(7)
 
     def reasons(asked):
-        answer = stub.Forecast(asked, timeout=120)
+        answer = stub.Forecast(asked, timeout=HANG_SECONDS)
         forecasts = [forecast_from_wire(one) for one in answer.forecasts]
         for one in forecasts:
             assert (one.loss, one.p_divergence, one.risk, one.recovery_steps) == (None,) * 4
@@ -383,12 +383,12 @@ def test_it_abstains_beyond_what_it_knows(serve, model_dir):
     blind.columns["loss"][:] = np.nan
     assert "no finite loss" in next(iter(reasons(request(blind))))
     with pytest.raises(grpc.RpcError) as refused:
-        stub.Forecast(ForecastRequest(), timeout=120)
+        stub.Forecast(ForecastRequest(), timeout=HANG_SECONDS)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     twice = request(made_window(rng, 0.1), count=2)
     twice.candidates[1].name = twice.candidates[0].name
     with pytest.raises(grpc.RpcError) as refused:
-        stub.Forecast(twice, timeout=120)
+        stub.Forecast(twice, timeout=HANG_SECONDS)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -417,19 +417,10 @@ def test_it_dies_with_its_parent(tmp_path):
     )
     child = int(parent.stdout.readline())
     channel = open_channel(f"unix:{tmp_path}/p.sock")
-    grpc.channel_ready_future(channel).result(timeout=120)
+    grpc.channel_ready_future(channel).result(timeout=HANG_SECONDS)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        try:
-            os.kill(child, 0)
-        except ProcessLookupError:
-            return
-        if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            return
-        time.sleep(0.05)
-    pytest.fail("the proxy outlived its parent")
+    until(lambda: not running(child), "the proxy's end")
 
 
 # ------------------------------------------------------------------------------------------ baselines

@@ -94,7 +94,6 @@ class Copy:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=280,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from concurrent import futures
 from contextlib import contextmanager
 
@@ -22,8 +21,8 @@ from forkcast_wire.codec import stats_from_wire
 from forkcast_wire.documents import RunInfo, dump
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer, add_MonitorServicer_to_server
 from forkcast_wire.manifest import TrainingRun
+from tests.ports import free_port
 from tests.s3_gateway import gateway_to
-from tests.versitygw import free_port
 
 UID = "u"
 
@@ -109,19 +108,6 @@ def new_run(tmp_path):
 @pytest.fixture(scope="session")
 def run_in():
     return lambda folder, **more: Run(folder, tiny_manifest(**more))
-
-
-@pytest.fixture(scope="session")
-def until():
-    def wait(condition, what="the condition", seconds=240.0):
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if found := condition():
-                return found
-            time.sleep(0.02)
-        raise AssertionError(f"{what} did not come about in {seconds} s")
-
-    return wait
 
 
 class Listener(MonitorServicer):

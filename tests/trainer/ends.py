@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from forkcast.records import StateKind
 from forkcast_wire.documents import RunInfo, dump, saved_states
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.store import FolderStore, put_document
+from tests.ports import free_port
 
 WAYS = ("complete", "sigterm", "collapse")
 _STEPS, _BASE = 12, 4
@@ -59,15 +59,9 @@ def _manifest(device: str, ranks: int, steps: int) -> TrainingRun:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def _ranks(folder: Path, ranks: int, more: dict[str, str]) -> list[subprocess.Popen[bytes]]:
     """The trainer's ranks, each our own child: a launcher hides their exit codes."""
-    port = str(_free_port())
+    port = str(free_port())
     started = []
     for rank in range(ranks):
         environment = {

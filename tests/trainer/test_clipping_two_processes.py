@@ -69,7 +69,7 @@ def rank_main(rank, folder):
         init_method=f"file://{folder}/meet",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=90),
+        timeout=timedelta(minutes=10),
     )
     manifest = json.loads((Path(folder) / "manifest.json").read_text())
     got = {
@@ -96,14 +96,13 @@ def ranks(tmp_path_factory, tiny):
         subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in range(2)
     ]
     try:
-        assert [one.wait(timeout=300) for one in processes] == [0, 0]
+        assert [one.wait() for one in processes] == [0, 0]
         return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
     finally:
         for one in processes:
             one.kill()
 
 
-@pytest.mark.timeout(400)
 def test_two_processes_agree_with_one(ranks):
     """Of 1, 2, 3, 80, 4: n = 5, k = floor(2/5 x 4) = 1, C = 4: the mean of 1, -2, 3, 4, 4 is 2."""
     got = [one["policy"] for one in ranks]
@@ -115,7 +114,6 @@ def test_two_processes_agree_with_one(ranks):
         assert not skip
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("number", range(3), ids=["clean", "a thousandfold", "not a number"])
 def test_a_poisoned_micro_batch_of_four_is_tamed_alike(ranks, tiny, tmp_path, number):
     """Both ranks see the same norms, equal to those of one process with four micro-batches; the

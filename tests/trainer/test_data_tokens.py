@@ -22,6 +22,7 @@ from forkcast_trainer.data.text import pieces
 from forkcast_trainer.data.tokens import open_tokenizer, prepare
 from forkcast_trainer.errors import DataError
 from forkcast_wire.manifest import Data, TextSource, Validation
+from tests.waiting import HANG_SECONDS
 
 FIELD = "spec.data.train"
 POEM = "Größe, 東京 and\nplain words.\n"
@@ -223,7 +224,7 @@ def test_ranks_that_start_together_tokenise_once(text, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "pieces", noted)
 
     def rank(_):
-        both.wait(240)
+        both.wait(HANG_SECONDS)
         return prepare(data(text), tmp_path / "t", progress=False)[0].file
 
     with ThreadPoolExecutor(2) as pool:

@@ -9,8 +9,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from ends import WAYS, end
 
-pytestmark = pytest.mark.timeout(900)
-
 
 @pytest.fixture(scope="module")
 def former(tmp_path_factory):

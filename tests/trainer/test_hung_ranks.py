@@ -3,19 +3,23 @@
 import json
 import os
 import signal
-from pathlib import Path
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
 from forkcast.records import StateKind
 from forkcast_cli.supervisor import Supervisor
-from forkcast_wire import beats
+from forkcast_wire import beats, hang
 from forkcast_wire.documents import saved_states
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.store import FolderStore
+from tests.waiting import running, until
 
-pytestmark = pytest.mark.timeout(300)
 STEPS, RING, AT = 20, 5, 8
 
 
@@ -81,30 +85,48 @@ def goes_on_from(supervisor, step):
     return supervisor.finished(0) and last["step"] >= step
 
 
-def test_a_stopped_rank_is_named_and_the_run_goes_on_to_its_end(supervised, waiting, until):
-    supervisor = supervised(processes=2, hangSeconds=6)
+def test_a_stopped_rank_is_named_and_the_run_goes_on_to_its_end(supervised, waiting):
+    supervisor = supervised(processes=2, hangSeconds=10)
     until(looked(supervisor, lambda: holds_step(supervisor, RING)), "a saved state")
-    folder = supervisor.folder / "beats"
-    (pid,) = (one.pid for one in beats.read(folder) if one.rank == 1)
-    os.kill(pid, signal.SIGSTOP)
+
+    def stopped():
+        """The process of rank 1; another one where the wait was taken for a hang before."""
+        pids = [one.pid for one in beats.read(supervisor.folder / "beats") if one.rank == 1]
+        with suppress(ProcessLookupError):
+            os.kill(pids[0], signal.SIGSTOP)
+            return pids[0]
+
+    pid = until(looked(supervisor, stopped), "rank 1")
     waiting.touch()
     until(looked(supervisor, lambda: supervisor.finished(0)), "the end of the run")
-    (hung,) = events(log_of(supervisor), "trainer.hung")
-    assert (hung["rank"], hung["stopped"], hung["pid"]) == (1, True, pid)
-    assert not Path(f"/proc/{pid}").exists()
+    (hung,) = [one for one in events(log_of(supervisor), "trainer.hung") if one["pid"] == pid]
+    assert (hung["rank"], hung["stopped"]) == (1, True)
+    assert not running(pid)
     assert goes_on_from(supervisor, RING)
 
 
 def test_a_stuck_training_thread_is_named_with_its_stack_and_the_run_goes_on(
-    supervised, waiting, until
+    supervised, waiting, tmp_path, monkeypatch
 ):
-    """Its helper threads live on: the states are saved while it is stuck."""
-    supervisor = supervised(hangSeconds=5)
+    """Its helper threads live on: the states are saved while it is stuck. The supervisor's clock
+    stands until then, and afterwards: how long a start takes says nothing here.
+    """
+    reached, now = tmp_path / "reached", 0.0
+    monkeypatch.setenv("FORKCAST_CRASH_LOG", str(reached))
+    monkeypatch.setattr(hang, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
+    supervisor = supervised(hangSeconds=100)
+
+    def stuck():
+        return reached.exists() and f"trainer step {AT}\n" in reached.read_text()
+
     with capture_logs() as logs:
 
         def named():
+            nonlocal now
+            now += 1
             return [one for one in logs if one["event"] == "trainer.hung"]
 
+        until(looked(supervisor, stuck), "the step that waits")
         until(looked(supervisor, named), "the alarm")
         waiting.touch()
         until(looked(supervisor, lambda: supervisor.finished(0)), "the end of the run")
@@ -114,10 +136,33 @@ def test_a_stuck_training_thread_is_named_with_its_stack_and_the_run_goes_on(
     assert goes_on_from(supervisor, RING)
 
 
+#: A trainer whose watch of itself has a clock that stands until the training thread waits.
+_ON_A_CLOCK = """
+import os, runpy, time
+from pathlib import Path
+from types import SimpleNamespace
+from forkcast_wire import hang
+now = 0
+def monotonic():
+    global now
+    reached = Path(os.environ["FORKCAST_CRASH_LOG"])
+    now += 5 * (reached.exists() and os.environ["REACHED"] in reached.read_text())
+    return now
+hang.time = SimpleNamespace(monotonic=monotonic, sleep=lambda _: time.sleep(0.05))
+runpy.run_module("forkcast_trainer", run_name="__main__")
+"""
+
+
 def test_a_lone_process_that_nobody_watches_ends_itself_so_that_it_is_started_again(
-    new_run, waiting, capfd
+    new_run, waiting, tmp_path, capfd
 ):
-    process = new_run(steps=STEPS, hangSeconds=5).start()
+    run = new_run(steps=STEPS, hangSeconds=100)
+    reached = {"FORKCAST_CRASH_LOG": str(tmp_path / "reached"), "REACHED": f"trainer step {AT}\n"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ON_A_CLOCK, "--manifest", "manifest.json"],
+        cwd=run.folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **reached},
+    )
     try:
         assert process.wait() == 1
     finally:

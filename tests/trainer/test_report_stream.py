@@ -6,6 +6,7 @@ from forkcast.records import StepStats
 from forkcast_trainer import report
 from forkcast_trainer.report import Hello, Reporter
 from forkcast_wire import forkcast_pb2 as pb
+from tests.waiting import until
 from tests.wire_integers import cases, name_of, put
 
 
@@ -47,15 +48,17 @@ def reporter(monitor):
     one.close()
 
 
-def test_all_steps_arrive_once_and_many_share_a_batch(monitor, reporter, until):
+def test_all_steps_arrive_once_and_many_share_a_batch(monitor, reporter):
+    monitor.stop()
     for step in range(2000):
         reporter.report(stats(step))
+    monitor.start()
     until(lambda: len(monitor.listener.stats) == 2000)
     assert steps_of(monitor.listener) == list(range(2000))
-    assert monitor.listener.batches < 1000
+    assert monitor.listener.batches < 100
 
 
-def test_a_monitor_that_comes_back_gets_the_rest_from_where_it_was(monitor, reporter, until):
+def test_a_monitor_that_comes_back_gets_the_rest_from_where_it_was(monitor, reporter):
     for step in range(50):
         reporter.report(stats(step))
     until(lambda: len(monitor.listener.stats) == 50 and not reporter._ring)
@@ -68,7 +71,7 @@ def test_a_monitor_that_comes_back_gets_the_rest_from_where_it_was(monitor, repo
     assert [one.start_step for one in monitor.listener.hellos][0::1][-1] == 50
 
 
-def test_what_was_not_acknowledged_is_sent_again(monitor, reporter, until):
+def test_what_was_not_acknowledged_is_sent_again(monitor, reporter):
     monitor.listener.acknowledge = False
     for step in range(30):
         reporter.report(stats(step))
@@ -81,7 +84,7 @@ def test_what_was_not_acknowledged_is_sent_again(monitor, reporter, until):
     until(lambda: not reporter._ring)
 
 
-def test_no_more_batches_are_in_flight_than_the_credit(monitor, reporter, until):
+def test_no_more_batches_are_in_flight_than_the_credit(monitor, reporter):
     monitor.listener.credit, monitor.listener.acknowledge = 2, False
     until(lambda: monitor.listener.hellos)
     for step in range(3000):
@@ -119,7 +122,7 @@ def test_a_monitor_that_tells_directives_without_end_fills_no_memory():
     assert reporter.directives() == []
 
 
-def test_what_the_ring_dropped_is_told_as_one_gap(monitor, until, monkeypatch):
+def test_what_the_ring_dropped_is_told_as_one_gap(monitor, monkeypatch):
     monkeypatch.setattr(report, "RING_STEPS", 20)
     monitor.stop()
     one = Reporter(monitor.target, hello())
@@ -134,7 +137,7 @@ def test_what_the_ring_dropped_is_told_as_one_gap(monitor, until, monkeypatch):
     one.close()
 
 
-def test_a_new_epoch_has_its_own_hello_and_the_old_ones_records_go_first(monitor, reporter, until):
+def test_a_new_epoch_has_its_own_hello_and_the_old_ones_records_go_first(monitor, reporter):
     for step in range(40):
         reporter.report(stats(step))
     reporter.new_epoch(hello(epoch=1, start=20))
@@ -145,7 +148,7 @@ def test_a_new_epoch_has_its_own_hello_and_the_old_ones_records_go_first(monitor
     assert [(one.epoch, one.start_step) for one in monitor.listener.hellos] == [(0, 0), (1, 20)]
 
 
-def test_directives_arrive_once_each(monitor, reporter, until):
+def test_directives_arrive_once_each(monitor, reporter):
     monitor.listener.tell(id="a", checkpoint_now={})
     monitor.listener.tell(id="b", hold={"branch": "x", "deadline_seconds": 5})
     reporter.report(stats(0))

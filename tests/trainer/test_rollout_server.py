@@ -1,19 +1,20 @@
 """The rollout server: what it starts again, and what it gives up."""
 
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from forkcast.actions import Action
-from forkcast.records import StateKind, StateRef, Trial, TrialStatus
+from forkcast.records import Trial, TrialStatus
 from forkcast_trainer import rollout_server
 from forkcast_trainer.rollout_server import RolloutServer
 from forkcast_trainer.slots import Slots
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil, dump
 from forkcast_wire.store import open_store, read_document
+from tests.make import state_ref
+from tests.waiting import until
 
 NAME = ("e0-t100", "c000")
 
@@ -23,9 +24,7 @@ def served(tmp_path, tiny, monkeypatch):
     """A server whose rollouts do as the test says; gives (run until a trial stands, store)."""
     spec = tiny().spec
     store = open_store(spec.storage, tmp_path)
-    base = StateRef(
-        key="ring/x", kind=StateKind.RING, epoch=0, attempt=0, step=90, digest="d", size_bytes=1
-    )
+    base = state_ref(90)
     job = RolloutJob(
         run_uid="u",
         trigger_id=NAME[0],
@@ -49,13 +48,13 @@ def served(tmp_path, tiny, monkeypatch):
                 behaviour(tmp_path, store, self.job)
 
         monkeypatch.setattr(rollout_server, "Rollout", Faked)
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline:
+
+        def published():
             server.look()
             trial = read_document(store, Trial, keys.rollout_trial(*NAME, 5))
-            if trial is not None and not server.children:
-                return trial
-        raise AssertionError("no trial was published")
+            return trial if not server.children else None
+
+        return until(published, "a trial")
 
     return serve
 

@@ -8,12 +8,13 @@ from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil, dump, saved_states
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.store import open_store, read_document
+from tests.waiting import until
 
 NAME = ("e0-t0", "c000")
 
 
-def test_a_rollout_goes_on_when_more_is_asked_of_it(start_on_bucket, until, tmp_path):
-    assert start_on_bucket("forkcast_trainer", "--claim-attempt").wait(120) == 0
+def test_a_rollout_goes_on_when_more_is_asked_of_it(start_on_bucket, tmp_path):
+    assert start_on_bucket("forkcast_trainer", "--claim-attempt").wait() == 0
     spec = TrainingRun.model_validate(json.loads((tmp_path / "manifest.json").read_text())).spec
     store = open_store(spec.storage, tmp_path)
     job = RolloutJob(
@@ -38,5 +39,5 @@ def test_a_rollout_goes_on_when_more_is_asked_of_it(start_on_bucket, until, tmp_
     start_on_bucket("forkcast_trainer.rollout_server")
     for rung in job.rungs:
         ask(rung)
-        assert until(lambda r=rung: trial(r), f"rung {rung}", 120).status is TrialStatus.OK
+        assert until(lambda r=rung: trial(r), f"rung {rung}").status is TrialStatus.OK
     assert "rollout.child_died" not in (tmp_path / "log").read_text()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,6 +24,7 @@ from forkcast_wire.manifest import TrainingRun as Manifest
 from forkcast_wire.store import StoreUnavailable, open_store, put_document
 from tests.silent_line import Line
 from tests.versitygw import Versitygw
+from tests.waiting import until
 
 BASE = 10
 
@@ -57,9 +59,7 @@ def remote(gateway, run_in, tmp_path):
     line.close()
 
 
-def test_training_goes_on_while_a_silent_store_keeps_the_state_of_a_collapse(
-    remote, monitor, until
-):
+def test_training_goes_on_while_a_silent_store_keeps_the_state_of_a_collapse(remote, monitor):
     run, line, store = remote
     process = run.start(monitor.target)
     try:
@@ -109,7 +109,7 @@ def test_a_hold_without_a_sensible_end_is_refused(seconds):
 
 def test_a_hold_ends_by_itself_and_soon_after_a_collapse_is_ordered(monkeypatch):
     now = 1000.0
-    monkeypatch.setattr(orders.time, "monotonic", lambda: now)
+    monkeypatch.setattr(orders, "time", SimpleNamespace(monotonic=lambda: now))
     one = Orders("u")
     one.hear(directive(hold=pb.Hold(branch="b", deadline_seconds=600)))
     assert one.holds(now + 599)
@@ -120,7 +120,7 @@ def test_a_hold_ends_by_itself_and_soon_after_a_collapse_is_ordered(monkeypatch)
     assert not one.holds(now), "a hold that has ended is not taken up again"
 
 
-def test_a_reader_never_waits_and_tries_again_what_the_store_refuses(until):
+def test_a_reader_never_waits_and_tries_again_what_the_store_refuses():
     answers, asked = threading.Event(), []
     newer = NewerEpoch(entry=None, saved=None)
 

@@ -26,8 +26,8 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil, saved_states
 from forkcast_wire.store import FolderStore, put_document, read_document
+from tests.waiting import until
 
-pytestmark = pytest.mark.timeout(900)
 STEPS, BASE, TRIGGER, RUNG = 40, 10, 15, 10
 RUN = {"processes": 2, "steps": STEPS, "ring": BASE}
 #: One process sums a step's gradients in another order than two do.
@@ -67,7 +67,7 @@ def whole(tmp_path_factory, run_in, listening_in):
 
 
 @pytest.fixture(scope="module")
-def forked(whole, tmp_path_factory, run_in, listening_in, until):
+def forked(whole, tmp_path_factory, run_in, listening_in):
     """The same run, collapsed in its first steps onto the state that the whole one had at BASE, held
     some steps later, stopped by SIGTERM, started again.
     """

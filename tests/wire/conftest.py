@@ -14,7 +14,8 @@ from forkcast.ports import Store
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store import FolderStore
 from forkcast_wire.store.s3 import S3Store
-from tests.versitygw import ACCESS, SECRET, Versitygw, free_port
+from tests.ports import free_port
+from tests.versitygw import ACCESS, SECRET, Versitygw
 
 
 @pytest.fixture(scope="session")

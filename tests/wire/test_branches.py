@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from forkcast.actions import Action
 from forkcast.branch import BranchRules, Collapsing, Drafting, Finished, Forking, RolloutSeen
 from forkcast.decision import Decision, Outcome, Reason
+from forkcast.records import TrialStatus
 from forkcast_wire import branches, keys
 from forkcast_wire.branches import Bases, BranchRecord, OutcomeRecord
-from forkcast_wire.documents import DocumentError, RolloutUntil, dump, load
+from forkcast_wire.documents import DocumentError, RolloutJob, RolloutUntil, dump, load
 from tests.make import trigger
 from tests.wire.memory_store import MemoryStore
 from tests.wire.test_schema_1 import FOLDER
@@ -80,6 +82,31 @@ def test_a_branch_is_found_again_without_its_phase_and_its_end(
     assert found.outcome is Outcome.ACCEPTED  # by its decision
     with pytest.raises(DocumentError):
         branches.saved_phase(store, TRIGGER.id)
+
+
+def test_a_rollout_is_given_up_once_and_never_over_what_was_measured(store: MemoryStore) -> None:
+    measured = DECISION.trials[0]
+    job = RolloutJob(
+        run_uid="u",
+        trigger_id=TRIGGER.id,
+        candidate=measured.candidate,
+        action=Action(),
+        base=DECISION.bases[0],
+        trigger_step=100,
+        rungs=(10, 9999),
+        publish_from=10,
+    )
+    store.put(keys.rollout_job(TRIGGER.id, measured.candidate), dump(job))
+    for rung in (measured.rung, 9999):
+        for why in ("it died" * 200, "again"):
+            branches.give_up(store, TRIGGER.id, measured.candidate, rung, why)
+    branches.give_up(store, TRIGGER.id, "c999", 10, "never to run")
+    found = branches.rollouts(store, TRIGGER.id)
+    assert found[measured.candidate].trials[measured.rung] == measured
+    failed = found[measured.candidate].trials[9999]
+    assert (failed.status, failed.step) == (TrialStatus.FAILED, 10_099)
+    assert failed.failure == ("it died" * 200)[:500]
+    assert "c999" not in found
 
 
 @pytest.mark.parametrize("name", ["bases", "draft", "decision"])

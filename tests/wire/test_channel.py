@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from forkcast_wire import channel
 from forkcast_wire.client_security import CA, CERTIFICATE, INSECURE, KEY, TOKEN, ClientSecurity
 from tests.certificates import Authority
+from tests.waiting import HANG_SECONDS
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -35,7 +36,9 @@ def add_health(server: grpc.Server) -> None:
 
 def check(made: grpc.Channel) -> int:
     return (
-        health_pb2_grpc.HealthStub(made).Check(health_pb2.HealthCheckRequest(), timeout=120).status
+        health_pb2_grpc.HealthStub(made)
+        .Check(health_pb2.HealthCheckRequest(), timeout=HANG_SECONDS)
+        .status
     )
 
 
@@ -73,7 +76,7 @@ def test_asyncio_channel(server: grpc.Server, tmp_path: Path) -> None:
     async def ask() -> int:
         async with channel.open_channel(target, aio=True) as made:
             stub = health_pb2_grpc.HealthStub(made)
-            return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=120)).status
+            return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=HANG_SECONDS)).status
 
     assert asyncio.run(ask()) == _SERVING
 
@@ -193,10 +196,10 @@ def test_messages_are_bounded(
     with grpc.insecure_channel(target, options=[("grpc.max_send_message_length", -1)]) as made:
         call = made.unary_unary("/t/Echo")
         if allowed:
-            assert call(os.urandom(size), timeout=120)
+            assert call(os.urandom(size), timeout=HANG_SECONDS)
         else:
             with pytest.raises(grpc.RpcError) as refused:
-                call(os.urandom(size), timeout=120)
+                call(os.urandom(size), timeout=HANG_SECONDS)
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

@@ -17,6 +17,7 @@ from forkcast_wire.store import StoreUnavailable
 from forkcast_wire.store.s3 import S3Store
 from tests.make import step_stats
 from tests.silent_line import Line
+from tests.waiting import HANG_SECONDS
 
 #: Keepalive as the clients of a test use it, ms; the shipped one would keep the test waiting.
 _SOON = {"grpc.keepalive_time_ms": 1_000, "grpc.keepalive_timeout_ms": 1_000}
@@ -56,7 +57,7 @@ def answers(stub):
     for _ in range(5):
         with suppress(grpc.RpcError):
             request = health_pb2.HealthCheckRequest()
-            yield stub.Check(request, timeout=60, wait_for_ready=True).status
+            yield stub.Check(request, timeout=HANG_SECONDS, wait_for_ready=True).status
 
 
 def test_the_shipped_keepalive_notices_within_a_minute_on_both_sides() -> None:
@@ -79,7 +80,7 @@ def test_a_trainer_does_not_wait_for_a_monitor_whose_name_does_not_resolve(monke
 
     thread = threading.Thread(target=steps, daemon=True)
     thread.start()
-    assert reported.wait(60), "a step waited for the monitor"
+    assert reported.wait(HANG_SECONDS), "a step waited for the monitor"
     reporter.close()
     assert reporter.dropped == 0
 

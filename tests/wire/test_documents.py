@@ -51,3 +51,8 @@ def test_every_fraction_of_a_decision_is_finite_or_the_place_is_named():
         with pytest.raises(DocumentError) as refused:
             load(Decision, with_number(DECISION, path, "Infinity"))
         assert str(refused.value).startswith(f"Decision: {path[0]}")
+
+
+def test_a_document_that_is_far_too_long_is_not_parsed() -> None:
+    with pytest.raises(DocumentError, match="too many for a record"):
+        load(Complete, b"[" + b"{}," * (3 << 20) + b"{}]")

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -158,7 +159,7 @@ def test_a_rank_that_is_being_ended_is_not_named_again(tmp_path, monkeypatch):
     beats.start(0, 7.0)
     beats.beat(Phase.STEP)
     now = iter(range(0, 1000, 5))
-    monkeypatch.setattr(hang.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(hang, "time", SimpleNamespace(monotonic=lambda: next(now)))
     watch = hang.Watch(tmp_path)
     named = [len(watch.look([os.getpid()])) for _ in range(5)]
     assert named == [0, 0, 1, 0, 0]

@@ -20,10 +20,13 @@ from forkcast_wire.store import (
     BadKey,
     Conflict,
     KeyMissing,
+    StoreError,
+    limits,
     put_document,
     read_document,
     update_document,
 )
+from tests.waiting import HANG_SECONDS
 
 _RACERS = 16
 _EMPTY = Catalogue(pins={}, tombstones=())
@@ -34,7 +37,7 @@ def race(attempt: Callable[[int], object], loses: type[Exception]) -> list[int]:
     start = threading.Barrier(_RACERS)
 
     def run(number: int) -> int | None:
-        start.wait(240)
+        start.wait(HANG_SECONDS)
         try:
             attempt(number)
         except loses:
@@ -54,6 +57,22 @@ def test_what_is_put_is_got_with_the_same_etag(store: Store) -> None:
     info = store.head("lineage/1.json")
     assert info is not None
     assert (info.key, info.size, info.etag) == ("lineage/1.json", 3, again)
+
+
+def test_what_is_too_long_for_a_record_is_not_read_as_a_whole(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: a run whose run.json had some hundred MiB used up the memory of whoever read it."""
+    monkeypatch.setattr(limits, "MOST_DOCUMENT_BYTES", 1 << 20)
+    long, target = tmp_path / "long", tmp_path / "target"
+    long.write_bytes(bytes(3 << 20))
+    store.put_file("run.json", long)
+    with pytest.raises(StoreError, match=r"run\.json: is longer than 1 MiB"):
+        store.get("run.json")
+    store.get_file("run.json", target)
+    assert target.stat().st_size == 3 << 20
+    store.put("run.json", b"x" * (1 << 20))
+    assert len(store.get("run.json")[0]) == 1 << 20
 
 
 def test_empty_object(store: Store) -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from forkcast_wire.documents import RunInfo, dump
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.termination import Stop
 from tests.make import little_text, tiny_run
+from tests.waiting import until
 
 MODULES = (
     "forkcast_monitor",
@@ -122,9 +122,8 @@ def at_work(folder: Path, part: str) -> Iterator[subprocess.Popen[bytes]]:
             env={**environment, "OMP_NUM_THREADS": "1"},
         )
     try:
-        while not works(folder):
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.05)
+        until(lambda: works(folder) or process.poll() is not None, f"{part} at work")
+        assert process.poll() is None, (folder / "log").read_text()
         yield process
     finally:
         process.kill()
@@ -140,9 +139,12 @@ def test_a_signal_that_comes_again_and_again_does_not_kill_what_drains(
 ) -> None:
     """To the very end: also while the event loop and the interpreter end."""
     with at_work(tmp_path, part) as process:
-        while process.poll() is None:
+
+        def ended() -> bool:
             process.send_signal(number)
-            time.sleep(0.001)
+            return process.poll() is not None
+
+        until(ended, "its end", every=0.001)
         assert process.returncode == 0, (tmp_path / "log").read_text()
     if part in ("trainer", "ranks"):
         assert json.loads((tmp_path / "progress.json").read_text())["state"] == "stopped"

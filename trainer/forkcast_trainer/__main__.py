@@ -9,7 +9,6 @@ if __name__ == "__main__":
 # isort: split
 
 import argparse
-import json
 import os
 import sys
 import threading
@@ -23,8 +22,9 @@ from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.starts import adopt_identity, attempt_of_all
 from forkcast_trainer.train import TrainingRun
 from forkcast_wire import beats, hang
-from forkcast_wire.manifest import TrainingRun as Manifest
 from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.manifest_error import ManifestError
+from forkcast_wire.newer import read_resolved
 from forkcast_wire.process import (
     configure_logging,
     die_with_parent,
@@ -34,7 +34,7 @@ from forkcast_wire.store import StoreError, StoreMisconfigured, StoreUnavailable
 
 #: A rank whose torchrun has died saves and leaves in so much time, or is ended.
 _LEAVE_SECONDS = 30.0
-#: Exit codes. Only the last is final: whoever started the process must not start it again.
+#: Exit codes. Only the last is final: the process must not be started again.
 DONE, AGAIN, UNUSABLE = 0, 1, 2
 _log = structlog.get_logger()
 
@@ -90,7 +90,7 @@ def _train(given: argparse.Namespace, stop: threading.Event, world: int) -> tupl
     if given.run is not None:
         adopt_identity(given.run, given.workdir)
     try:
-        manifest = Manifest.model_validate(json.loads(given.manifest.read_text()))
+        manifest = read_resolved(given.manifest.read_text())
         _beat(manifest.spec, place)
         if given.claim_attempt:
             given.attempt = attempt_of_all(manifest.spec.storage, given.workdir, place, stop)
@@ -108,7 +108,7 @@ def _train(given: argparse.Namespace, stop: threading.Event, world: int) -> tupl
         field = ".".join(map(str, first["loc"]))
         print(f"error: {field}: {first['msg']}; correct it", file=sys.stderr)
         return UNUSABLE, False
-    except (TrainerError, StoreMisconfigured) as error:
+    except (TrainerError, ManifestError, StoreMisconfigured) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE, False
     except StoreUnavailable as error:

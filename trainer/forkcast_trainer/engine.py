@@ -75,7 +75,7 @@ def placement(spec: TrainingRunSpec, rank: int = 0, world: int = 1, local: int =
     """Resolve Auto: the GPU where there is one, bf16 where it has it. The GPU becomes the process's
     own, so that nothing of it ends up on another rank's.
 
-    Raises TrainerError where a GPU is asked for that is not there.
+    Raises TrainerError if a GPU is asked for that is not there.
     """
     wish, count = spec.model.device, torch.cuda.device_count()
     cuda = wish is Device.CUDA or (wish is Device.AUTO and count > 0)
@@ -112,7 +112,7 @@ class Engine:
     def __init__(
         self, spec: TrainingRunSpec, run_uid: str, workdir: Path, place: Placement
     ) -> None:
-        """Raises TrainerError where data, model or clipping cannot be set up."""
+        """Raises TrainerError if data, model or clipping cannot be set up."""
         torch.set_num_threads(spec.training.threads)
         self.spec, self.run_uid, self.place = spec, run_uid, place
         # a rollout is one process: it takes the micro-batches of all ranks, in their order and

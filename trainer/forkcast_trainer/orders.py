@@ -9,18 +9,18 @@ from typing import Final
 
 import structlog
 
+from forkcast.directives import CheckpointNow, Collapse, Hold, Resume
 from forkcast.lineage import LineageEntry
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.codec import directive_from_wire
 
 _log = structlog.get_logger()
-#: No hold is longer: the most that a branch's budget.deadlineSeconds allows.
-MOST_HOLD_SECONDS: Final = 604_800.0
 #: How long a held run waits for the state of an ordered collapse before it trains on without it.
 COLLAPSE_SECONDS: Final = 10.0
 
 
 class Order(IntEnum):
-    """What all ranks do at a step boundary; the largest that any rank wishes wins. WAIT: a moment,
+    """What all ranks do at a step boundary; the largest that any rank asks for wins. WAIT: a moment,
     for what decides about the end. HOLD: while a branch is open.
     """
 
@@ -31,7 +31,7 @@ class Order(IntEnum):
 
 
 @dataclass(frozen=True)
-class Hold:
+class Held:
     """A hold in force: whose, and until when on the monotonic clock."""
 
     branch: str
@@ -39,43 +39,48 @@ class Hold:
 
 
 class Orders:
-    """Directives of one run, folded. epoch: the newest epoch that the run shall be in."""
+    """Directives of one run, folded. epoch: the newest epoch that the run is to be in."""
 
     def __init__(self, run_uid: str) -> None:
         self._run_uid = run_uid
-        self._hold: Hold | None = None
+        self._hold: Held | None = None
         self._released: set[str] = set()
         self._checkpoint = False
         self._saved: set[str] = set()
         self._digest = ""
         self.epoch = 0
 
-    def hear(self, directive: pb.Directive) -> None:
-        """Fold one directive. A repeated one changes nothing: a new stream tells all again."""
-        kind = directive.WhichOneof("what")
-        if directive.run_uid != self._run_uid:
-            _log.warning("train.foreign_directive", id=directive.id)
-        elif kind == "hold":
-            branch = directive.hold.branch
-            known = self._hold is not None and self._hold.branch == branch
-            seconds = directive.hold.deadline_seconds
-            if not 0 < seconds <= MOST_HOLD_SECONDS:
-                _log.warning("train.hold_refused", branch=branch, seconds=seconds)
-            elif not known and branch not in self._released:
-                self._hold = Hold(branch, time.monotonic() + seconds)
-        elif kind == "resume":
-            self._released.add(directive.resume.branch)
-            if self._hold is not None and self._hold.branch == directive.resume.branch:
-                self._hold = None
-        elif kind == "collapse" and directive.collapse.epoch > self.epoch:
-            self.epoch = directive.collapse.epoch
-            self._digest = directive.collapse.decision_digest
-            if self._hold is not None:  # what it waited for is decided; its state may never come
-                until = min(self._hold.until, time.monotonic() + COLLAPSE_SECONDS)
-                self._hold = Hold(self._hold.branch, until)
-        elif kind == "checkpoint_now" and directive.id not in self._saved:
-            self._saved.add(directive.id)
-            self._checkpoint = True
+    def hear(self, message: pb.Directive) -> None:
+        """Fold one directive. A repeated one changes nothing: a new stream tells all again. Another
+        run's is ignored, and so is one that no operator makes.
+        """
+        if message.run_uid != self._run_uid:
+            _log.warning("train.foreign_directive", id=message.id)
+            return
+        try:
+            directive = directive_from_wire(message)
+        except ValueError as error:
+            _log.warning("train.directive_refused", id=message.id, reason=str(error))
+            return
+        match directive:
+            case Hold(branch=branch, deadline_seconds=seconds):
+                known = self._hold is not None and self._hold.branch == branch
+                if not known and branch not in self._released:
+                    self._hold = Held(branch, time.monotonic() + seconds)
+            case Resume(branch=branch):
+                self._released.add(branch)
+                if self._hold is not None and self._hold.branch == branch:
+                    self._hold = None
+            case Collapse(epoch=epoch, decision_digest=digest) if epoch > self.epoch:
+                self.epoch, self._digest = epoch, digest
+                if (
+                    self._hold is not None
+                ):  # what it waited for is decided; its state may never come
+                    until = min(self._hold.until, time.monotonic() + COLLAPSE_SECONDS)
+                    self._hold = Held(self._hold.branch, until)
+            case CheckpointNow(id=name) if name not in self._saved:
+                self._saved.add(name)
+                self._checkpoint = True
 
     def holds(self, now: float) -> bool:
         """Whether a hold is in force. One that is past its deadline is released for good."""

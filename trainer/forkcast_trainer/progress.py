@@ -1,4 +1,4 @@
-"""progress.json: where the run stands, for whoever looks at its folder."""
+"""progress.json: how far the run is, for readers of its folder."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class Reporter:
                 self._closed.wait(low + (high - low) * self._jitter.random() ** 2)
 
     def _talk(self, stub: MonitorStub) -> bool:
-        """One stream, to its end; True where it ended because another epoch has begun."""
+        """One stream, to its end; True if it ended because another epoch has begun."""
         with self._changed:
             stream = _Stream(self._hello, self._first_serial)
         answers = stub.Report(self._batches(stream))

@@ -11,7 +11,6 @@ if __name__ == "__main__":
 # isort: split
 
 import argparse
-import json
 import sys
 import threading
 from pathlib import Path
@@ -23,7 +22,8 @@ from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.rollout import Rollout
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob
-from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.manifest_error import ManifestError
+from forkcast_wire.newer import read_resolved
 from forkcast_wire.process import configure_logging
 from forkcast_wire.store import (
     StoreError,
@@ -51,9 +51,9 @@ def main() -> int:
     )
     given = parser.parse_args()
     configure_logging("rollout")
-    spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
-    torch.set_num_threads(spec.training.threads)
     try:
+        spec = read_resolved(given.manifest.read_text()).spec
+        torch.set_num_threads(spec.training.threads)
         away = threading.Event()  # never set: SIGTERM ends the process
         store = wait_for(lambda: open_store(spec.storage, given.workdir), away)
         key = keys.rollout_job(given.trigger, given.candidate)
@@ -69,7 +69,7 @@ def main() -> int:
             poll_seconds=_POLL_SECONDS,
             park_seconds=given.park_seconds,
         ).run()
-    except (TrainerError, StoreMisconfigured) as error:
+    except (TrainerError, ManifestError, StoreMisconfigured) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  the pod's last words
         return 2
     except (StoreError, ValueError) as error:

@@ -16,7 +16,6 @@ if __name__ == "__main__":
 # isort: split
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -30,21 +29,19 @@ import transformers  # noqa: F401  (imported before the first fork, where it cos
 from transformers import GPT2LMHeadModel  # noqa: F401
 
 from forkcast.ports import Store
-from forkcast.records import Trial, TrialStatus
 from forkcast_trainer import checkpoint
 from forkcast_trainer.rollout import Rollout, slots_of
-from forkcast_wire import crash, keys
+from forkcast_wire import branches, crash, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
-from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.newer import read_resolved
 from forkcast_wire.process import configure_logging, die_with_parent
 from forkcast_wire.store import (
-    AlreadyExists,
     Remembered,
     StoreError,
     StoreMisconfigured,
     StoreUnavailable,
     open_store,
-    put_document,
     read_document,
     wait_for,
 )
@@ -65,7 +62,7 @@ class RolloutServer:
         not changed since the last list come from memory.
         """
         self.spec, self.store, self.workdir = spec, store, workdir
-        self._seen: Store = Remembered(store)
+        self._seen = Remembered(store)
         self.children: dict[tuple[str, str], int] = {}
         self.deaths: Counter[tuple[str, str]] = Counter()
         self.unfitting: Counter[tuple[str, str]] = Counter()
@@ -73,17 +70,22 @@ class RolloutServer:
     def look(self) -> None:
         """One pass: reap, start what is wanted, end what is not."""
         self._reap()
-        for name, wish in self._wishes():
-            wanted = wish.until is not None and not self._has_trial(name, wish.until)
+        for name, desired in self._desired():
+            wanted = desired.until is not None and not self._has_trial(name, desired.until)
             if wanted and name not in self.children:
                 if self.deaths[name] >= _STARTS:
                     reason = f"its process died {_STARTS} times; see logs/rollouts.log"
-                    self._give_up(name, wish.until or 0, reason)
+                    branches.give_up(self.store, *name, desired.until or 0, reason)
                 elif self.unfitting[name] >= _MEMORY_STARTS:
-                    self._give_up(name, wish.until or 0, "it does not fit into the device's memory")
+                    branches.give_up(
+                        self.store,
+                        *name,
+                        desired.until or 0,
+                        "it does not fit into the device's memory",
+                    )
                 else:
                     self._start(name)
-            elif wish.until is None and name in self.children:
+            elif desired.until is None and name in self.children:
                 os.kill(self.children[name], signal.SIGTERM)
 
     def close(self) -> None:
@@ -93,14 +95,15 @@ class RolloutServer:
         while self.children:
             self._reap(block=True)
 
-    def _wishes(self) -> list[tuple[tuple[str, str], RolloutUntil]]:
+    def _desired(self) -> list[tuple[tuple[str, str], RolloutUntil]]:
         found = []
-        for info in self._seen.list("rollouts/"):
-            parts = info.key.split("/")
-            if parts[-1] == "until.json":
-                wish = read_document(self._seen, RolloutUntil, info.key)
-                if wish is not None:
-                    found.append(((parts[1], parts[2]), wish))
+        self._seen.refresh()
+        for info in self._seen.list(keys.ROLLOUTS_PREFIX):
+            file = keys.rollout_of(info.key)
+            if file is not None and file[2] == "until":
+                until = read_document(self._seen, RolloutUntil, info.key)
+                if until is not None:
+                    found.append((file[:2], until))
         return found
 
     def _has_trial(self, name: tuple[str, str], rung: int) -> bool:
@@ -156,29 +159,6 @@ class RolloutServer:
             if block and not self.children:
                 return
 
-    def _give_up(self, name: tuple[str, str], rung: int, failure: str) -> None:
-        job = read_document(self.store, RolloutJob, keys.rollout_job(*name))
-        if job is None:
-            return
-        trial = Trial(
-            candidate=name[1],
-            rung=rung,
-            step=job.trigger_step + rung,
-            status=TrialStatus.FAILED,
-            validation_loss=None,
-            mean_weights_loss=None,
-            losses_from=job.base.step,
-            losses=(),
-            spike_steps=(),
-            steps_run=0,
-            seconds=0.0,
-            failure=failure,
-        )
-        try:
-            put_document(self.store, keys.rollout_trial(*name, rung), trial)
-        except AlreadyExists:
-            return
-
 
 def _pause(spec: TrainingRunSpec, *, busy: bool) -> float:
     if spec.storage.bucket is None:
@@ -195,7 +175,7 @@ def main() -> int:
     configure_logging("rollouts")
     die_with_parent()
     stop = termination.stop_event_on_sigterm()
-    spec = TrainingRun.model_validate(json.loads(given.manifest.read_text())).spec
+    spec = read_resolved(given.manifest.read_text()).spec
     torch.set_num_threads(spec.training.threads)
     try:
         store = wait_for(lambda: open_store(spec.storage, given.workdir), stop)

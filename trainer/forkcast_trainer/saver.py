@@ -179,7 +179,7 @@ class Saver:
     def _write(self, save: _Save) -> None:
         snapshot, kind = save.snapshot, save.kind
         meta = snapshot.meta
-        # its rows first: whoever resumes from this state finds the steps before it
+        # its rows first: a start from this state finds the steps before it
         outage = self._journal.write(whole=kind is StateKind.CHECKPOINT)
         if outage is None:
             self._held_back = 0

@@ -28,7 +28,7 @@ class Start:
 
 
 def claim_attempt(store: Store) -> int:
-    """The next number, taken for good: whoever starts at the same time gets another one.
+    """Claims the next attempt number; concurrent starters get different ones.
 
     Raises StoreUnavailable.
     """

@@ -45,6 +45,7 @@ _HELD_POLL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
 #: What leaving waits for the store at most; the supervisor kills after 30.
 _LEAVE_SECONDS = 20.0
+_NO_ANSWER = f"the store has not taken the last state within {_LEAVE_SECONDS:.0f} s"
 
 
 #: The order in which saves that are due are made; a save's code on the ranks' wire is its place + 1.
@@ -445,7 +446,7 @@ class TrainingRun:
             validation_loss=self._validation_loss,
             dropped=self.reporter.dropped,
             saved_step=self._saved_step(),
-            save_error=self.saver.error,
+            save_error=self.saver.error or (_NO_ANSWER if self.unsaved else ""),
             history_gap=self.saver.gap,
             force=force,
         )

@@ -25,7 +25,7 @@ class InternalEntropy:
         self._sampled: dict[str, int] = {}  # by channel, the step of the last sample
 
     def update(self, stats: StepStats) -> Mapping[str, float | None]:
-        """Departures of this step; None where nothing was sampled."""
+        """Departures of this step; None if nothing was sampled."""
         values: dict[str, float | None] = dict.fromkeys(self._emas)
         if stats.attention_entropy:
             values["collapse"] = -min(stats.attention_entropy)

@@ -195,7 +195,7 @@ class Operator:
         await cluster.close()
 
     def _channel_to(self, name: str, service: Service | None) -> grpc.Channel | None:
-        """The channel to a service, None where there is none. Raises InsecureRefusedError."""
+        """The channel to a service, None if there is none. Raises InsecureRefusedError."""
         if service is None:
             return None
         security = security_of(service)
@@ -321,7 +321,7 @@ class Operator:
             await asyncio.sleep(_TICK_SECONDS)
 
     def _sick(self, pulse: watch.Pulse, lock: LeaseLock) -> str:
-        """Why this process is beyond help, "" where it is not."""
+        """Why the liveness probe must fail, or ""."""
         if (age := pulse.age()) > health.DEAD_SECONDS:
             return f"a watch has been silent for {age:.0f} s"
         if (age := time.monotonic() - self._turned) > _STUCK_SECONDS:

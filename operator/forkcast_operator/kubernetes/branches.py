@@ -38,6 +38,7 @@ from forkcast_operator.kubernetes.seen import (
 from forkcast_operator.kubernetes.view import View
 from forkcast_wire.branches import BranchRecord, StoredBranch
 from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.newer import known_part
 from forkcast_wire.resources import BranchCondition, BranchStatus, ConditionStatus
 
 _FINISHED: Final = BranchCondition.FINISHED
@@ -201,7 +202,7 @@ class Branches:
             self._view.put("Branch", written)
 
     async def _catch_up(self, run: Run, spec: TrainingRunSpec, ledger: Ledger, look: Look) -> None:
-        """Branches that ended while no operator looked are told to their end; the oldest of those
+        """Branches that ended while no operator looked get their final status; the oldest of those
         that have ended go.
         """
         open_names = {branch.record.name for branch in (*look.active, *look.ended)}
@@ -244,7 +245,7 @@ def _count_draft(branch: StoredBranch, before: BranchStatus) -> None:
 def _status(body: Any) -> BranchStatus:
     """As it stands; one that somebody has made unreadable counts as none."""
     try:
-        return BranchStatus.model_validate(body.get("status", {}))
+        return known_part(BranchStatus, body.get("status", {}))[0]
     except ValidationError:
         return BranchStatus()
 

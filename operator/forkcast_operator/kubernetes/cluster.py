@@ -60,7 +60,7 @@ class UnansweredError(ClusterError):
 
 
 async def configuration() -> Configuration:
-    """How the API server is reached: as a pod, or by the kubeconfig of whoever develops."""
+    """How the API server is reached: as a pod, or by a developer's kubeconfig."""
     found = Configuration()
     # otherwise each request asks a thread of the event loop's for proxies and passwords
     found.client_session_kwargs = {"trust_env": False}
@@ -158,6 +158,28 @@ class Cluster:
         closing = asyncio.create_task(_close_later(standing))
         self._left.add(closing)
         closing.add_done_callback(self._left.discard)
+
+    async def schema(self, kind: Kind) -> Body:
+        """The kind's schema with its defaults, as the API server publishes it; every account may read
+        it. Raises ClusterError.
+        """
+        what = f"schema:{kind[1]}"
+        path, pool = f"/openapi/v3/apis/{kind[0]}", self._client.rest_client.pool_manager
+
+        def ask() -> Any:
+            return self._dynamic.request("get", path, serializer=lambda _, answer: answer)
+
+        try:
+            found = await _answered("get", what, ask)
+        except UnansweredError:
+            self.hang_up(pool)
+            raise
+        wanted = {"group": kind[0].partition("/")[0], "version": kind[0].partition("/")[2]}
+        for schema in found.get("components", {}).get("schemas", {}).values():
+            if {**wanted, "kind": kind[1]} in schema.get("x-kubernetes-group-version-kind", ()):
+                known: Body = schema
+                return known
+        raise ClusterError(what, 404, "the API server publishes no schema of this kind")
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Body | None:
         """The object, None where there is none. Raises ClusterError."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -16,6 +17,7 @@ from forkcast.ports import Store
 from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.cluster import BRANCH, JOB, JOBSET, RUN, Cluster
 from forkcast_operator.kubernetes.config import OperatorConfig
+from forkcast_operator.kubernetes.definition import Definition
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.monitor_link import MonitorLink, in_thread
 from forkcast_operator.kubernetes.passes import Passes
@@ -44,7 +46,7 @@ async def set_finalizers(
 
 
 class Ending:
-    """Takes runs apart."""
+    """Deletes what belongs to runs."""
 
     def __init__(
         self,
@@ -56,10 +58,11 @@ class Ending:
         jobsets: bool,
         open_store: Callable[[Storage], Store],
         passes: Passes,
+        definition: Definition,
     ) -> None:
         self._cluster, self._view, self._config, self._link = cluster, view, config, link
         self._kinds = [JOBSET, JOB, BRANCH] if jobsets else [JOB, BRANCH]
-        self._open_store, self._passes = open_store, passes
+        self._open_store, self._passes, self._definition = open_store, passes, definition
 
     async def step(self, run: Run, body: Any, memory: Memory) -> float | None:
         """The next move, over a fresh list of its children; returns when to look again, seconds.
@@ -92,7 +95,7 @@ class Ending:
     async def _let_go(self, run: Run, memory: Memory) -> bool:
         """Free what the run holds in monitor and store; False where that is to be tried again."""
         try:
-            spec = run.parsed()
+            spec, _ = await self._definition.spec(run)
             place = store_place(run, spec, self._config)
             adopted = await self._left_store(run, spec, place, memory)
             if adopted is None:
@@ -104,8 +107,9 @@ class Ending:
             metrics.STORE_ERRORS.inc()
             _log.warning("run.not_released", error=str(error))
             return False
-        if self._link is not None and not adopted:
-            await in_thread(self._link.forget, memory.identity or run.uid)
+        known = replace(run, records_uid=memory.identity)
+        if self._link is not None and not adopted and self._link.holds(known):
+            await in_thread(self._link.forget, known.identity)
         return True
 
     async def _left_store(

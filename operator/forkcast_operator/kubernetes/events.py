@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,15 @@ def opened_event(record: BranchRecord) -> Event:
     """That a branch was opened; said of its run."""
     note = f"{record.name}: {_why(record.trigger)}"
     return Event(reason="BranchTriggered", note=note, token=record.trigger.id)
+
+
+def newer_event(fields: Sequence[str]) -> Event:
+    """That fields of a newer definition have their defaults; said of the run."""
+    note = (
+        f"not known to this operator, and at their defaults: {', '.join(fields)}; the definition in "
+        "the cluster is newer"
+    )
+    return Event(reason="NewerDefinition", note=note, token="")
 
 
 _SUPPRESSED = {

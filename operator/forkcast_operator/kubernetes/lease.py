@@ -70,7 +70,7 @@ class LeaseLock(BaseLock):
     async def create(
         self, name: str, namespace: str, election_record: LeaderElectionRecord
     ) -> bool:
-        """Create the lease; False where somebody was first or nobody answers."""
+        """Create the lease; False if somebody was first or nobody answers."""
         return await self._write(
             self._cluster.create(
                 {
@@ -83,7 +83,7 @@ class LeaseLock(BaseLock):
         )
 
     async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
-        """Replace the lease as it was read; False where it has changed or nobody answers."""
+        """Replace the lease as it was read; False if it has changed or nobody answers."""
         del name, namespace
         if self._seen is None:
             return False

@@ -19,7 +19,7 @@ from forkcast_operator.kubernetes.rollouts import Act
 from forkcast_operator.kubernetes.run import Run, SpecError
 from forkcast_operator.kubernetes.run_facts import StoreFacts
 from forkcast_operator.kubernetes.seen import JobSeen
-from forkcast_operator.kubernetes.snapshot import Snapshot
+from forkcast_operator.kubernetes.store_pool import PASS_SECONDS
 from forkcast_operator.kubernetes.world import ClusterWorld
 from forkcast_wire import branches, catalogue, keys
 from forkcast_wire.branches import BranchRecord, StoredBranch
@@ -35,7 +35,7 @@ from forkcast_wire.documents import (
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.resources import TrainingRunStatus
-from forkcast_wire.store import AlreadyExists, put_document, read_document
+from forkcast_wire.store import AlreadyExists, Remembered, put_document, read_document
 
 _log = structlog.get_logger()
 #: Phases that wait for pods; the others mostly for what they have done themselves.
@@ -70,12 +70,13 @@ class Ledger:
     """The records of one run. Used by one thread at a time."""
 
     def __init__(self, run: Run, store: Store) -> None:
-        self.store = Snapshot(store)
+        self.store = Remembered(store, seconds=PASS_SECONDS)
         self._run_uid, self._name = run.uid, run.name
         self._intake = Intake(run.name, self.store, hold_main=False)
         self._finished: dict[str, StoredBranch] = {}
         self._complete: Complete | None = None
         self._info: RunInfo | None = None
+        self._foreign: set[str] = set()
 
     def claim(self, digest: str, total_steps: int, before: TrainingRunStatus) -> RunInfo:
         """Make the place this run's: run.json is its alone. digest, total_steps: of the manifest,
@@ -184,7 +185,7 @@ class Ledger:
         deadlines: dict[str, float] = {}
         for record, saved in self._intake.active():
             phase = saved
-            if monitor is not None and not paused:
+            if monitor is not None and not paused and self._own(record):
                 world = ClusterWorld(spec, self.store, record, monitor, proxy, jobs)
                 phase = self._advance(world, record, saved)
                 acts[record.name] = world.acts()
@@ -199,6 +200,17 @@ class Ledger:
             settled=settled,
             ended=[branch for branch in looked_at if branch.finished],
         )
+
+    def _own(self, record: BranchRecord) -> bool:
+        """Whether a branch is about this run. What a record names is asked about, and told, at the
+        monitor; and the run's own pods can write records.
+        """
+        uid = record.trigger.run_uid
+        own = self._info is not None and uid == self._info.uid
+        if not own and uid not in self._foreign:
+            self._foreign.add(uid)
+            _log.error("branch.of_another_run", branch=record.name, uid=uid)
+        return own
 
     def _advance(self, world: ClusterWorld, record: BranchRecord, saved: Phase) -> Phase:
         """As far as the branch goes now; returns the phase it has come to."""

@@ -29,7 +29,8 @@ class Memory:
     there, None until it was read. leaving: what it holds in its store is being freed.
     applied, applied_at: digest of the ConfigMap (and Service) as written last, and when. relisted: when its children
     were listed. written: its status. deleting_since: when it was first seen to be deleted.
-    checkpoint, checkpoint_at: the newest one, and when it was first seen.
+    checkpoint, checkpoint_at: the newest one, and when it was first seen. left_out: fields of a newer
+    definition that were told of.
     """
 
     ledger: Ledger | None = None
@@ -44,6 +45,7 @@ class Memory:
     deleting_since: float | None = None
     checkpoint: str = ""
     checkpoint_at: float = 0.0
+    left_out: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:

@@ -14,11 +14,12 @@ from typing import Final, TypeVar, TypeVarTuple
 import grpc
 import structlog
 
+from forkcast.directives import CheckpointNow
 from forkcast.records import Trigger
 from forkcast_operator.kubernetes.run import Run
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.client_security import handshake_trouble
-from forkcast_wire.codec import trigger_from_wire
+from forkcast_wire.codec import directive_to_wire, trigger_from_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from forkcast_wire.manifest import TrainingRunSpec
 
@@ -109,10 +110,7 @@ class MonitorLink:
         with self._lock:
             if not run.checkpoint or self._saved.get(run.identity) == run.checkpoint:
                 return
-        digest = hashlib.sha256(run.checkpoint.encode()).hexdigest()[:16]
-        directive = pb.Directive(
-            run_uid=run.identity, id=f"checkpoint/{digest}", checkpoint_now=pb.CheckpointNow()
-        )
+        directive = directive_to_wire(run.identity, CheckpointNow.asked_by(run.checkpoint))
         try:
             request = pb.PostDirectiveRequest(directive=directive)
             self.stub.PostDirective(request, timeout=_RPC_SECONDS)
@@ -122,9 +120,18 @@ class MonitorLink:
         with self._lock:
             self._saved[run.identity] = run.checkpoint
 
+    def holds(self, run: Run) -> bool:
+        """Whether the monitor may be asked about ``run.identity`` on the run's behalf. An identity
+        that is not the run's uid comes from its records, which the run's own pods can write: it
+        counts once the monitor, which knows the namespace of every run, has registered it.
+        """
+        with self._lock:
+            return run.identity == run.uid or self._objects.get(run.identity) == run.uid
+
     def forget(self, uid: str) -> None:
         """Let the monitor delete what it holds of the run; a monitor that is away keeps it."""
         with self._lock:
+            self._objects.pop(uid, None)
             self._registered.pop(uid, None)
             self._pending.pop(uid, None)
             self._summaries.pop(uid, None)
@@ -200,7 +207,7 @@ class MonitorLink:
                 self._heard = time.monotonic()
                 self._summaries = {one.run_uid: one for one in reply.runs}
                 for uid in [uid for uid in self._registered if uid not in self._summaries]:
-                    del self._registered[uid]  # it has lost its state: it is told again
+                    del self._registered[uid]  # the monitor lost its state: register again
 
     def _unheard(self, error: str) -> None:
         trouble = self.handshake_trouble(error)

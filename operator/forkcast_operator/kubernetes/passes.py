@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from forkcast_operator.kubernetes.ledger import Look
-from forkcast_operator.kubernetes.snapshot import PASS_SECONDS
-from forkcast_operator.kubernetes.store_pool import StorePools
+from forkcast_operator.kubernetes.store_pool import PASS_SECONDS, StorePools
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store import StoreUnavailable
 

@@ -9,13 +9,16 @@ from typing import Final
 
 from forkcast.branch import RolloutSeen
 from forkcast.records import TrialStatus
+from forkcast_operator.kubernetes.run import LABEL_QUEUE
 from forkcast_operator.kubernetes.run_facts import Failure
 from forkcast_operator.kubernetes.seen import (
     LABEL_JOB,
+    PLACES,
     Body,
     JobSeen,
     PodSeen,
     Work,
+    instant,
     job_seen,
     pod_seen,
     runs_or_will,
@@ -32,22 +35,72 @@ _NO_PODS: Final = "NoPods"
 
 @dataclass(frozen=True, slots=True)
 class RolloutStands:
-    """One rollout. reason, message: why it has no running pod, "" if it has, or shall have none."""
+    """One rollout. reason, message: why it has no running pod, "" if it has, or needs none."""
 
     state: RolloutState
     reason: str = ""
     message: str = ""
 
 
-def rollout_jobs(jobs: Iterable[Body], pods: Iterable[Body], now: dt.datetime) -> list[JobSeen]:
-    """The rollouts' Jobs among a run's Jobs. pods: of the run."""
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """What workloads of all runs wait for. lacking: resources, by the scheduler's words. queues:
+    namespace and name of queues that have passed a Job over.
+    """
+
+    lacking: frozenset[str] = frozenset()
+    queues: frozenset[tuple[str, str]] = frozenset()
+
+    def on(self, job: JobSeen, namespace: str) -> bool:
+        """Whether the Job holds some of it. A place for a pod is held by every Job."""
+        if (namespace, job.queue) in self.queues:
+            return True
+        held = job.holds | {PLACES}
+        return bool(self.lacking & held) if job.holds else bool(self.lacking)
+
+
+def pressure(workloads: Iterable[Body], pods: Iterable[Body], now: dt.datetime) -> Pressure:
+    """workloads, pods: of all runs; trainers that wait are pressure, too."""
+    lacking = frozenset[str]().union(
+        *(pod_seen(body).lacking for body in pods if runs_or_will(body))
+    )
+    queues = {
+        (body["metadata"]["namespace"], queue)
+        for body in workloads
+        if (queue := body["metadata"].get("labels", {}).get(LABEL_QUEUE)) and _kept_out(body, now)
+    }
+    return Pressure(lacking, frozenset(queues))
+
+
+def _kept_out(body: Body, now: dt.datetime) -> bool:
+    """Whether a workload's queue has not admitted it for longer than an admission takes."""
+    created = instant(body["metadata"].get("creationTimestamp"))
+    held = bool(body.get("spec", {}).get("suspend")) and "deletionTimestamp" not in body["metadata"]
+    return held and created is not None and (now - created).total_seconds() >= _ADMISSION_SECONDS
+
+
+def rollout_jobs(
+    jobs: Iterable[Body], pods: Iterable[Body], now: dt.datetime, around: Pressure = Pressure()
+) -> list[JobSeen]:
+    """The rollouts' Jobs among a run's Jobs. pods: of the run. around: of all runs."""
     short = {
         body["metadata"]["labels"].get(LABEL_JOB)
         for body in pods
         if runs_or_will(body) and pod_seen(body).short
     }
-    seen = [job for body in jobs if (job := job_seen(body)) is not None]
-    return [replace(job, short=job.name in short or _passed_over(job, now)) for job in seen]
+    seen = [
+        (job, body["metadata"].get("namespace", ""))
+        for body in jobs
+        if (job := job_seen(body)) is not None
+    ]
+    return [
+        replace(
+            job,
+            short=job.name in short or _passed_over(job, now),
+            pressed=around.on(job, namespace),
+        )
+        for job, namespace in seen
+    ]
 
 
 def _passed_over(job: JobSeen, now: dt.datetime) -> bool:

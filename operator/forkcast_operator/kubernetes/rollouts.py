@@ -1,10 +1,12 @@
-"""Which rollout Jobs shall be: from what is wished and measured, and from the Jobs there are. Pure.
+"""Which rollout Jobs should exist, given the desired rungs, the trials and the Jobs there are. Pure.
 
-The wishes stand in the store (until.json), as on one machine; this is what the rollout server of a
+The desired rungs are in the store (until.json), as on one machine; this is what the rollout server of a
 folder does with processes. A Job takes its candidate to one rung and waits there a while for more;
 where it has left, a Job for the next rung begins at the base again and skips what is measured.
 While another rollout of the branch finds no room, none waits: a rung ends only when all entrants
 are measured, the control among them, so a request that is held for the next rung would hold it up.
+Nor does any wait while a trainer or a rollout of whatever run finds no room for what it holds: two
+branches, each with parked rollouts and without room for its control, would wait for each other.
 """
 
 from __future__ import annotations
@@ -54,9 +56,9 @@ def park_seconds(entrants: int, limit: int) -> int:
 
 
 def _measured(rollouts: Mapping[str, RolloutSeen], job: JobSeen) -> bool:
-    """Whether its candidate is measured as far as is wished."""
-    wish = rollouts.get(job.candidate)
-    return wish is not None and wish.until in wish.trials
+    """Whether its candidate is measured as far as is desired."""
+    seen = rollouts.get(job.candidate)
+    return seen is not None and seen.until in seen.trials
 
 
 def plan(rollouts: Mapping[str, RolloutSeen], jobs: Sequence[JobSeen], limit: int) -> list[Act]:
@@ -70,9 +72,9 @@ def plan(rollouts: Mapping[str, RolloutSeen], jobs: Sequence[JobSeen], limit: in
             acts.append(Stop(job.name))
         else:
             kept.append(job)
-    if any(job.short and not _measured(rollouts, job) for job in kept):
-        parked = [job for job in kept if job.work is Work.ACTIVE and _measured(rollouts, job)]
-        acts += [Stop(job.name) for job in parked]
+    parked = [job for job in kept if job.work is Work.ACTIVE and _measured(rollouts, job)]
+    short = any(job.short and not _measured(rollouts, job) for job in kept)
+    acts += [Stop(job.name) for job in parked if short or job.pressed]
     alive = sum(job.work.alive for job in kept)
     for candidate in sorted(rollouts, key=lambda name: (name != CONTROL, name)):
         until = rollouts[candidate].until

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from forkcast_operator.kubernetes.config import OperatorConfig, StoreConfig
 from forkcast_wire.fields import API_VERSION
-from forkcast_wire.manifest import Storage, TrainingRunSpec
+from forkcast_wire.manifest import Metadata, SecretRef, Storage, TrainingRun, TrainingRunSpec
+from forkcast_wire.newer import Unknown, known_part, resolved_document
 from forkcast_wire.resources import FINALIZER
 from forkcast_wire.store.errors import is_key
 
@@ -108,9 +109,18 @@ class Run:
         return owner_reference("TrainingRun", self.name, self.uid)
 
     def parsed(self) -> TrainingRunSpec:
-        """The spec. Raises SpecError where it contradicts itself."""
+        """The spec, all of which must be known. Raises SpecError."""
+        spec, unknown = self.read()
+        if unknown:
+            raise SpecError("InvalidSpec", f"spec.{unknown[0]}: unknown field; remove it")
+        return spec
+
+    def read(self) -> tuple[TrainingRunSpec, list[Unknown]]:
+        """What this operator knows of the spec, and the fields that it does not know. Raises
+        SpecError if the spec contradicts itself.
+        """
         try:
-            return TrainingRunSpec.model_validate(self.spec)
+            return known_part(TrainingRunSpec, self.spec)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(["spec", *map(str, first["loc"])])
@@ -182,7 +192,7 @@ def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> Stor
     own = f"{run.namespace}/{run.name}-{run.uid[:8]}/"
     prefix = f"{known.prefix}{own}{given.prefix}"
     former = given.prefix if given.bucket and given.prefix else f"{given.prefix}{own}"
-    secret = given.secret_ref
+    secret = given.secret_ref or SecretRef(name=known.run_secret_name)
     pods = given.model_copy(
         update={
             "path": None,
@@ -192,15 +202,16 @@ def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> Stor
             "conditional_writes": known.conditional_writes,
             "prefix": prefix,
             "credentials_dir": STORE_FOLDER,
+            "secret_ref": secret,
             "ca_file": f"{CA_FOLDER}/ca.crt" if given.ca_ref is not None else None,
         }
     )
     return StorePlace(
         operator=known.storage(prefix),
         pods=pods,
-        secret=secret.name if secret else known.run_secret_name,
-        access_key_id_key=secret.access_key_id_key if secret else "accessKeyId",
-        secret_access_key_key=secret.secret_access_key_key if secret else "secretAccessKey",
+        secret=secret.name,
+        access_key_id_key=secret.access_key_id_key,
+        secret_access_key_key=secret.secret_access_key_key,
         former=former if former != prefix else "",
         around=f"{known.prefix}{run.namespace}/",
         adopt_from=given.adopt_from or "",
@@ -261,10 +272,10 @@ def _known_store(given: Storage, config: OperatorConfig) -> StoreConfig:
 def manifest_json(run: Run, spec: TrainingRunSpec, place: StorePlace) -> str:
     """The resolved manifest that pods read: every default filled in, the store as pods see it."""
     resolved = spec.model_copy(update={"storage": place.pods, "suspend": False})
-    document = {
-        "apiVersion": API_VERSION,
-        "kind": "TrainingRun",
-        "metadata": {"name": run.name, "namespace": run.namespace},
-        "spec": resolved.model_dump(mode="json", by_alias=True, exclude_none=True),
-    }
-    return json.dumps(document, sort_keys=True, indent=1)
+    manifest = TrainingRun(
+        api_version=API_VERSION,
+        kind="TrainingRun",
+        metadata=Metadata(name=run.name, namespace=run.namespace),
+        spec=resolved,
+    )
+    return json.dumps(resolved_document(manifest), sort_keys=True, indent=1)

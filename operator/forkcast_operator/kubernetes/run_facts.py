@@ -15,6 +15,7 @@ from forkcast_operator.kubernetes.run import Run
 from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.documents import Complete
+from forkcast_wire.newer import known_part
 from forkcast_wire.resources import Condition, ConditionStatus, RunCondition, TrainingRunStatus
 
 
@@ -50,7 +51,8 @@ class RunFacts:
     that have ended, the newest of them counted. pods_left: of the
     trainer and of rollouts, those that are leaving among them. failed: why the run has
     ended without its last step; monitor_trouble: what certificates have to do
-    with it that the monitor is not heard; retry: it is to go on all the same. edited:
+    with it that the monitor is not heard; disrupted: a pod of this start was evicted, preempted or drained
+    away; retry: it is to go on all the same. edited:
     its pods were made before an edit of the spec. failure: of the run; rollouts: why rollouts of the open branch have no running pod, which does not touch the run's training.
     lost: the run's records are gone from the store.
     """
@@ -66,6 +68,7 @@ class RunFacts:
     failed: tuple[str, str] | None = None
     retry: bool = False
     edited: bool = False
+    disrupted: bool = False
     restarts: int = 0
     active_seconds: int = 0
     counted: str = ""
@@ -76,9 +79,11 @@ class RunFacts:
 
 
 def former_status(run: Run) -> TrainingRunStatus:
-    """The status as it stands; one that somebody has made unreadable counts as none."""
+    """The status as it stands, without what a newer operator has added; one that somebody has made
+    unreadable counts as none.
+    """
     try:
-        return TrainingRunStatus.model_validate(run.status)
+        return known_part(TrainingRunStatus, run.status)[0]
     except ValidationError:
         return TrainingRunStatus()
 

@@ -195,6 +195,7 @@ def _trainer(facts: RunFacts, failures: int, before: TrainingRunStatus) -> Train
         restarts=failures,
         active_seconds=facts.active_seconds,
         counted=facts.counted,
+        disrupted=seen.name if facts.disrupted else "",
         pods=seen.wanted,
         ready_pods=sum(pod.ready for pod in facts.pods),
     )

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from forkcast.ports import Store
 from forkcast_operator.intake import Received
-from forkcast_operator.kubernetes import manifests, metrics
+from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.branches import Branches
 from forkcast_operator.kubernetes.cluster import (
     BRANCH,
@@ -26,6 +23,7 @@ from forkcast_operator.kubernetes.cluster import (
     ClusterError,
 )
 from forkcast_operator.kubernetes.config import OperatorConfig
+from forkcast_operator.kubernetes.definition import NEWER, Definition
 from forkcast_operator.kubernetes.ending import Ending, set_finalizers
 from forkcast_operator.kubernetes.events import Recorder, suppressed_events
 from forkcast_operator.kubernetes.failures import (
@@ -45,7 +43,7 @@ from forkcast_operator.kubernetes.pace import (
     pause,
 )
 from forkcast_operator.kubernetes.passes import PATIENCE_SECONDS, Passes
-from forkcast_operator.kubernetes.rollout_state import rollout_jobs
+from forkcast_operator.kubernetes.rollout_state import pressure, rollout_jobs
 from forkcast_operator.kubernetes.run import (
     Run,
     SpecError,
@@ -58,31 +56,23 @@ from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, former_sta
 from forkcast_operator.kubernetes.run_state import was_complete
 from forkcast_operator.kubernetes.scope import Scope
 from forkcast_operator.kubernetes.seen import (
-    TrainerSeen,
-    last_words,
+    JobSeen,
+    disrupted,
     pod_seen,
     runs_or_will,
-    trainer_seen,
 )
 from forkcast_operator.kubernetes.telling import Teller
 from forkcast_operator.kubernetes.trainer_plan import (
-    EndTrainer,
-    FailRun,
-    Leave,
-    StartTrainer,
-    TrainerAct,
     active_seconds,
     asks_for_retry,
-    plan_trainer,
 )
+from forkcast_operator.kubernetes.trainers import Trainers
 from forkcast_operator.kubernetes.view import View
 from forkcast_operator.stored import MonitorUnavailableError
-from forkcast_wire.documents import RunInfo
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
 from forkcast_wire.manifest import Mode, Storage, TrainingRunSpec
 from forkcast_wire.resources import (
     FINALIZER,
-    LABEL_COMPONENT,
     LABEL_RUN,
     RunCondition,
     TrainerStatus,
@@ -93,8 +83,6 @@ _log = structlog.get_logger()
 Key = tuple[str, str]
 #: Children are listed anew so often, whatever the watches say.
 _RELIST_SECONDS: Final = 60.0
-#: What pods read is written again so often: somebody may have changed or deleted it.
-_DRIFT_SECONDS: Final = 60.0
 #: Volumes are mounted within this, or something that they need is missing.
 _MOUNT_SECONDS: Final = 45.0
 
@@ -121,6 +109,8 @@ class Runs:
         self._jobsets, self._open_store = jobsets, open_store
         self._scope = Scope(config.managed_by)
         self._branches = Branches(cluster, view, config, recorder)
+        self._definition = Definition(cluster)
+        self._trainers = Trainers(cluster, view, config, jobsets=jobsets)
         self._teller = Teller(cluster, view, recorder)
         self._passes = Passes(wake, patience=patience)
         self._ending = Ending(
@@ -128,11 +118,9 @@ class Runs:
             jobsets=jobsets,
             open_store=open_store,
             passes=self._passes,
+            definition=self._definition,
         )
         self._memories: dict[str, Memory] = {}
-        tls = config.monitor.tls if config.monitor else None
-        authority = Path(tls) / "ca.crt" if tls else None
-        self._monitor_ca = authority.read_text() if authority and authority.exists() else ""
 
     async def look(self, key: Key) -> float | None:
         """One pass; returns after how many seconds to look again.
@@ -197,26 +185,16 @@ class Runs:
             self._view.settle(kind[1], run.key, listed, listed.version)
         memory.relisted = time.monotonic()
 
-    def _trainer(self, run: Run) -> TrainerSeen | None:
-        found = self._view.of_run("Job", run.key) + self._view.of_run("JobSet", run.key)
-        return trainer_seen(found)
-
-    def _trainer_pods(self, run: Run) -> list[Any]:
-        return [
-            pod
-            for pod in self._view.of_run("Pod", run.key)
-            if pod["metadata"]["labels"].get(LABEL_COMPONENT) == "trainer"
-        ]
-
     def _facts(self, run: Run, spec: TrainingRunSpec | None) -> RunFacts:
         status = former_status(run)
         failed = stood(run, RunCondition.FAILED)
         now = dt.datetime.now(dt.UTC)
-        trainer, all_pods = self._trainer(run), self._trainer_pods(run)
+        trainer, all_pods = self._trainers.seen(run), self._trainers.pods(run)
         pods = [pod_seen(pod) for pod in all_pods if runs_or_will(pod)]
         mounting = [pod.created for pod in pods if pod.mounting and pod.created is not None]
-        watched = spec is not None and spec.branching.mode is not Mode.DISABLED
         known = status.trainer or TrainerStatus(kind="Job", name="none")
+        noted = trainer is not None and known.disrupted == trainer.name
+        watched = spec is not None and spec.branching.mode is not Mode.DISABLED
         active, counted = active_seconds(known.active_seconds, known.counted, trainer)
         return RunFacts(
             active_seconds=active,
@@ -225,29 +203,38 @@ class Runs:
             pods=pods,
             pods_left=sum(runs_or_will(pod) for pod in self._view.of_run("Pod", run.key)),
             late_mounts=any((now - one).total_seconds() > _MOUNT_SECONDS for one in mounting),
-            summary=self._link.summary(run.identity) if self._link and watched else None,
+            summary=self._link.summary(run.identity)
+            if self._link and watched and self._link.holds(run)
+            else None,
             monitor_trouble=self._link.trouble() if self._link and watched else "",
             failure=trainer_trouble(trainer, [pod_seen(pod) for pod in all_pods], now),
             failed=(failed.reason, failed.message) if failed else None,
+            # a single pod that goes so is replaced by its Job, without the operator
+            disrupted=trainer is not None
+            and trainer.wanted > 1
+            and (noted or disrupted(all_pods, trainer.name)),
             retry=failed is not None
             and asks_for_retry(failed.observed_generation, run.generation, run.retry, trainer),
             restarts=status.trainer.restarts if status.trainer else 0,
         )
 
-    # ------------------------------------------------------------------------------ what shall be
+    # ------------------------------------------------------------------------------ what is to be
 
     async def _reconcile(
         self, run: Run, memory: Memory
     ) -> tuple[RunFacts, TrainingRunSpec | None, float | None]:
         facts = self._facts(run, None)
         try:
-            spec = run.parsed()
+            spec, newer = await self._definition.spec(run)
             check_account(run, spec, self._config)
             check_executor(spec)
             place = store_place(run, spec, self._config)
         except SpecError as error:
             failure = Failure(reason=error.reason, message=str(error), stalled=True)
-            return replace(facts, failure=failure), None, RESYNC_SECONDS
+            # a definition that has just been applied is published a moment later
+            wait = REFUSED_SECONDS if error.reason == NEWER else RESYNC_SECONDS
+            return replace(facts, failure=failure), None, wait
+        await self._teller.left_out(run, newer, memory)
         if place.adopt_from:  # a look at every run of the namespace: for none but these
             place = replace(place, busy=self._busy(run))
         facts = replace(self._facts(run, spec), secret=place.secret)
@@ -262,7 +249,7 @@ class Runs:
         unheard = await self._register(run, spec)
         epoch = look.facts.lineage.epoch if look and look.facts.lineage else 0
         try:
-            facts = await self._train(run, spec, place, info, facts, memory, epoch)
+            facts = await self._trainers.look(run, spec, place, info, facts, memory, epoch)
         except ClusterError as error:
             if (refusal := refused("Trainer", error)) is None:
                 raise
@@ -310,17 +297,19 @@ class Runs:
         """A pass over the records. If it has not come back yet, or store or monitor are away, the
         run stays as it is.
         """
-        triggers = self._link.triggers(run.identity) if self._link else []
         bodies, pods = (self._view.of_run(kind, run.key) for kind in ("Job", "Pod"))
-        jobs = rollout_jobs(bodies, pods, dt.datetime.now(dt.UTC))
-        stub = self._link.stub if self._link else None
+        jobs = self._rollout_jobs(bodies, pods)
+        link = self._link
         idle = facts.trainer is None or not facts.trainer.work.alive
 
         def work() -> Look:
             ledger = memory.claim(run, spec, place, self._open_store)
             if idle:
                 ledger.confirm()
-            before = former_status(run)
+            before, known = former_status(run), replace(run, records_uid=ledger.identity)
+            triggers, stub = [], None
+            if link is not None and link.holds(known):
+                triggers, stub = link.triggers(known.identity), link.stub
             return ledger.look(
                 spec, triggers, jobs, stub, self._proxy, before=before, paused=spec.suspend
             )
@@ -348,101 +337,17 @@ class Runs:
             if one.received is Received.SUPPRESSED and one.word in metrics.SUPPRESSIONS:
                 metrics.SUPPRESSED.labels(one.word).inc()
             if self._link is not None:
-                self._link.settled(run.identity, one.trigger)
+                self._link.settled(one.trigger.run_uid, one.trigger)
         about = self._view.get("TrainingRun", run.key)
         if about is not None:
             await self._recorder.record(about, suppressed_events(look.settled))
         return replace(facts, store=look.facts), look
 
-    async def _train(
-        self,
-        run: Run,
-        spec: TrainingRunSpec,
-        place: StorePlace,
-        info: RunInfo,
-        facts: RunFacts,
-        memory: Memory,
-        epoch: int,
-    ) -> RunFacts:
-        """See to the trainer. While the store cannot be read nothing is started or given up."""
-        await self._settings(run, spec, place, info, memory)
-        known = facts.store is not None
-        made = facts.trainer.pods_digest if facts.trainer else ""
-        edited = bool(made) and made != manifests.pods_digest(run, spec, place, self._config)
-        facts = replace(facts, edited=edited)
-        act: TrainerAct = plan_trainer(
-            facts.trainer,
-            spec.lifecycle,
-            wanted=not spec.suspend and (facts.failed is None or facts.retry),
-            complete=facts.store is not None and facts.store.complete is not None,
-            failures=facts.restarts,
-            now=dt.datetime.now(dt.UTC),
-            retried=facts.retry,
-            active_seconds=facts.active_seconds,
-            stuck=edited and _stuck(facts),
-        )
-        if facts.retry and facts.trainer is not None and facts.trainer.work.alive:
-            facts = replace(facts, failed=None, restarts=0)
-        match act:
-            case StartTrainer() if known:
-                body = manifests.trainer(
-                    run,
-                    spec,
-                    place,
-                    self._config,
-                    start=act.start,
-                    epoch=epoch,
-                    jobset=self._jobsets,
-                    active_seconds=facts.active_seconds,
-                )
-                await self._start(run, body, facts.trainer)
-                if act.failures > facts.restarts:
-                    metrics.RESTARTS.labels(*run.key).inc()
-                facts = replace(
-                    facts, trainer=self._trainer(run), restarts=act.failures, failed=None
-                )
-            case EndTrainer(name=name):
-                kind = JOBSET if facts.trainer and facts.trainer.kind == "JobSet" else JOB
-                await self._cluster.delete(kind, run.namespace, name)
-            case FailRun(reason=reason, message=message):
-                said = last_words(self._trainer_pods(run)) or message
-                facts = replace(facts, failed=(reason, said))
-            case Leave(seconds=seconds) if seconds is not None and facts.trainer is not None:
-                at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
-                said = last_words(self._trainer_pods(run))
-                message = said or facts.trainer.message or facts.trainer.reason
-                failure = Failure(reason="TrainerFailed", message=message, retry_at=at)
-                facts = replace(facts, restarting_at=at, failure=facts.failure or failure)
-        return facts
-
-    async def _settings(
-        self, run: Run, spec: TrainingRunSpec, place: StorePlace, info: RunInfo, memory: Memory
-    ) -> None:
-        """The ConfigMap and, for several pods without JobSet, the Service; written when changed,
-        and now and then again.
-        """
-        bodies = [manifests.config_map(run, spec, place, info, self._monitor_ca)]
-        if spec.parallelism.nodes > 1 and not self._jobsets:
-            bodies.append(manifests.service(run))
-        digest = hashlib.sha256(json.dumps(bodies, sort_keys=True).encode()).hexdigest()
-        fresh = time.monotonic() - memory.applied_at < _DRIFT_SECONDS
-        if memory.applied == digest and fresh:
-            return
-        for body in bodies:
-            await self._cluster.apply(body)
-        memory.applied, memory.applied_at = digest, time.monotonic()
-
-    async def _start(self, run: Run, body: Any, before: TrainerSeen | None) -> None:
-        made = await self._cluster.create(body)
-        if made is not None:
-            self._view.put(body["kind"], made)
-            _log.info("trainer.started", workload=body["metadata"]["name"])
-        if before is not None and not before.work.alive and before.name != body["metadata"]["name"]:
-            kind = JOBSET if before.kind == "JobSet" else JOB
-            await self._cluster.delete(kind, run.namespace, before.name)
-
-
-def _stuck(facts: RunFacts) -> bool:
-    """Whether no pod of the trainer can start: each waits for what it does not get, or none is made."""
-    podless = facts.failure is not None and facts.failure.reason == "NoPods"
-    return podless or (bool(facts.pods) and all(pod.waiting for pod in facts.pods))
+    def _rollout_jobs(self, bodies: Sequence[Any], pods: Sequence[Any]) -> list[JobSeen]:
+        """bodies, pods: of the run. What else waits for room is looked for only if it has rollouts."""
+        now = dt.datetime.now(dt.UTC)
+        jobs = rollout_jobs(bodies, pods, now)
+        if not jobs:
+            return jobs
+        workloads = [*self._view.all("Job"), *self._view.all("JobSet")]
+        return rollout_jobs(bodies, pods, now, pressure(workloads, self._view.all("Pod"), now))

@@ -2,7 +2,8 @@
 
 Each operator's Lease says on itself which runs it is about. Two of one installation share their Lease,
 so one acts; two of different installations have a Lease each, and would both act on a run that both are
-about: the younger one refuses to lead. Pure.
+about: the one whose Lease is younger refuses to lead. Who may make Leases in some namespace can write
+into one what they like but not when it was made, so that none of theirs stops an operator that has one. Pure.
 """
 
 from __future__ import annotations
@@ -60,17 +61,16 @@ def rival(
     scope: Scope, own: tuple[str, str], leases: Iterable[Mapping[str, Any]], now: dt.datetime
 ) -> str:
     """The Lease of another installation that holds runs of this scope, as NAMESPACE/NAME, "" if there
-    is none. own: namespace and name of this installation's. If this one is held, too, the one that was
-    acquired later gives way.
+    is none. own: namespace and name of this installation's. Whose Lease was made later gives way.
     """
     found = list(leases)
     mine = next((one for one in found if _name(one) == own), None)
-    since = _acquired(mine, now) if mine is not None else now
+    since = _made(mine, now) if mine is not None else now
     for lease in sorted(found, key=_name):
         other = Scope.of_lease(lease)
         if _name(lease) == own or other is None or not scope.overlaps(other):
             continue
-        if _held(lease, now) and (_acquired(lease, now), _name(lease)) < (since, own):
+        if _held(lease, now) and (_made(lease, now), _name(lease)) < (since, own):
             return "/".join(_name(lease))
     return ""
 
@@ -82,10 +82,10 @@ def _name(lease: Mapping[str, Any]) -> tuple[str, str]:
 def _held(lease: Mapping[str, Any], now: dt.datetime) -> bool:
     spec = lease.get("spec", {})
     renewed = instant(spec.get("renewTime"))
-    fresh = renewed is not None and (now - renewed).total_seconds() < _FRESH_SECONDS
+    fresh = renewed is not None and abs((now - renewed).total_seconds()) < _FRESH_SECONDS
     return fresh and bool(spec.get("holderIdentity"))
 
 
-def _acquired(lease: Mapping[str, Any], now: dt.datetime) -> dt.datetime:
-    """When its holder took it; a Lease that nobody holds is as young as can be."""
-    return (instant(lease["spec"].get("acquireTime")) or now) if _held(lease, now) else now
+def _made(lease: Mapping[str, Any], now: dt.datetime) -> dt.datetime:
+    """When the object was made, by the API server's clock; its holder could not say otherwise."""
+    return instant(lease["metadata"].get("creationTimestamp")) or now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -20,9 +21,19 @@ from forkcast_wire.resources import LABEL_BRANCH, LABEL_COMPONENT
 
 Body = Mapping[str, Any]
 #: The scheduler's words for a node that lacks what a pod requests.
-_NO_ROOM: Final = ("Insufficient ", "Too many pods")
+_LACKING: Final = re.compile(r"Insufficient ([\w./-]*\w)")
+_TOO_MANY: Final = "Too many pods"
+#: A place for one more pod, beside the resources that pods request.
+PLACES: Final = "pods"
 #: The Job controller's label on a pod: its Job.
 LABEL_JOB: Final = "batch.kubernetes.io/job-name"
+_LABEL_JOBSET: Final = "jobset.sigs.k8s.io/jobset-name"
+#: Of a pod that its node, the scheduler or whoever drains the node has ended; not of one that has
+#: gone beyond a limit of its own.
+_DISRUPTED: Final = "DisruptionTarget"
+#: Volumes that a pod may overfill, and the field that sizes them.
+_SIZED_BY: Final = {"work": "scratch", "tmp": "scratch", "shm": "sharedMemory"}
+_OVERFULL: Final = re.compile(r'EmptyDir volume "(\w+)" exceeds the limit')
 
 
 class Work(Enum):
@@ -43,7 +54,9 @@ class Work(Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSeen:
     """A rollout's Job. reason, message: of its failure. queue: the name of the queue that it waits
-    in, "" for none. short: it cannot run for lack of room in the cluster, or in its queue.
+    in, "" for none. short: it cannot run for lack of room in the cluster, or in its queue. holds: the
+    resources it requests, empty if that is left to the namespace. pressed: something else in the
+    cluster waits for what it holds.
     """
 
     name: str
@@ -56,6 +69,8 @@ class JobSeen:
     queue: str = ""
     created: dt.datetime | None = None
     short: bool = False
+    holds: frozenset[str] = frozenset()
+    pressed: bool = False
 
     @property
     def admitted(self) -> bool:
@@ -86,7 +101,7 @@ class TrainerSeen:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSeen:
     """A pod. waiting: why its container does not run, "" where nothing is wrong.
-    short: the scheduler finds no room for it. mounting: it has a node and no container yet. ready: one that is leaving is not. ready_at: since
+    lacking: the resources of which the scheduler finds too little for it. mounting: it has a node and no container yet. ready: one that is leaving is not. ready_at: since
     when. lost: the node does not answer, and what runs there is not known.
     """
 
@@ -97,11 +112,16 @@ class PodSeen:
     scheduled: bool
     waiting: str = ""
     message: str = ""
-    short: bool = False
+    lacking: frozenset[str] = frozenset()
     node: str = ""
     lost: bool = False
     ready_at: dt.datetime | None = None
     leaving: bool = False
+
+    @property
+    def short(self) -> bool:
+        """Whether the scheduler finds no room for it."""
+        return bool(self.lacking)
 
 
 def condition(body: Body, kind: str) -> Body | None:
@@ -145,6 +165,15 @@ def job_seen(body: Body) -> JobSeen | None:
         message=why.get("message", ""),
         queue=marks.get(LABEL_QUEUE, ""),
         created=instant(body["metadata"].get("creationTimestamp")),
+        holds=_holds(body),
+    )
+
+
+def _holds(body: Body) -> frozenset[str]:
+    pod = body.get("spec", {}).get("template", {}).get("spec", {})
+    given = [one.get("resources", {}) for one in pod.get("containers", ())]
+    return frozenset(
+        name for one in given for part in ("requests", "limits") for name in one.get(part, ())
     )
 
 
@@ -221,11 +250,16 @@ def pod_seen(body: Body) -> PodSeen:
         scheduled=scheduled,
         waiting="" if waiting in ("ContainerCreating", "PodInitializing") else waiting,
         message=message,
-        short=waiting == "Unschedulable" and any(words in message for words in _NO_ROOM),
+        lacking=_lacking(message) if waiting == "Unschedulable" else frozenset(),
         node=body.get("spec", {}).get("nodeName", ""),
         lost=_lost(body),
         leaving=leaving,
     )
+
+
+def _lacking(message: str) -> frozenset[str]:
+    found = _LACKING.findall(message)
+    return frozenset([*found, PLACES] if _TOO_MANY in message else found)
 
 
 def _lost(body: Body) -> bool:
@@ -237,6 +271,19 @@ def _lost(body: Body) -> bool:
     return condition(body, "ContainersReady") is not None
 
 
+def disrupted(pods: Iterable[Body], workload: str) -> bool:
+    """Whether a pod of the workload was evicted for its node's sake, preempted, or drained away."""
+    return any(
+        condition(pod, _DISRUPTED) is not None
+        for pod in pods
+        if workload
+        in (
+            pod["metadata"].get("labels", {}).get(LABEL_JOB),
+            pod["metadata"].get("labels", {}).get(_LABEL_JOBSET),
+        )
+    )
+
+
 def last_words(pods: Iterable[Body]) -> str:
     """Why the newest failed pod ended: the kubelet's words if it was the kubelet, else what its
     container said last, with the exit code; "" for none.
@@ -245,7 +292,10 @@ def last_words(pods: Iterable[Body]) -> str:
     failed.sort(key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
     for pod in reversed(failed):
         if reason := pod["status"].get("reason"):  # the kubelet ended it: Evicted, Preempting, ...
-            return f"{reason}: {pod['status'].get('message', '').strip()}".strip(": ")
+            said = f"{reason}: {pod['status'].get('message', '').strip()}".strip(": ")
+            full = _OVERFULL.search(said)
+            field = _SIZED_BY.get(full[1]) if full else None
+            return f"{said}; raise spec.resources.{field}" if field else said
         for container in pod["status"].get("containerStatuses", ()):
             if ended := container.get("state", {}).get("terminated"):
                 lines = [line for line in ended.get("message", "").splitlines() if line.strip()]

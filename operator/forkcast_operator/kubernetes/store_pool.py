@@ -14,12 +14,13 @@ from typing import Final, TypeVar
 
 import structlog
 
-from forkcast_operator.kubernetes.snapshot import PASS_SECONDS
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store import StoreRefused, StoreUnavailable
 
 T = TypeVar("T")
 _THREADS: Final = 4
+#: Store time of one pass over a run's records, seconds.
+PASS_SECONDS: Final = 12.0
 #: A failure that took longer cost a thread its time: the next caller is refused at once.
 _COSTLY_SECONDS: Final = 1.0
 #: While the circuit is open one call is let through so often, to see whether the store is back.

@@ -8,7 +8,7 @@ from typing import Any
 
 from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.cluster import RUN, Cluster
-from forkcast_operator.kubernetes.events import Recorder, run_events
+from forkcast_operator.kubernetes.events import Recorder, newer_event, run_events
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.run import Run
 from forkcast_operator.kubernetes.run_facts import RunFacts, former_status
@@ -20,7 +20,7 @@ from forkcast_wire.resources import RunCondition, RunState, TrainingRunStatus
 
 
 class Teller:
-    """Tells of all runs."""
+    """Publishes the status of all runs."""
 
     def __init__(self, cluster: Cluster, view: View, recorder: Recorder) -> None:
         self._cluster, self._view, self._recorder = cluster, view, recorder
@@ -64,6 +64,13 @@ class Teller:
         memory.written = time.monotonic()
         if written is not None:
             self._view.put("TrainingRun", written)
+
+    async def left_out(self, run: Run, fields: tuple[str, ...], memory: Memory) -> None:
+        """That a spec has fields of a newer definition at their defaults, once for each set of them."""
+        about = self._view.get("TrainingRun", run.key)
+        if about is not None and fields and fields != memory.left_out:
+            memory.left_out = fields
+            await self._recorder.record(about, [newer_event(fields)])
 
     async def _expire(
         self, run: Run, spec: TrainingRunSpec | None, after: TrainingRunStatus, now: dt.datetime

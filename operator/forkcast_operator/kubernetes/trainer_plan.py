@@ -59,10 +59,12 @@ def plan_trainer(
     retried: bool = False,
     active_seconds: int = 0,
     stuck: bool = False,
+    disrupted: bool = False,
 ) -> TrainerAct:
     """wanted: neither suspended, nor being deleted, nor failed. failures: so far. retried: the run
     had failed and is to go on; what failed before is not counted any more. active_seconds: of all starts that have ended. stuck: no pod of it
-    can start as it was made, and the spec has been edited since.
+    can start as it was made, and the spec has been edited since. disrupted: a pod of it was evicted,
+    preempted or drained away, and those that trained with it have failed for that: no failure is counted.
     """
     if not wanted:
         running = seen is not None and seen.work in (Work.QUEUED, Work.ACTIVE)
@@ -84,6 +86,9 @@ def plan_trainer(
     if seen.reason in (_UNUSABLE, _OVERDUE):
         reason = "Unusable" if seen.reason == _UNUSABLE else _OVERDUE
         return FailRun(reason, seen.message)
+    if disrupted:
+        wait = rules.restart_backoff_seconds - _since(seen, now)
+        return Leave(wait) if wait > 0 else StartTrainer(seen.start + 1, failures)
     if failures >= rules.max_restarts:
         return FailRun("RestartsExceeded", f"{failures} restarts; last: {seen.message}")
     wait = _backoff(rules, failures) - _since(seen, now)

@@ -21,13 +21,13 @@ def _version(body: Body) -> int:
 
 
 class View:
-    """Newer always replaces older, whoever tells of it: a watch, a list, or our own write."""
+    """Newer always replaces older, wherever it comes from: a watch, a list, or our own write."""
 
     def __init__(self) -> None:
         self._objects: dict[str, dict[Key, Body]] = {}
 
     def put(self, kind: str, body: Body) -> bool:
-        """Take in an object; False where a newer one is known."""
+        """Take in an object; False if a newer one is known."""
         known = self._objects.setdefault(kind, {})
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
         before = known.get(key)

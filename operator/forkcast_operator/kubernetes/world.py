@@ -1,34 +1,31 @@
-"""The cluster's world: what stands in the store is shared; rollouts are Jobs, and main goes on."""
+"""The cluster's world: what the store holds is shared; rollouts are Jobs, and main goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forkcast.records import Trial, TrialStatus
 from forkcast_operator import clock
 from forkcast_operator.kubernetes.rollouts import Act, GiveUp, plan
 from forkcast_operator.kubernetes.seen import JobSeen
-from forkcast_operator.kubernetes.snapshot import Snapshot
 from forkcast_operator.stored import StoredWorld
-from forkcast_wire import branches, keys
+from forkcast_wire import branches
 from forkcast_wire.branches import Admission, BranchRecord
-from forkcast_wire.documents import RolloutJob
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub, ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.store import AlreadyExists, put_document, read_document
+from forkcast_wire.store import Remembered, read_document
 
 
 class ClusterWorld(StoredWorld):
     """`World` for one branch of one run, over a look at its Jobs.
 
-    What the branch wants of the cluster is not done here: `acts` says it, and whoever holds the
+    What the branch needs of the cluster is not done here: `acts` lists it, and the holder of the
     connection to the API server does it.
     """
 
     def __init__(
         self,
         spec: TrainingRunSpec,
-        store: Snapshot,
+        store: Remembered,
         record: BranchRecord,
         monitor: MonitorStub,
         proxy: ProxyStub | None,
@@ -64,29 +61,5 @@ class ClusterWorld(StoredWorld):
         acts = plan(rollouts, self._jobs, self.spec.branching.max_concurrent_rollouts)
         for act in acts:
             if isinstance(act, GiveUp):
-                self._give_up(act)
+                branches.give_up(self.store, self.id, act.candidate, act.rung, act.failure)
         return [act for act in acts if not isinstance(act, GiveUp)]
-
-    def _give_up(self, act: GiveUp) -> None:
-        name = (self.id, act.candidate)
-        job = read_document(self.store, RolloutJob, keys.rollout_job(*name))
-        if job is None:
-            return
-        trial = Trial(
-            candidate=act.candidate,
-            rung=act.rung,
-            step=job.trigger_step + act.rung,
-            status=TrialStatus.FAILED,
-            validation_loss=None,
-            mean_weights_loss=None,
-            losses_from=job.base.step,
-            losses=(),
-            spike_steps=(),
-            steps_run=0,
-            seconds=0.0,
-            failure=act.failure[:500],
-        )
-        try:
-            put_document(self.store, keys.rollout_trial(*name, act.rung), trial)
-        except AlreadyExists:
-            return  # it was measured after all

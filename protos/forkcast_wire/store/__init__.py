@@ -57,7 +57,7 @@ def open_store(storage: Storage, workdir: Path, *, write: bool = True) -> Store:
     it honours conditional writes (which writes and deletes a key). Without, nothing is asked of a
     server, and nothing is created in a folder.
 
-    Raises StoreUnavailable where it cannot be reached or refuses, StoreMisconfigured where the
+    Raises StoreUnavailable if it cannot be reached or refuses, StoreMisconfigured if the
     storage section cannot work.
     """
     store: Store
@@ -71,9 +71,9 @@ def open_store(storage: Storage, workdir: Path, *, write: bool = True) -> Store:
 
 
 def put_document(store: Store, key: str, record: object) -> bool:
-    """Create the document; True where this call created it, False where it stood there already.
+    """Create the document; True if this call created it, False if it stood there already.
 
-    Raises AlreadyExists where another document stands under the key: the caller was superseded.
+    Raises AlreadyExists if another document stands under the key: the caller was superseded.
     """
     data = dump(record)
     try:
@@ -86,7 +86,7 @@ def put_document(store: Store, key: str, record: object) -> bool:
 
 
 def read_document(store: Store, kind: type[T], key: str) -> T | None:
-    """The document, or None where there is none. Raises DocumentError where it is damaged."""
+    """The document, or None if there is none. Raises DocumentError if it is damaged."""
     try:
         return load_at(store, kind, key)
     except KeyMissing:

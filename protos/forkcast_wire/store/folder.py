@@ -13,10 +13,12 @@ from pathlib import Path
 
 from forkcast.ports import ObjectInfo
 from forkcast_wire.files import flush_folder, replaced
+from forkcast_wire.store import limits
 from forkcast_wire.store.errors import (
     AlreadyExists,
     Conflict,
     KeyMissing,
+    StoreError,
     StoreUnavailable,
     check_key,
     check_prefix,
@@ -50,11 +52,13 @@ class FolderStore:
         return self.root / check_key(key)
 
     def get(self, key: str) -> tuple[bytes, str]:
-        """(bytes, etag). Raises KeyMissing."""
-        path = self._path(key)
+        """(bytes, etag). Raises KeyMissing; StoreError for what is too long to be read as a whole."""
+        path, most = self._path(key), limits.MOST_DOCUMENT_BYTES
         with self._disk():
             try:
                 with path.open("rb") as file:
+                    if os.fstat(file.fileno()).st_size > most:
+                        raise StoreError(f"{key}: is longer than {most >> 20} MiB; no record is")
                     data = file.read()
                     return data, _etag(data, os.fstat(file.fileno()))
             except _NO_FILE:
@@ -177,7 +181,9 @@ class FolderStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             if create:
                 try:
-                    os.link(temporary, target)  # fails where the name exists, whoever made it
+                    os.link(
+                        temporary, target
+                    )  # fails if the name exists, whichever process made it
                 except FileExistsError:
                     raise AlreadyExists(key) from None
             else:

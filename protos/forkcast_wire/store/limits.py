@@ -19,6 +19,9 @@ DOCUMENT_SECONDS, DOCUMENT_SILENCE = 10.0, 4.0
 #: A file's: no total, but no silence longer than this, seconds, and no slower pace, bytes/s, after
 #: the first seconds.
 FILE_SILENCE, FILE_PACE, FILE_GRACE = 30.0, 256.0, 60.0
+#: The longest object that is read as a whole: whoever may write into a prefix must not use up the memory
+#: of those who read there. A chunk of the history has some hundred KiB.
+MOST_DOCUMENT_BYTES = 32 << 20
 
 
 @dataclass

@@ -308,7 +308,7 @@ class S3Store:
     @_brief
     @_patient
     def get(self, key: str) -> tuple[bytes, str]:
-        """(bytes, etag). Raises KeyMissing."""
+        """(bytes, etag). Raises KeyMissing; StoreError for what is too long to be read as a whole."""
         return self._get(key)
 
     def _get(self, key: str) -> tuple[bytes, str]:
@@ -318,7 +318,7 @@ class S3Store:
         """
         for _ in range(_READS):
             data = io.BytesIO()
-            etag, _ = self._read(key, data.write)
+            etag, _ = self._read(key, functools.partial(_append, key, data))
             if not self._md5_etags or "-" in etag or etag == _md5(data.getvalue()):
                 return data.getvalue(), etag
             time.sleep(secrets.randbelow(50) / 1e3)
@@ -487,6 +487,14 @@ class S3Store:
         name = self._name(key)
         with suppress(KeyMissing):
             self._call(key, lambda: self._client.remove_object(self._bucket, name))
+
+
+def _append(key: str, data: io.BytesIO, chunk: bytes) -> None:
+    if data.tell() + len(chunk) > limits.MOST_DOCUMENT_BYTES:
+        raise StoreError(
+            f"{key}: is longer than {limits.MOST_DOCUMENT_BYTES >> 20} MiB; no record is"
+        )
+    data.write(chunk)
 
 
 def _md5(data: bytes) -> str:

@@ -91,7 +91,7 @@ class _AwsChain:
             self._roles = None
 
     def read(self) -> Credentials:
-        """The first keys found. Raises StoreRefused where there are none."""
+        """The first keys found. Raises StoreRefused if there are none."""
         tried = []
         for name, provider in self._providers():
             try:

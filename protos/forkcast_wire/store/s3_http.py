@@ -46,7 +46,7 @@ class AnsweredError(Exception):
         """In words, for people."""
         if self.html and self.status < 500:
             return f"no S3 API answers here (HTTP {self.status}, a web page)"
-        named = ": ".join(part for part in (self.code, self.message) if part)
+        named = ": ".join(part for part in (self.code, self.message.rstrip(".")) if part)
         return named or f"HTTP {self.status}"
 
 

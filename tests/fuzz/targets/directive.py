@@ -1,11 +1,11 @@
 """A directive, as an operator posts it for a trainer."""
 
-import math
-
 from google.protobuf.message import DecodeError
 
-from forkcast_monitor.directives import Waiting, check, deliverable
+from forkcast.directives import Hold
+from forkcast_monitor.directives import Waiting, deliverable
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.codec import directive_from_wire, directive_to_wire
 
 REFUSALS = (DecodeError, ValueError)
 
@@ -24,20 +24,16 @@ def seeds():
 
 def feed(data):
     """What is taken is told once, and a hold ends."""
-    directive = pb.PostDirectiveRequest.FromString(data).directive
-    check(directive)
+    message = pb.PostDirectiveRequest.FromString(data).directive
+    directive = directive_from_wire(message)
+    assert directive_from_wire(directive_to_wire("a", directive)) == directive
     if not deliverable(directive, "Enforce"):
         return
     now = [0.0]
     waiting = Waiting(clock=lambda: now[0])
     assert waiting.leave(directive)
     assert waiting.leave(directive)
-    told = waiting.pending()
-    assert [one.id for one in told] == [directive.id] * (
-        not directive.HasField("hold") or directive.hold.deadline_seconds > 0
-    )
-    assert pb.Ack(directives=told).SerializeToString() or not told
-    if directive.HasField("hold"):
-        assert math.isfinite(directive.hold.deadline_seconds)
+    assert waiting.pending() == [directive]
+    if isinstance(directive, Hold):
         now[0] = 604_801.0
         assert not waiting.pending()

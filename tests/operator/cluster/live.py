@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 from forkcast.records import StateKind
 from forkcast_operator.kubernetes.cluster import BRANCH, JOB, ClusterError
@@ -12,6 +11,7 @@ from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_wire.documents import lineage_head
 from forkcast_wire.resources import LABEL_COMPONENT
 from forkcast_wire.store.s3 import S3Store
+from tests.waiting import until_async
 
 from .processes import get
 from .stage import Stage
@@ -62,18 +62,16 @@ class Live:
 
         asyncio.run(main())
 
-    async def until(self, holds, seconds=60):
+    async def until(self, holds):
         """Wait for what an async function says; returns what it said. No answer is not yet."""
-        end = time.monotonic() + seconds
-        while True:
+
+        async def said():
             try:
-                said = await holds()
+                return await holds()
             except ClusterError:
-                said = None
-            if said:
-                return said
-            assert time.monotonic() < end, "it has not come about"
-            await asyncio.sleep(0.1)
+                return None
+
+        return await until_async(said, holds.__name__, every=0.1)
 
     # -------------------------------------------------------------------------------------- scenes
 
@@ -101,7 +99,7 @@ class Live:
 
         await self.until(rolling)
 
-    async def end_branch(self, seconds=90):
+    async def end_branch(self):
         """Pods do what they do until the branch has ended; returns it."""
 
         async def ended():
@@ -110,7 +108,7 @@ class Live:
             found = await self.stage.cluster.get(BRANCH, self.server.namespace, BRANCH_NAME)
             return found if found and conditions(found).get("Finished") == "True" else None
 
-        return await self.until(ended, seconds)
+        return await self.until(ended)
 
     async def end(self) -> dict:
         """The trainer reaches its last step; returns the run when it has finished."""
@@ -153,6 +151,12 @@ class Live:
     def lease(self) -> dict:
         said = self.server.kubectl("get", "lease", "op", "-n", self.server.namespace, "-o", "json")
         return json.loads(said)["spec"]
+
+    def looks(self) -> float:
+        """How often the operator has looked at a run since its start."""
+        name = 'forkcast_operator_reconcile_seconds_count{kind="TrainingRun"} '
+        lines = get(self.metrics, "/metrics")[1].splitlines()
+        return next(float(one.removeprefix(name)) for one in lines if one.startswith(name))
 
     def healthy(self) -> bool:
         return self.process.poll() is None and get(self.health, "/healthz") == (200, "ok")

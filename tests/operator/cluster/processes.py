@@ -6,13 +6,14 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from tests.ports import free_port
+from tests.waiting import HANG_OPTION, HANG_SECONDS, running, until
 
 _CLUSTER = Path(__file__).parents[4] / "shared" / "cluster" / "cluster"
 CONFIG = {
@@ -53,18 +54,10 @@ class Server:
         }
         self.kubectl("apply", "-f", "-", given=json.dumps(body))
 
-    def stalled(self, name, seconds) -> float:
-        """How long it took until an operator has looked at the run."""
-        started = time.monotonic()
-        self.kubectl(
-            "wait",
-            f"trun/{name}",
-            "-n",
-            self.namespace,
-            "--for=condition=Stalled",
-            f"--timeout={seconds}s",
-        )
-        return time.monotonic() - started
+    def stalled(self, name) -> None:
+        """Wait until an operator has looked at the run."""
+        until = ("--for=condition=Stalled", HANG_OPTION)
+        self.kubectl("wait", f"trun/{name}", "-n", self.namespace, *until)
 
     def holder(self, namespace=None) -> str:
         """Who holds the lease; nobody while there is none."""
@@ -81,7 +74,7 @@ class Server:
         """SIGKILL a part of the control plane; returns when it is gone."""
         pid = int((Path(self.environment["CLUSTER_DIR"]) / f"{name}.pid").read_text())
         os.kill(pid, signal.SIGKILL)
-        wait(lambda: not Path(f"/proc/{pid}").exists(), 10)
+        until(lambda: not running(pid), f"the end of {name}")
 
     def reachable(self) -> bool:
         command = ["kubectl", "get", "--raw", "/readyz"]
@@ -122,7 +115,7 @@ class Operators:
             process = subprocess.Popen(command, env=environment, stderr=log)
         self._started.append(process)
         self.metrics[name] = figures
-        wait(lambda: get(health, "/readyz")[0] == ready, 60)
+        until(lambda: get(health, "/readyz")[0] == ready, f"operator {name}", every=0.1)
         return process, health
 
     def _log(self, name) -> Path:
@@ -142,24 +135,13 @@ def api_port(kubeconfig) -> str:
     return kubeconfig.split("https://127.0.0.1:")[1].split('"')[0]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def get(port, path):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}{path}", timeout=HANG_SECONDS
+        ) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
     except OSError:
         return 0, ""
-
-
-def wait(holds, seconds) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it has not come about"
-        time.sleep(0.1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 
+import grpc
 import numpy as np
 
 from forkcast.decision import CONTROL
@@ -16,7 +16,6 @@ from forkcast.records import (
     Trial,
     TrialStatus,
     Trigger,
-    TriggerRule,
     Window,
 )
 from forkcast_operator.kubernetes.cluster import (
@@ -43,12 +42,12 @@ from forkcast_wire.documents import (
     Complete,
     RolloutJob,
     RolloutUntil,
-    StateManifest,
-    dump,
     lineage_head,
 )
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
 from forkcast_wire.store import FolderStore, put_document, read_document
+from tests.make import saved_state, state_ref, trigger
+from tests.waiting import until_async
 
 
 class SmallMonitor(MonitorServicer):
@@ -57,6 +56,9 @@ class SmallMonitor(MonitorServicer):
     def __init__(self) -> None:
         self.directives: list[str] = []
         self.runs: dict[str, str] = {}
+        self.namespaces: dict[str, str] = {}
+        #: (verb, run uid) of whatever was asked about a run.
+        self.asked: list[tuple[str, str]] = []
         self.forgotten: list[str] = []
         self.step = 0
         self._fired: list[Trigger] = []
@@ -80,27 +82,42 @@ class SmallMonitor(MonitorServicer):
 
     def ListRuns(self, request, context):
         told = [
-            pb.RunSummary(run_uid=uid, next_step=self.step, streams=1, seconds_since_report=0.0)
+            pb.RunSummary(
+                run_uid=uid,
+                namespace=self.namespaces[uid],
+                next_step=self.step,
+                streams=1,
+                seconds_since_report=0.0,
+            )
             for uid in list(self.runs)
         ]
         return pb.ListRunsResponse(runs=told)
 
     def RegisterRun(self, request, context):
+        known = self.namespaces.setdefault(request.run_uid, request.namespace)
+        if known != request.namespace:
+            context.abort(
+                grpc.StatusCode.ALREADY_EXISTS, "run_uid: registered in another namespace"
+            )
         created = request.run_uid not in self.runs
         self.runs[request.run_uid] = request.mode
         return pb.RegisterRunResponse(created=created)
 
     def ForgetRun(self, request, context):
         self.forgotten.append(request.run_uid)
+        self.asked.append(("ForgetRun", request.run_uid))
+        self.namespaces.pop(request.run_uid, None)
         return pb.ForgetRunResponse(existed=self.runs.pop(request.run_uid, None) is not None)
 
     def GetWindow(self, request, context):
+        self.asked.append(("GetWindow", request.run_uid))
         columns = {name: np.arange(300.0) for name in WINDOW_COLUMNS}
         window = Window(run_uid=request.run_uid, epoch=0, total_steps=1000, columns=columns)
         return pb.WindowReply(window=window_to_wire(window))
 
     def PostDirective(self, request, context):
         self.directives.append(request.directive.id)
+        self.asked.append(("PostDirective", request.directive.run_uid))
         return pb.PostDirectiveResponse()
 
 
@@ -207,33 +224,17 @@ class Stage:
     # --------------------------------------------------------------------------------------- pods
 
     def trigger(self, step=100) -> Trigger:
-        return Trigger(
-            run_uid=self.uid,
-            epoch=0,
-            step=step,
-            onset_step=step - 2,
-            rule=TriggerRule.SINGLE,
-            z=4.0,
-            index=1.0,
-            components={"volatility": 4.0},
-            thresholds={"z": 2.5},
-        )
+        parts = {"components": {"volatility": 4.0}, "thresholds": {"z": 2.5}}
+        return trigger(run_uid=self.uid, step=step, onset_step=step - 2, **parts)
 
     def save_state(self, kind, step, epoch=0) -> StateRef:
         return self._saved(self._state(kind, keys.state(kind, epoch, 0, step), step, epoch))
 
     def _state(self, kind, key, step, epoch=0) -> StateRef:
-        return StateRef(
-            key=key, kind=kind, epoch=epoch, attempt=0, step=step, digest="0" * 64, size_bytes=1
-        )
+        return state_ref(step, kind, key=key, epoch=epoch, digest="0" * 64)
 
     def _saved(self, ref) -> StateRef:
-        self.store.put(keys.ptz(ref.key, ref.step), b"x")
-        manifest = StateManifest(
-            format_version=1, run_uid=self.uid, state=ref, lossless=True, loss=3.0, versions={}
-        )
-        self.store.put(keys.state_manifest(ref.key), dump(manifest))
-        return ref
+        return saved_state(self.store, ref, self.uid)
 
     async def roll_out(self, *, fail=(), waits=()) -> None:
         """What rollout pods do: measure what is wished, where there is a Job for it. fail, waits:
@@ -280,14 +281,18 @@ class Stage:
 
     async def until_gone(self, name="gpt") -> None:
         """Look until a run that is being deleted has gone."""
-        async with asyncio.timeout(60):
-            while await self.run(name) is not None:
-                try:
-                    await self.look(name)
-                except ClusterError as error:  # the garbage collector wrote between; look again
-                    if error.status != 409:
-                        raise
-                await asyncio.sleep(0.2)  # the garbage collector's pace
+
+        async def gone():
+            if await self.run(name) is None:
+                return True
+            try:
+                await self.look(name)
+            except ClusterError as error:  # the garbage collector wrote between; look again
+                if error.status != 409:
+                    raise
+            return False
+
+        await until_async(gone, f"the end of {name}", every=0.2)
         await self.look(name)
 
     async def run_pods(self, *, ready=True, of="trainer") -> int:
@@ -305,14 +310,14 @@ class Stage:
             await self.cluster.merge(POD, self.namespace, name, {"status": status}, status=True)
         return len(pods)
 
-    async def until(self, holds, seconds=60):
+    async def until(self, holds):
         """Look until an async function says something; returns what it said."""
-        async with asyncio.timeout(seconds):
-            while True:
-                await self.look()
-                if said := await holds():
-                    return said
-                await asyncio.sleep(0.1)
+
+        async def said():
+            await self.look()
+            return await holds()
+
+        return await until_async(said, holds.__name__, every=0.1)
 
     async def finish_job(self, name, kind, reason="", namespace=None) -> None:
         """What the Job controller would say of its pods. kind: Complete or Failed."""

@@ -18,7 +18,7 @@ from forkcast_wire.store import open_store, read_document
 
 from .test_on_an_api_server import fail_for_good, play
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 def _open(storage):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from .processes import wait
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ def test_a_branch_survives_the_death_of_the_control_plane(live, part) -> None:
         await live.branch()
         live.server.kill(part)
         live.server.part("start", part)
-        wait(live.server.reachable, 60)
+        until(live.server.reachable, every=0.1)
         await live.end_well()
         assert live.healthy()
 

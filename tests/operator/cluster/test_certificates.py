@@ -15,6 +15,7 @@ from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.config import Service
 from forkcast_operator.kubernetes.failures import monitor_unavailable
 from tests.certificates import Authority
+from tests.waiting import until_async
 
 
 @pytest.fixture
@@ -60,12 +61,18 @@ def test_new_files_end_the_process_that_opened_its_channels_with_the_old(
     folder = authority.issue(tmp_path / "monitor", days=50)
     operator._channel_to("monitor", Service(target="127.0.0.1:1", tls=folder)).close()
 
+    looks, tell = [], operator._expiries.tell
+    monkeypatch.setattr(operator._expiries, "tell", lambda: looks.append(tell()))
+
+    async def looked_at() -> bool:
+        return len(looks) > 5
+
     async def scene() -> None:
         waiting = asyncio.create_task(operator._replaced())
-        done, _ = await asyncio.wait({waiting}, timeout=0.5)
-        assert not done
+        await until_async(looked_at)
+        assert not waiting.done()
         authority.issue(folder, days=90)
-        await asyncio.wait_for(waiting, 60)
+        await waiting
 
     asyncio.run(scene())
 

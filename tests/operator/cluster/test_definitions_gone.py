@@ -7,8 +7,9 @@ import subprocess
 import pytest
 
 from tests.conftest import define
+from tests.waiting import HANG_OPTION, until
 
-from .processes import Operators, Server, get, wait
+from .processes import Operators, Server, get
 
 pytestmark = pytest.mark.slow
 _NAMES = ("branches.forkcast.dev", "trainingruns.forkcast.dev")
@@ -25,17 +26,17 @@ def test_definitions_can_be_deleted_and_come_back(start_cluster, tmp_path) -> No
         try:
             one = operators("one")
             server.create_run("before")
-            server.stalled("before", 60)
+            server.stalled("before")
             server.kubectl("delete", "crd", *_NAMES, "--wait=false")
             ended_by_the_kubelet(*one)
             if defined(environment):
                 two = operators("two")
-                wait(lambda: not defined(environment), 120)
+                until(lambda: not defined(environment), every=0.1)
                 ended_by_the_kubelet(*two)
             define(environment)
             operators("three")
             server.create_run("after")
-            server.stalled("after", 120)
+            server.stalled("after")
         finally:
             operators.close(clean=False)  # the library that keeps the watches logs its own end
 
@@ -47,19 +48,19 @@ def test_an_operator_without_branches_begins_anew_when_they_are_there(
         server = Server(environment)
         operators = Operators(server, tmp_path)
         try:
-            server.kubectl("delete", "crd", _NAMES[0], "--timeout=60s")
+            server.kubectl("delete", "crd", _NAMES[0], HANG_OPTION)
             process, _ = operators("one")
             define(environment)
-            assert process.wait(120) == 1
+            assert process.wait() == 1
         finally:
             operators.close()
 
 
 def ended_by_the_kubelet(process, health) -> None:
     """A watch is gone: the process ends by itself, or its liveness probe fails."""
-    wait(lambda: process.poll() is not None or get(health, "/healthz")[0] != 200, 180)
+    until(lambda: process.poll() is not None or get(health, "/healthz")[0] != 200, every=0.1)
     process.terminate()
-    process.wait(60)
+    process.wait()
 
 
 def defined(environment) -> bool:

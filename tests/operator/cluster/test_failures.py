@@ -10,7 +10,14 @@ import pytest
 from forkcast_operator.kubernetes.cluster import ClusterError
 from forkcast_operator.kubernetes.failures import refused, store_unavailable, trainer_trouble
 from forkcast_operator.kubernetes.run import store_place
-from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen, Work, last_words, pod_seen
+from forkcast_operator.kubernetes.seen import (
+    PodSeen,
+    TrainerSeen,
+    Work,
+    disrupted,
+    last_words,
+    pod_seen,
+)
 from forkcast_wire.store import StoreUnavailable
 
 NOW = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
@@ -78,7 +85,20 @@ def test_an_evicted_pod_is_told_in_the_kubelets_words() -> None:
     ended = {"exitCode": 137, "message": '{"kind": "Checkpoint", "event": "saver.saved"}'}
     status = {"phase": "Failed", "reason": "Evicted", "message": said}
     status["containerStatuses"] = [{"state": {"terminated": ended}}]
-    assert last_words([{"metadata": {}, "status": status}]) == f"Evicted: {said}"
+    remedy = "raise spec.resources.scratch"
+    assert last_words([{"metadata": {}, "status": status}]) == f"Evicted: {said}; {remedy}"
+
+
+def test_only_pods_of_the_start_that_the_cluster_ended_are_disruptions() -> None:
+    def body(job, **conditions):
+        made = pod("Failed", **conditions)
+        made["metadata"]["labels"] = {"batch.kubernetes.io/job-name": job}
+        return made
+
+    target = {"DisruptionTarget": "True"}
+    assert disrupted([body("t-1"), body("t-1", **target)], "t-1")
+    assert not disrupted([body("t-0", **target), body("t-1")], "t-1")  # of an earlier start
+    assert not disrupted([body("t-1", DisruptionTarget="False")], "t-1")
 
 
 @pytest.mark.parametrize("status", [0, 409, 429, 500, 503])

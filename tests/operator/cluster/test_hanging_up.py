@@ -11,6 +11,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from forkcast_operator.kubernetes import cluster as module
 from forkcast_operator.kubernetes.cluster import RUN, Cluster, UnansweredError
+from tests.waiting import HANG_SECONDS
 
 
 class Server:
@@ -55,6 +56,7 @@ def test_a_neighbour_of_a_silent_request_ends_well(monkeypatch) -> None:
 
                 return await cluster._call("get", RUN, call, writes=False)
 
+            monkeypatch.setattr(module, "_REQUEST_SECONDS", HANG_SECONDS)
             neighbour = asyncio.create_task(ask("slow"))
             await server.asked.wait()
             before = client.rest_client.pool_manager
@@ -65,7 +67,7 @@ def test_a_neighbour_of_a_silent_request_ends_well(monkeypatch) -> None:
             server.let.set()
             answer = await neighbour
             assert answer.status == 200
-            monkeypatch.setattr(module, "_REQUEST_SECONDS", 30.0)
+            monkeypatch.setattr(module, "_REQUEST_SECONDS", HANG_SECONDS)
             assert (await ask("slow")).status == 200  # on a connection of its own
 
     asyncio.run(scene())

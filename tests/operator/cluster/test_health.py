@@ -10,8 +10,7 @@ import aiohttp
 import pytest
 
 from forkcast_operator.kubernetes import health
-
-from .processes import free_port
+from tests.ports import free_port
 
 
 def _has_ipv6() -> bool:

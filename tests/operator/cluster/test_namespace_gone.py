@@ -7,6 +7,7 @@ import json
 import pytest
 
 from forkcast_wire import catalogue, keys
+from tests.waiting import HANG_OPTION
 
 pytestmark = pytest.mark.slow
 
@@ -36,11 +37,10 @@ def test_after_the_operator_is_back_the_namespace_ends(live, store) -> None:
         if store == "away":
             live.gateway.kill()
         live.start_operator("b", lease_namespace=home)
-        limit = 30 if store == "there" else 100  # a store that is away is asked for a minute
-        kubectl("wait", "trun/gpt", "-n", namespace, "--for=delete", f"--timeout={limit}s")
+        kubectl("wait", "trun/gpt", "-n", namespace, "--for=delete", HANG_OPTION)
         # its controller would look again when pods have had their grace, or sees a change
         kubectl("annotate", "namespace", namespace, "test=look")
-        kubectl("wait", f"namespace/{namespace}", "--for=delete", "--timeout=150s")
+        kubectl("wait", f"namespace/{namespace}", "--for=delete", HANG_OPTION)
         assert live.stage.uid in live.monitor.forgotten
         if store == "there":
             assert catalogue.read(live.stage.store).pins == {}

@@ -5,10 +5,9 @@ that they are evicted and what is made in their place is the work of the real co
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import json
-import time
+import threading
 
 import pytest
 
@@ -16,6 +15,8 @@ from forkcast_operator.kubernetes.cluster import EVENT, POD
 from forkcast_wire.resources import LABEL_COMPONENT
 
 pytestmark = pytest.mark.slow
+#: A node is lost after 20 s without a beat.
+_BEAT_SECONDS = 2
 _TAINTS = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
 #: Evicted after 5 s instead of Kubernetes' 300.
 _TOLERATIONS = [
@@ -25,7 +26,7 @@ _TOLERATIONS = [
 
 
 class Kubelet:
-    """What a kubelet tells of one node and its pods."""
+    """What a kubelet tells of one node and its pods, the node's part from a thread of its own."""
 
     def __init__(self, server, name) -> None:
         self._kubectl, self.node = server.kubectl, f"{server.namespace}-{name}"
@@ -34,9 +35,20 @@ class Kubelet:
         room = {"cpu": "8", "memory": "32Gi", "pods": "10", "ephemeral-storage": "99Gi"}
         node["status"] = {"allocatable": room, "capacity": room}
         self._kubectl("create", "-f", "-", given=json.dumps(node))
-        self.beat()
+        self._silent = threading.Event()
+        self._begin()
 
-    def beat(self) -> None:
+    def _begin(self) -> None:
+        self._silent.clear()
+        self._beat()
+        self._beating = threading.Thread(target=self._beats)
+        self._beating.start()
+
+    def _beats(self) -> None:
+        while not self._silent.wait(_BEAT_SECONDS):
+            self._beat()
+
+    def _beat(self) -> None:
         now = _now()
         ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "m"}
         ready |= {"lastHeartbeatTime": now, "lastTransitionTime": now}
@@ -54,10 +66,12 @@ class Kubelet:
 
     def stop(self) -> None:
         """Nothing is told any more."""
+        self._silent.set()
+        self._beating.join()
 
     def come_back(self, pod) -> None:
         """Tell of the node again, and end the pod that was deleted meanwhile."""
-        self.beat()
+        self._begin()
         ended = {"exitCode": 137, "reason": "Error", "startedAt": _now(), "finishedAt": _now()}
         self._report(pod, "Failed", {"terminated": ended})
         name = pod["metadata"]["name"]
@@ -95,14 +109,15 @@ def kubelets(server):
     made = [Kubelet(server, "one"), Kubelet(server, "two")]
     yield made
     for one in made:
+        one.stop()
         server.kubectl("delete", "node", one.node)
 
 
 def test_a_lost_trainer_is_said_and_has_no_double(live, kubelets) -> None:
-    live.play(lambda: lose_the_node(live, *kubelets))
+    live.play(lambda: lose_the_node(live, kubelets[0]))
 
 
-async def lose_the_node(live, kubelet, neighbour) -> None:
+async def lose_the_node(live, kubelet) -> None:
     """A run whose trainer's node falls silent and comes back, from its beginning to its end."""
 
     async def pods():
@@ -113,12 +128,10 @@ async def lose_the_node(live, kubelet, neighbour) -> None:
         return (await live.ready()).get("status") == "True"
 
     async def said():
-        neighbour.beat()
         ready = await live.ready()
         return ready["status"] == "False" and f"node {kubelet.node} does not" in ready["message"]
 
     async def evicted():
-        neighbour.beat()
         return all("deletionTimestamp" in pod["metadata"] for pod in await pods())
 
     live.start_operator()
@@ -127,22 +140,23 @@ async def lose_the_node(live, kubelet, neighbour) -> None:
     kubelet.run(pod)
     await live.until(running)
     kubelet.stop()
-    await live.until(said, 90)  # the node's controller waits for 20 s
+    await live.until(said)  # the node's controller waits for 20 s
     await live.until(evicted)
-    end = time.monotonic() + 12  # two of the operator's looks and more
-    while time.monotonic() < end:
-        neighbour.beat()
+    seen = live.looks()
+
+    async def looked_at():
         assert [one["metadata"]["uid"] for one in await pods()] == [pod["metadata"]["uid"]]
         assert await live.trainers() == ["gpt-trainer-0"]
-        await asyncio.sleep(0.5)
+        return live.looks() >= seen + 3
 
+    await live.until(looked_at)
     kubelet.come_back(pod)
 
     async def replaced():
         now = await pods()
         return [one for one in now if one["metadata"]["uid"] != pod["metadata"]["uid"]]
 
-    (second,) = await live.until(replaced, 120)
+    (second,) = await live.until(replaced)
     kubelet.run(second)
     await live.until(running)
     told = await live.stage.cluster.list(EVENT, live.server.namespace, "")

@@ -8,7 +8,8 @@ import json
 import pytest
 
 from forkcast.records import StateKind
-from forkcast_operator.kubernetes import runs
+from forkcast_operator import clock
+from forkcast_operator.kubernetes import trainers
 from forkcast_operator.kubernetes.cluster import (
     BRANCH,
     CONFIG_MAP,
@@ -151,7 +152,9 @@ def test_a_finished_run_that_is_wanted_longer_trains_again_and_ends_again(stage)
     play(stage, scene)
 
 
-def test_rollouts_without_a_pod_are_said_and_their_queue_stops_the_clock(stage) -> None:
+def test_rollouts_without_a_pod_are_said_and_their_queue_stops_the_clock(
+    stage, monkeypatch
+) -> None:
     async def branch():
         return await stage.cluster.get(BRANCH, stage.namespace, BRANCH_NAME)
 
@@ -167,7 +170,8 @@ def test_rollouts_without_a_pod_are_said_and_their_queue_stops_the_clock(stage) 
             scheduling={"rolloutQueueName": "spare"},
             branching={**given, "budget": budget},
         )
-        await asyncio.sleep(1.1)  # its deadline, if that counted from the opening
+        now = clock.now()  # past its deadline, if that counted from the opening
+        monkeypatch.setattr(clock, "now", lambda: now + 2)
         await stage.look()
         seen = await branch()
         ready = next(c for c in seen["status"]["conditions"] if c["type"] == "Ready")
@@ -180,6 +184,7 @@ def test_rollouts_without_a_pod_are_said_and_their_queue_stops_the_clock(stage) 
         await admit()
         await stage.look()
         assert "deadlineTime" in (await branch())["status"]
+        monkeypatch.setattr(clock, "now", lambda: now + 4)
 
         async def ended():
             body = await branch()
@@ -289,14 +294,7 @@ def test_deleted_in_a_branch_nothing_is_left(stage, keep) -> None:
         await open_branch(stage, lifecycle={"onDelete": keep})
         assert catalogue.read(stage.store).pins
         await stage.cluster.delete(RUN, stage.namespace, "gpt")
-        async with asyncio.timeout(60):
-            while await stage.run() is not None:
-                try:
-                    await stage.look()
-                except ClusterError as error:  # the garbage collector wrote between; look again
-                    if error.status != 409:
-                        raise
-                await asyncio.sleep(0.2)  # the garbage collector's pace
+        await stage.until_gone()
         assert await stage.names(JOB) == await stage.names(BRANCH) == await stage.names(POD) == []
         assert set(stage.monitor.forgotten) == {stage.uid}  # again where the pass came again
         if keep == "Delete":
@@ -313,10 +311,11 @@ def test_a_trainer_that_fails_starts_again_and_in_the_end_the_run_fails(stage) -
         await stage.create(lifecycle={"maxRestarts": 1, "restartBackoffSeconds": 1})
         await stage.look()
         await stage.finish_job("gpt-trainer-0", "Failed", "BackoffLimitExceeded")
-        async with asyncio.timeout(120):
-            while "gpt-trainer-1" not in await stage.names(JOB):
-                await asyncio.sleep(0.2)
-                await stage.look()
+
+        async def again():
+            return "gpt-trainer-1" in await stage.names(JOB)
+
+        await stage.until(again)
         await stage.finish_job("gpt-trainer-1", "Failed", "BackoffLimitExceeded")
         await stage.look()
         assert await stage.condition("Failed") == ("True", "RestartsExceeded")
@@ -467,7 +466,7 @@ def test_an_idle_run_costs_no_writes(stage) -> None:
 
 
 def test_settings_that_somebody_changes_or_deletes_come_back(stage, monkeypatch) -> None:
-    monkeypatch.setattr(runs, "_DRIFT_SECONDS", 0.0)
+    monkeypatch.setattr(trainers, "_DRIFT_SECONDS", 0.0)
 
     async def scene():
         await stage.create()

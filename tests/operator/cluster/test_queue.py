@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from forkcast_operator.kubernetes.queue import WorkQueue
+from tests.waiting import HANG_SECONDS
 
 
 def drive(look, *keys, until):
@@ -13,7 +14,7 @@ def drive(look, *keys, until):
         for key in keys:
             queue.add(key)
         workers = [asyncio.create_task(queue.work(lambda k: look(queue, k))) for _ in range(3)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             await until.wait()
         for worker in workers:
             worker.cancel()

@@ -15,9 +15,10 @@ def wish(until, *measured):
     return RolloutSeen(until=until, trials=MappingProxyType(dict.fromkeys(measured)))
 
 
-def job(candidate, rung, work, reason="", *, short=False):
+def job(candidate, rung, work, reason="", *, short=False, pressed=False):
     return JobSeen(
         short=short,
+        pressed=pressed,
         name=f"{candidate}-r{rung}",
         branch="b",
         candidate=candidate,
@@ -29,6 +30,12 @@ def job(candidate, rung, work, reason="", *, short=False):
 
 A, F, S, G, Q = Work.ACTIVE, Work.FAILED, Work.SUCCEEDED, Work.GOING, Work.QUEUED
 CASES = {
+    "others of the cluster wait for room: what is measured goes, what runs does not": (
+        {"control": wish(10), "c000": wish(10, 10)},
+        [job("control", 10, A, pressed=True), job("c000", 10, A, pressed=True)],
+        2,
+        [Stop("c000-r10")],
+    ),
     "the control first, at most the limit": (
         {"c001": wish(10), "control": wish(10), "c000": wish(10)},
         [],

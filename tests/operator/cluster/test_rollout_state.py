@@ -13,6 +13,7 @@ from forkcast.decision import Candidate, Draft, DraftSource, ProxyAnswer
 from forkcast_operator.kubernetes.branch_status import branch_status
 from forkcast_operator.kubernetes.events import branch_events
 from forkcast_operator.kubernetes.rollout_state import (
+    pressure,
     rollout_jobs,
     rollout_stands,
     rollout_trouble,
@@ -100,6 +101,51 @@ def pod_body(message, phase="Pending"):
 def test_a_job_is_short_of_room_by_the_scheduler_or_by_its_queue(job, pods, short) -> None:
     (seen,) = rollout_jobs([job], pods, NOW)
     assert seen.short is short
+
+
+def holding(*resources, queue="spare"):
+    """A rollout's Job of namespace ml that requests them."""
+    body = job_body()
+    body["metadata"] |= {"namespace": "ml"}
+    body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = queue
+    wanted = {"requests": dict.fromkeys(resources, "1")}
+    body["spec"]["template"] = {"spec": {"containers": [{"resources": wanted}]}}
+    return body
+
+
+def waiting_in(queue, *, seconds, namespace="ml"):
+    body = job_body(suspended=True, seconds=seconds)
+    body["metadata"] |= {"name": "other-trainer-0", "namespace": namespace}
+    body["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": queue}
+    return body
+
+
+GPU = "nvidia.com/gpu"
+
+
+@pytest.mark.parametrize(
+    ("job", "workloads", "message", "pressed"),
+    [
+        (holding("cpu", GPU), [], "", False),
+        (holding("cpu", GPU), [], f"0/3 nodes are available: 3 Insufficient {GPU}.", True),
+        (holding("cpu"), [], f"0/3 nodes are available: 3 Insufficient {GPU}.", False),
+        (holding("cpu"), [], f"2 Insufficient cpu, 1 Insufficient {GPU}. preemption: 0/3", True),
+        (holding(), [], "3 Insufficient cpu.", True),  # what it holds is the namespace's default
+        (holding("cpu"), [], "0/3 nodes are available: 3 Too many pods.", True),
+        (holding("cpu"), [], "0/3 nodes are available: 3 node(s) had untolerated taint", False),
+        (holding("cpu"), [waiting_in("spare", seconds=31)], "", True),
+        (holding("cpu"), [waiting_in("spare", seconds=5)], "", False),  # is about to be admitted
+        (holding("cpu"), [waiting_in("other", seconds=31)], "", False),
+        (holding("cpu"), [waiting_in("spare", seconds=31, namespace="b")], "", False),
+    ],
+)
+def test_what_any_run_waits_for_presses_on_the_rollouts_that_hold_it(
+    job, workloads, message, pressed
+) -> None:
+    around = pressure(workloads, [pod_body(message)] if message else [], NOW)
+    (seen,) = rollout_jobs([job], [], NOW, around)
+    assert seen.pressed is pressed
+    assert not seen.short
 
 
 @pytest.fixture

@@ -12,13 +12,14 @@ NOW = dt.datetime(2026, 11, 27, 12, 0, 0, tzinfo=dt.UTC)
 OWN = ("two", "fc-operator")
 
 
-def lease(namespace, scope, *, since=3600, renewed=5, holder="pod"):
+def lease(namespace, scope, *, since=3600, renewed=5, holder="pod", acquired=7200):
     def at(seconds):
         return (NOW - dt.timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
+    made = {"namespace": namespace, "name": "fc-operator", "creationTimestamp": at(since)}
     return {
-        "metadata": {"namespace": namespace, "name": "fc-operator", **scope.marks()},
-        "spec": {"holderIdentity": holder, "acquireTime": at(since), "renewTime": at(renewed)},
+        "metadata": {**made, **scope.marks()},
+        "spec": {"holderIdentity": holder, "acquireTime": at(acquired), "renewTime": at(renewed)},
     }
 
 
@@ -37,6 +38,17 @@ CASES = {
     "ours is older": (ALL, [lease("one", ALL, since=10), lease("two", ALL)], ""),
     "theirs is older": (ALL, [lease("one", ALL), lease("two", ALL, since=10)], "one/fc-operator"),
     "both at once: by name": (ALL, [lease("one", ALL), lease("two", ALL)], "one/fc-operator"),
+    "ours is older and was taken later": (
+        ALL,
+        [lease("evil", ALL, since=10, acquired=1e9), lease("two", ALL, acquired=1)],
+        "",
+    ),
+    "ours is older and nobody holds it now": (
+        ALL,
+        [lease("evil", ALL, since=10), lease("two", ALL, holder="")],
+        "",
+    ),
+    "one that was renewed in the future": (ALL, [lease("one", ALL, renewed=-1e9)], ""),
     "a lease of something else": (ALL, [{"metadata": {"namespace": "x", "name": "y"}}], ""),
 }
 

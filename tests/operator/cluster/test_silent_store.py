@@ -24,7 +24,7 @@ from tests.versitygw import Versitygw
 from .live import conditions
 from .processes import get
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 SILENT = [f"s{number}" for number in range(9)]
 
 
@@ -163,7 +163,7 @@ async def _back(live, line) -> None:
     async def answered():
         return not [name for name in SILENT if await _away(live, line, name)]
 
-    await live.until(answered, 120)
+    await live.until(answered)
     namespace = live.server.namespace
     jobs = [one for one in await live.stage.names(JOB) if one.startswith("s0-e0-t100-")]
     assert len(jobs) == 2
@@ -173,7 +173,7 @@ async def _back(live, line) -> None:
     async def gone():
         return await live.stage.run("s2") is None
 
-    await live.until(gone, 90)
+    await live.until(gone)
 
 
 @pytest.mark.parametrize("seconds", [0, pytest.param(360, marks=pytest.mark.faults)])

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-
 import pytest
 
 from forkcast_operator.kubernetes.cluster import EVENT, JOB
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("seconds", [10, pytest.param(300, marks=pytest.mark.faults)])
-def test_a_branch_survives_a_store_that_is_away(live, seconds) -> None:
+@pytest.mark.parametrize("renewals", [4, pytest.param(120, marks=pytest.mark.faults)])
+def test_a_branch_survives_a_store_that_is_away(live, renewals) -> None:
     async def scene():
         live.start_operator()
         await live.branch()
@@ -25,14 +22,17 @@ def test_a_branch_survives_a_store_that_is_away(live, seconds) -> None:
             return ready["status"] == "False" and live.gateway.endpoint in ready["message"]
 
         await live.until(said)
-        holder, end = live.lease(), time.monotonic() + seconds
-        while time.monotonic() < end:
+        holder = live.lease()
+        for _ in range(renewals):
+            before = live.lease()
+
+            async def renewed(before=before):
+                return live.lease()["renewTime"] > before["renewTime"]
+
+            await live.until(renewed)
             assert live.healthy()
             assert await live.stage.condition("Branching") == ("True", "BranchOpen")
-            await asyncio.sleep(1)
-        lease = live.lease()
-        assert lease["renewTime"] > holder["renewTime"]
-        assert lease["leaseTransitions"] == holder["leaseTransitions"]
+        assert live.lease()["leaseTransitions"] == holder["leaseTransitions"]
         assert await live.stage.names(JOB) == jobs
         told = await live.stage.cluster.list(EVENT, live.server.namespace, "")
         assert [e["type"] for e in told if e["reason"] == "StoreUnavailable"] == ["Warning"]

@@ -7,11 +7,12 @@ import threading
 
 import pytest
 
-from forkcast_operator.kubernetes import passes
+from forkcast_operator.kubernetes import passes, store_pool
 from forkcast_operator.kubernetes.passes import Passes
 from forkcast_operator.kubernetes.store_pool import Breaker, StorePool
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store import StoreUnavailable
+from tests.waiting import HANG_SECONDS
 
 KEY, UID = ("ml", "gpt"), "u"
 STORAGE = Storage(endpoint="https://s3.example", bucket="runs")
@@ -50,12 +51,13 @@ class Silent:
 
     def __call__(self):
         self.asked += 1
-        assert self.answer.wait(60)
+        assert self.answer.wait(HANG_SECONDS)
         return "answered"
 
 
 def test_a_silent_store_costs_a_look_its_patience_once_and_others_nothing(monkeypatch) -> None:
     monkeypatch.setattr(passes, "PASS_SECONDS", 0.0)  # whatever is not back is overdue
+    monkeypatch.setattr(store_pool, "_TRIAL_SECONDS", HANG_SECONDS)
     silent = Silent()
 
     async def scene():
@@ -72,7 +74,7 @@ def test_a_silent_store_costs_a_look_its_patience_once_and_others_nothing(monkey
             with pytest.raises(StoreUnavailable, match="no answer"):
                 await looks.look(KEY, f"other{number}", STORAGE, silent)
         assert silent.asked == 1
-        looks._patience = 60.0
+        looks._patience = HANG_SECONDS
         assert await looks.look(KEY, "healthy", OTHER, lambda: "at once") == "at once"
         silent.answer.set()
         await woken.wait()

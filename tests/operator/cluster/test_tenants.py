@@ -4,8 +4,8 @@ asks for, the operator's own credentials touch nothing of the other's.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,15 @@ from forkcast_operator.kubernetes.ledger import Ledger
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.run import Run, SpecError, store_place
 from forkcast_wire import catalogue, keys
-from forkcast_wire.documents import RunInfo, lineage_head
+from forkcast_wire.branches import BranchRecord
+from forkcast_wire.documents import RunInfo, dump, lineage_head
 from forkcast_wire.resources import TrainingRunStatus
-from forkcast_wire.store import open_store, put_document
+from forkcast_wire.store import open_store, put_document, read_document
 from forkcast_wire.store.s3 import S3Store
 
 from .test_on_an_api_server import play, to_the_end_of_the_branch
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 BUCKET = "runs"
 
 
@@ -86,14 +87,7 @@ async def _train(stage, shared, **spec):
 
 async def _delete(stage) -> None:
     await stage.cluster.delete(RUN, stage.namespace, "gpt")
-    async with asyncio.timeout(60):
-        while await stage.run() is not None:
-            try:
-                await stage.look()
-            except ClusterError as error:  # the garbage collector wrote between
-                if error.status != 409:
-                    raise
-            await asyncio.sleep(0.2)
+    await stage.until_gone()
 
 
 PREFIXES = {
@@ -158,6 +152,64 @@ def test_deleted_in_a_branch_only_its_own_pins_go(tenants, shared, whole) -> Non
         assert catalogue.read(evil.store).pins == {}
         assert catalogue.read(lab.store).pins == pinned
         assert {key: etag for key, etag in whole().items() if key in before} == before
+
+    play(lab, scene)
+
+
+def test_a_branch_record_that_names_another_tenants_run_asks_the_monitor_nothing_about_it(
+    tenants, shared
+) -> None:
+    """Regression: whoever could write into a run's own prefix had the operator read another tenant's
+    window and post directives to its trainer.
+    """
+    lab, evil = tenants
+
+    async def scene():
+        await _train(lab, shared)
+        await _train(evil, shared)
+        evil.link.hear(evil.trigger())
+        await evil.look()
+        key = keys.branch_file("e0-t100", "branch")
+        opened = read_document(evil.store, BranchRecord, key)
+        for step in (100, 130):
+            forged = replace(opened, trigger=lab.trigger(step))
+            evil.store.put(keys.branch_file(f"e0-t{step}", "branch"), dump(forged))
+        lab.start_operator()  # another one remembers nothing
+        lab.monitor.asked.clear()
+        for _ in range(3):
+            await evil.look()
+        assert [one for one in lab.monitor.asked if one[1] == lab.uid] == []
+
+    play(lab, scene)
+
+
+def test_records_under_another_tenants_identity_reach_nothing_of_it_at_the_monitor(
+    tenants, shared
+) -> None:
+    """Regression: with the other's uid in run.json, a run took its triggers, showed its figures, and
+    when it was deleted the monitor forgot the other.
+    """
+    lab, evil = tenants
+
+    async def scene():
+        await _train(lab, shared)
+        await _train(evil, shared)
+        standing = read_document(evil.store, RunInfo, keys.RUN)
+        forged = replace(standing, uid=lab.uid, holder_uid=evil.uid, held_by="gpt")
+        evil.store.put(keys.RUN, dump(forged))
+        lab.start_operator()
+        lab.link.hear(lab.trigger())
+        lab.monitor.asked.clear()
+        for _ in range(3):
+            await evil.look()
+        assert evil.store.head(keys.branch_file("e0-t100", "branch")) is None
+        assert [one.step for one in lab.link.triggers(lab.uid)] == [100]
+        conditions = (await evil.run())["status"]["conditions"]
+        assert any("registered in another namespace" in one["message"] for one in conditions)
+        await _delete(evil)
+        assert lab.monitor.asked == []
+        await lab.look()
+        assert lab.store.head(keys.branch_file("e0-t100", "branch")) is not None
 
     play(lab, scene)
 

@@ -57,6 +57,21 @@ CASES = {
     "failed a while ago": (seen(Work.FAILED, ago=30), {}, StartTrainer(1, 1)),
     "the wait doubles": (seen(Work.FAILED, 1, ago=30), {"failures": 1}, Leave(30)),
     "too often": (seen(Work.FAILED, 3, ago=900), {"failures": 3}, "RestartsExceeded"),
+    "disrupted: after the first wait, whatever failed before": (
+        seen(Work.FAILED, 3, ago=30),
+        {"failures": 3, "disrupted": True},
+        StartTrainer(4, 3),
+    ),
+    "disrupted just now": (
+        seen(Work.FAILED, 3, ago=10),
+        {"failures": 3, "disrupted": True},
+        Leave(20),
+    ),
+    "disrupted and of no use": (
+        seen(Work.FAILED, reason="PodFailurePolicy", ago=900),
+        {"disrupted": True},
+        "Unusable",
+    ),
     "of no use": (seen(Work.FAILED, reason="PodFailurePolicy", ago=900), {}, "Unusable"),
     "asked to try again: at once, and counted anew": (
         seen(Work.FAILED, 3, reason="PodFailurePolicy"),

@@ -16,9 +16,9 @@ import yaml
 from forkcast_operator.kubernetes.cluster import BRANCH, JOB, POD, RUN
 from forkcast_wire.resources import LABEL_RUN
 from tests.uninstall_hook import start_hook
+from tests.waiting import HANG_OPTION, HANG_SECONDS, until
 
 from .live import conditions
-from .processes import wait
 
 pytestmark = pytest.mark.slow
 CHART = Path(__file__).parents[3] / "charts" / "forkcast"
@@ -46,7 +46,7 @@ def release(helm, live, tmp_path):
         )
 
     install = call("install", "demo", str(CHART), "-f", str(values))
-    said, _ = install.communicate(timeout=120)
+    said, _ = install.communicate()
     assert install.returncode == 0, said
     yield home, call
     live.server.kubectl("delete", "namespace", home, "--wait=false")
@@ -71,18 +71,25 @@ def test_nothing_hangs_and_no_pod_is_left(live, release, tmp_path) -> None:
         await live.stage.create("calm")
         await live.branch()
         assert len(await found(JOB)) > len(await live.trainers()) == 2
-        uninstall = helm("uninstall", "demo", "--timeout", "180s")
+        uninstall = helm("uninstall", "demo", HANG_OPTION)
         job = await live.until(hook_job)
-        hook = start_hook(kubectl, live.server.environment["KUBECONFIG"], job, tmp_path)
-        wait(scaled_to_zero, 90)
+        hook = start_hook(
+            kubectl,
+            live.server.environment["KUBECONFIG"],
+            job,
+            tmp_path,
+            "--seconds",
+            str(HANG_SECONDS),
+        )
+        until(scaled_to_zero, every=0.1)
         live.process.terminate()
-        _, said = hook.communicate(timeout=90)
+        _, said = hook.communicate()
         assert hook.returncode == 0, said
         assert "not_suspended" not in said
         name = job["metadata"]["name"]
         kubectl("delete", "pods", "-n", home, "-l", f"job-name={name}")  # nobody runs it
         await live.stage.finish_job(name, "Complete", namespace=home)
-        said, _ = uninstall.communicate(timeout=180)
+        said, _ = uninstall.communicate()
         assert uninstall.returncode == 0, said
         assert "uninstalled" in said
         runs = await found(RUN, labels="")
@@ -98,6 +105,6 @@ def test_nothing_hangs_and_no_pod_is_left(live, release, tmp_path) -> None:
             return not [*await found(JOB), *await found(POD), *await found(POD, home, "")]
 
         await live.until(empty)
-        kubectl("delete", "namespace", namespace, "--timeout=150s")
+        kubectl("delete", "namespace", namespace, HANG_OPTION)
 
     live.play(scene)

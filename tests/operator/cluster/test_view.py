@@ -56,7 +56,7 @@ def seen(view):
 MOVES = st.lists(st.tuples(st.sampled_from(NAMES), st.booleans()), max_size=25)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(MOVES, st.data())
 def test_after_a_list_the_view_is_the_cluster_whatever_events_were_lost(moves, data):
     events, states = history(moves)
@@ -68,7 +68,7 @@ def test_after_a_list_the_view_is_the_cluster_whatever_events_were_lost(moves, d
     assert seen(view) == states[-1]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(MOVES, st.data())
 def test_a_list_from_the_past_takes_nothing_away_that_came_after_it(moves, data):
     """A cache served it, or a watch or our own write overtook it."""

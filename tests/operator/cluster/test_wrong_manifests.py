@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from forkcast_wire.manifest import TrainingRun
 from tests.versitygw import Versitygw
+from tests.waiting import HANG_OPTION, until
 from tests.wrong_runs import ANSWERED, GOOD, REFUSED, changed
 
-from .processes import Operators, Server, get, wait
+from .processes import Operators, Server, get
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +96,7 @@ def answered(watched, name, reason, words) -> None:
     def failure():
         return watched.get("trun", name).get("status", {}).get("lastFailure", {})
 
-    wait(lambda: failure().get("reason") == reason, 90)
+    until(lambda: failure().get("reason") == reason, every=0.1)
     conditions = watched.get("trun", name)["status"]["conditions"]
     (ready,) = [one for one in conditions if one["type"] == "Ready"]
     assert ready["status"] == "False"
@@ -110,5 +111,5 @@ def answered(watched, name, reason, words) -> None:
 def test_a_good_one_is_carried_out_after_all_of_them(watched) -> None:
     assert watched.apply(GOOD).returncode == 0
     namespace = watched.server.namespace
-    command = ("wait", "job/one-trainer-0", "-n", namespace, "--for=create", "--timeout=60s")
+    command = ("wait", "job/one-trainer-0", "-n", namespace, "--for=create", HANG_OPTION)
     watched.server.kubectl(*command)

@@ -88,7 +88,7 @@ class ClippingPolicy:
         self.params = {name: one.default for name, one in self.takes.items()} | dict(params)
 
     def check(self, micro_batches: int) -> None:
-        """Raises ValueError where a step of so many micro-batches is too small for the policy."""
+        """Raises ValueError if a step of so many micro-batches is too small for the policy."""
 
     def clip(self, parameters: Sequence[Tensor], context: ClipContext) -> ClipResult:
         """Clip ``.grad`` of the parameters in place."""

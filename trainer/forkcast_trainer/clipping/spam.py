@@ -42,7 +42,7 @@ def rewarm_scale(steps_since: int, steps: int) -> float:
 class Spam(ClippingPolicy):
     """theta: a coordinate is spiked where g^2 > theta v. resetEverySteps (0 = never),
     rewarmSteps. graceSteps: no spike test until the optimizer has counted so many steps since its
-    start or last reset, whoever reset it; maxNorm on top.
+    start or last reset, whatever reset it; maxNorm on top.
     """
 
     takes = {

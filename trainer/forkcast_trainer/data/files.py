@@ -72,7 +72,7 @@ def _suffix(path: Path) -> str:
 def source_files(source: TextSource, field: str) -> list[Path]:
     """The local files of a source, sorted by path; empty for a data set of the hub.
 
-    Raises DataError where there are none.
+    Raises DataError if there are none.
     """
     if source.uri == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])

@@ -32,7 +32,7 @@ def claim(store: Store, ours: TextIdentity, *, accept: bool) -> None:
     """Record the text at the run's first start; later starts must have the same. accept: another one
     takes its place. A damaged record is written again.
 
-    Raises DataError where the text is another, and StoreError.
+    Raises DataError if the text is another, and StoreError.
     """
     while True:
         try:
@@ -58,7 +58,7 @@ def claim(store: Store, ours: TextIdentity, *, accept: bool) -> None:
 
 
 def compare(store: Store, ours: TextIdentity) -> None:
-    """Raises DataError where a rollout has another text than its run, and StoreError."""
+    """Raises DataError if a rollout has another text than its run, and StoreError."""
     try:
         theirs = _read(store.get(keys.TEXT)[0])
     except KeyMissing:
@@ -67,7 +67,7 @@ def compare(store: Store, ours: TextIdentity) -> None:
 
 
 def agree(theirs: TextIdentity | None, ours: TextIdentity) -> None:
-    """Raises DataError where two processes of a run have different texts; None: not known."""
+    """Raises DataError if two processes of a run have different texts; None: not known."""
     if theirs is not None and theirs != ours:
         raise _changed(theirs, ours, "give every pod of the run the same text")
 

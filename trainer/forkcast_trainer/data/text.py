@@ -102,7 +102,7 @@ def _document(parts: Iterable[str]) -> Iterator[Piece]:
 
 
 def _text(value: Any, place: str, column: str, field: str, counts: Counts) -> str | None:
-    """The text of a row's column; None where it has none. Raises DataError."""
+    """The text of a row's column; None if it has none. Raises DataError."""
     if value is None or value == "":
         counts.empty += 1
         return None

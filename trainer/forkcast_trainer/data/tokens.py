@@ -157,7 +157,7 @@ def _with_end(
 def prepare(data: Data, folder: Path, *, progress: bool) -> tuple[TokenSlice, TokenSlice]:
     """Training and validation tokens; tokenised on the first call, mapped on later ones.
 
-    Raises DataError where there is too little text for one window of training and validation.
+    Raises DataError if there is too little text for one window of training and validation.
     """
     tokenizer = open_tokenizer(data.tokenizer)
     train = _tokenise(data.train, "spec.data.train", data.tokenizer, tokenizer, folder, progress)

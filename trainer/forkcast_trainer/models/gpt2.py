@@ -56,7 +56,7 @@ def build(model: Model, vocabulary_size: int, positions: int, seed: int) -> nn.M
     precision is the forward pass's affair, the weights that learn are full.
 
     Weights are drawn from ``seed`` without disturbing the caller's generators, or loaded from the
-    manifest's source. Raises TrainerError where the source does not fit.
+    manifest's source. Raises TrainerError if the source does not fit.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -26,7 +26,7 @@ def make(
 ) -> tuple[list[DataStressor], list[RateStressor]]:
     """The stressors of a manifest, by what they act on; ``tokenizer``: the run's own.
 
-    Raises DataError where the tokenizer cannot be opened.
+    Raises DataError if the tokenizer cannot be opened.
     """
     built = [STRESSORS[spec.type](spec) for spec in specs]
     for one in built:
