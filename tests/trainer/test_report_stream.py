@@ -95,7 +95,7 @@ def test_no_more_batches_are_in_flight_than_the_credit(monitor, reporter):
 
 
 def test_a_monitor_that_gives_any_credit_and_acknowledges_nothing_gets_so_much_and_no_more(
-    monitor, reporter, until
+    monitor, reporter
 ):
     """What is in flight is bounded by this side, and nobody waits for it."""
     monitor.listener.credit, monitor.listener.acknowledge = (1 << 32) - 1, False
