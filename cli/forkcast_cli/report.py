@@ -59,6 +59,7 @@ def render(facts: RunFacts, state: Sequence[str] = (), conditions: Sequence[Cond
         name=view.manifest.metadata.name,
         state=state,
         conditions=conditions,
+        damaged=view.damaged,
         summary=summary(facts),
         tiles=headline_tiles(facts.metrics, view),
         charts=[Markup(svg(chart)) for chart in run_charts(facts)],  # noqa: S704  escaped in svg()
