@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from forkcast.records import StateKind
 from forkcast_trainer import __main__ as command
 from forkcast_trainer import run_end, train
 from forkcast_trainer.train import TrainingRun
@@ -119,6 +120,23 @@ def test_a_state_that_is_saved_nowhere_is_not_given_up(store, attempt, monkeypat
     assert run.run()
     assert tries == 4
     assert completion(store, STEPS).step == STEPS
+
+
+def test_a_state_that_the_end_has_saved_is_not_saved_again(store, attempt):
+    """Regression: a checkpoint that was still due failed, and the console said that nothing is saved."""
+    run, tries, saves = attempt(0), 0, 0
+
+    def before(access, key):
+        nonlocal tries, saves
+        saves += (access, key) == ("list", "checkpoints/")  # after each: what is to be pruned?
+        if key == keys.COMPLETE and tries < 4:
+            tries += 1
+            run._due.add(StateKind.CHECKPOINT)
+            away()
+
+    store.before = before
+    assert run.run()
+    assert (tries, saves, run.saver.error) == (4, 1, "")
 
 
 def test_the_process_says_so_and_has_an_exit_code_of_its_own(store, new_run, monkeypatch, capsys):

@@ -286,6 +286,8 @@ class TrainingRun:
         if self.saver is None:
             return None
         self._due |= self.saver.failed()
+        if self.saver.holds(self.engine.position.epoch, self.engine.position.step):
+            self._due.discard(StateKind.CHECKPOINT)  # the end has saved it
         due = [kind for kind in _KINDS if kind in self._due]
         return due[0] if due and self.saver.ready else None
 
