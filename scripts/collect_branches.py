@@ -38,14 +38,12 @@ from forkcast_trainer.apply import apply
 from forkcast_trainer.checkpoint import Snapshot
 from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.engine import Engine, placement
+from forkcast_trainer.rollout import DIVERGED_NATS, DIVERGED_STEPS, MEAN_WEIGHTS
 from forkcast_trainer.state import restore, snapshot
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.process import die_with_parent
 
 _SAVE_EVERY = 25
-_MEAN_WEIGHTS = 25
-#: As the rollouts of a branch judge it: so many nats above the base, so many steps in a row.
-_DIVERGED_NATS, _DIVERGED_STEPS = 3.0, 5
 #: No fork before this step: the detector and the spike rule need a history.
 _FIRST_FORK = 80
 _DEPTHS = (0, 50, 100, 200)
@@ -78,7 +76,7 @@ class Course:
 
     spikes: SpikeScore = field(default_factory=SpikeScore)
     losses: dict[int, float] = field(default_factory=dict)
-    weights: deque[list[Tensor]] = field(default_factory=lambda: deque(maxlen=_MEAN_WEIGHTS))
+    weights: deque[list[Tensor]] = field(default_factory=lambda: deque(maxlen=MEAN_WEIGHTS))
     base_loss: float | None = None
     high: int = 0
     diverged: bool = False
@@ -88,9 +86,9 @@ class Course:
         stats = engine.step()
         self.losses[stats.step] = stats.loss
         self.spikes.fold(stats.step, stats.loss, stats.grad_norm)
-        over = self.base_loss is not None and stats.loss > self.base_loss + _DIVERGED_NATS
+        over = self.base_loss is not None and stats.loss > self.base_loss + DIVERGED_NATS
         self.high = self.high + 1 if over else 0
-        if not math.isfinite(stats.loss) or self.high >= _DIVERGED_STEPS:
+        if not math.isfinite(stats.loss) or self.high >= DIVERGED_STEPS:
             self.diverged = True
         self.weights.append([p.detach().clone() for p in engine.parameters])
         return stats
@@ -100,7 +98,7 @@ class Course:
         if self.diverged:
             return math.nan, math.nan
         raw = engine.evaluate()
-        count = max(1, min(_MEAN_WEIGHTS, len(self.weights), len(self.losses) // 2))
+        count = max(1, min(MEAN_WEIGHTS, len(self.weights), len(self.losses) // 2))
         recent = list(self.weights)[-count:]
         with torch.no_grad():
             kept = [p.detach().clone() for p in engine.parameters]
@@ -228,11 +226,11 @@ def _event(course: Course, step: int, end: int) -> bool:
 
 def _lost(losses: dict[int, float], step: int, end: int) -> bool:
     """Whether the control diverged between fork and horizon, by the rollouts' rule."""
-    limit, high = losses[step - 1] + _DIVERGED_NATS, 0
+    limit, high = losses[step - 1] + DIVERGED_NATS, 0
     for now in range(step, end):
         loss = losses.get(now, math.nan)
         high = high + 1 if loss > limit else 0
-        if not math.isfinite(loss) or high >= _DIVERGED_STEPS:
+        if not math.isfinite(loss) or high >= DIVERGED_STEPS:
             return True
     return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,15 +57,24 @@ def _one_line() -> Iterator[None]:
         raise typer.Exit(_BAD_INPUT) from None
 
 
-def _look(folder: Path, *, if_there: bool = False) -> RunView:
-    """if_there: without the store, too, if it is away."""
+def _look(folder: Path, *, if_there: bool = False, whole: bool = False) -> RunView:
+    """if_there: without the store, too, if it is away. whole: refuses damaged records, which are
+    otherwise named on the error output and left out.
+    """
     from forkcast_cli.view import RunReader
 
     try:
         reader = RunReader(folder)
-        return reader.look_if_there() if if_there else reader.look()
+        if if_there:
+            return reader.look_if_there()  # the view is shown with what it lacks
+        if whole:
+            return reader.look()
+        view = reader.look_past_damage()
+        for line in view.damaged:
+            print_error(line)
     except (FileNotFoundError, NotADirectoryError):
         raise ManifestError(str(folder), "holds no run", "give the --workdir of a run") from None
+    return view
 
 
 def _print_json(document: Any) -> None:
@@ -99,7 +109,8 @@ def run(
             print_error(error)
             raise typer.Exit(_BAD_INPUT if error.bad_input else _FAILED) from None
         if ending.words:
-            print(f"{shown(ending.words)}. Resume: forkcast run {manifest} --workdir {folder}")
+            resume = shlex.join(["forkcast", "run", str(manifest), "--workdir", str(folder)])
+            console(quiet=quiet).print(f"{shown(ending.words)}. Resume: {resume}", soft_wrap=True)
             raise typer.Exit(ending.code)
         _end(folder, quiet=quiet)
 
@@ -172,7 +183,7 @@ def explain(
     from forkcast_cli import show, words
 
     with _one_line():
-        view = _look(folder)
+        view = _look(folder, whole=True)
         found = show.find_branch(view, branch)
         if found is None:
             known = ", ".join(one.id for one in view.branches) or "none"
@@ -226,7 +237,7 @@ def runs(
         table = Table("run", "branch", "tried", "outcome", "accepted", box=None, pad_edge=False)
         groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         for row in rows:
-            key = (row["folder"], row["run"], row.get("branch") or "-")
+            key = (row["folder"], row["run"], row.get("branch") or row.get("not_read") or "-")
             groups.setdefault(key, []).append(row)
         for (_, name, branch), members in groups.items():
             if why := members[0].get("not_read"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from forkcast_cli import metrics
 from forkcast_cli.shapes import plan_model, tokens_per_step
-from forkcast_cli.view import RunView, look
+from forkcast_cli.view import RunReader, RunView
 from forkcast_wire import history
 from forkcast_wire.statistics import read_history
 from forkcast_wire.store import open_store
@@ -28,7 +28,7 @@ class RunFacts:
 
 def gather(folder: Path) -> RunFacts:
     """Everything about a run. Raises FileNotFoundError if the folder holds none."""
-    view = look(folder)
+    view = RunReader(folder).look_past_damage()
     rows = _rows(folder, view)
     points = [
         metrics.Point(row["epoch"], row["step"], _number(row["loss"]), _number(row["grad_norm"]))

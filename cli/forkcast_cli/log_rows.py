@@ -51,7 +51,7 @@ def parse(data: bytes) -> tuple[list[Placed], tuple[str, ...]]:
     found = _whole(text)
     if found is not None:
         return [(f"row {number}", row) for number, row in enumerate(found, 1)], (
-            "the file is one JSON array, not JSON lines: its entries were taken as rows",
+            "the file is one JSON document, not JSON lines: its entries were taken as rows",
         )
     rows: list[Placed] = []
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -61,7 +61,7 @@ def parse(data: bytes) -> tuple[list[Placed], tuple[str, ...]]:
         except (ValueError, RecursionError) as error:
             if (number, line) == lines[-1] and not text.endswith("\n"):
                 return rows, (f"line {number} is cut short: left out",)
-            why = str(error).splitlines()[0]
+            why = str(error).splitlines()[0].split(";")[0]  # "; use sys.set_int_max_str_digits()"
             raise LogError(f"line {number}: is not JSON ({why}); correct or delete it") from None
     return rows, ()
 

@@ -54,7 +54,8 @@ class Replayed:
 
     def lines(self) -> list[str]:
         """For people."""
-        count = f"{len(self.triggers)} triggers" if self.triggers else "no trigger"
+        number = len(self.triggers)
+        count = f"{number or 'no'} trigger{'s' * (number > 1)}"
         said = [f"{self.steps} steps, {count}"]
         return [*said, *map(trigger_sentence, self.triggers), *self.notes]
 

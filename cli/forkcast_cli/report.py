@@ -59,6 +59,7 @@ def render(facts: RunFacts, state: Sequence[str] = (), conditions: Sequence[Cond
         name=view.manifest.metadata.name,
         state=state,
         conditions=conditions,
+        damaged=view.damaged,
         summary=summary(facts),
         tiles=headline_tiles(facts.metrics, view),
         charts=[Markup(svg(chart)) for chart in run_charts(facts)],  # noqa: S704  escaped in svg()
@@ -100,7 +101,8 @@ def summary(facts: RunFacts) -> str:
 
 def run_charts(facts: RunFacts) -> list[Chart]:
     """Loss, index, and the index's parts, over the steps of the lineage."""
-    last = max((point.step for point in facts.points), default=0)
+    view = facts.view
+    last = max([0, view.complete.step if view.complete else 0, *(p.step for p in facts.points)])
     marks = _marks(facts)
     return [
         _loss_chart(facts, last, marks),

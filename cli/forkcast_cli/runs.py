@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from forkcast.decision import CONTROL
 from forkcast.records import Trial
 from forkcast.relapse import WATCHED_STEPS, Aftermath, aftermaths
-from forkcast_cli.view import BranchView, RunView, look
+from forkcast_cli.view import BranchView, RunReader, RunView
 from forkcast_wire.echo import one_line
 from forkcast_wire.files import replaced
 from forkcast_wire.manifest_file import ManifestError
@@ -94,9 +94,13 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     same.
     """
     try:
-        return rows_of(folder, look(folder))
+        view = RunReader(folder).look_past_damage()
     except (StoreError, ManifestError, ValueError, OSError) as error:
         return [{"run": folder.name, "folder": str(folder), "not_read": one_line(str(error))}]
+    left_out = [
+        {"run": folder.name, "folder": str(folder), "not_read": one} for one in view.damaged
+    ]
+    return rows_of(folder, view) + left_out
 
 
 def _branch_rows(branch: BranchView, after: Aftermath | None) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from forkcast_wire.manifest import Data, Dtype, StressorType, TrainingRunSpec
+from forkcast_wire.manifest_file import ManifestError
 
 #: layers, heads, width of the trainer's model shelf (GPT-2 paper, table 2); a test compares them.
 SHAPES = {
@@ -82,11 +83,18 @@ def _from_scratch(spec: TrainingRunSpec) -> _Shape | None:
     vocabulary = vocabulary_size(spec.data)
     if shape is None or vocabulary is None:
         return None
+    heads, width = size.heads or shape[1], size.width or shape[2]
+    if width % heads:
+        raise ManifestError(
+            "spec.model.size.width",
+            f"{width} is not a multiple of {heads} heads",
+            "change one of them",
+        )
     long = any(one.type is StressorType.LONG_SEQUENCE for one in spec.stressors)
     return _Shape(
         layers=size.layers or shape[0],
-        heads=size.heads or shape[1],
-        width=size.width or shape[2],
+        heads=heads,
+        width=width,
         positions=spec.data.sequence_length * (4 if long else 1),
         vocabulary=vocabulary,
     )

@@ -82,13 +82,15 @@ def branch_document(branch: BranchView) -> dict[str, Any]:
 
 
 def watch(folder: Path, console: Console) -> None:
-    """The live view until the run is complete or Ctrl-C. Raises FileNotFoundError."""
+    """The live view until the run has ended, or nobody is at work on it any more, or Ctrl-C. Raises
+    FileNotFoundError.
+    """
     losses: list[float] = []
     reader = RunReader(folder)
     view = reader.look_if_there()
     try:
         with Live(panel(view, losses), console=console, auto_refresh=False) as live:
-            while view.complete is None:
+            while _goes_on(folder, view):
                 wait = pause(view.manifest.spec.storage, Seen(view), int(bool(view.away)))
                 time.sleep(max(wait, _WATCH_SECONDS))
                 view = reader.look_if_there()
@@ -97,6 +99,16 @@ def watch(folder: Path, console: Console) -> None:
                 live.update(panel(view, losses), refresh=True)
     except KeyboardInterrupt:
         return
+    if view.complete is None:
+        words = "nobody is at work on this run; `forkcast run` in its folder goes on with it"
+        console.print(f"{state_word(folder, view)}: {words}")
+
+
+def _goes_on(folder: Path, view: RunView) -> bool:
+    """Whether there may be more to see. Of a manifest in a file only the store tells."""
+    if view.complete is not None:
+        return False
+    return folder.is_file() or in_use(folder) or state_word(folder, view) in _AT_WORK
 
 
 def status(folder: Path, view: RunView) -> Group:

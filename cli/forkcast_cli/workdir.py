@@ -29,6 +29,7 @@ from forkcast_wire.statistics import read_history, read_tail
 from forkcast_wire.store import KeyMissing, StoreError, open_store
 
 MANIFEST = "manifest.json"
+_ATTEMPTS = "attempts.json"
 _TOTAL = "training.totalSteps"
 #: Bytes; with less not even progress.json can be replaced.
 _LEAST_FREE = 1 << 14
@@ -111,9 +112,14 @@ class Prepared:
 def prepare(folder: Path, manifest: TrainingRun) -> Prepared:
     """Write the resolved manifest and the run's identity, or check them against what is there.
 
+    A folder in which no trainer was ever started, as after a start with a wrong address of the
+    store, holds no run yet: the manifest given replaces what is there.
+
     Raises ManifestError where the folder belongs to another run, or where a field that makes the
     run what it is was changed.
     """
+    if not _started(folder):
+        return _write(folder, _identity(manifest), manifest, None, ())
     notices: list[str] = []
     before, info = None, None
     try:
@@ -139,6 +145,21 @@ def prepare(folder: Path, manifest: TrainingRun) -> Prepared:
     if info.first_total_steps is None:  # of a version that did not record it
         first = (before or manifest).spec.training.total_steps
         info = replace(info, first_total_steps=first)
+    return _write(folder, info, manifest, before, tuple(notices))
+
+
+def _started(folder: Path) -> bool:
+    """Whether a trainer was ever started here."""
+    return (folder / _ATTEMPTS).exists() or _last_attempt(folder) >= 0
+
+
+def _write(
+    folder: Path,
+    info: RunInfo,
+    manifest: TrainingRun,
+    before: TrainingRun | None,
+    notices: tuple[str, ...],
+) -> Prepared:
     resolved = resolve(manifest, info)
     try:
         for name in ("logs", "sockets"):
@@ -152,7 +173,7 @@ def prepare(folder: Path, manifest: TrainingRun) -> Prepared:
         raise ManifestError(
             "--workdir", f"{folder}: {why}", "make room, or choose another"
         ) from None
-    return Prepared(info, resolved, before, tuple(notices))
+    return Prepared(info, resolved, before, notices)
 
 
 def _uid_of_what_is_saved(folder: Path, manifest: TrainingRun, error: ManifestError) -> str:
@@ -270,7 +291,7 @@ def next_attempt(folder: Path) -> int:
     A count that is lost or damaged is taken from the numbers in what the run has written. Raises
     OSError.
     """
-    path = folder / "attempts.json"
+    path = folder / _ATTEMPTS
     known = damaged_as_none(path)
     attempt = (known if isinstance(known, int) else _last_attempt(folder)) + 1
     replace_bytes(path, json.dumps(attempt).encode())

@@ -111,7 +111,7 @@ class History:
         self.last_steps = last_steps(folder)
         for row in tail:
             self._note(row)
-        self._closed_bytes = sum(path.stat().st_size for path in folder.glob("*.parquet"))
+        self._closed_bytes = _bytes_of_chunks(folder)
         self._file = LineFile(tail_of(folder))
         self._file.replace(tail)  # drops a line that a crash cut short
 
@@ -144,8 +144,9 @@ class History:
             groups.setdefault((row["epoch"], row["attempt"]), []).append(row)
         crash.reach("before-chunk")
         for rows in groups.values():
-            self._closed_bytes += write_chunk(rows, self.folder).stat().st_size
+            write_chunk(rows, self.folder)
         crash.reach("after-chunk")
+        self._closed_bytes = _bytes_of_chunks(self.folder)
         self._file.replace([])
         self._rows, self._chunk_at = 0, _CHUNK_ROWS
 
@@ -188,3 +189,7 @@ class History:
     def _note(self, row: Mapping[str, Any]) -> None:
         key = (row["epoch"], row["attempt"])
         self.last_steps[key] = max(row["step"], self.last_steps.get(key, -1))
+
+
+def _bytes_of_chunks(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.parquet"))

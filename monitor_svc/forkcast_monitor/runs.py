@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from forkcast_monitor.history import History
 from forkcast_monitor.registration import Registration, RunFolders
 from forkcast_monitor.run import WatchedRun
 from forkcast_monitor.streams import Stream
+from forkcast_wire import forkcast_pb2 as pb
 
 _log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -66,7 +68,8 @@ class Bell:
 @dataclass(eq=False)
 class Hosted:
     """One run and all that is held for it. ``opened`` is made when it is first needed, and held
-    by one task at a time (`Runs.use`).
+    by one task at a time (`Runs.use`). stood: how the run stood after its last batch, for readers that do
+    not wait for a busy one.
     """
 
     registration: Registration
@@ -77,6 +80,7 @@ class Hosted:
     streams: set[Stream] = field(default_factory=set)
     directives: Waiting = field(default_factory=Waiting)
     gone: bool = False
+    stood: pb.RunSummary | None = None
     reported: float | None = None
 
     @property
@@ -104,6 +108,7 @@ class Runs:
         self._pool = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk")
         self._syncing = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync")
         self._registering = asyncio.Lock()
+        self._folding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.fired = Bell()
         if self._folders is not None:
             for one in self._folders.all():
@@ -162,7 +167,7 @@ class Runs:
             raise ConflictError("run_uid: registered in another namespace")
         async with hosted.lock:
             await self.blocking(self._folders.save, new)
-            hosted.registration = new
+            hosted.registration, hosted.stood = new, None
             if old.name != new.name:
                 self._series.close(old.run_uid, hosted.series)
                 hosted.series = self._series.open(new.run_uid, new.namespace, new.name)
@@ -198,7 +203,7 @@ class Runs:
                 raise UnknownRunError("the run has been forgotten")
             if hosted.opened is None:
                 try:
-                    hosted.opened = await self.blocking(hosted.make, hosted.registration)
+                    hosted.opened = await self.folding(hosted, hosted.make, hosted.registration)
                 except Exception as error:
                     _log.exception("monitor.run_not_opened", **hosted.names)
                     reason = f"its state cannot be read: {type(error).__name__}"
@@ -208,6 +213,14 @@ class Runs:
     async def blocking(self, call: Callable[..., _T], *given: object) -> _T:
         """``call`` in a thread, for what waits for the disk."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *given)
+
+    async def folding(self, hosted: Hosted, call: Callable[..., _T], *given: object) -> _T:
+        """``call`` in a thread, for what may fold a history again, which takes seconds: one at a time
+        of each namespace, so that whoever has many runs, or says hello again and again, leaves threads
+        to the others.
+        """
+        async with self._folding[hosted.registration.namespace]:
+            return await self.blocking(call, *given)
 
     async def sync(self, run: WatchedRun) -> None:
         """Wait until what a run has accepted is on the disk: once a batch. Raises OSError."""

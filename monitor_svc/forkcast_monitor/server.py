@@ -25,7 +25,7 @@ from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import Accepted, WatchedRun
 from forkcast_monitor.runs import ConflictError, Hosted, Runs, UnknownRunError, visible
 from forkcast_monitor.streams import Limits, Quota, Refused, Stream, Turns
-from forkcast_monitor.views import summary, window_reply
+from forkcast_monitor.views import summary, summary_of_busy, window_reply
 from forkcast_wire import crash
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.access import CALLER
@@ -93,14 +93,20 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
     async def ListRuns(  # noqa: N802
         self, request: pb.ListRunsRequest, _context: _Context
     ) -> pb.ListRunsResponse:
-        """The runs of the caller's namespace, or all for an operator, as they stand."""
+        """The runs of the caller's namespace, or all for an operator, as they stand. None waits for a
+        run that is busy: it is told as it stood before.
+        """
         wanted, found = set(request.run_uids), []
         for hosted in visible(self._runs.all, _may_see):
             if wanted and hosted.registration.run_uid not in wanted:
                 continue
+            if hosted.lock.locked() and (stood := hosted.stood) is not None:
+                found.append(summary_of_busy(hosted, stood))
+                continue
             try:
                 async with self._runs.use(hosted) as run:
-                    found.append(summary(hosted, run))
+                    hosted.stood = summary(hosted, run)
+                    found.append(hosted.stood)
             except UnknownRunError:
                 continue  # forgotten meanwhile
         return pb.ListRunsResponse(runs=found)
@@ -213,10 +219,12 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                 await self._runs.sync(run)
             finally:  # what was folded before a failure has happened
                 self._runs.told(hosted, before, run)
+                hosted.stood = summary(hosted, run)
         return ack
 
     async def _hello(self, hosted: Hosted, run: WatchedRun, hello: pb.Hello) -> int:
-        resume_from = await self._runs.blocking(
+        resume_from = await self._runs.folding(
+            hosted,
             run.hello,
             hello.epoch,
             hello.start_step,

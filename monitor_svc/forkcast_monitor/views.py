@@ -22,6 +22,16 @@ def window_reply(run: WatchedRun, steps: int) -> pb.WindowReply:
         )
 
 
+def summary_of_busy(hosted: Hosted, stood: pb.RunSummary) -> pb.RunSummary:
+    """Where a run stood after its last batch, while another one, or a history, is folded."""
+    told = pb.RunSummary()
+    told.CopyFrom(stood)
+    told.streams = len(hosted.streams)
+    if (seconds := seconds_since(hosted)) is not None:
+        told.seconds_since_report = seconds
+    return told
+
+
 def summary(hosted: Hosted, run: WatchedRun) -> pb.RunSummary:
     """Where a run stands."""
     given, last, index = hosted.registration, run.last(), run.detector.last

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import grpc
+import numpy as np
 import structlog
 
 from forkcast import ladder, lineage
@@ -35,7 +36,7 @@ from forkcast.decision import Decision
 from forkcast.directives import Collapse, Directive, Hold, Resume
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
-from forkcast.records import StateKind, StateRef
+from forkcast.records import StateKind, StateRef, Window
 from forkcast.retention import choose_bases, of_lineage
 from forkcast_operator import clock
 from forkcast_operator.draft import draft, seed_of
@@ -146,24 +147,31 @@ class StoredWorld:
 
     def _main(self, *, expired: bool) -> tuple[dict[int, float], bool]:
         try:
-            reply = self._window_reply()
+            window, over_threshold = self._window()
         except MonitorUnavailableError:
             if expired:
                 return {}, False
             raise
-        window = window_from_wire(reply.window)
         steps, losses = window.columns["step"], window.columns["loss"]
-        return {int(s): float(v) for s, v in zip(steps, losses, strict=True)}, reply.over_threshold
+        return {int(s): float(v) for s, v in zip(steps, losses, strict=True)}, over_threshold
 
-    def _window_reply(self) -> pb.WindowReply:
-        """Raises MonitorUnavailableError."""
+    def _window(self) -> tuple[Window, bool]:
+        """The last steps, and whether the last one is over the threshold. Raises
+        MonitorUnavailableError, also if what the monitor answers is no window.
+        """
         request = pb.GetWindowRequest(run_uid=self.trigger.run_uid)
         try:
             reply: pb.WindowReply = self._monitor.GetWindow(request, timeout=_RPC_SECONDS)
         except grpc.RpcError as error:
             _log.info("world.monitor_unavailable", code=error.code().name)
             raise MonitorUnavailableError(f"{error.code().name}: {error.details()}") from error
-        return reply
+        try:
+            window = window_from_wire(reply.window)
+        except ValueError as error:
+            raise MonitorUnavailableError(f"the monitor's answer is no window: {error}") from error
+        if not np.isfinite(window.columns["step"]).all():
+            raise MonitorUnavailableError("the monitor's answer is no window: a step is no number")
+        return window, reply.over_threshold
 
     # ---------------------------------------------------------------------------------------- do
 
@@ -251,10 +259,9 @@ class StoredWorld:
             self._create("draft", ladder.draft(command.trigger, command.bases, entries))
             return
         try:
-            reply = self._window_reply()
+            window, _ = self._window()
         except MonitorUnavailableError:
             return  # the monitor comes back; the command comes again
-        window = window_from_wire(reply.window)
         lattice = lattice_of(self.spec, command.trigger, command.bases, entries)
         seed = seed_of(command.branch, self.spec.training.seed)
         self._create("draft", draft(self.spec, lattice, window, self._history(), seed, self._proxy))

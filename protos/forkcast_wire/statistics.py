@@ -66,9 +66,14 @@ def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def write_chunk(rows: list[dict[str, Any]], folder: Path) -> Path:
-    """Write rows as one Parquet file, atomically."""
+    """Write rows as one Parquet file, atomically. One that is there already, from before a crash,
+    keeps its rows: what is left of a damaged tail may begin at the same step and hold fewer. Raises
+    HistoryError if it cannot be read; OSError.
+    """
     first = rows[0]
     path = folder / chunk_name(first["epoch"], first["attempt"], first["step"])
+    if path.exists():
+        rows = merged([*rows_of(path, str(path)), *rows])
     with replaced(path) as file:
         pq.write_table(to_table(rows), file)
     return path

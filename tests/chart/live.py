@@ -21,12 +21,11 @@ import boto3
 import yaml
 from moto.server import ThreadedMotoServer
 
-from forkcast.records import StateKind, StateRef, StepStats
+from forkcast.records import StateKind, StepStats
 from forkcast_trainer.report import Hello, Reporter
-from forkcast_wire import keys
-from forkcast_wire.documents import StateManifest, dump
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store.s3 import S3Store
+from tests.make import saved_state, state_ref
 from tests.ports import free_port
 from tests.waiting import HANG_OPTION, HANG_SECONDS, until
 
@@ -205,15 +204,7 @@ class Trainer:
         self._thread.start()
 
     def _save(self, kind: StateKind) -> None:
-        key = keys.state(kind, 0, 0, 0)
-        state = StateRef(
-            key=key, kind=kind, epoch=0, attempt=0, step=0, digest="0" * 64, size_bytes=1
-        )
-        self._store.put(keys.ptz(key, 0), b"x")
-        manifest = StateManifest(
-            format_version=1, run_uid=self.uid, state=state, lossless=True, loss=3.0, versions={}
-        )
-        self._store.put(keys.state_manifest(key), dump(manifest))
+        saved_state(self._store, state_ref(0, kind, digest="0" * 64), self.uid)
 
     def _report(self) -> None:
         step, noise = 0, random.Random(0)

@@ -22,21 +22,20 @@ from forkcast.decision import (
     Reason,
     Verdict,
 )
-from forkcast.records import StateKind, StateRef, Trial, TrialStatus, Trigger, TriggerRule
+from forkcast.records import StateKind, Trial, TrialStatus, Trigger, TriggerRule
 from forkcast_wire.branches import BranchRecord, OutcomeRecord, save_phase
 from forkcast_wire.documents import Complete, RunInfo, dump
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.statistics import write_chunk
 from forkcast_wire.store import FolderStore
+from tests.make import state_ref
 
 UID = "0123456789abcdef"
 
 
 def state(step, kind=StateKind.RING, epoch=0):
     key = f"rollouts/x/{step}" if kind is StateKind.ROLLOUT else f"ring/e{epoch}/a0/{step:012d}"
-    return StateRef(
-        key=key, kind=kind, epoch=epoch, attempt=0, step=step, digest="0" * 64, size_bytes=10
-    )
+    return state_ref(step, kind, key=key, epoch=epoch, digest="0" * 64, size_bytes=10)
 
 
 def loss_at(step):

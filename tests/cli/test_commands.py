@@ -14,6 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from forkcast_cli.__main__ import app
+from forkcast_cli.doctor import Check
+from forkcast_cli.facts import gather
+from forkcast_cli.report import run_charts
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +89,27 @@ def test_report_of_a_run_that_has_barely_begun(made_run):
     said("report", made_run)
     assert json.loads(said("report", made_run, "--json"))["metrics"]["steps"] == 0
     assert "no branch" in said("branches", made_run)
+
+
+def test_the_reports_axis_goes_to_the_last_step_whatever_is_lost(made_run):
+    max((made_run / "statistics").glob("*.parquet")).unlink()
+    facts = gather(made_run)
+    assert max(point.step for point in facts.points) < 200
+    assert {chart.x_to for chart in run_charts(facts)} == {300}
+
+
+def test_status_with_watch_ends_if_nobody_is_at_work(made_run):
+    (made_run / "complete.json").unlink()
+    for state in ("stopped", "finished"):
+        (made_run / "progress.json").write_text(json.dumps({"state": state, "step": 200}))
+        told = said("status", "-w", made_run)
+        assert "nobody is at work on this run" in told
+
+
+def test_a_remedy_with_brackets_is_printed_whole(monkeypatch):
+    lacking = Check("cli", ok=False, found="", remedy="pip install 'forkcast[local]'")
+    monkeypatch.setattr("forkcast_cli.doctor.examine", lambda _: [lacking])
+    assert "pip install 'forkcast[local]'" in said("doctor", code=1)
 
 
 def test_runs_is_one_parquet_index(made_run):

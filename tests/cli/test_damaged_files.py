@@ -124,15 +124,18 @@ def test_a_full_disk_is_one_line(made_run, monkeypatch):
 
 
 def test_an_edited_document_is_named_with_its_key(made_run):
+    """Whatever shows more than this branch shows the rest."""
     path = made_run / "branches/e0-t150/decision.json"
     document = json.loads(path.read_text())
     del document["outcome"]
     path.write_text(json.dumps(document))
-    for command, code in (("explain last -d", 2), ("status", 0)):
+    commands = {"explain last -d": 2, "status": 0, "branches": 0, "report": 0, "runs": 0}
+    for command, code in commands.items():
         words = [*command.split(), str(made_run)]
         done = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
         assert done.exit_code == code
         assert "branches/e0-t150/decision.json: is damaged (Decision: outcome" in done.output
+    assert "decision.json: is damaged" in (made_run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

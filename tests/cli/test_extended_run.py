@@ -102,8 +102,11 @@ def test_a_finished_run_is_not_started_again(extended):
 
 
 def prepared(folder, total, **schedule):
+    """A start up to where its trainer begins."""
     folder.mkdir(exist_ok=True)
-    return workdir.prepare(folder, TrainingRun.model_validate(document(total, **schedule)))
+    made = workdir.prepare(folder, TrainingRun.model_validate(document(total, **schedule)))
+    workdir.next_attempt(folder)
+    return made
 
 
 def test_a_trainer_that_was_stopped_in_the_extension_is_started_again(tmp_path):

@@ -12,6 +12,7 @@ from forkcast_cli.shapes import SHAPES, plan_model, vocabulary_size
 from forkcast_trainer.data.tokens import open_tokenizer
 from forkcast_trainer.models import build
 from forkcast_wire.manifest import Data, TextSource, TrainingRun
+from forkcast_wire.manifest_file import ManifestError
 
 TEXT = ["some plain words, again and again"] * 10
 
@@ -98,6 +99,15 @@ def test_the_published_models_have_their_published_sizes(name, millions):
     planned = plan(manifest("gpt2", architecture=name))
     assert planned.model.parameters / 1e6 == pytest.approx(millions, abs=0.005)
     assert planned.model.state_bytes == 12 * planned.model.parameters
+
+
+@pytest.mark.parametrize("size", [{"heads": 3, "width": 16}, {"heads": 5}, {"width": 70}])
+def test_a_shape_that_no_trainer_builds_is_refused_by_the_plan(size):
+    given = manifest(size=size)
+    with pytest.raises(
+        ManifestError, match=r"spec.model.size.width: .* not a multiple of \d+ heads"
+    ):
+        plan(given)
 
 
 @pytest.mark.parametrize("name", SHAPES)

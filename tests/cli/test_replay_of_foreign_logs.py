@@ -130,7 +130,7 @@ def test_a_json_array_and_a_trainers_state_are_read_and_this_is_said(tmp_path, e
     for document in (list(course()), {"best_metric": None, "log_history": list(course())}):
         found = replayed(tmp_path, json.dumps(document, indent=1))
         assert found["triggers"] == expected["triggers"]
-        assert "JSON array" in found["notes"][0]
+        assert "one JSON document" in found["notes"][0]
 
 
 @pytest.mark.parametrize("rank", ["0", 0, 0.0, None])

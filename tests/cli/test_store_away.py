@@ -177,7 +177,7 @@ def test_a_silent_store_holds_up_neither_restarts_nor_the_end(start, gateway):
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("page", "no S3 API answers here"), ("denied", "AccessDenied: A policy wants encryption.")],
+    [("page", "no S3 API answers here"), ("denied", "AccessDenied: A policy wants encryption")],
 )
 def test_a_store_that_refuses_at_the_start_is_one_line(start, gateway, fault, said):
     gateway.always = fault

@@ -33,7 +33,21 @@ def _manifest(**spec):
 @pytest.fixture
 def folder(tmp_path):
     workdir.prepare(tmp_path, _manifest())
+    workdir.next_attempt(tmp_path)
     return tmp_path
+
+
+def test_until_a_trainer_was_started_everything_may_be_corrected(tmp_path):
+    """A first start that fails for a wrong address must not make another folder necessary."""
+    wrong = {"endpoint": "http://127.0.0.1:1", "bucket": "runs", "credentialsDir": "/absent"}
+    workdir.prepare(tmp_path, _manifest(storage=wrong))
+    right = _manifest(storage={**wrong, "credentialsDir": "/creds"}, training={"totalSteps": 5})
+    prepared = workdir.prepare(tmp_path, right)
+    assert (prepared.before, prepared.info.first_total_steps) == (None, 5)
+    assert workdir.read_manifest(tmp_path).spec.storage.credentials_dir == "/creds"
+    workdir.next_attempt(tmp_path)
+    with pytest.raises(ManifestError, match=r"spec\.storage: cannot change"):
+        workdir.prepare(tmp_path, _manifest(storage=wrong, training={"totalSteps": 5}))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from forkcast import branch as b
 from forkcast.actions import Action
 from forkcast.decision import CONTROL, Candidate, Decision, Draft, DraftSource, ProxyAnswer
 from forkcast.lineage import LineageEntry
-from forkcast.records import StateKind, StateRef, Trial, TrialStatus, Trigger, TriggerRule
+from forkcast.records import StateKind, StateRef, Trial, TrialStatus, Trigger
+from tests import make
 
 
 class Crash(Exception):
@@ -18,29 +19,12 @@ class Crash(Exception):
 
 
 def state(step: int, epoch: int = 0, kind: StateKind = StateKind.RING) -> StateRef:
-    return StateRef(
-        key=f"{kind.value}/{epoch}/{step}",
-        kind=kind,
-        epoch=epoch,
-        attempt=0,
-        step=step,
-        digest=f"{kind.value}{epoch}{step}",
-        size_bytes=1,
-    )
+    name = f"{kind.value}/{epoch}/{step}"
+    return make.state_ref(step, kind, key=name, epoch=epoch, digest=name)
 
 
 def trigger(step: int = 100, epoch: int = 0) -> Trigger:
-    return Trigger(
-        run_uid="u",
-        epoch=epoch,
-        step=step,
-        onset_step=step - 2,
-        rule=TriggerRule.SINGLE,
-        z=4.0,
-        index=2.0,
-        components={},
-        thresholds={},
-    )
+    return make.trigger(step=step, epoch=epoch, onset_step=step - 2)
 
 
 BASES = (state(95), state(60))

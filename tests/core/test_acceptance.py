@@ -14,14 +14,13 @@ from forkcast.decision import (
     ProxyAnswer,
     Verdict,
 )
-from forkcast.records import Forecast, StateKind, StateRef, Trial, TrialStatus, Trigger, TriggerRule
+from forkcast.records import Forecast, StateKind, Trial, TrialStatus, Trigger, TriggerRule
+from tests.make import state_ref
 
 T = 100
 LOWER = Action(learning_rate_scale=0.8, rewind_steps=10)
 CLIP = Action(clipping="ZClip", rewind_steps=10)
-STATE = StateRef(
-    key="rollouts/x", kind=StateKind.ROLLOUT, epoch=0, attempt=0, step=1, digest="d", size_bytes=1
-)
+STATE = state_ref(1, StateKind.ROLLOUT)
 
 
 def trial(name, rung, mean, *, raw=None, wobble=0.1, status=TrialStatus.OK, spikes=(), state=STATE):

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkcast.admission import Budget, Open, Refusal, RunSeen, Suppress, admit
-from forkcast.records import Trigger, TriggerRule
+from forkcast.records import Trigger
+from tests import make
 
 BUDGET = Budget(branches=True, max_branches=3, max_per_hundred_thousand_steps=10)
 CALM = RunSeen(
@@ -19,17 +20,7 @@ CALM = RunSeen(
 
 
 def trigger(step: int = 100, epoch: int = 0) -> Trigger:
-    return Trigger(
-        run_uid="u",
-        epoch=epoch,
-        step=step,
-        onset_step=step,
-        rule=TriggerRule.SINGLE,
-        z=4.0,
-        index=1.0,
-        components={},
-        thresholds={},
-    )
+    return make.trigger(step=step, epoch=epoch, onset_step=step)
 
 
 def seen(**shown) -> RunSeen:

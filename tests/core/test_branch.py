@@ -30,22 +30,11 @@ from forkcast.decision import (
     ProxyAnswer,
     Reason,
 )
-from forkcast.records import StateKind, StateRef, Trigger, TriggerRule
+from forkcast.records import StateKind
+from tests.make import state_ref, trigger
 
-TRIGGER = Trigger(
-    run_uid="u",
-    epoch=0,
-    step=100,
-    onset_step=98,
-    rule=TriggerRule.SINGLE,
-    z=4.0,
-    index=1.0,
-    components={},
-    thresholds={},
-)
-BASE = StateRef(
-    key="ring/x", kind=StateKind.RING, epoch=0, attempt=1, step=75, digest="d", size_bytes=1
-)
+TRIGGER = trigger()
+BASE = state_ref(75)
 NAME = branch_name("run", TRIGGER)
 FORKING = Forking(branch=NAME, trigger=TRIGGER)
 DECISION = Decision(

@@ -6,23 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from forkcast.actions import Action
-from forkcast.lineage import LineageEntry, head, key, limits
-from forkcast.records import StateKind, StateRef
+from forkcast.lineage import head, key, limits
+from forkcast.records import StateKind
+from tests.make import lineage_entry, state_ref
 
-STATE = StateRef(
-    key="s", kind=StateKind.ROLLOUT, epoch=0, attempt=0, step=9, digest="d", size_bytes=1
-)
-FIRST = LineageEntry(
-    epoch=1,
-    run_uid="u",
-    branch="b",
-    decision_digest="d",
-    action=Action(),
-    state=STATE,
-    base_step=5,
-    trigger_step=7,
-)
+STATE = state_ref(9, StateKind.ROLLOUT)
+FIRST = lineage_entry(state=STATE, base_step=5, trigger_step=7)
 
 
 def test_the_head_is_the_highest_epoch_in_any_order() -> None:

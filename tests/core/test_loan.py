@@ -11,26 +11,16 @@ from hypothesis import strategies as st
 from forkcast.actions import Action
 from forkcast.lineage import LineageEntry, in_force
 from forkcast.loan import PAID_BACK, rate_in_force, repayments
-from forkcast.records import StateKind, StateRef
+from forkcast.records import StateKind
+from tests.make import lineage_entry, state_ref
 
 
 def entry(epoch: int, scale: float, base: int, end: int) -> LineageEntry:
-    state = StateRef(
-        key=f"s{epoch}",
-        kind=StateKind.ROLLOUT,
-        epoch=epoch - 1,
-        attempt=0,
-        step=end,
-        digest="d",
-        size_bytes=1,
-    )
-    return LineageEntry(
-        epoch=epoch,
-        run_uid="u",
+    return lineage_entry(
+        epoch,
         branch=f"b{epoch}",
-        decision_digest="d",
         action=Action(learning_rate_scale=scale),
-        state=state,
+        state=state_ref(end, StateKind.ROLLOUT, key=f"s{epoch}", epoch=epoch - 1),
         base_step=base,
         trigger_step=base + 1,
     )

@@ -13,21 +13,13 @@ from forkcast.relapse import Aftermath, aftermaths
 sys.path.insert(0, str(Path(__file__).parent))
 from test_loan import entry
 
+from tests import make
+
 FIRST = entry(1, 0.8, base=100, end=200)
 
 
 def trigger(epoch: int, step: int, rule: TriggerRule = TriggerRule.SINGLE) -> Trigger:
-    return Trigger(
-        run_uid="u",
-        epoch=epoch,
-        step=step,
-        onset_step=step,
-        rule=rule,
-        z=4.0,
-        index=2.0,
-        components={},
-        thresholds={},
-    )
+    return make.trigger(epoch=epoch, step=step, onset_step=step, rule=rule)
 
 
 @pytest.mark.parametrize(

@@ -6,37 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkcast.actions import Action
 from forkcast.lineage import LineageEntry
-from forkcast.records import StateKind, StateRef
+from forkcast.records import StateRef
 from forkcast.retention import choose_bases, keep, of_lineage
+from tests.make import lineage_entry, state_ref
 
 
 def ref(step: int, epoch: int = 0, attempt: int = 1, *, good: bool = False) -> StateRef:
-    key = f"ring/e{epoch}/a{attempt}/{step:012d}"
-    return StateRef(
-        key=key,
-        kind=StateKind.RING,
-        epoch=epoch,
-        attempt=attempt,
-        step=step,
-        digest="",
-        size_bytes=1,
-        good=good,
-    )
+    return state_ref(step, epoch=epoch, attempt=attempt, good=good)
 
 
 def entry(epoch: int, base_step: int) -> LineageEntry:
-    return LineageEntry(
-        epoch=epoch,
-        run_uid="u",
-        branch="b",
-        decision_digest="",
-        action=Action(),
-        state=ref(base_step + 100),
-        base_step=base_step,
-        trigger_step=base_step + 50,
-    )
+    state, trigger_step = ref(base_step + 100), base_step + 50
+    return lineage_entry(epoch, state=state, base_step=base_step, trigger_step=trigger_step)
 
 
 def test_the_last_the_good_the_pinned_and_a_few_older_stay() -> None:

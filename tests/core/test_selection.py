@@ -6,21 +6,13 @@ from forkcast.actions import Action, Lattice
 from forkcast.canonical import canonical_json, digest
 from forkcast.decision import Candidate, DraftSource
 from forkcast.ranking import rank
-from forkcast.records import Forecast, Interval, StateKind, StateRef
+from forkcast.records import Forecast, Interval
 from forkcast.retention import choose_bases, keep
+from tests.make import state_ref
 
 
 def ref(step, *, good=False, epoch=0):
-    return StateRef(
-        key=f"k{epoch}-{step}",
-        kind=StateKind.RING,
-        epoch=epoch,
-        attempt=0,
-        step=step,
-        digest="d",
-        size_bytes=1,
-        good=good,
-    )
+    return state_ref(step, key=f"k{epoch}-{step}", epoch=epoch, good=good)
 
 
 def test_the_lattice_holds_no_identity_and_counts_right():

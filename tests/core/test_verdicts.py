@@ -37,30 +37,17 @@ from forkcast.records import (
     StateRef,
     Trial,
     TrialStatus,
-    Trigger,
-    TriggerRule,
 )
+from tests.make import state_ref, trigger
 
 T, BASE, RUNG, CONFIRM = 100, 50, 50, 200
 CLIP = Action(clipping="ZClip", rewind_steps=50)
 CUT = Action(learning_rate_scale=0.8, rewind_steps=50)
-TRIGGER = Trigger(
-    run_uid="u",
-    epoch=0,
-    step=T,
-    onset_step=T - 2,
-    rule=TriggerRule.SINGLE,
-    z=4.0,
-    index=1.0,
-    components={},
-    thresholds={},
-)
+TRIGGER = trigger(step=T, onset_step=T - 2)
 
 
 def state(name: str) -> StateRef:
-    return StateRef(
-        key=name, kind=StateKind.ROLLOUT, epoch=0, attempt=0, step=1, digest=name, size_bytes=1
-    )
+    return state_ref(1, StateKind.ROLLOUT, key=name, digest=name)
 
 
 def trial(

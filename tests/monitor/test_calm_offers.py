@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from forkcast.actions import Action
-from forkcast.lineage import LineageEntry
-from forkcast.records import StateKind, StateRef, StepStats, Trigger, TriggerRule
+from forkcast.records import StateKind, StepStats, Trigger, TriggerRule
 from forkcast_cli.log_rows import Log
 from forkcast_cli.replay import replay
 from forkcast_monitor.config import configure
@@ -18,6 +17,7 @@ from forkcast_monitor.history import History
 from forkcast_monitor.run import Accepted, WatchedRun
 from forkcast_wire.manifest import Uncertainty
 from forkcast_wire.statistics import read_history, row_to_stats
+from tests.make import lineage_entry, state_ref
 
 RULES = Uncertainty(window=64, ema_decay="0.9", warmup_steps=60, cooldown_steps=50, calm_steps=80)
 #: Spike and trigger at 150; the winner ran from 140 to 200, where epoch 1 begins.
@@ -95,21 +95,9 @@ def test_a_trainer_that_takes_steps_again_gets_no_second_offer(tmp_path, whole) 
 
 
 def test_a_replay_sees_what_was_seen_live(whole) -> None:
-    entry = LineageEntry(
-        epoch=1,
-        run_uid="u",
-        branch="b",
-        decision_digest="d",
+    entry = lineage_entry(
         action=Action(learning_rate_scale=0.8, rewind_steps=10),
-        state=StateRef(
-            key="s",
-            kind=StateKind.ROLLOUT,
-            epoch=0,
-            attempt=0,
-            step=ADOPTED,
-            digest="d",
-            size_bytes=1,
-        ),
+        state=state_ref(ADOPTED, StateKind.ROLLOUT),
         base_step=BASE,
         trigger_step=SPIKE,
     )

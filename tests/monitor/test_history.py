@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+
 from forkcast.records import Index
 from forkcast_monitor.history import History
-from forkcast_wire.statistics import last_steps, read_history, read_tail
+from forkcast_wire.statistics import chunk_name, last_steps, read_history, read_tail, tail_of
 
 from .conftest import statistics
 
@@ -25,6 +27,40 @@ def test_a_restart_knows_the_last_step_of_each_attempt_from_chunks_and_tail(tmp_
     again.close()
     assert last_steps(tmp_path) == one.last_steps
     assert [row["step"] for row in read_history(tmp_path)] == list(range(1100))
+
+
+@pytest.mark.parametrize("left", [slice(0, 3), slice(0, 1024, 7)], ids=["cut", "holed"])
+def test_a_damaged_tail_that_begins_where_a_chunk_does_takes_nothing_from_it(tmp_path, left):
+    """A crash leaves the rows of a chunk in the tail, too; what a disk then loses of the tail is lost
+    there alone."""
+    rows = statistics("u", 1030)
+    one = History(tmp_path)
+    for row in rows[:1023]:
+        one.append(row, None)
+    tail = tail_of(tmp_path)
+    before = tail.read_bytes().splitlines(keepends=True)
+    one.append(rows[1023], None)
+    assert tail.read_bytes() == b""
+    tail.write_bytes(b"".join(before[left]))
+    again = History(tmp_path)
+    for row in rows[1024:]:
+        again.append(row, None)
+    again.close()
+    assert read_tail(tmp_path) == []
+    assert [row["step"] for row in read_history(tmp_path)] == list(range(1030))
+    assert [row["loss"] for row in read_history(tmp_path)] == [row.loss for row in rows]
+    assert again.size == sum(path.stat().st_size for path in tmp_path.glob("*.parquet"))
+
+
+def test_a_chunk_that_cannot_be_read_is_not_replaced_by_rows_that_begin_there(tmp_path):
+    one = History(tmp_path)
+    for row in statistics("u", 10):
+        one.append(row, None)
+    path = tmp_path / chunk_name(0, 0, 0)
+    path.write_bytes(b"PAR1 damaged")
+    one.close()
+    assert path.read_bytes() == b"PAR1 damaged"
+    assert len(read_tail(tmp_path)) == 10  # for whoever repairs it
 
 
 def test_a_chunk_holds_what_was_appended_bit_for_bit(tmp_path):

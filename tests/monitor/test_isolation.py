@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import math
+import threading
 from types import SimpleNamespace
 
 import grpc
@@ -14,13 +15,14 @@ import pytest
 
 from forkcast_monitor import server as monitor_server
 from forkcast_monitor.__main__ import RECEIVE_BYTES
+from forkcast_monitor.run import WatchedRun
 from forkcast_monitor.streams import _TURN_SECONDS as TURN_SECONDS
 from forkcast_monitor.streams import Limits, Quota
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.access import peer_address
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
-from tests.waiting import until_async
+from tests.waiting import HANG_SECONDS, until_async
 
 from .conftest import Talker, answer, registration, statistics
 from .in_loop import hello, refusal, served
@@ -217,3 +219,57 @@ def test_credit_falls_as_streams_are_opened():
 )
 def test_a_peer_is_its_address(peer, address):
     assert peer_address(peer) == address
+
+
+def test_a_busy_run_is_listed_as_it_stood_and_nobody_waits_for_it(tmp_path):
+    """Regression: while a run folded its history again, the operator heard of no run at all."""
+
+    async def play():
+        async with served(tmp_path) as (runs, connect):
+            stub = MonitorStub(connect())
+            for name in "ab":
+                await stub.RegisterRun(registration(name))
+            call = await hello(stub, "a")
+            rows = [stats_to_wire(one) for one in statistics("a", 9)]
+            await call.write(pb.StatsBatch(seq=1, stats=rows))
+            await answer(call)
+            async with runs.find("a").lock, asyncio.timeout(HANG_SECONDS):
+                listed = (await stub.ListRuns(pb.ListRunsRequest())).runs
+            assert [(one.run_uid, one.next_step, one.streams) for one in listed] == [
+                ("a", 9, 1),
+                ("b", 0, 0),
+            ]
+
+    asyncio.run(play())
+
+
+def test_a_namespace_that_folds_histories_without_end_leaves_threads_to_the_others(
+    tmp_path, monkeypatch
+):
+    gate, begun, real = threading.Event(), [], WatchedRun.hello
+
+    def slow(run, *given):
+        if run.run_uid.startswith("many"):
+            begun.append(run.run_uid)
+            gate.wait(HANG_SECONDS)
+        return real(run, *given)
+
+    monkeypatch.setattr(WatchedRun, "hello", slow)
+
+    async def play():
+        async with served(tmp_path) as (_, connect):
+            stub = MonitorStub(connect())
+            await stub.RegisterRun(registration("other", namespace="lab"))
+            busy = []
+            for n in range(8):
+                await stub.RegisterRun(registration(f"many{n}"))
+                busy.append(stub.Report())
+                await busy[-1].write(pb.StatsBatch(hello=pb.Hello(run_uid=f"many{n}")))
+            async with asyncio.timeout(HANG_SECONDS):
+                await hello(stub, "other")
+            assert len(begun) <= 1
+            gate.set()
+            for one in busy:
+                await answer(one)
+
+    asyncio.run(play())

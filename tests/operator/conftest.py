@@ -23,7 +23,9 @@ from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import FolderStore, put_document
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_local_world import SPEC, SmallMonitor, saved, state
+from test_local_world import SPEC, SmallMonitor, state
+
+from tests.make import saved_state
 
 
 class OneTrigger(SmallMonitor):
@@ -46,7 +48,9 @@ def operate(tmp_path):
     def start(trigger: Trigger, *lineage: LineageEntry, spec: TrainingRunSpec = SPEC):
         store = FolderStore(tmp_path / "store")
         for step in (70, 80, 98):
-            saved(store, state(StateKind.RING, keys.state(StateKind.RING, 1, 1, step), step, 1))
+            saved_state(
+                store, state(StateKind.RING, keys.state(StateKind.RING, 1, 1, step), step, 1)
+            )
         for entry in lineage:
             put_document(store, key(entry.epoch), entry)
         service, server = OneTrigger(trigger), grpc.server(futures.ThreadPoolExecutor(4))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from forkcast.branch import Finished
 from forkcast.decision import Outcome, Reason
-from forkcast.records import Trigger, TriggerRule
+from forkcast.records import Trigger
 from forkcast_operator.intake import Intake, Received
 from forkcast_wire import keys
 from forkcast_wire.documents import dump
@@ -22,6 +22,8 @@ from forkcast_wire.manifest import TrainingRunSpec
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 from memory_store import Died, MemoryStore, at_once
 
+from tests.make import trigger
+
 SPEC = TrainingRunSpec.model_validate(
     {
         "data": {"train": {"uri": "python-stdlib:"}},
@@ -29,17 +31,7 @@ SPEC = TrainingRunSpec.model_validate(
         "branching": {"budget": {"maxBranches": 3}},
     }
 )
-TRIGGER = Trigger(
-    run_uid="u",
-    epoch=0,
-    step=100,
-    onset_step=98,
-    rule=TriggerRule.SINGLE,
-    z=4.0,
-    index=1.0,
-    components={},
-    thresholds={},
-)
+TRIGGER = trigger()
 
 
 def opened(store: MemoryStore) -> set[str]:

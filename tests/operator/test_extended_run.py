@@ -2,12 +2,12 @@
 
 import pytest
 
-from forkcast.records import Trigger, TriggerRule
 from forkcast_operator.intake import Intake, Received
 from forkcast_wire.completion import record
 from forkcast_wire.documents import Complete
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import FolderStore
+from tests import make
 
 
 def spec(total):
@@ -21,17 +21,7 @@ def spec(total):
 
 
 def trigger(step):
-    return Trigger(
-        run_uid="u",
-        epoch=0,
-        step=step,
-        onset_step=step,
-        rule=TriggerRule.SINGLE,
-        z=4.0,
-        index=1.0,
-        components={},
-        thresholds={},
-    )
+    return make.trigger(step=step, onset_step=step)
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from forkcast_wire.store import read_document
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_loan_branch import CALM, CUT
-from test_local_world import SPEC, publish_trials, saved, state
+from test_local_world import SPEC, publish_trials, state
+
+from tests.make import saved_state
 
 LADDER = SPEC.model_copy(
     update={"branching": SPEC.branching.model_copy(update={"policy": "Ladder"})}
@@ -34,7 +36,7 @@ def test_the_second_trouble_in_a_row_halves_the_rate(operate) -> None:
         publish_trials(store)
         if "collapse/2" in monitor.directives:
             where = keys.state(StateKind.CHECKPOINT, 2, 1, 101)
-            saved(store, state(StateKind.CHECKPOINT, where, 101, 2))
+            saved_state(store, state(StateKind.CHECKPOINT, where, 101, 2))
     decision = read_document(store, Decision, keys.branch_file(AGAIN.id, "decision"))
     assert decision is not None
     assert [(one.candidate, one.rung) for one in decision.trials] == [("c000", 1)]

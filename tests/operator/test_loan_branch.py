@@ -20,7 +20,9 @@ from forkcast_wire.manifest import Budget
 from forkcast_wire.store import read_document
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_local_world import SPEC, TRIGGER, publish_trials, saved, state
+from test_local_world import SPEC, TRIGGER, publish_trials, state
+
+from tests.make import saved_state
 
 CALM = replace(TRIGGER, epoch=1, rule=TriggerRule.CALM, onset_step=100, z=0.4)
 CUT = LineageEntry(
@@ -43,7 +45,7 @@ def test_with_a_cut_outstanding_a_branch_offers_its_inverse_and_nothing_else(ope
         publish_trials(store)
         if "collapse/2" in monitor.directives:
             where = keys.state(StateKind.CHECKPOINT, 2, 1, 300)
-            saved(store, state(StateKind.CHECKPOINT, where, 300, 2))
+            saved_state(store, state(StateKind.CHECKPOINT, where, 300, 2))
     draft = read_document(store, Draft, keys.branch_file(CALM.id, "draft"))
     assert draft is not None
     assert {one.action for one in draft.candidates} == {

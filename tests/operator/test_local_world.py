@@ -20,8 +20,6 @@ from forkcast.records import (
     StateRef,
     Trial,
     TrialStatus,
-    Trigger,
-    TriggerRule,
     Window,
 )
 from forkcast_operator import clock
@@ -37,8 +35,6 @@ from forkcast_wire.documents import (
     Complete,
     RolloutJob,
     RolloutUntil,
-    StateManifest,
-    dump,
     lineage_head,
 )
 from forkcast_wire.forkcast_pb2_grpc import (
@@ -48,6 +44,7 @@ from forkcast_wire.forkcast_pb2_grpc import (
 )
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import FolderStore, put_document, read_document
+from tests.make import saved_state, state_ref, trigger
 
 SPEC = TrainingRunSpec.model_validate(
     {
@@ -56,17 +53,7 @@ SPEC = TrainingRunSpec.model_validate(
         "branching": {"candidates": 32, "topK": 3},
     }
 )
-TRIGGER = Trigger(
-    run_uid="u",
-    epoch=0,
-    step=100,
-    onset_step=98,
-    rule=TriggerRule.SINGLE,
-    z=4.0,
-    index=1.0,
-    components={},
-    thresholds={},
-)
+TRIGGER = trigger()
 RULES = BranchRules(rungs=(10, 25), confirm_steps=40, depths=(0, 50))
 
 
@@ -75,8 +62,11 @@ class SmallMonitor(MonitorServicer):
 
     def __init__(self) -> None:
         self.directives: list[str] = []
+        self.lies: pb.WindowReply | None = None
 
     def GetWindow(self, request, context):
+        if self.lies is not None:
+            return self.lies
         columns = {name: np.arange(100.0) for name in WINDOW_COLUMNS}
         window = Window(run_uid="u", epoch=0, total_steps=1000, columns=columns)
         return pb.WindowReply(window=window_to_wire(window))
@@ -98,18 +88,8 @@ def monitor(tmp_path):
     server.stop(None)
 
 
-def saved(store, ref: StateRef) -> StateRef:
-    """A state that exists: its bytes, then its manifest."""
-    store.put(keys.ptz(ref.key, ref.step), b"x")
-    manifest = StateManifest(
-        format_version=1, run_uid="u", state=ref, lossless=True, loss=3.0, versions={}
-    )
-    store.put(keys.state_manifest(ref.key), dump(manifest))
-    return ref
-
-
 def state(kind: StateKind, key: str, step: int, epoch: int = 0) -> StateRef:
-    return StateRef(key=key, kind=kind, epoch=epoch, attempt=1, step=step, digest="d", size_bytes=1)
+    return state_ref(step, kind, key=key, epoch=epoch, attempt=1)
 
 
 def publish_trials(store) -> None:
@@ -139,7 +119,7 @@ def publish_trials(store) -> None:
             spike_steps=(),
             steps_run=len(losses),
             seconds=1.0,
-            state=saved(store, end),
+            state=saved_state(store, end),
         )
         put_document(store, keys.rollout_trial(*where, rung), trial)
 
@@ -148,7 +128,7 @@ def publish_trials(store) -> None:
 def world(tmp_path, monitor):
     store = FolderStore(tmp_path / "store")
     for step in (25, 50, 75, 98, 100):
-        saved(store, state(StateKind.RING, keys.state(StateKind.RING, 0, 1, step), step))
+        saved_state(store, state(StateKind.RING, keys.state(StateKind.RING, 0, 1, step), step))
     record = BranchRecord(
         name=branch_name("run", TRIGGER), trigger=TRIGGER, rules=RULES, opened_at=clock.now()
     )
@@ -171,7 +151,7 @@ def test_a_branch_goes_to_its_end_with_an_operator_that_forgets_between_passes(
         publish_trials(store)
         if "collapse/1" in monitor[0].directives:  # the trainer has adopted
             key = keys.state(StateKind.CHECKPOINT, 1, 1, 140)
-            saved(store, state(StateKind.CHECKPOINT, key, 140, epoch=1))
+            saved_state(store, state(StateKind.CHECKPOINT, key, 140, epoch=1))
     assert isinstance(phase, Finished)
     assert phase.outcome is Outcome.ACCEPTED
     decision = read_document(store, Decision, keys.branch_file(TRIGGER.id, "decision"))
@@ -222,6 +202,23 @@ def test_a_dead_monitor_delays_the_verdict_until_the_deadline(world, tmp_path) -
         expired = LocalWorld(SPEC, world.store, late, stub, None, tmp_path).observe(deciding)
         assert expired.expired
         assert not expired.main_over_threshold
+
+
+@pytest.mark.parametrize("column", [None, "step"])
+def test_a_monitor_whose_answer_is_no_window_is_one_that_does_not_answer(
+    world, monitor, column
+) -> None:
+    """Regression: the answer ended the whole pass, and with it whatever else the run needed."""
+    columns = {name: np.arange(9.0) for name in WINDOW_COLUMNS}
+    if column is not None:
+        columns[column] = np.full(9, np.nan)
+    made = window_to_wire(Window(run_uid="u", epoch=0, total_steps=1000, columns=columns))
+    monitor[0].lies = pb.WindowReply(window=None if column is None else made)
+    deciding = Deciding(
+        branch=world.record.name, trigger=TRIGGER, bases=(), draft=None, cut_short=False
+    )
+    with pytest.raises(MonitorUnavailableError, match="is no window"):
+        world.observe(deciding)
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])

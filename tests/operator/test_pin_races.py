@@ -13,52 +13,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkcast.branch import BranchRules, PinBases
-from forkcast.records import StateKind, StateRef, Trigger, TriggerRule
+from forkcast.records import StateKind, StateRef
 from forkcast_operator.local import LocalWorld
 from forkcast_wire import catalogue, keys
 from forkcast_wire.branches import Bases, BranchRecord
-from forkcast_wire.documents import StateManifest, dump, read_manifest
+from forkcast_wire.documents import read_manifest
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.store import read_document
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 from memory_store import Interleaving, MemoryStore, at_once
 
+from tests import make
+from tests.make import saved_state, state_ref
+
 SPEC = TrainingRunSpec.model_validate(
     {"data": {"train": {"uri": "python-stdlib:"}}, "training": {"totalSteps": 1000}}
 )
-TRIGGERS = [
-    Trigger(
-        run_uid="u",
-        epoch=0,
-        step=step,
-        onset_step=step,
-        rule=TriggerRule.SINGLE,
-        z=4.0,
-        index=1.0,
-        components={},
-        thresholds={},
-    )
-    for step in (40, 70)
-]
+TRIGGERS = [make.trigger(step=step, onset_step=step) for step in (40, 70)]
 
 
 def save(store: MemoryStore, attempt: int, step: int) -> None:
-    """As the trainer's saver: the bytes, then the manifest."""
-    ref = StateRef(
-        key=keys.state(StateKind.RING, 0, attempt, step),
-        kind=StateKind.RING,
-        epoch=0,
-        attempt=attempt,
-        step=step,
-        digest="d",
-        size_bytes=1,
-    )
-    manifest = StateManifest(
-        format_version=1, run_uid="u", state=ref, lossless=True, loss=3.0, versions={}
-    )
-    store.put(keys.ptz(ref.key, step), b"x")
-    store.put(keys.state_manifest(ref.key), dump(manifest))
+    saved_state(store, state_ref(step, attempt=attempt))
 
 
 class Saver:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from forkcast.records import StateKind, StateRef, Trigger, TriggerRule
+from forkcast.records import StateRef, Trigger, TriggerRule
 from forkcast_operator.rules import branch_rules, lattice_of
 from forkcast_wire.manifest import TrainingRunSpec
+from tests.make import state_ref
 
 
 def spec(total: int = 1000, **training) -> TrainingRunSpec:
@@ -35,9 +36,7 @@ def trigger(step: int) -> Trigger:
 
 
 def base(step: int) -> StateRef:
-    return StateRef(
-        key=f"k{step}", kind=StateKind.RING, epoch=0, attempt=1, step=step, digest="", size_bytes=1
-    )
+    return state_ref(step)
 
 
 @pytest.mark.parametrize(

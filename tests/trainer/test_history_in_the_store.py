@@ -16,7 +16,7 @@ import pytest
 from forkcast import lineage
 from forkcast.actions import Action
 from forkcast.lineage import LineageEntry
-from forkcast.records import StateKind, StateRef, StepStats
+from forkcast.records import StateKind, StepStats
 from forkcast_cli.facts import gather
 from forkcast_cli.report import render
 from forkcast_trainer import journal, state
@@ -39,6 +39,7 @@ from forkcast_wire.store import StoreRefused, StoreUnavailable, open_store, read
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 from memory_store import MemoryStore, at_once
 
+from tests.make import lineage_entry, state_ref
 from tests.waiting import until
 
 
@@ -262,24 +263,8 @@ def test_a_row_that_fits_no_chunk_stops_no_saving(saving: Saving) -> None:
 
 
 def entry_of(epoch: int, base: int, end: int, folder: str) -> LineageEntry:
-    return LineageEntry(
-        epoch=epoch,
-        run_uid="u",
-        branch="t-e0-t9",
-        decision_digest="d",
-        action=Action(),
-        state=StateRef(
-            key=folder,
-            kind=StateKind.ROLLOUT,
-            epoch=epoch - 1,
-            attempt=0,
-            step=end,
-            digest="d",
-            size_bytes=1,
-        ),
-        base_step=base,
-        trigger_step=base + 4,
-    )
+    state = state_ref(end, StateKind.ROLLOUT, key=folder, epoch=epoch - 1)
+    return lineage_entry(epoch, state=state, base_step=base, trigger_step=base + 4)
 
 
 def test_the_steps_of_winners_outlast_an_outage_at_their_adoption() -> None:

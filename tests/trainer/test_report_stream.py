@@ -94,6 +94,34 @@ def test_no_more_batches_are_in_flight_than_the_credit(monitor, reporter):
     assert monitor.listener.batches == 2
 
 
+def test_a_monitor_that_gives_any_credit_and_acknowledges_nothing_gets_so_much_and_no_more(
+    monitor, reporter
+):
+    """What is in flight is bounded by this side, and nobody waits for it."""
+    monitor.listener.credit, monitor.listener.acknowledge = (1 << 32) - 1, False
+    until(lambda: reporter._live is not None, "the answer to hello")
+    for sent in range(1, report.MOST_IN_FLIGHT + 1):
+        reporter.report(stats(sent))
+        until(lambda sent=sent: monitor.listener.batches >= sent, "a batch a record")
+    for step in range(1000, 1500):
+        reporter.report(stats(step))
+    with reporter._changed:
+        live = reporter._live
+        assert live.credit == len(live.in_flight) == report.MOST_IN_FLIGHT
+        assert not reporter._may_go_on(live)
+    assert monitor.listener.batches == report.MOST_IN_FLIGHT
+
+
+def test_a_monitor_that_tells_directives_without_end_fills_no_memory():
+    reporter, stream = Reporter("", hello()), report._Stream(hello(), 0)
+    for number in range(5):
+        told = [pb.Directive(run_uid="u", id=f"{number}-{n}") for n in range(1000)]
+        reporter._take(stream, pb.Ack(seq=0, credit=1, directives=told))
+        assert len(reporter._inbox) <= report.MOST_DIRECTIVES
+    assert reporter.directives()[-1].id == "4-999"
+    assert reporter.directives() == []
+
+
 def test_what_the_ring_dropped_is_told_as_one_gap(monitor, monkeypatch):
     monkeypatch.setattr(report, "RING_STEPS", 20)
     monitor.stop()

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from forkcast.actions import Action
-from forkcast.records import StateKind, StateRef, Trial, TrialStatus
+from forkcast.records import Trial, TrialStatus
 from forkcast_trainer import rollout_server
 from forkcast_trainer.rollout_server import RolloutServer
 from forkcast_trainer.slots import Slots
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil, dump
 from forkcast_wire.store import open_store, read_document
+from tests.make import state_ref
 from tests.waiting import until
 
 NAME = ("e0-t100", "c000")
@@ -23,9 +24,7 @@ def served(tmp_path, tiny, monkeypatch):
     """A server whose rollouts do as the test says; gives (run until a trial stands, store)."""
     spec = tiny().spec
     store = open_store(spec.storage, tmp_path)
-    base = StateRef(
-        key="ring/x", kind=StateKind.RING, epoch=0, attempt=0, step=90, digest="d", size_bytes=1
-    )
+    base = state_ref(90)
     job = RolloutJob(
         run_uid="u",
         trigger_id=NAME[0],

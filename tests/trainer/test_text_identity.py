@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 
 from forkcast.actions import Action
-from forkcast.records import StateKind, StateRef
 from forkcast_trainer.data.identity import agree, claim, compare
 from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.errors import DataError
@@ -19,6 +18,7 @@ from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RunInfo, TextIdentity, dump, load
 from forkcast_wire.manifest import Data, TextSource, TrainingRun
 from forkcast_wire.store import FolderStore
+from tests.make import state_ref
 from tests.wire.memory_store import MemoryStore
 
 OURS = TextIdentity(tokens=100, sha256="a" * 64, validation_tokens=10, validation_sha256="b" * 64)
@@ -123,10 +123,7 @@ def test_a_rollout_with_another_text_does_not_begin(tmp_path):
     (tmp_path / "a.txt").write_text("some words of a text\n" * 100)
     store = FolderStore(tmp_path / "run")
     claim(store, OURS, accept=False)
-    base = StateRef(
-        kind=StateKind.RING, epoch=0, attempt=0, step=0, key="ring/e0/a0/000000000000",
-        digest="0" * 64, size_bytes=1,
-    )  # fmt: skip
+    base = state_ref(0)
     job = RolloutJob(
         run_uid="u", trigger_id="e0-t1", candidate="c000", action=Action(), base=base,
         trigger_step=1, rungs=(1,), publish_from=1,

@@ -30,6 +30,10 @@ _BATCH = 256
 #: Of one batch; the monitor takes no message above 256 KiB.
 _BATCH_BYTES = 192 << 10
 _MOST_GAPS = 256
+#: Whatever a monitor says, so many batches at most are in flight, and so many directives wait for the
+#: next step; a real monitor gives credit for 16, and tells each directive of its run once a stream.
+MOST_IN_FLIGHT = 64
+MOST_DIRECTIVES = 1024
 #: How long a record may wait for others to share its batch.
 _COALESCE_SECONDS = 0.02
 _RETRY_SECONDS = (0.2, 2.0)
@@ -196,7 +200,7 @@ class Reporter:
 
     def _take(self, stream: _Stream, ack: pb.Ack) -> None:
         """Forget what is acknowledged; keep the directives for the step boundary."""
-        stream.credit = max(1, ack.credit)
+        stream.credit = max(1, min(ack.credit, MOST_IN_FLIGHT))
         if ack.HasField("resume_from"):
             while self._ring and self._has(stream.hello, ack.resume_from):
                 self._forget(1)
@@ -206,6 +210,10 @@ class Reporter:
             self._forget(serial - self._first_serial)
         for directive in ack.directives:
             self._inbox[directive.id] = directive
+        if len(self._inbox) > MOST_DIRECTIVES:
+            kept = list(self._inbox.items())[-MOST_DIRECTIVES:]  # the newest: they are told again
+            _log.warning("report.directives_dropped", count=len(self._inbox) - len(kept))
+            self._inbox = dict(kept)
 
     def _has(self, hello: Hello, resume_from: int) -> bool:
         oldest = self._ring[0]

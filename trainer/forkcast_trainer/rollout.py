@@ -36,10 +36,11 @@ from forkcast_wire.store import AlreadyExists, put_document, read_document, wait
 T = TypeVar("T")
 _log = structlog.get_logger()
 _POLL_SECONDS, _BUCKET_POLL_SECONDS = 0.05, 1.0
-_MEAN_WEIGHTS = 25
+#: Weights of so many last steps are averaged for the loss that is compared.
+MEAN_WEIGHTS = 25
 _MOST_LOSSES = 1024
 #: Diverged: this many nats above the base's loss at this many steps in a row, or not finite.
-_DIVERGED_NATS, _DIVERGED_STEPS = 3.0, 5
+DIVERGED_NATS, DIVERGED_STEPS = 3.0, 5
 
 
 def _patiently(call: Callable[[], T]) -> T:
@@ -145,7 +146,7 @@ class Rollout:
         """Step until the lineage stands at ``target``, or has diverged."""
         record, engine = self.record, self.engine
         steps = target - record.first_step
-        count = max(1, min(_MEAN_WEIGHTS, steps // 2))
+        count = max(1, min(MEAN_WEIGHTS, steps // 2))
         record.weights, record.summed = [], 0
         while engine.position.step < target and not record.diverged:
             stats = engine.step()
@@ -155,9 +156,9 @@ class Rollout:
                 return
             record.losses.append(stats.loss)
             record.rows.append(stats)
-            over = self.base_loss is not None and stats.loss > self.base_loss + _DIVERGED_NATS
+            over = self.base_loss is not None and stats.loss > self.base_loss + DIVERGED_NATS
             record.high = record.high + 1 if over else 0
-            record.diverged = record.high >= _DIVERGED_STEPS
+            record.diverged = record.high >= DIVERGED_STEPS
             if engine.position.step > target - count:
                 self._sum_weights()
 

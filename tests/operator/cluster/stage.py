@@ -16,7 +16,6 @@ from forkcast.records import (
     Trial,
     TrialStatus,
     Trigger,
-    TriggerRule,
     Window,
 )
 from forkcast_operator.kubernetes.cluster import (
@@ -43,12 +42,11 @@ from forkcast_wire.documents import (
     Complete,
     RolloutJob,
     RolloutUntil,
-    StateManifest,
-    dump,
     lineage_head,
 )
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
 from forkcast_wire.store import FolderStore, put_document, read_document
+from tests.make import saved_state, state_ref, trigger
 from tests.waiting import until_async
 
 
@@ -226,33 +224,17 @@ class Stage:
     # --------------------------------------------------------------------------------------- pods
 
     def trigger(self, step=100) -> Trigger:
-        return Trigger(
-            run_uid=self.uid,
-            epoch=0,
-            step=step,
-            onset_step=step - 2,
-            rule=TriggerRule.SINGLE,
-            z=4.0,
-            index=1.0,
-            components={"volatility": 4.0},
-            thresholds={"z": 2.5},
-        )
+        parts = {"components": {"volatility": 4.0}, "thresholds": {"z": 2.5}}
+        return trigger(run_uid=self.uid, step=step, onset_step=step - 2, **parts)
 
     def save_state(self, kind, step, epoch=0) -> StateRef:
         return self._saved(self._state(kind, keys.state(kind, epoch, 0, step), step, epoch))
 
     def _state(self, kind, key, step, epoch=0) -> StateRef:
-        return StateRef(
-            key=key, kind=kind, epoch=epoch, attempt=0, step=step, digest="0" * 64, size_bytes=1
-        )
+        return state_ref(step, kind, key=key, epoch=epoch, digest="0" * 64)
 
     def _saved(self, ref) -> StateRef:
-        self.store.put(keys.ptz(ref.key, ref.step), b"x")
-        manifest = StateManifest(
-            format_version=1, run_uid=self.uid, state=ref, lossless=True, loss=3.0, versions={}
-        )
-        self.store.put(keys.state_manifest(ref.key), dump(manifest))
-        return ref
+        return saved_state(self.store, ref, self.uid)
 
     async def roll_out(self, *, fail=(), waits=()) -> None:
         """What rollout pods do: measure what is wished, where there is a Job for it. fail, waits:

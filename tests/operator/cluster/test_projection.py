@@ -7,10 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from forkcast.actions import Action
 from forkcast.decision import Outcome
-from forkcast.lineage import LineageEntry
-from forkcast.records import StateKind, StateRef
+from forkcast.records import StateKind
 from forkcast_operator.kubernetes.events import run_events
 from forkcast_operator.kubernetes.run_facts import Failure, RunFacts, StoreFacts
 from forkcast_operator.kubernetes.run_state import run_state
@@ -19,6 +17,7 @@ from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen, Work
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.documents import Complete
 from forkcast_wire.resources import RunState, TrainingRunStatus
+from tests.make import lineage_entry, state_ref
 
 NOW = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
 STORE = StoreFacts()
@@ -263,21 +262,10 @@ def test_rollouts_that_do_not_run_are_said_of_the_run_which_trains_on(make_run) 
 
 def test_after_an_adoption_step_and_epoch_are_of_the_same_lineage(make_run) -> None:
     run = make_run(training={"totalSteps": 10_000})
-    entry = LineageEntry(
-        epoch=1,
+    entry = lineage_entry(
         run_uid=run.uid,
-        branch="b",
         decision_digest="0" * 64,
-        action=Action(rewind_steps=1),
-        state=StateRef(
-            key="k",
-            kind=StateKind.ROLLOUT,
-            epoch=0,
-            attempt=0,
-            step=5051,
-            digest="0" * 64,
-            size_bytes=1,
-        ),
+        state=state_ref(5051, StateKind.ROLLOUT),
         base_step=5000,
         trigger_step=5001,
     )

@@ -100,7 +100,7 @@ def decoded(
 def _no_text(path: Path, field: str, share: float, *, nulls: bool) -> DataError:
     """The refusal, with the share of the file's characters that are no text."""
     what = "is NUL bytes" if nulls else "is not UTF-8"
-    remedy = "convert it, e.g. iconv -f ISO-8859-1 -t UTF-8"
+    remedy = "if it is text in another encoding, convert it, e.g. iconv -f ISO-8859-1 -t UTF-8"
     if nulls:
         remedy = "if it is UTF-16, convert it: iconv -f UTF-16 -t UTF-8"
     return DataError(f"{field}.uri", f"{path}: {100 * share:.2g} % of it {what}", remedy)
