@@ -15,6 +15,7 @@ import structlog
 
 from forkcast_cli.workdir import MANIFEST, next_attempt
 from forkcast_wire import beats, crash, hang
+from forkcast_wire.files import sweep
 from forkcast_wire.manifest import Mode, TrainingRunSpec
 
 _log = structlog.get_logger()
@@ -255,6 +256,7 @@ class Supervisor:
             for name in names:
                 if name in self.children:
                     self.children[name].process = None
+        sweep(self.folder)  # what those that were killed had begun to write
 
 
 def _last_error(log: Path, start: int | None = None) -> str | None:

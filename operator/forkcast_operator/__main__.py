@@ -9,6 +9,7 @@ if __name__ == "__main__":
 # isort: split
 
 import argparse
+import contextlib
 import sys
 import threading
 from pathlib import Path
@@ -22,6 +23,7 @@ from forkcast.records import Trigger
 from forkcast_operator.intake import Intake
 from forkcast_operator.local import LocalWorld
 from forkcast_operator.stored import MonitorUnavailableError
+from forkcast_operator.unreadable import Reader
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire import keys
 from forkcast_wire.channel import open_channel
@@ -68,19 +70,23 @@ class LocalOperator:
         self._monitor = MonitorStub(open_channel(monitor))
         self._proxy = ProxyStub(open_channel(proxy)) if proxy else None
         self._pending: list[Trigger] = []
+        self._reader = Reader("monitor.trigger_unreadable")
         self._wake = threading.Event()
         self._intake = Intake(info.name, self.store, hold_main=True)
 
     def watch(self, stop: threading.Event) -> None:
-        """Collect triggers; the stream starts over from the first one after any restart."""
+        """Collect triggers; the stream starts over from the first one after any restart. A trigger
+        that cannot be read is left out.
+        """
         while not stop.is_set():
-            try:
+            with contextlib.suppress(grpc.RpcError):
                 request = pb.WatchTriggersRequest(run_uid=self.info.uid, after=0)
                 for event in self._monitor.WatchTriggers(request, wait_for_ready=True):
-                    self._pending.append(trigger_from_wire(event.trigger))
-                    self._wake.set()
-            except grpc.RpcError:
-                stop.wait(_IDLE_SECONDS)
+                    trigger = self._reader.read(trigger_from_wire, event.trigger)
+                    if trigger is not None:
+                        self._pending.append(trigger)
+                        self._wake.set()
+            stop.wait(_IDLE_SECONDS)  # after an end without an error, too
 
     def work(self) -> bool:
         """One pass over what there is; True while a branch is active."""

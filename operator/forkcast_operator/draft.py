@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 import grpc
 import numpy as np
@@ -18,6 +19,10 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import candidate_to_wire, forecast_from_wire, window_to_wire
 from forkcast_wire.forkcast_pb2_grpc import ProxyStub
 from forkcast_wire.manifest import TrainingRunSpec
+
+#: Of an answer's texts, characters: they are kept in the branch's records and shown.
+_MOST_NOTE: Final = 1000
+_MOST_DIGEST: Final = 64
 
 
 def seed_of(branch: str, seed: int) -> int:
@@ -93,19 +98,26 @@ def _ask(
         answer = proxy.Forecast(request, timeout=spec.proxy.timeout_seconds)
     except grpc.RpcError as error:
         return ProxyAnswer.UNAVAILABLE, {}, "", error.code().name
-    forecasts = {one.candidate: forecast_from_wire(one) for one in answer.forecasts}
-    if set(forecasts) != {one.name for one in candidates} or not all(
-        map(_valid, forecasts.values())
-    ):
+    named = sorted(forecast.candidate for forecast in answer.forecasts)
+    if named != sorted(candidate.name for candidate in candidates):
         return ProxyAnswer.INVALID, {}, "", "its forecasts do not match the candidates"
+    forecasts = {one.candidate: forecast_from_wire(one) for one in answer.forecasts}
+    if not all(map(_valid, forecasts.values())):
+        return ProxyAnswer.INVALID, {}, "", "its forecasts are not numbers that can be"
+    if len(answer.model_digest) > _MOST_DIGEST:
+        return ProxyAnswer.INVALID, {}, "", f"model_digest: at most {_MOST_DIGEST} characters"
     silent = all(one.abstained is not None for one in forecasts.values())
     said = ProxyAnswer.ABSTAINED if silent else ProxyAnswer.ANSWERED
-    return said, forecasts, answer.model_digest, answer.note
+    return said, forecasts, answer.model_digest, answer.note[:_MOST_NOTE]
 
 
 def _valid(forecast: Forecast) -> bool:
-    numbers = [forecast.risk] if forecast.risk is not None else []
-    if any(not 0.0 <= number <= 1.0 for number in numbers):
+    risk, odds, recovery = forecast.risk, forecast.p_divergence, forecast.recovery_steps
+    if risk is not None and not 0.0 <= risk <= 1.0:
+        return False
+    if odds is not None and not 0.0 <= odds.low <= odds.high <= 1.0:
+        return False
+    if recovery is not None and not recovery.low >= 0.0:
         return False
     for interval in (forecast.loss, forecast.p_divergence, forecast.recovery_steps):
         if interval is not None:

@@ -56,6 +56,8 @@ MOST = {
 MOST_LAYERS = 1024
 _MOST_GROUPS, _MOST_GROUP_NAME, _MOST_UID = 64, 64, 64
 _MOST_TEXT = 256
+#: Ten years: what an elapsed time may be at most.
+_MOST_SECONDS = 10 * 366 * 86_400.0
 _bounded, _bounds = attrgetter(*MOST), tuple(MOST.values())
 
 
@@ -133,7 +135,16 @@ def trigger_to_wire(trigger: Trigger) -> pb.Trigger:
 
 
 def trigger_from_wire(message: pb.Trigger) -> Trigger:
-    """A Trigger of a message. Raises ValueError for an unknown rule."""
+    """A Trigger of a message. Raises ValueError, with the field's name, for one that no monitor
+    makes.
+    """
+    _at_most(message, epoch=MOST["epoch"], step=MOST["step"], onset_step=MOST["step"])
+    if len(message.run_uid) > _MOST_UID:
+        raise ValueError(f"run_uid: at most {_MOST_UID} characters")
+    for field in ("components", "thresholds"):
+        names = getattr(message, field)
+        if len(names) > _MOST_GROUPS or any(len(name) > _MOST_GROUP_NAME for name in names):
+            raise ValueError(f"{field}: at most {_MOST_GROUPS}, names of {_MOST_GROUP_NAME}")
     return Trigger(
         run_uid=message.run_uid,
         epoch=message.epoch,
@@ -145,6 +156,28 @@ def trigger_from_wire(message: pb.Trigger) -> Trigger:
         components=dict(message.components),
         thresholds=dict(message.thresholds),
     )
+
+
+def summary_from_wire(message: pb.RunSummary) -> pb.RunSummary:
+    """The message itself. Raises ValueError, with the field's name, for one that no monitor makes."""
+    _at_most(
+        message,
+        epoch=MOST["epoch"],
+        attempt=MOST["attempt"],
+        next_step=MOST["step"] + 1,
+        total_steps=MOST["step"],
+        tokens=MOST["tokens"],
+        last_trigger_step=MOST["step"],
+    )
+    if not 0 <= message.seconds_since_report <= _MOST_SECONDS:
+        raise ValueError(f"seconds_since_report: 0 to {_MOST_SECONDS:g}")
+    return message
+
+
+def _at_most(message: pb.Trigger | pb.RunSummary, **limits: int) -> None:
+    for name, most in limits.items():
+        if getattr(message, name) > most:
+            raise ValueError(f"{name}: at most {most}")
 
 
 def directive_to_wire(run_uid: str, directive: Directive) -> pb.Directive:
@@ -265,5 +298,5 @@ def forecast_from_wire(message: pb.CandidateForecast) -> Forecast:
         p_divergence=interval("p_divergence"),
         risk=message.risk if message.HasField("risk") else None,
         recovery_steps=interval("recovery_steps"),
-        abstained=message.abstained or None,
+        abstained=message.abstained[:_MOST_TEXT] or None,
     )

@@ -1,5 +1,6 @@
 """What the supervisor makes of a trainer's end under torchrun, which exits with 1 for everything."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,13 @@ def test_monitor_and_proxy_get_none_of_the_users_secrets(whole, monkeypatch):
         "operator",
     }
     assert all(b"FORKCAST_PARENT=" in environment for environment in found.values())
+
+
+def test_what_a_killed_process_had_begun_to_write_is_gone_at_the_end(whole):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    (whole.folder / "tokens").mkdir()
+    left = whole.folder / "tokens" / f".x.bin.{process.pid}.part"
+    left.touch()
+    whole.stop()
+    assert not left.exists()

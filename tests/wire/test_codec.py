@@ -59,9 +59,9 @@ STATS = st.builds(
 TRIGGERS = st.builds(
     Trigger,
     run_uid=TEXT,
-    epoch=UINT32,
-    step=UINT64,
-    onset_step=UINT64,
+    epoch=st.integers(0, codec.MOST["epoch"]),
+    step=st.integers(0, codec.MOST["step"]),
+    onset_step=st.integers(0, codec.MOST["step"]),
     rule=st.sampled_from(TriggerRule),
     z=ANY,
     index=ANY,

@@ -60,9 +60,9 @@ def test_statistics(stats):
     st.builds(
         Trigger,
         run_uid=NAMES,
-        epoch=N,
-        step=N,
-        onset_step=N,
+        epoch=st.integers(0, codec.MOST["epoch"]),
+        step=st.integers(0, codec.MOST["step"]),
+        onset_step=st.integers(0, codec.MOST["step"]),
         rule=st.sampled_from(list(TriggerRule)),
         z=F,
         index=F,

@@ -10,6 +10,7 @@ from forkcast_wire.store import (
     AlreadyExists,
     Conflict,
     KeyMissing,
+    PassTooLong,
     Remembered,
     StoreError,
     StoreUnavailable,
@@ -144,7 +145,7 @@ def test_a_pass_that_has_taken_its_time_ends(below) -> None:
             store.get(key)
             read.append(key)
 
-    with pytest.raises(StoreUnavailable, match="takes more than"):
+    with pytest.raises(PassTooLong, match="takes more than"):
         read_all()
     assert 5 < len(read) < 9
     begin(store)  # the next pass goes on with what is missing
@@ -215,3 +216,26 @@ def test_what_it_keeps_in_memory_is_bounded_and_what_it_dropped_is_read_again(
     assert below.asked["get"] == 4
     assert store.get("c")[0] == b"c" * 10
     assert below.asked["get"] == 4
+
+
+@pytest.mark.parametrize(("before", "said"), [(0.0, StoreUnavailable), (9.0, PassTooLong)])
+def test_a_request_cut_short_is_an_outage_only_if_the_pass_had_time_for_it(
+    below, before, said
+) -> None:
+    now = 0.0
+
+    class Fails(Counted):
+        def get(self, key):
+            nonlocal now
+            if key == "slow":
+                now += before
+                return b"x", "tag"
+            now += PASS_SECONDS - before
+            raise StoreUnavailable("no answer")
+
+    store = Remembered(Fails(below), seconds=PASS_SECONDS, clock=lambda: now)
+    store.refresh()
+    store.get("slow")
+    with pytest.raises(StoreUnavailable) as raised:
+        store.get("fails")
+    assert type(raised.value) is said

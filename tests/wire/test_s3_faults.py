@@ -16,11 +16,14 @@ from forkcast_wire.store import (
     AlreadyExists,
     Conflict,
     FolderStore,
+    Remembered,
+    StoreError,
     StoreMisconfigured,
     StoreRefused,
     StoreUnavailable,
     deadline,
     open_store,
+    remembered,
     s3,
     wait_for,
 )
@@ -320,3 +323,18 @@ def test_reading_makes_nothing_in_a_folder(tmp_path: Path) -> None:
     assert list(store.list("")) == []
     assert store.head("a") is None
     assert not (tmp_path / "run").exists()
+
+
+def test_a_list_goes_on_no_further_than_a_pass_allows(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        store.put(f"many/{name}", b"x")
+    monkeypatch.setattr(remembered, "MOST_KEYS", 3)
+    counted = Remembered(store, seconds=60.0)
+    assert len(list(counted.list("many/"))) == 3
+    store.put("many/d", b"x")
+    counted.refresh()
+    with pytest.raises(StoreError, match="more than 3 objects"):
+        counted.list("many/")
+    assert len(list(store.list("many/"))) == 4  # whoever deletes them sees them all

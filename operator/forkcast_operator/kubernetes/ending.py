@@ -120,7 +120,9 @@ class Ending:
             return None
         if memory.leaving is None:
             pool = self._passes.pools.of(place.operator)
-            memory.leaving = pool.submit(lambda: self._leave_store(run, spec, place, memory))
+            memory.leaving = pool.submit(
+                run.namespace, lambda: self._leave_store(run, spec, place, memory)
+            ).future
         await asyncio.wait({memory.leaving}, timeout=_PATIENCE_SECONDS)
         if not memory.leaving.done():
             return None

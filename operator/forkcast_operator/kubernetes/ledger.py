@@ -277,7 +277,7 @@ class Ledger:
         below it.
         """
         self.store.refresh()
-        found = [info.key for info in self.store.list("")]
+        found = [info.key for info in self.store.direct.list("")]  # however many there are
         if keys.RUN in found and not self.owned():
             raise SpecError("PrefixInUse", "run.json names another run")
         self._refuse_runs_below(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import threading
@@ -17,9 +18,10 @@ import structlog
 from forkcast.directives import CheckpointNow
 from forkcast.records import Trigger
 from forkcast_operator.kubernetes.run import Run
+from forkcast_operator.unreadable import Reader
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.client_security import handshake_trouble
-from forkcast_wire.codec import directive_to_wire, trigger_from_wire
+from forkcast_wire.codec import directive_to_wire, summary_from_wire, trigger_from_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 from forkcast_wire.manifest import TrainingRunSpec
 
@@ -58,6 +60,8 @@ class MonitorLink:
         self._saved: dict[str, str] = {}
         self._pending: dict[str, dict[str, Trigger]] = {}
         self._summaries: dict[str, pb.RunSummary] = {}
+        self._trigger_reader = Reader("monitor.trigger_unreadable")
+        self._summary_reader = Reader("monitor.summary_unreadable")
         self._stop = threading.Event()
         self._heard = 0.0
         self._threads = [
@@ -184,14 +188,19 @@ class MonitorLink:
     # ------------------------------------------------------------------------------------ threads
 
     def _watch(self) -> None:
-        """Every trigger of every run, from the first; the store knows which are settled."""
+        """Every trigger of every run, from the first; the store knows which are settled. One that
+        cannot be read is left out: the others count.
+        """
         while not self._stop.is_set():
-            try:
+            with contextlib.suppress(
+                grpc.RpcError, ValueError
+            ):  # ValueError: the channel is closed
                 request = pb.WatchTriggersRequest()
                 for event in self.stub.WatchTriggers(request, wait_for_ready=True):
-                    self.hear(trigger_from_wire(event.trigger))
-            except (grpc.RpcError, ValueError):
-                self._stop.wait(_RETRY_SECONDS)
+                    trigger = self._trigger_reader.read(trigger_from_wire, event.trigger)
+                    if trigger is not None:
+                        self.hear(trigger)
+            self._stop.wait(_RETRY_SECONDS)  # after an end without an error, too
 
     def _list(self) -> None:
         while not self._stop.wait(_LIST_SECONDS):
@@ -202,11 +211,13 @@ class MonitorLink:
                 continue
             except ValueError:
                 continue
+            read = [self._summary_reader.read(summary_from_wire, run) for run in reply.runs]
+            known = {run.run_uid for run in reply.runs}
             with self._lock:
                 self._trouble = ""
                 self._heard = time.monotonic()
-                self._summaries = {one.run_uid: one for one in reply.runs}
-                for uid in [uid for uid in self._registered if uid not in self._summaries]:
+                self._summaries = {run.run_uid: run for run in read if run is not None}
+                for uid in [uid for uid in self._registered if uid not in known]:
                     del self._registered[uid]  # the monitor lost its state: register again
 
     def _unheard(self, error: str) -> None:

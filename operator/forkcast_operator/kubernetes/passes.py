@@ -9,23 +9,34 @@ from dataclasses import dataclass
 from typing import Final
 
 from forkcast_operator.kubernetes.ledger import Look
-from forkcast_operator.kubernetes.store_pool import PASS_SECONDS, StorePools
+from forkcast_operator.kubernetes.store_pool import PASS_SECONDS, StorePools, Work
 from forkcast_wire.manifest import Storage
 from forkcast_wire.store import StoreUnavailable
 
 #: A look goes on without the records if they have not come by then, and comes again with them.
 PATIENCE_SECONDS: Final = 1.0
+#: A pass ends its own requests after PASS_SECONDS; a thread that is not back a little later hangs.
+OVERDUE_SECONDS: Final = PASS_SECONDS + 2.0
 #: What a pass saw so long ago is not worth acting on, seconds.
 _STALE_SECONDS: Final = 60.0
 
 
 @dataclass
 class Pending:
-    """A pass that is under way. told: whether it was said that it is overdue."""
+    """A pass that is under way, or waits for a thread. told: whether it was said to be overdue."""
 
-    future: asyncio.Future[Look]
-    asked: float
+    work: Work[Look]
     told: bool = False
+
+    @property
+    def future(self) -> asyncio.Future[Look]:
+        """What it has seen."""
+        return self.work.future
+
+    def lasted(self) -> float:
+        """Seconds since it got a thread."""
+        started = self.work.started
+        return time.monotonic() - started if started is not None else 0.0
 
 
 class Passes:
@@ -52,7 +63,8 @@ class Passes:
         """What a pass over the run's records saw: of one that ``work`` makes now, or of one that was
         under way; None if it has not come back yet.
 
-        Raises what the pass raised, and StoreUnavailable if it has been under way for too long.
+        Raises what the pass raised, and StoreUnavailable if it has been under way for too long. One
+        that waits for a thread is not under way: it takes as long as the passes before it.
         """
         pool = self.pools.of(storage)
         pending = self._pending.get(uid)
@@ -60,7 +72,7 @@ class Passes:
             pending = None
         if pending is None:
             slow = pool.slow
-            pending = Pending(pool.submit(work), time.monotonic())
+            pending = Pending(pool.submit(key[0], work))
             self._pending[uid] = pending
             # one that is refused at once comes at once
             await asyncio.wait({pending.future}, timeout=0.05 if slow else self._patience)
@@ -69,11 +81,15 @@ class Passes:
         if pending.future.done():
             del self._pending[uid]
             return pending.future.result()
-        if time.monotonic() - pending.asked < PASS_SECONDS:
+        if pending.work.started is None:
+            if pool.refuses:
+                raise StoreUnavailable(pool.why)
+            return None
+        if pending.lasted() < OVERDUE_SECONDS:
             return None
         if not pending.told:
             pending.told = True
-            pool.overdue()
+            pool.overdue(pending.work)
         raise StoreUnavailable(pool.why)
 
     def _came(self, key: tuple[str, str], future: asyncio.Future[Look]) -> None:
@@ -83,4 +99,4 @@ class Passes:
 
     @staticmethod
     def _stale(pending: Pending) -> bool:
-        return time.monotonic() - pending.asked >= _STALE_SECONDS
+        return pending.lasted() >= _STALE_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from forkcast_operator.kubernetes.run_conditions import Case, conditions
 from forkcast_operator.kubernetes.run_facts import RunFacts, StoreFacts, former_status
 from forkcast_operator.kubernetes.run_state import run_state
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.fields import DECIMAL_PATTERN
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.resources import (
     BranchesStatus,
@@ -122,7 +124,7 @@ def _metrics(facts: RunFacts, before: TrainingRunStatus) -> list[MetricValue]:
     return [
         MetricValue(name=name, value=value)
         for name, value in sorted(found.items())
-        if value not in ("nan", "inf", "-inf")
+        if _spelt(value)
     ]
 
 
@@ -132,8 +134,15 @@ def _uncertainty(summary: pb.RunSummary | None) -> UncertaintyStatus | None:
     last = summary.last_trigger_step if summary.HasField("last_trigger_step") else None
     index: Any = f"{summary.index:.6g}"
     z: Any = f"{summary.z:.6g}" if summary.HasField("z") else "0"
+    if not (_spelt(index) and _spelt(z)):
+        return None
     ready = summary.HasField("over_threshold")
     return UncertaintyStatus(index=index, z=z, ready=ready, last_trigger_step=last)
+
+
+def _spelt(figure: str) -> bool:
+    """Whether the status can hold the figure: no NaN, nothing infinite, nothing beyond its powers."""
+    return re.fullmatch(DECIMAL_PATTERN, figure) is not None
 
 
 def _checkpoints(store: StoreFacts) -> CheckpointsStatus:

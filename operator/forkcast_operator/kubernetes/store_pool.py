@@ -1,24 +1,28 @@
 """Threads for the calls to object stores: each store has a few of its own, and a circuit breaker, so
 that one which does not answer costs its own runs their records for a while and nobody else anything.
+Of a store's threads a namespace has some at a time: its passes may be long, others' go on beside them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
 
 import structlog
 
 from forkcast_wire.manifest import Storage
-from forkcast_wire.store import StoreRefused, StoreUnavailable
+from forkcast_wire.store import PassTooLong, StoreRefused, StoreUnavailable
 
 T = TypeVar("T")
 _THREADS: Final = 4
+#: Of them at once for the runs of one namespace.
+_PER_NAMESPACE: Final = 2
 #: Store time of one pass over a run's records, seconds.
 PASS_SECONDS: Final = 12.0
 #: A failure that took longer cost a thread its time: the next caller is refused at once.
@@ -43,6 +47,11 @@ class Breaker:
         self._open = False
         self._failures = 0
         self._trial_at = 0.0
+
+    @property
+    def open(self) -> bool:
+        """Whether calls are refused, but for trials."""
+        return self._open
 
     def admits(self, now: float) -> bool:
         """Whether a call may begin; a trial counts as begun."""
@@ -70,6 +79,21 @@ class Breaker:
         return now - since if since is not None else None
 
 
+@dataclass(eq=False)
+class Work(Generic[T]):
+    """A call that waits for a thread, or has one. started: monotonic seconds, None while it waits.
+    future: of the event loop that has submitted it.
+    """
+
+    namespace: str
+    call: Callable[[], T]
+    result: Future[T] = field(default_factory=Future)
+    started: float | None = None
+
+    def __post_init__(self) -> None:
+        self.future = asyncio.wrap_future(self.result)
+
+
 class StorePool:
     """The threads of one store. Thread-safe."""
 
@@ -78,8 +102,8 @@ class StorePool:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"store {name}")
         self._lock = threading.Lock()
         self._breaker = Breaker()
-        self._running: dict[int, float] = {}
-        self._numbers = itertools.count()
+        self._waiting: deque[Work[Any]] = deque()
+        self._running: list[Work[Any]] = []
         self._last_answer = float("-inf")
 
     @property
@@ -87,8 +111,15 @@ class StorePool:
         """Whether no answer is to be expected soon: the circuit is open, or a call hangs."""
         with self._lock:
             now = self._clock()
-            hangs = any(now - one > _COSTLY_SECONDS for one in self._running.values())
+            started = [work.started for work in self._running if work.started is not None]
+            hangs = any(now - one > _COSTLY_SECONDS for one in started)
             return hangs or self._breaker.since is not None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the circuit is open."""
+        with self._lock:
+            return self._breaker.open
 
     @property
     def why(self) -> str:
@@ -96,26 +127,56 @@ class StorePool:
         with self._lock:
             return self._breaker.why or _SILENT
 
-    def submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        """Make the call in a thread of this store's. The future fails with StoreUnavailable at once
+    def submit(self, namespace: str, call: Callable[[], T]) -> Work[T]:
+        """Make the call in a thread of this store's, in the order of asking, as soon as the store and
+        the namespace have one to spare. The work fails with StoreUnavailable as soon as it begins
         while the circuit is open.
         """
-        number = next(self._numbers)
-        return asyncio.get_running_loop().run_in_executor(self._threads, self._call, number, call)
+        work = Work(namespace, call)
+        with self._lock:
+            self._waiting.append(work)
+            self._begin()
+        return work
 
-    def overdue(self) -> None:
-        """A call has been under way for a whole pass: the store does not answer."""
-        self._failed(_SILENT, costly=True)
+    def overdue(self, work: Work[Any]) -> None:
+        """A call has been under way for more than a whole pass: the store does not answer, unless it
+        has answered others since.
+        """
+        if work.started is not None and work.started >= self._last_answer:
+            self._failed(_SILENT, costly=True)
 
-    def _call(self, number: int, call: Callable[[], T]) -> T:
+    def _begin(self) -> None:
+        """Give threads to what waits. Under the lock."""
+        busy = Counter(work.namespace for work in self._running)
+        for work in list(self._waiting):
+            if len(self._running) >= _THREADS:
+                return
+            if busy[work.namespace] < _PER_NAMESPACE:
+                busy[work.namespace] += 1
+                self._waiting.remove(work)
+                self._running.append(work)
+                self._threads.submit(self._run, work)
+
+    def _run(self, work: Work[Any]) -> None:
+        try:
+            if work.result.set_running_or_notify_cancel():
+                work.result.set_result(self._call(work))
+        except BaseException as error:  # noqa: BLE001  the caller's, whatever it is
+            work.result.set_exception(error)
+        finally:
+            with self._lock:
+                self._running.remove(work)
+                self._begin()
+
+    def _call(self, work: Work[T]) -> T:
         with self._lock:
             started = self._clock()
             if not self._breaker.admits(started):
                 raise StoreUnavailable(self._breaker.why)
-            self._running[number] = started
+            work.started = started
         try:
-            made = call()
-        except StoreRefused:  # of this run, maybe: others may be served
+            made = work.call()
+        except (StoreRefused, PassTooLong):  # of this run, maybe: others may be served
             self._answered()
             raise
         except StoreUnavailable as error:
@@ -129,9 +190,6 @@ class StorePool:
         else:
             self._answered()
             return made
-        finally:
-            with self._lock:
-                del self._running[number]
 
     def _failed(self, why: str, *, costly: bool) -> StoreUnavailable:
         with self._lock:

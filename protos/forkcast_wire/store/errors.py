@@ -7,7 +7,8 @@ StoreError
 ├── BadKey              a key that could leave the store's prefix
 ├── StoreMisconfigured  the storage section cannot work as it is written: trying again is of no use
 └── StoreUnavailable    the server or the disk does not answer; try again later
-    └── StoreRefused    it answers and refuses: keys, rights, bucket. It goes on when these change
+    ├── StoreRefused    it answers and refuses: keys, rights, bucket. It goes on when these change
+    └── PassTooLong     it answers, and a pass asks for more than its time allows
 
 A caller that may wait tries again on StoreUnavailable, however long that takes; StoreMisconfigured
 is bad input (exit code 2).
@@ -48,6 +49,10 @@ class StoreUnavailable(StoreError):
 
 class StoreRefused(StoreUnavailable):
     """The store answers, and refuses: wrong or expired keys, missing rights, no such bucket."""
+
+
+class PassTooLong(StoreUnavailable):
+    """The store answers, and the pass has used up its time with what it asks."""
 
 
 class StoreMisconfigured(StoreError):

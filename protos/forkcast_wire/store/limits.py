@@ -7,13 +7,18 @@ whatever it asks of the store. All clocks are monotonic.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from forkcast_wire.store.errors import StoreError
+
+T = TypeVar("T")
 #: A document's operation, retries included, and one silence within it, seconds.
 DOCUMENT_SECONDS, DOCUMENT_SILENCE = 10.0, 4.0
 #: A file's: no total, but no silence longer than this, seconds, and no slower pace, bytes/s, after
@@ -22,6 +27,8 @@ FILE_SILENCE, FILE_PACE, FILE_GRACE = 30.0, 256.0, 60.0
 #: The longest object that is read as a whole: whoever may write into a prefix must not use up the memory
 #: of those who read there. A chunk of the history has some hundred KiB.
 MOST_DOCUMENT_BYTES = 32 << 20
+#: Objects that one pass lists: a run with a thousand branches has fewer.
+MOST_KEYS = 100_000
 
 
 @dataclass
@@ -92,6 +99,28 @@ def deadline(seconds: float) -> Iterator[None]:
     """
     with limited(Limit(time.monotonic() + seconds, math.inf)):
         yield
+
+
+_most_keys: ContextVar[int | None] = ContextVar("most_keys", default=None)
+
+
+@contextmanager
+def keys_at_most(most: int) -> Iterator[None]:
+    """No list inside goes on beyond so many objects: it ends with StoreError."""
+    token = _most_keys.set(most)
+    try:
+        yield
+    finally:
+        _most_keys.reset(token)
+
+
+def bounded(listed: Iterable[T]) -> list[T]:
+    """All that is listed. Raises StoreError once there are more than `keys_at_most` allows."""
+    most = _most_keys.get()
+    found = list(itertools.islice(listed, None if most is None else most + 1))
+    if most is not None and len(found) > most:
+        raise StoreError(f"more than {most} objects below the prefix; no run has so many")
+    return found
 
 
 def of_document() -> Limit:

@@ -13,10 +13,12 @@ from forkcast_wire.store.errors import (
     AlreadyExists,
     Conflict,
     KeyMissing,
+    PassTooLong,
     StoreError,
+    StoreRefused,
     StoreUnavailable,
 )
-from forkcast_wire.store.limits import deadline
+from forkcast_wire.store.limits import MOST_KEYS, deadline, keys_at_most
 
 T = TypeVar("T")
 #: Records are some KiB; a larger object is not the work of Forkcast.
@@ -52,7 +54,9 @@ class Remembered:
         seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """seconds: a pass whose requests have taken so long ends with StoreUnavailable."""
+        """seconds: a pass whose requests have taken so long ends with PassTooLong, and one that
+        lists more than `MOST_KEYS` with StoreError.
+        """
         self.direct, self._seconds, self._clock = direct, seconds, clock
         self._covered: set[str] = set()
         self._listed: dict[str, ObjectInfo] = {}
@@ -169,10 +173,17 @@ class Remembered:
         left = self._seconds - self._spent
         if left <= 0:
             why = f"a pass over the run's records takes more than {self._seconds:g} s"
-            raise StoreUnavailable(why)
+            raise PassTooLong(why)
         started = self._clock()
         try:
-            with deadline(left):
+            with deadline(left), keys_at_most(MOST_KEYS):
                 return call()
+        except StoreUnavailable as error:
+            if left > self._seconds / 2 or isinstance(error, StoreRefused):
+                raise
+            why = f"a pass over the run's records takes more than {self._seconds:g} s: {error}"
+            raise PassTooLong(
+                why
+            ) from error  # most of the time went to requests that were answered
         finally:
             self._spent += self._clock() - started

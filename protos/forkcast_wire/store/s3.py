@@ -468,7 +468,9 @@ class S3Store:
         start = self._prefix + check_prefix(prefix)
         found = self._call(
             prefix,
-            lambda: list(self._client.list_objects(self._bucket, prefix=start, recursive=True)),
+            lambda: limits.bounded(
+                self._client.list_objects(self._bucket, prefix=start, recursive=True)
+            ),
         )
         infos = [
             ObjectInfo(

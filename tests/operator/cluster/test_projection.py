@@ -314,6 +314,17 @@ def summary(step):
     )
 
 
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -float("inf"), 1e300, -5e-324])
+def test_whatever_figures_the_monitor_sends_the_status_holds(make_run, figure) -> None:
+    run = make_run()
+    sent = pb.RunSummary(next_step=9, loss=figure, grad_norm=figure, index=figure, z=figure)
+    document = run_status(run, run.parsed(), replace(RUNNING, summary=sent), NOW).document()
+    assert document["progress"]["step"] == 9
+    assert not {"nan", "inf", "-inf"} & set(document.get("uncertainty", {}).values())
+    again = replace(run, status=document)
+    assert run_status(again, run.parsed(), RUNNING, NOW).progress.step == 9
+
+
 def test_figures_alone_are_written_twice_a_minute_and_news_at_once(make_run) -> None:
     run = make_run()
     first = run_status(run, run.parsed(), replace(RUNNING, summary=summary(100)), NOW).document()

@@ -11,7 +11,7 @@ from forkcast_operator.kubernetes import passes, store_pool
 from forkcast_operator.kubernetes.passes import Passes
 from forkcast_operator.kubernetes.store_pool import Breaker, StorePool
 from forkcast_wire.manifest import Storage
-from forkcast_wire.store import StoreUnavailable
+from forkcast_wire.store import PassTooLong, StoreUnavailable
 from tests.waiting import HANG_SECONDS
 
 KEY, UID = ("ml", "gpt"), "u"
@@ -47,16 +47,17 @@ class Silent:
     """Calls that come back when they are told to."""
 
     def __init__(self) -> None:
-        self.answer, self.asked = threading.Event(), 0
+        self.answer, self.begun, self.asked = threading.Event(), threading.Event(), 0
 
     def __call__(self):
         self.asked += 1
+        self.begun.set()
         assert self.answer.wait(HANG_SECONDS)
         return "answered"
 
 
 def test_a_silent_store_costs_a_look_its_patience_once_and_others_nothing(monkeypatch) -> None:
-    monkeypatch.setattr(passes, "PASS_SECONDS", 0.0)  # whatever is not back is overdue
+    monkeypatch.setattr(passes, "OVERDUE_SECONDS", 0.0)  # whatever is not back is overdue
     monkeypatch.setattr(store_pool, "_TRIAL_SECONDS", HANG_SECONDS)
     silent = Silent()
 
@@ -112,10 +113,83 @@ def test_what_the_store_says_is_an_answer() -> None:
         pool = StorePool("s")
         for call, error in ((away, StoreUnavailable), (away, StoreUnavailable)):
             with pytest.raises(error):
-                await pool.submit(call)
+                await pool.submit("ml", call).future
         assert pool.slow
         with pytest.raises(LookupError):
-            await pool.submit(missing)
+            await pool.submit("ml", missing).future
         assert not pool.slow
+
+    asyncio.run(scene())
+
+
+def test_a_namespace_has_two_threads_of_a_store_whatever_it_asks() -> None:
+    """Regression: four long passes of one tenant kept everybody else's from the store."""
+    silent = Silent()
+
+    async def scene():
+        pool = StorePool("s")
+        greedy = [pool.submit("greedy", silent) for _ in range(50)]
+        assert await pool.submit("modest", lambda: "served").future == "served"
+        assert await pool.submit("another", lambda: "served").future == "served"
+        assert silent.asked <= 2
+        assert [work.started for work in greedy[2:]] == [None] * 48
+        silent.answer.set()
+        assert await asyncio.gather(*(work.future for work in greedy)) == ["answered"] * 50
+
+    asyncio.run(scene())
+
+
+def test_a_pass_that_waits_for_a_thread_is_not_overdue(monkeypatch) -> None:
+    monkeypatch.setattr(passes, "OVERDUE_SECONDS", HANG_SECONDS)
+    silent = Silent()
+
+    async def scene():
+        looks = Passes(lambda _: None, patience=0.01)
+        for number in range(3):
+            assert await looks.look(KEY, f"u{number}", STORAGE, silent) is None
+        monkeypatch.setattr(passes, "OVERDUE_SECONDS", 0.0)
+        assert await looks.look(KEY, "u2", STORAGE, silent) is None  # still in the queue
+        assert not looks.pools.of(STORAGE).refuses
+        silent.answer.set()
+        await looks._pending["u2"].future
+        assert await looks.look(KEY, "u2", STORAGE, silent) == "answered"
+
+    asyncio.run(scene())
+
+
+def test_a_pass_that_hangs_while_others_are_answered_costs_nobody_else_the_store() -> None:
+    silent = Silent()
+
+    async def scene():
+        pool = StorePool("s", clock=iter(range(100)).__next__)
+        hanging = pool.submit("greedy", silent)
+        assert silent.begun.wait(HANG_SECONDS)
+        assert await pool.submit("modest", lambda: "served").future == "served"
+        pool.overdue(hanging)
+        assert not pool.refuses
+        silent.answer.set()
+        await hanging.future
+        last = Silent()
+        alone = pool.submit("greedy", last)
+        assert last.begun.wait(HANG_SECONDS)
+        pool.overdue(alone)
+        assert pool.refuses
+        last.answer.set()
+        await alone.future
+
+    asyncio.run(scene())
+
+
+def test_a_pass_that_asks_for_too_much_is_no_outage() -> None:
+    def endless():
+        raise PassTooLong("a pass over the run's records takes more than 12 s")
+
+    async def scene():
+        pool = StorePool("s", clock=iter(range(0, 9000, 13)).__next__)  # each call lasts 13 s
+        for _ in range(3):
+            with pytest.raises(PassTooLong):
+                await pool.submit("greedy", endless).future
+            assert not pool.refuses
+            assert await pool.submit("modest", lambda: "served").future == "served"
 
     asyncio.run(scene())
