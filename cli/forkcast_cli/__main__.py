@@ -94,8 +94,9 @@ def run(
 ) -> None:
     """Train on this machine; resume where the folder holds the run already.
 
-    Exit code 0: complete; 2: bad input; 3: failed, or stopped with steps unsaved; 130: interrupted,
-    everything is saved.
+    Exit code 0: complete; 2: bad input; 3: failed, or stopped with steps unsaved; 4: trained and saved
+    to the end, which the store does not take down now: run it again; 130: interrupted, everything is
+    saved.
     """
     with _one_line():
         loaded = load_manifest(manifest)
@@ -107,7 +108,7 @@ def run(
             ending = run_here(loaded, folder, quiet=quiet)
         except RunFailedError as error:
             print_error(error)
-            raise typer.Exit(_BAD_INPUT if error.bad_input else _FAILED) from None
+            raise typer.Exit(error.code) from None
         if ending.words:
             resume = shlex.join(["forkcast", "run", str(manifest), "--workdir", str(folder)])
             console(quiet=quiet).print(f"{shown(ending.words)}. Resume: {resume}", soft_wrap=True)

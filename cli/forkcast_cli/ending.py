@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Exit codes of `forkcast run`.
-COMPLETE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
+COMPLETE, BAD_INPUT, FAILED, NOT_RECORDED, INTERRUPTED = 0, 2, 3, 4, 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,12 @@ def unsaved(progress: Mapping[str, Any]) -> str:
 
 
 def of_this_start(progress: Mapping[str, Any], former: int | None) -> dict[str, Any]:
-    """The progress without what kept the start before this one from saving. former: its attempt."""
+    """The progress without what kept the start before this one from saving or ending. former: its
+    attempt.
+    """
     if former is None or progress.get("attempt") != former:
         return dict(progress)
-    return {**progress, "save_error": ""}
+    return {**progress, "save_error": "", "end_error": ""}
 
 
 def news(shown: dict[str, str], now: Mapping[str, str]) -> list[str]:

@@ -130,9 +130,10 @@ def _until_done(
             supervisor.look()
             if supervisor.trouble not in ("", trouble):
                 trouble = supervisor.trouble
-                screen.print(f"{trouble}; it is tried again", soft_wrap=True)
+                screen.print(trouble, soft_wrap=True)
             seen, progress = watch.seen, of_this_start(reader.progress(), former)
             now = {"store away": seen.away, "saving": unsaved(progress)}
+            now["recording the end"] = progress.get("end_error", "")
             now["statistics"] = progress.get("history_gap", "")
             now["disk"] = workdir.full(folder)
             now["records"] = "; ".join(seen.view.damaged) if seen.view is not None else ""

@@ -18,12 +18,12 @@ from forkcast_cli import words
 from forkcast_cli.run import branch_table, panel, troubles
 from forkcast_cli.store_watch import Seen, pause
 from forkcast_cli.view import BranchView, RunReader, RunView
-from forkcast_cli.workdir import full, in_use
+from forkcast_cli.workdir import LAST_END, damaged_as_none, full, in_use
 from forkcast_wire.documents import Complete
 
 _WATCH_SECONDS = 1.0
 _STALE_SECONDS = 15.0
-_AT_WORK = ("running", "held")
+_AT_WORK = ("running", "held", "ending")
 
 
 def state_word(folder: Path, view: RunView) -> str:
@@ -45,6 +45,14 @@ def state_word(folder: Path, view: RunView) -> str:
     return "not running"
 
 
+def last_end(folder: Path) -> str | None:
+    """Why the trainer ended the last time it said so: reason and text; None if it has not."""
+    found = damaged_as_none(folder / LAST_END)
+    if not isinstance(found, dict):
+        return None
+    return f"{found.get('reason')}: {found.get('text')}"
+
+
 def status_document(folder: Path, view: RunView) -> dict[str, Any]:
     """The state of a run, JSON-ready."""
     done: Complete | None = view.complete
@@ -54,6 +62,7 @@ def status_document(folder: Path, view: RunView) -> dict[str, Any]:
         "progress": view.progress,
         "storeAway": view.away or None,
         "damaged": list(view.damaged),
+        "trainerEnded": last_end(folder),
         "epoch": view.lineage[-1].epoch if view.lineage else 0,
         "openBranches": view.active,
         "branches": [branch_document(one) for one in view.branches],
@@ -130,6 +139,8 @@ def status(folder: Path, view: RunView) -> Group:
             )
         )
     wrong = [*troubles(view, running=state in _AT_WORK), full(folder)]
+    if (ended := last_end(folder)) is not None and view.complete is None:
+        wrong.append(f"the trainer ended last: {ended}")
     parts += [Text(trouble, style="yellow") for trouble in wrong if trouble]
     if view.branches:
         parts.append(branch_table(view))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import structlog
 
-from forkcast_cli.workdir import MANIFEST, next_attempt
-from forkcast_wire import beats, crash, hang
-from forkcast_wire.files import sweep
+from forkcast_cli.ending import BAD_INPUT, FAILED, NOT_RECORDED
+from forkcast_cli.workdir import LAST_END, MANIFEST, next_attempt
+from forkcast_wire import beats, crash, hang, last_words
+from forkcast_wire.files import replace_bytes, sweep
+from forkcast_wire.last_words import Ended, LastWords
 from forkcast_wire.manifest import Mode, TrainingRunSpec
 
 _log = structlog.get_logger()
@@ -31,12 +34,12 @@ _GOES_ON = "; training goes on without it"
 class RunFailedError(Exception):
     """The trainer cannot be kept alive; the message says why, or where its log is.
 
-    bad_input: a process says that the manifest cannot be carried out.
+    code: of the command, see `ending`.
     """
 
-    def __init__(self, message: str, *, bad_input: bool) -> None:
+    def __init__(self, message: str, *, code: int) -> None:
         super().__init__(message)
-        self.bad_input = bad_input
+        self.code = code
 
 
 #: Children that open no store and read no data of the user's: they get no credentials of theirs.
@@ -68,6 +71,9 @@ class Child:
     done: bool = False
     left_at: float | None = None  # when it ended as asked for; whether the run is complete is open
     log_from: int = 0  # where its log stood when it was started
+    words: LastWords | None = None  # why its last process ended, if it said so
+    hangs: int = 0  # ends in a row because it hung, without a step between them
+    hung_step: int = -1  # that it was at then
 
 
 class Supervisor:
@@ -138,6 +144,7 @@ class Supervisor:
             self._beats.mkdir(mode=0o700, exist_ok=True)
             environment[beats.FOLDER_VARIABLE] = str(self._beats.absolute())
         crash.reach(f"before-start:{name}")
+        child.words = None
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
             child.log_from = log.tell()
             child.process = subprocess.Popen(  # noqa: S603  our own modules
@@ -180,6 +187,7 @@ class Supervisor:
     def _end_if_hung(self, trainer: int) -> None:
         """A lone process; of several ranks each is watched by what launches them."""
         if found := self._watch.look([trainer]):
+            self.children["trainer"].words = LastWords(Ended.HUNG, hang.words(found))
             hang.end(found, [trainer])
 
     def _settle(self, trainer: Child, left_at: float) -> None:
@@ -190,6 +198,7 @@ class Supervisor:
         trainer.left_at = None
         if complete:
             trainer.done = True
+            (self.folder / LAST_END).unlink(missing_ok=True)
         else:
             self._died(trainer, 0, time.monotonic())
 
@@ -201,7 +210,7 @@ class Supervisor:
             child.not_before = now + _BACKOFF[-1]
             where = f"{error.filename or self.folder}: {error.strerror}"
             goes_on = "" if child.name == "trainer" else _GOES_ON
-            self._trouble(f"{child.name} cannot be started: {where}{goes_on}")
+            self._trouble(f"{child.name} cannot be started: {where}{goes_on}; it is tried again")
         else:
             self.trouble = ""
 
@@ -217,13 +226,42 @@ class Supervisor:
         launched = child.name == "trainer" and self.spec.parallelism.processes_per_node > 1
         usage = code == _USAGE or (launched and _last_error(log, child.log_from) is not None)
         often = child.deaths >= _MOST_FAST_DEATHS
+        if child.name == "trainer":
+            self._hear(child, log)
         if usage or (often and (child.name == "trainer" or self.children["trainer"].done)):
-            said = _last_error(log) or f"{child.name} exits with {code}; see {log}"
-            raise RunFailedError(said, bad_input=usage)
+            said = child.words or _last_error(log) or f"{child.name} exits with {code}; see {log}"
+            raise RunFailedError(str(said), code=BAD_INPUT if usage else FAILED)
         if often:  # the run does without
-            self._trouble(f"{child.name} exits with {code} again and again; see {log}{_GOES_ON}")
+            said = f"{child.name} exits with {code} again and again; see {log}"
+            self._trouble(f"{said}{_GOES_ON}; it is tried again")
         child.not_before = now + _BACKOFF[min(child.deaths, len(_BACKOFF)) - 1]
         _log.warning("supervisor.died", child=child.name, code=code)
+
+    def _hear(self, trainer: Child, log: Path) -> None:
+        """What the trainer said when it ended. Raises RunFailedError if another start is of no use now:
+        its end cannot be recorded, or it hung at the same step again and again.
+        """
+        said = last_words.heard(_lines(log, trainer.log_from)) or trainer.words
+        trainer.words = said
+        if said is None:
+            trainer.hangs = 0
+            return
+        self._keep_words(said)
+        if said.reason is Ended.END_NOT_RECORDED:
+            raise RunFailedError(f"{said}; run it again once the store answers", code=NOT_RECORDED)
+        step = max((beat.step for beat in beats.read(self._beats)), default=-1)
+        trainer.hangs = hang.in_a_row(trainer.hangs, trainer.hung_step, step, said.reason)
+        trainer.hung_step = step
+        if trainer.hangs >= hang.MOST_IN_A_ROW:
+            raise RunFailedError(f"{trainer.hangs} times in a row: {said}", code=FAILED)
+        self._trouble(f"trainer ended: {said}; it is started again")
+
+    def _keep_words(self, said: LastWords) -> None:
+        """For `forkcast status`."""
+        try:
+            replace_bytes(self.folder / LAST_END, json.dumps(asdict(said)).encode(), durable=False)
+        except OSError as error:
+            _log.warning("supervisor.end_not_kept", error=str(error))
 
     def finished(self, active_branches: int) -> bool:
         """The run has ended: the trainer is done and no branch is open."""
@@ -261,12 +299,16 @@ class Supervisor:
 
 def _last_error(log: Path, start: int | None = None) -> str | None:
     """The last `error: ...` line of a log: among its last lines, or after ``start`` bytes."""
-    try:
-        text = log.read_bytes()[start or 0 :].decode(errors="replace")
-    except OSError:
-        return None
-    lines = text.splitlines()[-50 if start is None else 0 :]
+    lines = _lines(log, start or 0)[-50 if start is None else 0 :]
     for line in reversed(lines):
         if line.startswith("error: "):
             return line.removeprefix("error: ")
     return None
+
+
+def _lines(log: Path, start: int) -> list[str]:
+    """The lines of a log after ``start`` bytes; none if it cannot be read."""
+    try:
+        return log.read_bytes()[start:].decode(errors="replace").splitlines()
+    except OSError:
+        return []

@@ -30,6 +30,8 @@ from forkcast_wire.store import KeyMissing, StoreError, open_store
 
 MANIFEST = "manifest.json"
 _ATTEMPTS = "attempts.json"
+#: Why the trainer ended last, if it said so: reason and text.
+LAST_END = "trainer-ended.json"
 _TOTAL = "training.totalSteps"
 #: Bytes; with less not even progress.json can be replaced.
 _LEAST_FREE = 1 << 14

@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +19,14 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from forkcast_wire.files import replace_bytes
 
+_log = structlog.get_logger()
 FOLDER_VARIABLE: Final = "FORKCAST_BEATS"
+#: No limit is shorter than so many times the longest step of this process.
+LONGEST_STEPS: Final = 3.0
 #: count, step, limit (s), rank, process id, phase.
 _FORM: Final = struct.Struct("<QQdIIB")
 
@@ -70,6 +76,7 @@ class Pulse:
         self._thread = threading.get_ident()
         self._rank, self._limit = rank, limit
         self._phase, self._step, self._count = Phase.START, 0, 0
+        self._wanted, self._beaten = limit, time.monotonic()
         self._memory: mmap.mmap | bytearray = bytearray(_FORM.size)
         if folder is not None:
             # a new file, not the former process's: a mapped file must not become shorter
@@ -82,10 +89,34 @@ class Pulse:
         """One sign of life; phase, step: if they change."""
         if threading.get_ident() != self._thread:
             return
+        self._measure()
         self._phase = self._phase if phase is None else phase
         self._step = self._step if step is None else step
         self._count += 1
         self._memory[:] = self._packed()
+
+    def _measure(self) -> None:
+        """A limit that steps reach would end a healthy run again and again."""
+        before, self._beaten = self._beaten, time.monotonic()
+        if self._phase not in (Phase.FIRST_STEP, Phase.STEP):
+            return
+        longest = LONGEST_STEPS * (self._beaten - before)
+        if not 0 < self._limit < longest:
+            return
+        if longest > 2 * self._limit or self._limit == self._wanted:
+            _log.warning(
+                "train.hang_limit",
+                step=self._step,
+                step_seconds=round(self._beaten - before, 1),
+                hang_seconds=self._wanted,
+                in_force=round(longest, 1),
+            )
+        self._limit = longest
+
+    @property
+    def limit(self) -> float:
+        """The limit in force, seconds: the one given, or longer because steps are; 0 for none."""
+        return self._limit
 
     def seen(self) -> Beat:
         """The last one."""
@@ -121,6 +152,11 @@ def beat(phase: Phase | None = None, step: int | None = None) -> None:
     """
     if _pulse is not None:
         _pulse.beat(phase, step)
+
+
+def limit() -> float:
+    """The limit in force of the training thread, seconds; 0 if it is not watched."""
+    return 0.0 if _pulse is None else _pulse.limit
 
 
 @contextmanager

@@ -19,7 +19,9 @@ from typing import Final
 
 import structlog
 
+from forkcast_wire import last_words
 from forkcast_wire.beats import Beat, Pulse, read
+from forkcast_wire.last_words import Ended
 
 _log = structlog.get_logger()
 #: Between two looks; more than a few of them never count as watched.
@@ -48,6 +50,19 @@ class Sighting:
         patience = 1.0 if self.stopped else self.beat.phase.patience
         limit = self.beat.limit
         return limit > 0 and patience is not None and self.still > limit * patience
+
+
+#: So many ends in a row without a step between them are no accident: the run is not started again.
+MOST_IN_A_ROW: Final = 3
+
+
+def in_a_row(before: int, before_step: int, step: int, reason: Ended) -> int:
+    """How many ends in a row were because it hung, this one counted: a run that has come further since
+    begins to count anew. before, before_step: the count and the step at the former end.
+    """
+    if reason is not Ended.HUNG:
+        return 0
+    return before + 1 if before and step <= before_step else 1
 
 
 Sightings = Mapping[int, Sighting]
@@ -101,6 +116,18 @@ class Watch:
         return found
 
 
+def words(found: Sequence[Sighting]) -> str:
+    """What hung, and what to do about it, in one line."""
+    beat, still = found[0].beat, found[0].still
+    at = f"rank {beat.rank} at step {beat.step} ({beat.phase.name.lower()})"
+    if found[0].stopped:
+        return f"{at} was stopped for {still:.0f} s"
+    return (
+        f"{at} showed no progress for {still:.0f} s; the log says where it is stuck; if a step takes "
+        f"so long, raise spec.training.hangSeconds (in force: {beat.limit:.0f} s)"
+    )
+
+
 def tell(found: Iterable[Sighting]) -> None:
     """Name them in the log."""
     for one in found:
@@ -140,6 +167,7 @@ def watch_children(folder: Path, children: Callable[[], Sequence[int]]) -> None:
         while True:
             time.sleep(LOOK_SECONDS)
             if found := watching.look(pids := children()):
+                last_words.say(Ended.HUNG, words(found))
                 end(found, pids)
 
     threading.Thread(target=watch, name="hang-watch", daemon=True).start()
@@ -168,6 +196,7 @@ def watch_myself(pulse: Pulse) -> None:
             if found := hung(sightings):
                 tell(found)
                 faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+                last_words.say(Ended.HUNG, words(found))
                 os._exit(_AGAIN)
 
     threading.Thread(target=watch, name="hang-watch", daemon=True).start()

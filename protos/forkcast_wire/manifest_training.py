@@ -90,7 +90,9 @@ class Training(Part):
     """A process that shows no progress for so long (stuck, or stopped) is named in the log, with where
     it is stuck; all processes are ended and the run is started again from its newest state. Six times
     as long at the start, in the first step and in the last save; without end while it reads the store
-    or waits for other processes. Longer than the slowest step; 0 watches nothing."""
+    or waits for other processes. Never less than three times the longest step that the process has
+    taken; the limit in force is in the log and the status. Three such ends in a row without a step
+    between them end `forkcast run` (on a cluster: lifecycle.maxRestarts); 0 watches nothing."""
 
 
 class Parallelism(Part):

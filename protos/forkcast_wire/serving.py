@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ import grpc.aio
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, make_wsgi_app
 
 from forkcast_wire import channel, crash, crash_calls
 from forkcast_wire.access import OPERATOR, Admission, ByCertificate, ByToken
 from forkcast_wire.certificates import Expiries
 from forkcast_wire.guard import Guard, Places
+from forkcast_wire.pages import Pages
 from forkcast_wire.termination import Stop
 from forkcast_wire.token_review import ApiReviewer
 
@@ -163,6 +163,7 @@ class Running(AbstractAsyncContextManager["Running"]):
         )
         self._health = health.aio.HealthServicer()
         self._expiries = Expiries(service.expiry)
+        self._pages: Pages | None = None
         self._telling: asyncio.Task[None] | None = None
         self.port = self.health_port = self.metrics_port = 0
 
@@ -187,12 +188,9 @@ class Running(AbstractAsyncContextManager["Running"]):
             self.health_port = self._plain.add_insecure_port(f"[::]:{given.health_port}")
             await self._plain.start()
         if given.metrics_port:
-            # IPv6's wildcard takes IPv4 too; gRPC's listeners do the same
-            address = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  scraped
-            http, _ = start_http_server(
-                given.metrics_port, addr=address, registry=self._service.registry
-            )
-            self.metrics_port = http.server_port
+            self._pages = Pages(given.metrics_port, make_wsgi_app(self._service.registry))
+            self._pages.start()
+            self.metrics_port = self._pages.server_port
         crash.reach("before-serving")
         await self._server.start()
         for one in ("", name):
@@ -208,6 +206,8 @@ class Running(AbstractAsyncContextManager["Running"]):
         await self._service.drain()
         await self._server.stop(_GRACE_SECONDS)
         await self._plain.stop(None)
+        if self._pages is not None:
+            await asyncio.to_thread(self._pages.close)
 
 
 async def serve_until(stop: Stop, serving: Serving, service: Service) -> None:

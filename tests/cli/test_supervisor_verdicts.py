@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from forkcast_cli.ending import FAILED, NOT_RECORDED
+from forkcast_cli.show import last_end
 from forkcast_cli.supervisor import RunFailedError, Supervisor
+from forkcast_wire import beats, hang
+from forkcast_wire.last_words import Ended, LastWords
 from forkcast_wire.manifest import TrainingRunSpec
 from tests.waiting import until
 
@@ -104,6 +108,57 @@ def test_a_trainer_that_dies_again_and_again_ends_the_run(whole):
 
     with pytest.raises(RunFailedError, match="trainer exits with 1"):
         die()
+
+
+def lay_a_beat(folder, step):
+    path = folder / "beats"
+    path.mkdir(exist_ok=True)
+    pulse = beats.Pulse(0, 60.0, path)
+    pulse.beat(beats.Phase.STEP, step)
+
+
+def test_what_a_trainer_says_of_its_end_is_told_and_kept_for_the_status(died, tmp_path):
+    said = b"ended: NoUsableState: none of the 3 saved states can be restored\nTraceback\n"
+    child = died(said, processes=2)
+    assert str(child.words) == "NoUsableState: none of the 3 saved states can be restored"
+    assert last_end(tmp_path) == str(child.words)
+
+
+def test_a_trainer_that_dies_again_and_again_is_told_in_its_own_words(whole):
+    trainer = whole.children["trainer"]
+    (whole.folder / "logs" / "trainer.log").write_text("ended: NoUsableState: damaged\n")
+    for _ in range(7):
+        trainer.started = 100.0
+        whole._died(trainer, 1, 101.0)
+    assert whole.trouble == "trainer ended: NoUsableState: damaged; it is started again"
+    with pytest.raises(RunFailedError, match=r"^NoUsableState: damaged$") as failed:
+        whole._died(trainer, 1, 101.0)
+    assert failed.value.code == FAILED
+
+
+def test_an_end_that_is_not_recorded_ends_the_command_with_a_code_of_its_own(died):
+    said = b"ended: EndNotRecorded: step 60 is saved, the end is not on record yet: away\n"
+    with pytest.raises(RunFailedError, match="run it again once the store answers") as failed:
+        died(said, processes=1, code=4)
+    assert failed.value.code == NOT_RECORDED == 4
+
+
+def test_a_run_that_hangs_at_one_step_again_and_again_ends_and_names_hang_seconds(whole):
+    """However long each start lives; one that gets further is started again."""
+    trainer = whole.children["trainer"]
+
+    def hang_at(step):
+        lay_a_beat(whole.folder, step)
+        (seen,) = beats.read(whole.folder / "beats")
+        trainer.words = LastWords(
+            Ended.HUNG, hang.words([hang.Sighting(seen, 61.0, stopped=False)])
+        )
+        whole._died(trainer, -9, 10_000.0)
+
+    for step in (5, 5, 6, 7, 7):
+        hang_at(step)
+    with pytest.raises(RunFailedError, match=r"3 times in a row: Hung.*training\.hangSeconds"):
+        hang_at(7)
 
 
 def test_monitor_and_proxy_get_none_of_the_users_secrets(whole, monkeypatch):

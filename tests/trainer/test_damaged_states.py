@@ -23,6 +23,7 @@ from forkcast_trainer.checkpoint import (
     verify_container,
     write_container,
 )
+from forkcast_trainer.errors import NoUsableStateError
 from forkcast_trainer.train import TrainingRun
 from forkcast_wire import keys
 from forkcast_wire.documents import StateManifest, load, read_manifest, survey
@@ -166,7 +167,7 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before(saved_run, copied, d
 def test_a_run_of_which_no_state_is_left_does_not_begin_again(saved_run, copied, damage):
     for step in STEPS:
         damage(copied / keys.state(StateKind.CHECKPOINT, 0, 0, step))
-    with pytest.raises(CheckpointError, match="none of the 3 saved states can be restored"):
+    with pytest.raises(NoUsableStateError, match="none of the 3 saved states can be restored"):
         resumed(saved_run, copied)
 
 

@@ -9,7 +9,8 @@ import pytest
 from forkcast_wire import beats, hang
 from forkcast_wire.beats import Beat, Phase
 from forkcast_wire.hang import Sighting
-from forkcast_wire.store import StoreUnavailable, wait_for
+from forkcast_wire.last_words import Ended
+from forkcast_wire.store import StoreUnavailable, deadline, limits, wait_for
 
 LIMIT = 60.0
 WAITS = (Phase.STORE, Phase.MEET)
@@ -163,3 +164,78 @@ def test_a_rank_that_is_being_ended_is_not_named_again(tmp_path, monkeypatch):
     watch = hang.Watch(tmp_path)
     named = [len(watch.look([os.getpid()])) for _ in range(5)]
     assert named == [0, 0, 1, 0, 0]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(beats, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_no_limit_is_shorter_than_three_of_the_longest_steps_taken(clock, pulse):
+    for seconds in (10.0, 30.0, 100.0, 20.0):
+        beats.beat(Phase.STEP)
+        clock[0] += seconds
+    beats.beat(Phase.STEP)
+    assert (beats.limit(), pulse.seen().limit) == (300.0, 300.0)
+    found = {0: Sighting(pulse.seen(), 299.0, stopped=False)}
+    assert hang.hung(found) == []
+
+
+@pytest.mark.parametrize("phase", [Phase.HOLD, Phase.EVALUATE, Phase.STORE, Phase.MEET, Phase.END])
+def test_what_is_no_step_makes_no_limit_longer(clock, pulse, phase):
+    beats.beat(Phase.STEP)
+    with beats.during(phase):
+        clock[0] += 1e6
+    beats.beat(Phase.STEP)
+    assert beats.limit() == LIMIT
+
+
+def test_no_limit_stays_none(clock, tmp_path):
+    unwatched = beats.Pulse(0, 0.0, None)
+    unwatched.beat(Phase.STEP)
+    clock[0] += 1e6
+    unwatched.beat(Phase.STEP)
+    assert unwatched.limit == 0
+
+
+def test_hangs_count_in_a_row_only_while_the_run_comes_no_further():
+    count, step = 0, -1
+    for at, reason, expected in (
+        (7, Ended.HUNG, 1),
+        (7, Ended.HUNG, 2),
+        (9, Ended.HUNG, 1),
+        (8, Ended.HUNG, 2),
+        (8, Ended.NO_USABLE_STATE, 0),
+        (8, Ended.HUNG, 1),
+    ):
+        count, step = hang.in_a_row(count, step, at, reason), at
+        assert count == expected, (at, reason)
+
+
+def test_the_words_about_a_hang_name_the_field_unless_the_process_was_stopped():
+    assert "spec.training.hangSeconds (in force: 60 s)" in hang.words(
+        [Sighting(beat(), 61.0, stopped=False)]
+    )
+    assert "hangSeconds" not in hang.words([Sighting(beat(), 61.0, stopped=True)])
+
+
+def test_a_call_that_never_returns_is_left_once_it_is_time_to_stop():
+    answers, stop = threading.Event(), threading.Event()
+
+    def call():
+        stop.set()
+        answers.wait()
+
+    with pytest.raises(StoreUnavailable, match="stopped before the store answered"):
+        wait_for(call, stop)
+    answers.set()
+
+
+def test_a_call_in_a_thread_keeps_its_errors_and_its_callers_deadline():
+    def call():
+        raise KeyError(limits.left() < 100)
+
+    with deadline(99), pytest.raises(KeyError, match="True"):
+        wait_for(call, threading.Event())

@@ -18,10 +18,10 @@ import structlog
 from pydantic import ValidationError
 
 from forkcast_trainer import ranks
-from forkcast_trainer.errors import TrainerError
+from forkcast_trainer.errors import NoUsableStateError, TrainerError
 from forkcast_trainer.starts import adopt_identity, attempt_of_all
 from forkcast_trainer.train import TrainingRun
-from forkcast_wire import beats, hang
+from forkcast_wire import beats, hang, last_words
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.manifest_error import ManifestError
 from forkcast_wire.newer import read_resolved
@@ -34,14 +34,16 @@ from forkcast_wire.store import StoreError, StoreMisconfigured, StoreUnavailable
 
 #: A rank whose torchrun has died saves and leaves in so much time, or is ended.
 _LEAVE_SECONDS = 30.0
-#: Exit codes. Only the last is final: the process must not be started again.
+#: Exit codes, beside last_words.NOT_RECORDED. Only the last of these is final: the process must not
+#: be started again.
 DONE, AGAIN, UNUSABLE = 0, 1, 2
 _log = structlog.get_logger()
 
 
 def main() -> int:
     """0: complete, or stopped with everything saved; 1: another start may succeed (the store did
-    not take the last state, or something failed); 2: the manifest cannot be carried out.
+    not take the last state, or something failed); 2: the manifest cannot be carried out; 4: trained
+    and saved to the end, which the store does not take down now: another start has only that to do.
     """
     parser = argparse.ArgumentParser(prog="forkcast_trainer", description=__doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="resolved manifest, JSON")
@@ -114,10 +116,17 @@ def _train(given: argparse.Namespace, stop: threading.Event, world: int) -> tupl
     except StoreUnavailable as error:
         _log.warning("train.left_while_store_away", error=str(error))
         return (DONE if stop.is_set() else AGAIN), False
+    except NoUsableStateError as error:
+        last_words.say(last_words.Ended.NO_USABLE_STATE, str(error))
+        return AGAIN, False
     except (StoreError, ValueError) as error:
         _log.error("train.died", error=f"{type(error).__name__}: {error}")
         return AGAIN, False
-    return (AGAIN if run.unsaved else DONE), True
+    if run.end.unrecorded is not None:
+        if run.leads:
+            last_words.say(last_words.Ended.END_NOT_RECORDED, run.end.unrecorded)
+        return last_words.NOT_RECORDED, True
+    return (AGAIN if run.end.unsaved else DONE), True
 
 
 if __name__ == "__main__":

@@ -15,3 +15,7 @@ class TrainerError(ValueError):
 
 class DataError(TrainerError):
     """The text or the tokenizer cannot be used."""
+
+
+class NoUsableStateError(ValueError):
+    """States were saved, and none of them can be restored."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from forkcast_trainer.engine import ActionState, Position
+from forkcast_wire import beats
 from forkcast_wire.files import replace_bytes
 
 _log = structlog.get_logger()
@@ -37,12 +38,16 @@ class Progress:
         saved_step: int | None,
         save_error: str,
         history_gap: str,
+        end_error: str,
         force: bool = False,
     ) -> None:
-        """word: running, held, stopped or finished. saved_step: of the newest durable state of the
+        """word: running, held, ending (the last step is taken, and the store does not take the end now),
+        unrecorded (it left so), stopped or finished. saved_step: of the newest durable state of the
         epoch, or the one it was resumed from; None if there is none. save_error: why the last save
         failed, '' if it did not. history_gap: what the history lacks of the steps before the newest
-        state, '' if nothing. A disk that refuses is logged, no more.
+        state, '' if nothing. end_error: why the run's end is not recorded yet, '' if it is not due or
+        is recorded. hang_seconds in the
+        file is the limit in force. A disk that refuses is logged, no more.
         """
         now = time.monotonic()
         if word == "running" and self.word != "held":
@@ -71,6 +76,8 @@ class Progress:
             "saved_step": saved_step,
             "save_error": save_error,
             "history_gap": history_gap,
+            "end_error": end_error,
+            "hang_seconds": round(beats.limit(), 1),
         }
         try:
             replace_bytes(self._path, json.dumps(document).encode(), durable=False)

@@ -8,7 +8,6 @@ then the trial, and waits to be asked for more. It never writes anything that th
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,7 +46,7 @@ def _patiently(call: Callable[[], T]) -> T:
     """A rollout outlives an outage of its store: what it has measured is not measured again. Who
     no longer wants it ends its process.
     """
-    return wait_for(call, threading.Event())
+    return wait_for(call, None)
 
 
 @dataclass

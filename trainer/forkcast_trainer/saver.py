@@ -16,8 +16,8 @@ from forkcast.records import StateKind, StateRef, StepStats
 from forkcast_trainer import checkpoint
 from forkcast_trainer.checkpoint import Snapshot
 from forkcast_trainer.journal import Journal
-from forkcast_wire import catalogue, keys
-from forkcast_wire.documents import HistoryGap, dump
+from forkcast_wire import catalogue, completion, keys
+from forkcast_wire.documents import Complete, HistoryGap, dump
 from forkcast_wire.manifest import Checkpoint
 from forkcast_wire.store import AlreadyExists, StoreError, StoreRefused, StoreUnavailable
 
@@ -56,7 +56,8 @@ class _Chunk:
 
 class Saver:
     """Owns the writing thread of rank 0. ``error`` says why the last save failed, '' if it did not;
-    ``gap`` what the history lacks of the steps before the newest state, '' if nothing.
+    ``gap`` what the history lacks of the steps before the newest state, '' if nothing; ``end_error``
+    why the run's end could not be recorded.
     """
 
     def __init__(self, store: Store, workdir: Path, rules: Checkpoint) -> None:
@@ -64,7 +65,7 @@ class Saver:
         self._journal = Journal(store)
         self._scratch = workdir / "scratch"
         checkpoint.sweep(self._scratch)
-        self._queue: queue.SimpleQueue[_Save | _Mark | _Adopted | _Chunk | None] = (
+        self._queue: queue.SimpleQueue[_Save | _Mark | _Adopted | _Chunk | Complete | None] = (
             queue.SimpleQueue()
         )
         self._idle = threading.Event()
@@ -77,7 +78,8 @@ class Saver:
         # asked for at every step: neither grows with the states that a long run saves
         self._newest_step: dict[int, int] = {}  # by epoch
         self._checkpoints: dict[int, int] = {}  # the same, of checkpoints alone
-        self.error = self.gap = self._noted = ""
+        self.error = self.gap = self.end_error = self._noted = ""
+        self._ended: tuple[int, int] | None = None
         self._failures = self._held_back = 0
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
         self._thread.start()
@@ -113,6 +115,17 @@ class Saver:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until nothing is pending; False where the time ran out."""
         return self._idle.wait(timeout)
+
+    def record_end(self, done: Complete, timeout: float) -> bool:
+        """Record the run's end, waiting for the store at most about twice the timeout, seconds. False
+        if it is not on record by then: call it again.
+        """
+        place = done.epoch, done.step
+        if self.flush(timeout) and self._ended != place:
+            self._idle.clear()
+            self._queue.put(done)
+            self.flush(timeout)
+        return self._ended == place
 
     def close(self, timeout: float | None = None) -> bool:
         """Finish what is pending and end the thread; False where the time ran out."""
@@ -153,6 +166,8 @@ class Saver:
                 self._mark_good(item.ref)
             elif isinstance(item, _Adopted):
                 self._journal.adopted(item.entry, item.attempt)
+            elif isinstance(item, Complete):
+                self._end(item)
             elif isinstance(item, _Chunk):
                 self._journal.write(whole=True)
             else:
@@ -173,6 +188,18 @@ class Saver:
                 self._failures = min(self._failures + 1, 10)
         else:
             self.error, self._failures = "", 0
+        finally:
+            self._idle.set()
+
+    def _end(self, done: Complete) -> None:
+        try:
+            if not completion.record(self._store, done):
+                _log.info("saver.complete_already")
+        except Exception as error:  # noqa: BLE001  it must not end the saver
+            self.end_error = error.why if isinstance(error, StoreUnavailable) else str(error)
+            _log.warning("saver.not_completed", error=str(error))
+        else:
+            self.end_error, self._ended = "", (done.epoch, done.step)
         finally:
             self._idle.set()
 

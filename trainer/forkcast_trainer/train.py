@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -20,15 +19,15 @@ from forkcast.records import StateKind, StateRef, StepStats
 from forkcast_trainer import checkpoint, state
 from forkcast_trainer.data import identity
 from forkcast_trainer.engine import Engine, Placement, placement
+from forkcast_trainer.errors import NoUsableStateError
 from forkcast_trainer.newer_epoch import NewerEpoch, NewerEpochReader, Newest
 from forkcast_trainer.orders import Order, Orders
 from forkcast_trainer.progress import Progress
-from forkcast_trainer.randomness import Randomness
 from forkcast_trainer.report import Hello, Reporter
+from forkcast_trainer.run_end import LEAVE_SECONDS, End, RunEnd
 from forkcast_trainer.saver import Saver
-from forkcast_wire import beats, completion, crash, keys
+from forkcast_wire import beats, crash, keys
 from forkcast_wire.documents import (
-    Complete,
     DocumentError,
     HistoryGap,
     RunInfo,
@@ -37,17 +36,10 @@ from forkcast_wire.documents import (
     survey,
 )
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.store import StoreError, open_store, read_document, wait_for
+from forkcast_wire.store import open_store, read_document, wait_for
 
 _log = structlog.get_logger()
 _HELD_POLL_SECONDS = 0.2
-#: Between two tries of an end that the store has refused.
-_RETRY_SECONDS = 1.0
-#: What leaving waits for the store at most; the supervisor kills after 30.
-_LEAVE_SECONDS = 20.0
-_NO_ANSWER = f"the store has not taken the last state within {_LEAVE_SECONDS:.0f} s"
-
-
 #: The order in which saves that are due are made; a save's code on the ranks' wire is its place + 1.
 _KINDS = (StateKind.CHECKPOINT, StateKind.RING)
 
@@ -80,15 +72,12 @@ class TrainingRun:
         if self.saver is not None and opened is not None:
             self.saver.adopted(opened, attempt)
         self.reporter = Reporter(monitor if self.leads else "", self._hello())
-        self.unsaved = False
+        self.end = RunEnd(self.engine, self.place, self.saver)
         self.orders = Orders(self.info.uid)
-        self._retry_at = 0.0
         self.newer = NewerEpochReader(self._newer_epoch)
         self._loaded: NewerEpoch | Newest | None = None
-        self._final: tuple[int, int, float] | None = None
         self._due: set[StateKind] = set()
         self._validation_loss: float | None = None
-        self._started = time.monotonic()
         self.progress = Progress(
             workdir, spec.training.total_steps, str(self.place.device), self.engine.position.tokens
         )
@@ -141,7 +130,7 @@ class TrainingRun:
     def _newest(self) -> tuple[LineageEntry | None, StateRef | None]:
         """The highest epoch's entry, and the state that has been restored: of that epoch, or the
         one it was opened with. A state that does not verify, or does not restore, gives way to the
-        next older one. Raises CheckpointError if none is left: to begin again at step 0 would throw
+        next older one. Raises NoUsableStateError if none is left: to begin again at step 0 would throw
         the training away in silence.
         """
         entry = lineage_head(self.store)
@@ -153,11 +142,17 @@ class TrainingRun:
             if self._load(ref):
                 return entry, ref
         if entry is not None:
-            state.restore(self.engine, self._fetched(entry.state))
+            try:
+                state.restore(self.engine, self._fetched(entry.state))
+            except checkpoint.CheckpointError as error:
+                raise NoUsableStateError(
+                    f"{error}: epoch {epoch} was opened with this state, and has no other that can "
+                    "be restored; restore it from a copy"
+                ) from error
             return entry, entry.state
         lost = [ref.key for ref in candidates] + damaged
         if held := [key for key in lost if not keys.is_first(key)]:
-            raise checkpoint.CheckpointError(
+            raise NoUsableStateError(
                 f"none of the {len(held)} saved states can be restored ({held[0]} ...): see the "
                 "lines above; restore them from a copy, or use another place to begin again"
             )
@@ -197,7 +192,9 @@ class TrainingRun:
     # -------------------------------------------------------------------------------------- loop
 
     def run(self) -> bool:
-        """Train to the last step. True where the run is complete, False where it was stopped."""
+        """Train to the last step. True if the run is complete; False if it was stopped, or its end
+        could not be recorded.
+        """
         total = self.spec.training.total_steps
         if self.engine.position.step == 0:
             self._due.add(StateKind.RING)  # an early trigger needs a base, too
@@ -222,7 +219,7 @@ class TrainingRun:
                 self._wait(self.newer if self.newer.reading else self.reporter)
             elif self.engine.position.step >= total:
                 if self._complete():
-                    return True
+                    return self.end.unrecorded is None
             else:
                 stats = self.engine.step()
                 crash.reach("step")
@@ -301,7 +298,7 @@ class TrainingRun:
             return Order.HOLD, collapse
         if self.engine.position.step < self.spec.training.total_steps:
             return Order.GO_ON, collapse
-        if collapse or time.monotonic() < self._retry_at:
+        if collapse or self.end.waits:
             return Order.WAIT, collapse
         # a directive may be lost with its monitor; the log is the truth
         self._loaded = self._loaded or self.newer.poll()
@@ -364,69 +361,32 @@ class TrainingRun:
 
     def _leave(self) -> bool:
         """SIGTERM: save what there is and go."""
-        beats.beat(beats.Phase.END)
-        ranks = state.randomness_of_all(self.engine)
-        if self.saver is not None:
-            self.unsaved = not self._save_last(ranks, last=True)
-            self._tell_progress("stopped", force=True)
-            self.reporter.close()
-            self.saver.close(1.0)
+        self.end.leave()
+        self._close("stopped", 1.0)
         return False
 
-    def _save_last(self, ranks: Sequence[Randomness], *, last: bool = False) -> bool:
-        """Make a checkpoint of this step durable; False where the store does not take it now. last: it
-        is not tried again.
-        """
-        position = self.engine.position
-        if self.saver is None or not self.saver.flush(_LEAVE_SECONDS / 2):
-            return False
-        if not self.saver.holds(position.epoch, position.step):
-            copy = state.snapshot(self.engine, ranks)
-            self.saver.save(copy, StateKind.CHECKPOINT, last=last)
-            self.saver.flush(_LEAVE_SECONDS / 2)
-        return self.saver.holds(position.epoch, position.step)
-
     def _complete(self) -> bool:
-        """The last step is taken: evaluate, save, and say so. False where the store does not take
-        it now; then it is tried again.
+        """The last step is taken. False if its end has to be tried again: the store does not take it
+        now.
         """
-        beats.beat(beats.Phase.END)
-        position = self.engine.position
-        if self._final is None or self._final[:2] != (position.epoch, position.step):
-            loss = self.engine.evaluate(full=True)
-            self._final = (position.epoch, position.step, loss)
-        ranks = state.randomness_of_all(self.engine)
-        done = self.saver is None or (self._save_last(ranks) and self._write_complete())
-        if self.place.world > 1:
-            verdict = torch.tensor(int(done))
-            with beats.during(beats.Phase.MEET):
-                dist.all_reduce(verdict, op=dist.ReduceOp.MIN)
-            done = bool(verdict.item())
-        if not done:
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
-        elif self.saver is not None:
-            self._validation_loss = self._final[2]
-            self._tell_progress("finished", force=True)
-            self.reporter.close()
-            self.saver.close(_LEAVE_SECONDS)
-        return done
-
-    def _write_complete(self) -> bool:
-        position = self.engine.position
-        done = Complete(
-            epoch=position.epoch,
-            step=position.step,
-            tokens=position.tokens,
-            validation_loss=self._final[2] if self._final else float("nan"),
-            seconds=time.monotonic() - self._started,
-        )
-        try:
-            if not completion.record(self.store, done):
-                _log.info("train.complete_already")
-        except StoreError as error:
-            _log.warning("train.not_completed", error=str(error))
+        end = self.end.complete()
+        if end is End.NOT_YET:
+            self._tell_progress("ending")
             return False
+        self._validation_loss = self.end.loss
+        if end is End.RECORDED:
+            self._close("finished", LEAVE_SECONDS)
+        else:
+            self._close("unrecorded", 1.0)
         return True
+
+    def _close(self, word: str, seconds: float) -> None:
+        """seconds: what is pending gets them at most."""
+        if self.saver is None:
+            return
+        self._tell_progress(word, force=True)
+        self.reporter.close()
+        self.saver.close(seconds)
 
     def _saved_step(self) -> int | None:
         """The newest step of this epoch that a store holds: resumed from, adopted, or saved."""
@@ -446,8 +406,9 @@ class TrainingRun:
             validation_loss=self._validation_loss,
             dropped=self.reporter.dropped,
             saved_step=self._saved_step(),
-            save_error=self.saver.error or (_NO_ANSWER if self.unsaved else ""),
+            save_error=self.saver.error or self.end.save_error,
             history_gap=self.saver.gap,
+            end_error=self.saver.end_error,
             force=force,
         )
 

@@ -14,6 +14,7 @@ from forkcast_operator.kubernetes.rollout_state import PODLESS_SECONDS
 from forkcast_operator.kubernetes.run import StorePlace
 from forkcast_operator.kubernetes.run_facts import Failure
 from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen, Work
+from forkcast_wire.last_words import heard
 from forkcast_wire.store import StoreError, StoreUnavailable
 
 #: Answers that the same request gets again: malformed, forbidden, invalid.
@@ -33,6 +34,16 @@ def monitor_unavailable(trouble: str) -> Failure:
     return Failure(
         reason="MonitorUnavailable", message=f"{message}: {trouble}" if trouble else message
     )
+
+
+def trainer_ended(reason: str, message: str, said: str) -> tuple[str, str]:
+    """The reason and the words for an end of the trainer. reason, message: as far as its workload
+    shows. said: its pod's last words, "" for none; if they name a reason it is the better one.
+    """
+    words = heard([said.partition(": ")[2]])
+    if words is None:
+        return reason, said or message
+    return words.reason, words.text
 
 
 def refused(what: str, error: ClusterError) -> Failure | None:

@@ -17,6 +17,7 @@ from forkcast_operator.kubernetes.run import (
     LABEL_RUNG,
     LABEL_START,
 )
+from forkcast_wire.last_words import heard
 from forkcast_wire.resources import LABEL_BRANCH, LABEL_COMPONENT
 
 Body = Mapping[str, Any]
@@ -300,5 +301,7 @@ def last_words(pods: Iterable[Body]) -> str:
             if ended := container.get("state", {}).get("terminated"):
                 lines = [line for line in ended.get("message", "").splitlines() if line.strip()]
                 said = lines[-1][:300] if lines else ended.get("reason", "")
+                if (words := heard(lines)) is not None:
+                    said = words.line
                 return f"exit code {ended.get('exitCode')}: {said}"
     return ""

@@ -15,6 +15,7 @@ import structlog
 from forkcast_operator.kubernetes import manifests, metrics
 from forkcast_operator.kubernetes.cluster import JOB, JOBSET, Cluster
 from forkcast_operator.kubernetes.config import OperatorConfig
+from forkcast_operator.kubernetes.failures import trainer_ended
 from forkcast_operator.kubernetes.memory import Memory
 from forkcast_operator.kubernetes.run import Run, StorePlace
 from forkcast_operator.kubernetes.run_facts import Failure, RunFacts
@@ -117,16 +118,17 @@ class Trainers:
                 kind = JOBSET if facts.trainer and facts.trainer.kind == "JobSet" else JOB
                 await self._cluster.delete(kind, run.namespace, name)
             case FailRun(reason=reason, message=message):
-                said = last_words(self.pods(run)) or message
-                facts = replace(facts, failed=(reason, said))
+                said = last_words(self.pods(run))
+                facts = replace(facts, failed=trainer_ended(reason, message, said))
             case Leave(seconds=seconds) if seconds is not None and facts.trainer is not None:
                 at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
                 said = last_words(self.pods(run))
-                message = said or facts.trainer.message or facts.trainer.reason
+                shown = facts.trainer.message or facts.trainer.reason
+                reason, message = trainer_ended("TrainerFailed", shown, said)
                 if facts.disrupted:
                     why = "a pod was evicted, preempted or drained away, and no restart is counted"
                     message = f"{why}: {message}"
-                failure = Failure(reason="TrainerFailed", message=message, retry_at=at)
+                failure = Failure(reason=reason, message=message, retry_at=at)
                 facts = replace(facts, restarting_at=at, failure=facts.failure or failure)
         return facts
 

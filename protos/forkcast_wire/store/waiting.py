@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import secrets
 import threading
 from collections.abc import Callable
@@ -15,33 +16,65 @@ from forkcast_wire.store.errors import StoreUnavailable
 T = TypeVar("T")
 #: Between two tries, seconds; it doubles from the first to the last.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+#: A call that is under way when it is time to stop gets so long to end, seconds; between two looks
+#: whether it is.
+_LAST_SECONDS, _LOOK_SECONDS = 1.0, 0.2
 _log = structlog.get_logger()
 
 
 def wait_for(
     call: Callable[[], T],
-    stop: threading.Event,
+    stop: threading.Event | None,
     *,
     tell: Callable[[StoreUnavailable], object] | None = None,
 ) -> T:
-    """The result of ``call``, called again while the store is away, however long that takes.
+    """The result of ``call``, called again while the store is away, however long that takes. It is
+    made in a thread, which is left alone with a store that never answers once ``stop`` is set; in
+    this one if there is none.
 
-    tell: hears of each failure; by default it is logged. Raises the last StoreUnavailable once
-    ``stop`` is set, and whatever else ``call`` raises.
+    tell: hears of each failure; by default it is logged. Raises StoreUnavailable once ``stop`` is
+    set, and whatever else ``call`` raises.
     """
+    over = stop or threading.Event()
     wait = FIRST_WAIT
     while True:
         try:
             with beats.during(beats.Phase.STORE):
-                return call()
+                return call() if stop is None else _unless_stopped(call, stop)
         except StoreUnavailable as error:
-            if stop.is_set():
+            if over.is_set():
                 raise
             if tell is None:
                 _log.warning("store.away", error=str(error), next_try_seconds=round(wait, 1))
             else:
                 tell(error)
             # spread: the processes of a run must not come back all at once
-            if stop.wait(wait * (0.75 + secrets.randbelow(500) / 1000)):
+            if over.wait(wait * (0.75 + secrets.randbelow(500) / 1000)):
                 raise
             wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _unless_stopped(call: Callable[[], T], stop: threading.Event) -> T:
+    """The result of ``call``. Raises what it raises, and StoreUnavailable soon after ``stop`` is set
+    if there is none by then.
+    """
+    done = threading.Event()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:  # noqa: BLE001  raised again below
+            errors.append(error)
+        finally:
+            done.set()
+
+    context = contextvars.copy_context()  # a caller's deadline holds there, too
+    threading.Thread(target=context.run, args=(run,), name="store-call", daemon=True).start()
+    while not done.wait(_LOOK_SECONDS):
+        if stop.is_set() and not done.wait(_LAST_SECONDS):
+            raise StoreUnavailable("stopped before the store answered")
+    if errors:
+        raise errors[0]
+    return results[0]

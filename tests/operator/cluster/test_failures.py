@@ -8,7 +8,12 @@ from dataclasses import replace
 import pytest
 
 from forkcast_operator.kubernetes.cluster import ClusterError
-from forkcast_operator.kubernetes.failures import refused, store_unavailable, trainer_trouble
+from forkcast_operator.kubernetes.failures import (
+    refused,
+    store_unavailable,
+    trainer_ended,
+    trainer_trouble,
+)
 from forkcast_operator.kubernetes.run import store_place
 from forkcast_operator.kubernetes.seen import (
     PodSeen,
@@ -121,3 +126,23 @@ def test_a_store_that_is_away_is_told_in_the_same_words_for_every_object(make_ru
     )
     assert one == two
     assert one.message == "https://s3.example runs: refused"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("exit code 1: ended: Hung: rank 0", ("Hung", "rank 0")),
+        ("exit code 137: OOMKilled", ("TrainerFailed", "exit code 137: OOMKilled")),
+        ("", ("TrainerFailed", "BackoffLimitExceeded")),
+    ],
+)
+def test_the_reason_that_a_trainer_gives_is_the_conditions(said, expected) -> None:
+    assert trainer_ended("TrainerFailed", "BackoffLimitExceeded", said) == expected
+
+
+def test_a_trainers_reason_is_found_before_what_its_launcher_says() -> None:
+    message = "{}\nended: NoUsableState: none\nTraceback\nChildFailedError\n"
+    ended = {"state": {"terminated": {"exitCode": 1, "message": message}}}
+    status = {"phase": "Failed", "containerStatuses": [ended]}
+    said = last_words([{"metadata": {}, "status": status}])
+    assert trainer_ended("x", "", said) == ("NoUsableState", "none")

@@ -326,6 +326,38 @@ def test_a_trainer_that_fails_starts_again_and_in_the_end_the_run_fails(stage) -
     play(stage, scene)
 
 
+def test_the_reason_that_a_trainer_gives_for_its_end_is_the_conditions(stage) -> None:
+    said = "ended: Hung: rank 0 at step 7 (step) showed no progress for 61 s"
+
+    async def hung():
+        pods = await stage.cluster.list(POD, stage.namespace, "")
+        for pod in pods:
+            ended = {"exitCode": 1, "message": f"a stack\n{said}\n", "reason": "Error"}
+            one = {"name": "trainer", "image": "t", "imageID": "", "ready": False}
+            state = {**one, "restartCount": 0, "state": {"terminated": ended}}
+            status = {"phase": "Failed", "containerStatuses": [state]}
+            name = pod["metadata"]["name"]
+            await stage.cluster.merge(POD, stage.namespace, name, {"status": status}, status=True)
+        return pods
+
+    async def restarting():
+        return await stage.condition("Ready") == ("False", "Hung")
+
+    async def failed():
+        return await stage.condition("Failed") == ("True", "Hung")
+
+    async def scene():
+        await stage.create(lifecycle={"maxRestarts": 1, "restartBackoffSeconds": 3600})
+        await stage.look()
+        await stage.until(hung)
+        await stage.until(restarting)
+        assert "rank 0 at step 7" in (await stage.run())["status"]["lastFailure"]["message"]
+        await stage.set(lifecycle={"maxRestarts": 0})
+        await stage.until(failed)
+
+    play(stage, scene)
+
+
 def test_an_image_that_cannot_be_pulled_is_replaced_by_the_edited_one(stage) -> None:
     """Regression: the edit was taken, and the workload kept the image that does not exist."""
 
