@@ -67,6 +67,20 @@ def test_notes_are_loud_about_the_development_store(installed):
     assert "IT KEEPS NOTHING" in installed
 
 
+@pytest.mark.parametrize(
+    ("watched", "warned"), [([], True), (["lab", NAMESPACE], True), (["lab"], False)]
+)
+def test_notes_say_who_can_read_the_secrets_of_the_release(run_helm, watched, warned):
+    store = "objectStore.external.endpoint=https://s3.example,objectStore.external.bucket=runs"
+    done = run_helm(
+        *("install", "noted", str(CHART), "--dry-run=client"),
+        *("--set", f"{store},crds.enabled=false"),
+        *("--set-json", f"watchNamespaces={json.dumps(watched)}"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("namespaces of their own" in done.stdout) is warned
+
+
 def test_restricted_pods_are_created(installed, kubectl):
     """Pod Security refuses at the ReplicaSet, so a pod that is there was taken."""
     wanted = {"operator", "monitor", "proxy", "store"}

@@ -37,6 +37,14 @@ def stranger(tmp_path):
     return tmp_path
 
 
+def test_the_trainers_libraries_are_given_a_name_of_the_user(stranger):
+    """torch before 2.13 does not train without."""
+    ask = "import {}getpass; print(getpass.getuser())"
+    assert "uid not found" in as_a_stranger("-c", ask.format(""), cwd=stranger).stderr
+    done = as_a_stranger("-c", ask.format("forkcast_trainer, "), cwd=stranger)
+    assert done.stdout == "1000770000\n", done.stderr
+
+
 def test_a_user_id_without_a_passwd_entry_trains_to_the_end(stranger):
     nobody = "import os, pwd; pwd.getpwuid(os.getuid())"
     assert "uid not found" in as_a_stranger("-c", nobody, cwd=stranger).stderr

@@ -205,6 +205,7 @@ def test_an_idle_run_asks_its_store_for_little(start, gateway):
     running.until(lambda: running.progress().get("saved_step") is not None, "the first state")
     marked = "the mark of the first state: the last that there is to write"
     running.until(lambda: any("/good?" in p for _, p in list(gateway.requests)), marked)
+    running.until(lambda: _probes(gateway.requests) == 4, "supervisor, trainer, operator, rollouts")
     before = _looks(gateway.requests)
     running.until(lambda: _looks(gateway.requests) > before, "a look after it")
     gateway.requests.clear()
@@ -221,6 +222,11 @@ def test_an_idle_run_asks_its_store_for_little(start, gateway):
 def _asks(request, *prefixes):
     path = unquote(request[1])
     return "prefix=" in path and any(prefix in path for prefix in prefixes)
+
+
+def _probes(requests):
+    """How many processes have tried what the store can do."""
+    return sum(method == "DELETE" and "/probe/" in path for method, path in list(requests))
 
 
 def _looks(requests):

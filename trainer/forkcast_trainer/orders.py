@@ -17,6 +17,8 @@ from forkcast_wire.codec import directive_from_wire
 _log = structlog.get_logger()
 #: How long a held run waits for the state of an ordered collapse before it trains on without it.
 COLLAPSE_SECONDS: Final = 10.0
+#: Characters of a directive's id in the log.
+_MOST_ID: Final = 256
 
 
 class Order(IntEnum):
@@ -48,19 +50,20 @@ class Orders:
         self._checkpoint = False
         self._saved: set[str] = set()
         self._digest = ""
+        self._told: set[str] = set()
         self.epoch = 0
 
     def hear(self, message: pb.Directive) -> None:
         """Fold one directive. A repeated one changes nothing: a new stream tells all again. Another
-        run's is ignored, and so is one that no operator makes.
+        run's is ignored, and so is one that no operator makes; the log has the first of each kind.
         """
         if message.run_uid != self._run_uid:
-            _log.warning("train.foreign_directive", id=message.id)
+            self._ignored("train.foreign_directive", message)
             return
         try:
             directive = directive_from_wire(message)
         except ValueError as error:
-            _log.warning("train.directive_refused", id=message.id, reason=str(error))
+            self._ignored("train.directive_refused", message, reason=str(error))
             return
         match directive:
             case Hold(branch=branch, deadline_seconds=seconds):
@@ -81,6 +84,11 @@ class Orders:
             case CheckpointNow(id=name) if name not in self._saved:
                 self._saved.add(name)
                 self._checkpoint = True
+
+    def _ignored(self, event: str, message: pb.Directive, **more: str) -> None:
+        if event not in self._told:
+            self._told.add(event)
+            _log.warning(event, id=message.id[:_MOST_ID], **more)
 
     def holds(self, now: float) -> bool:
         """Whether a hold is in force. One that is past its deadline is released for good."""
