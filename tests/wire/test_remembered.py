@@ -239,3 +239,22 @@ def test_a_request_cut_short_is_an_outage_only_if_the_pass_had_time_for_it(
     with pytest.raises(StoreUnavailable) as raised:
         store.get("fails")
     assert type(raised.value) is said
+
+
+def test_a_pass_that_goes_on_after_a_request_without_answer_still_met_an_outage(below) -> None:
+    """Its second request has no time left; that is no answer."""
+    now = 0.0
+
+    class Silent(Counted):
+        def get(self, key):
+            nonlocal now
+            now += PASS_SECONDS - 2
+            raise StoreUnavailable(f"{key}: no answer", why="no answer")
+
+    store = Remembered(Silent(below), seconds=PASS_SECONDS, clock=lambda: now)
+    store.refresh()
+    for key in "abc":
+        with pytest.raises(StoreUnavailable) as raised:
+            store.get(key)
+        assert type(raised.value) is StoreUnavailable
+        assert raised.value.why == "no answer"

@@ -62,11 +62,12 @@ class Remembered:
         self._listed: dict[str, ObjectInfo] = {}
         self._known: dict[str, _Known] = {}
         self._kept = 0
-        self._spent = 0.0
+        # seconds of this pass, by whether the requests were answered; why not
+        self._answered, self._silent, self._why = 0.0, 0.0, ""
 
     def refresh(self) -> None:
         """Begin a pass: what the lists showed is asked for again, when it is needed."""
-        self._spent = 0.0
+        self._answered, self._silent = 0.0, 0.0
         self._covered.clear()
 
     def forget(self, prefix: str) -> None:
@@ -170,20 +171,35 @@ class Remembered:
     def _timed(self, call: Callable[[], T]) -> T:
         if self._seconds is None:
             return call()
-        left = self._seconds - self._spent
+        left = self._seconds - self._answered - self._silent
         if left <= 0:
-            why = f"a pass over the run's records takes more than {self._seconds:g} s"
-            raise PassTooLong(why)
-        started = self._clock()
+            raise self._ended(self._seconds) from None
+        started, answered = self._clock(), True
         try:
             with deadline(left), keys_at_most(MOST_KEYS):
                 return call()
+        except StoreRefused:
+            raise
         except StoreUnavailable as error:
-            if left > self._seconds / 2 or isinstance(error, StoreRefused):
-                raise
-            why = f"a pass over the run's records takes more than {self._seconds:g} s: {error}"
-            raise PassTooLong(
-                why
-            ) from error  # most of the time went to requests that were answered
+            answered, self._why = False, error.why
+            if self._too_long(self._seconds):
+                raise self._ended(self._seconds) from error
+            raise
         finally:
-            self._spent += self._clock() - started
+            took = self._clock() - started
+            if answered:
+                self._answered += took
+            else:
+                self._silent += took
+
+    def _too_long(self, seconds: float) -> bool:
+        """Whether most of a pass went to requests that were answered. One that waited for answers met
+        an outage, whatever it has asked after the first of them.
+        """
+        return self._answered > seconds / 2
+
+    def _ended(self, seconds: float) -> StoreUnavailable:
+        """What ends a pass that has no time left."""
+        if self._too_long(seconds):
+            return PassTooLong(f"a pass over the run's records takes more than {seconds:g} s")
+        return StoreUnavailable(self._why)
