@@ -7,7 +7,10 @@ from __future__ import annotations
 from forkcast.ports import Store
 from forkcast_wire import keys
 from forkcast_wire.documents import Complete, DocumentError, dump, load
-from forkcast_wire.store import AlreadyExists, Conflict, KeyMissing
+from forkcast_wire.store import AlreadyExists, Conflict, KeyMissing, StoreError
+
+#: Other writers between a look and a write, at most; there are two at a time, a trainer and its successor.
+_TRIES = 20
 
 
 def ended(complete: Complete | None, total_steps: int) -> bool:
@@ -32,7 +35,7 @@ def record(store: Store, done: Complete) -> bool:
     Raises StoreError.
     """
     data = dump(done)
-    while True:
+    for _ in range(_TRIES):
         try:
             before, etag = store.get(keys.COMPLETE)
         except KeyMissing:
@@ -49,6 +52,7 @@ def record(store: Store, done: Complete) -> bool:
         except Conflict:
             continue
         return True
+    raise StoreError(f"{keys.COMPLETE}: can be neither read nor written; is it a file?")
 
 
 def _read(data: bytes) -> Complete | None:

@@ -5,7 +5,7 @@ import pytest
 from forkcast_wire import keys
 from forkcast_wire.completion import completion, ended, record
 from forkcast_wire.documents import Complete
-from forkcast_wire.store import FolderStore, read_document
+from forkcast_wire.store import FolderStore, StoreError, read_document
 
 
 def done(step, epoch=0, loss=2.0):
@@ -51,3 +51,9 @@ def test_a_damaged_end_is_none_and_is_written_again(store, data):
     assert completion(store, 40) is None
     assert record(store, done(40))
     assert completion(store, 40) == done(40)
+
+
+def test_what_can_be_neither_read_nor_written_is_an_error_and_not_a_loop(store, tmp_path):
+    (tmp_path / keys.COMPLETE).mkdir()
+    with pytest.raises(StoreError, match=r"complete\.json"):
+        record(store, done(40))
