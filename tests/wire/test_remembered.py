@@ -258,3 +258,8 @@ def test_a_pass_that_goes_on_after_a_request_without_answer_still_met_an_outage(
             store.get(key)
         assert type(raised.value) is StoreUnavailable
         assert raised.value.why == "no answer"
+    store.begin()  # the next pass has its own time
+    now_before = now
+    with pytest.raises(StoreUnavailable):
+        store.get("a")
+    assert now > now_before  # it has asked

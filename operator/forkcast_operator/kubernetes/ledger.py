@@ -85,6 +85,7 @@ class Ledger:
         Raises SpecError if another run's records are there, or below it; RecordsLostError if the run
         had records and they are gone, so that it is not made anew.
         """
+        self.store.begin()  # the last pass may have used up its time
         if self._info is not None and self.store.head(keys.RUN) is None:
             self._info = None  # somebody has deleted it
         if self._info is None:

@@ -65,9 +65,13 @@ class Remembered:
         # seconds of this pass, by whether the requests were answered; why not
         self._answered, self._silent, self._why = 0.0, 0.0, ""
 
-    def refresh(self) -> None:
-        """Begin a pass: what the lists showed is asked for again, when it is needed."""
+    def begin(self) -> None:
+        """Begin a pass: its time counts from now. What the last one's lists showed still holds."""
         self._answered, self._silent = 0.0, 0.0
+
+    def refresh(self) -> None:
+        """Begin a pass; what the lists showed is asked for again, when it is needed."""
+        self.begin()
         self._covered.clear()
 
     def forget(self, prefix: str) -> None:

@@ -21,7 +21,7 @@ from forkcast_wire import catalogue, keys
 from forkcast_wire.branches import BranchRecord
 from forkcast_wire.documents import RunInfo, dump, lineage_head
 from forkcast_wire.resources import TrainingRunStatus
-from forkcast_wire.store import open_store, put_document, read_document
+from forkcast_wire.store import StoreUnavailable, open_store, put_document, read_document
 from forkcast_wire.store.s3 import S3Store
 
 from .test_on_an_api_server import play, to_the_end_of_the_branch
@@ -316,6 +316,28 @@ def test_nothing_is_erased_without_a_run_json(place, whole) -> None:
     before = whole()
     assert ledger.erase() == 0
     assert whole() == before
+
+
+def test_a_pass_that_an_outage_used_up_is_not_the_last(place, monkeypatch) -> None:
+    """However much time the passes of an outage have taken, the next one asks the store again."""
+    _, _, ledger = place
+    ledger.claim("0", 1000, TrainingRunStatus())
+    now, well = 0.0, type(ledger.store.direct).head
+
+    def silent(*_):
+        nonlocal now
+        now += 100.0
+        raise StoreUnavailable("no answer")
+
+    ledger.store.refresh()
+    monkeypatch.setattr(ledger.store, "_clock", lambda: now)
+    monkeypatch.setattr(type(ledger.store.direct), "head", silent)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            ledger.claim("0", 1000, TrainingRunStatus())
+    assert now == 300.0
+    monkeypatch.setattr(type(ledger.store.direct), "head", well)
+    assert ledger.claim("0", 1000, TrainingRunStatus()).manifest_digest == "0"
 
 
 # ------------------------------------------------------------------- runs of an older operator
