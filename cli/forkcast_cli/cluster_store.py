@@ -1,4 +1,4 @@
-"""The records of a cluster's run, read from its store with the rights of whoever asks.
+"""The records of a cluster's run, read from its store with the rights of the user who asks.
 
 Where the store is says the run's ConfigMap; its keys are in the Secret that the pods mount, or, if that
 may not be read, wherever an S3 client finds them (`AWS_*`, profile, role).

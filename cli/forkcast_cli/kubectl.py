@@ -1,6 +1,6 @@
 """`kubectl forkcast`: runs and branches of a cluster, through the `kubectl` that calls it.
 
-Read are the TrainingRun and its Branches, with the rights and the context of whoever asks; for the
+Read are the TrainingRun and its Branches, with the rights and the context of the user who asks; for the
 report also the run's store, if it can be reached from here.
 """
 

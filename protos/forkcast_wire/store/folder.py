@@ -18,7 +18,6 @@ from forkcast_wire.store.errors import (
     AlreadyExists,
     Conflict,
     KeyMissing,
-    StoreError,
     StoreUnavailable,
     check_key,
     check_prefix,
@@ -53,12 +52,11 @@ class FolderStore:
 
     def get(self, key: str) -> tuple[bytes, str]:
         """(bytes, etag). Raises KeyMissing; StoreError for what is too long to be read as a whole."""
-        path, most = self._path(key), limits.MOST_DOCUMENT_BYTES
+        path = self._path(key)
         with self._disk():
             try:
                 with path.open("rb") as file:
-                    if os.fstat(file.fileno()).st_size > most:
-                        raise StoreError(f"{key}: is longer than {most >> 20} MiB; no record is")
+                    limits.check_length(key, os.fstat(file.fileno()).st_size)
                     data = file.read()
                     return data, _etag(data, os.fstat(file.fileno()))
             except _NO_FILE:

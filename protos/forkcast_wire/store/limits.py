@@ -123,6 +123,12 @@ def bounded(listed: Iterable[T]) -> list[T]:
     return found
 
 
+def check_length(key: str, size: int) -> None:
+    """Raises StoreError for what is too long to be read as a whole, bytes."""
+    if size > MOST_DOCUMENT_BYTES:
+        raise StoreError(f"{key}: is longer than {MOST_DOCUMENT_BYTES >> 20} MiB; no record is")
+
+
 def of_document() -> Limit:
     """The limit of one operation on a small object."""
     return Limit(time.monotonic() + DOCUMENT_SECONDS, DOCUMENT_SILENCE)

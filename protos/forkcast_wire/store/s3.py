@@ -492,10 +492,7 @@ class S3Store:
 
 
 def _append(key: str, data: io.BytesIO, chunk: bytes) -> None:
-    if data.tell() + len(chunk) > limits.MOST_DOCUMENT_BYTES:
-        raise StoreError(
-            f"{key}: is longer than {limits.MOST_DOCUMENT_BYTES >> 20} MiB; no record is"
-        )
+    limits.check_length(key, data.tell() + len(chunk))
     data.write(chunk)
 
 

@@ -6,6 +6,8 @@ import contextvars
 import secrets
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_of
 from typing import TypeVar
 
 import structlog
@@ -58,23 +60,17 @@ def _unless_stopped(call: Callable[[], T], stop: threading.Event) -> T:
     """The result of ``call``. Raises what it raises, and StoreUnavailable soon after ``stop`` is set
     if there is none by then.
     """
-    done = threading.Event()
-    results: list[T] = []
-    errors: list[BaseException] = []
+    made: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(call())
+            made.set_result(call())
         except BaseException as error:  # noqa: BLE001  raised again below
-            errors.append(error)
-        finally:
-            done.set()
+            made.set_exception(error)
 
     context = contextvars.copy_context()  # a caller's deadline holds there, too
     threading.Thread(target=context.run, args=(run,), name="store-call", daemon=True).start()
-    while not done.wait(_LOOK_SECONDS):
-        if stop.is_set() and not done.wait(_LAST_SECONDS):
+    while not wait_of([made], _LOOK_SECONDS).done:
+        if stop.is_set() and not wait_of([made], _LAST_SECONDS).done:
             raise StoreUnavailable("stopped before the store answered")
-    if errors:
-        raise errors[0]
-    return results[0]
+    return made.result()

@@ -14,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from forkcast_operator.kubernetes import manifests
+from forkcast_operator.kubernetes.pods import WORKDIR
 from forkcast_operator.kubernetes.run import store_place
 from forkcast_wire.manifest import PodPatch, Scheduling
 
@@ -23,7 +24,7 @@ KEYS = [
     *("x" * 250 + "/" + "a" * 63, "x.y/" + "a" * 64, "1.2/3", "a\nb"),
 ]
 VALUES = ["", "a", "a b", "-a", "a_", "A.b", "a" * 63, "a" * 64, "a/b"]
-PATHS = ["/d", "/d:e", "d", "/d/", "/work", "/tmp", "/etc/forkcast/run", "/work/more"]
+PATHS = ["/d", "/d:e", "d", "/d/", WORKDIR, "/tmp", "/etc/forkcast/run", f"{WORKDIR}/more"]
 
 
 def _expression(key: str) -> dict[str, Any]:
