@@ -1,4 +1,4 @@
-"""A process that is stopped or stuck is named, killed, and the run goes on to its end without anybody."""
+"""A process that is stopped or stuck is named, killed, and the run goes on without anybody until it is complete."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def goes_on_from(supervisor, step):
     return supervisor.finished(0) and last["step"] >= step
 
 
-def test_a_stopped_rank_is_named_and_the_run_goes_on_to_its_end(supervised, waiting):
+def test_a_stopped_rank_is_named_and_the_run_goes_on_until_it_is_complete(supervised, waiting):
     supervisor = supervised(processes=2, hangSeconds=10)
     until(looked(supervisor, lambda: holds_step(supervisor, RING)), "a saved state")
 
