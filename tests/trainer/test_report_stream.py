@@ -4,8 +4,8 @@ import pytest
 
 from forkcast.records import StepStats
 from forkcast_trainer import report
-from forkcast_trainer.report import Hello, Reporter
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.reporting import Hello, Reporter
 from tests.waiting import until
 from tests.wire_integers import cases, name_of, put
 

@@ -1,0 +1,24 @@
+"""A loop of the user's own, in plain PyTorch or with Accelerate or Fabric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from forkcast_watch.session import Watch
+from forkcast_watch.settings import Settings, WatchError
+
+
+def takes(subject: Any) -> bool:
+    """A model."""
+    return isinstance(subject, nn.Module)
+
+
+def watch(subject: nn.Module, optimizer: Any, settings: Settings) -> Watch:
+    """Raises WatchError."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        rule = f"{type(optimizer).__name__} is no torch.optim.Optimizer"
+        raise WatchError("optimizer", rule, "give the one that steps the model")
+    return Watch(subject, optimizer, settings)
