@@ -30,23 +30,26 @@ PIECE = "attention and activations"
 class Inside:
     """Hooks on a model; `taken` gives what the last sampled forward pass showed."""
 
-    def __init__(self, model: nn.Module, tolerance: Tolerance) -> None:
-        self._tolerance = tolerance
+    def __init__(self, model: nn.Module, tolerance: Tolerance, *, called: bool) -> None:
+        """called: `begin` and `end` come by the model's own hooks."""
+        self._tolerance, self._model = tolerance, model
         self.sampled = False
         self._seen: _Seen | None = None
         self._values: dict[str, Value] = {}
         self._blocks = _blocks(model)
-        begin, end = tolerance.shield(PIECE, self._begin), tolerance.shield(PIECE, self._end)
-        self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(lambda module, _: begin(module)),
-            model.register_forward_hook(lambda *_: end(), always_call=True),
-        ]
+        self.begin = tolerance.shield(PIECE, self._begin)
+        self.end = tolerance.shield(PIECE, self._end)
+        self._handles: list[RemovableHandle] = []
+        if called:
+            self._handles = [
+                model.register_forward_pre_hook(lambda *_: self.begin()),
+                model.register_forward_hook(lambda *_: self.end(), always_call=True),
+            ]
 
-    def _begin(self, model: nn.Module) -> None:
-        if not self.sampled or self._seen is not None or not model.training:
+    def _begin(self) -> None:
+        trains = self._model.training and torch.is_grad_enabled()
+        if not self.sampled or self._seen is not None or not trains:
             return
-        if not torch.is_grad_enabled():
-            return  # not a training pass
         self.sampled = False  # of a step with accumulation the first micro-batch
         self._seen = _Seen(self._blocks, self._tolerance)
         self._seen.__enter__()  # type: ignore[no-untyped-call]

@@ -49,9 +49,16 @@ class Watch:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: Settings,
+        *,
+        called: bool = True,
     ) -> None:
-        """Raises WatchError if the folder cannot be used."""
+        """called: the model itself is called in each step; otherwise `forward_begins` and
+        `forward_ends` say when it computes. Raises WatchError if the folder cannot be used.
+        """
         self._tolerance = Tolerance()
         self.rank, world = place()
         self._optimizer = _innermost(optimizer)
@@ -72,7 +79,7 @@ class Watch:
         self._take = self._tolerance.shield("the record of steps", self._end_of_step)
         try:
             if folder is not None:
-                self._hook(model, scaler)
+                self._hook(model, scaler, called=called)
             self._feed = self._opened(folder, world, model)
         except BaseException:
             self._unhook()
@@ -84,20 +91,20 @@ class Watch:
         if folder is not None:
             log.info("watching; forkcast status %s", folder.path)
 
-    def _hook(self, model: nn.Module, scaler: Any) -> None:
-        parameters = list(model.parameters())
-        if sharded := shards(parameters):
+    def _hook(self, model: nn.Module, scaler: Any, *, called: bool) -> None:
+        if sharded := shards(list(model.parameters())):
             self._tolerance.leave_out("gradient norms", f"the parameters are sharded by {sharded}")
         else:
             named: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-            self._gradients = Gradients(named, self._optimizer, scaler, self._tolerance)
+            make = self._tolerance.shield("gradient norms", Gradients)
+            self._gradients = make(named, self._optimizer, scaler, self._tolerance)
         if self._settings.inside_every == 0:
             return
         if sharded or compiled(model):
             why = f"the model is {'sharded' if sharded else 'compiled'}"
             self._tolerance.leave_out(INSIDE, why)
         else:
-            self._inside = Inside(model, self._tolerance)
+            self._inside = Inside(model, self._tolerance, called=called)
         self._announce()
 
     def _opened(self, folder: RunFolder | None, world: int, model: nn.Module) -> Feed:
@@ -155,6 +162,16 @@ class Watch:
                 self.micro_batch(loss)
             return
         self._take(loss, grad_norm, tokens)
+
+    def forward_begins(self) -> None:
+        """The model computes from here on, on a batch to be trained on; see `called`."""
+        if self._inside is not None and not self._closed:
+            self._inside.begin()
+
+    def forward_ends(self) -> None:
+        """The forward pass is over."""
+        if self._inside is not None:
+            self._inside.end()
 
     def validation(self, loss: float) -> None:
         """A validation loss, nats/token, of the weights after the last step."""

@@ -86,13 +86,13 @@ class Settings:
         """(name, folder) with the defaults filled in."""
         name = self.name
         if name is None and self.folder is not None:
-            name = _name_of(Path(self.folder))
+            name = name_of(Path(self.folder))
         name = name or datetime.now(UTC).strftime("watched-%Y%m%d-%H%M%S-%f")
         folder = Path(self.folder) if self.folder is not None else Path("runs") / name
         return name, folder.absolute()
 
 
-def _name_of(folder: Path) -> str | None:
-    """A name like the folder's, if one can be made of it."""
+def name_of(folder: Path) -> str | None:
+    """A run's name like the folder's, if one can be made of it."""
     text = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:40].strip("-")
     return text or None

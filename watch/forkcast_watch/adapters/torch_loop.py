@@ -11,14 +11,9 @@ from forkcast_watch.session import Watch
 from forkcast_watch.settings import Settings, WatchError
 
 
-def takes(subject: Any) -> bool:
-    """A model."""
-    return isinstance(subject, nn.Module)
-
-
 def watch(subject: nn.Module, optimizer: Any, settings: Settings) -> Watch:
-    """Raises WatchError."""
+    """Hook the model and its optimizer; the loop calls `step`. Raises WatchError."""
     if not isinstance(optimizer, torch.optim.Optimizer):
-        rule = f"{type(optimizer).__name__} is no torch.optim.Optimizer"
+        rule = f"a {type(optimizer).__name__} is no torch.optim.Optimizer"
         raise WatchError("optimizer", rule, "give the one that steps the model")
     return Watch(subject, optimizer, settings)
