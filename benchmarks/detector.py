@@ -148,7 +148,7 @@ def _state_row() -> Row:
 
 def main() -> None:
     """Prints the table."""
-    from loop import WIDTH, table  # noqa: PLC0415  loop imports this module as a section
+    from loop import WIDTH, table  # loop imports this module as a section
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--scale", type=float, default=1.0, help="below 1 only to try it out")
