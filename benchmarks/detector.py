@@ -27,8 +27,8 @@ from forkcast_monitor.detector import Detector
 from forkcast_wire.manifest import Uncertainty
 
 _STREAMS = (1, 50, 500)
-#: Folded of all streams together, and at least of each one.
-_STEPS, _LEAST = 20_000, 40
+#: Timed, of all streams together.
+_STEPS = 20_000
 _WARM = 300
 _STATE_STEPS = 2_000
 _GOAL_US, _GOAL_RATE, _GOAL_BYTES = 5.0, 50_000, 2048
@@ -92,13 +92,14 @@ def _trees(trees: Any) -> Fold:
     return fold
 
 
-def cpu_us(make: Callable[[], Fold], streams: int, steps: Sequence[StepStats]) -> float:
-    """CPU microseconds of one step, after `_WARM` steps of each stream."""
+def cpu_us(
+    make: Callable[[], Fold], streams: int, warm: Sequence[StepStats], timed: Sequence[StepStats]
+) -> float:
+    """CPU microseconds of one of the timed steps; each stream has folded the warm ones before."""
     folds = [make() for _ in range(streams)]
-    for one in steps[:_WARM]:
+    for one in warm:
         for fold in folds:
             fold(one)
-    timed = steps[_WARM:]
     began = time.process_time()
     for one in timed:
         for fold in folds:
@@ -108,11 +109,12 @@ def cpu_us(make: Callable[[], Fold], streams: int, steps: Sequence[StepStats]) -
 
 def measure(scale: float) -> list[Row]:
     """Every contestant over every number of streams, and what the detector's state weighs."""
-    made = made_statistics(_WARM + times(_STEPS, scale), run_uid="benchmark")
+    warm = times(_WARM, scale)
+    made = made_statistics(warm + times(_STEPS, scale), run_uid="benchmark")
     rows, makers = [], contestants()
     for streams in _STREAMS:
-        steps = made[: _WARM + times(_STEPS // streams, scale, _LEAST)]
-        spent = {name: cpu_us(make, streams, steps) for name, make in makers.items()}
+        timed = made[warm : warm + times(_STEPS // streams, scale)]
+        spent = {n: cpu_us(make, streams, made[:warm], timed) for n, make in makers.items()}
         for name, us in spent.items():
             ours = name == "detector"
             goal = f"goal {_GOAL_US:.0f} us, {_GOAL_RATE:,}/s" if ours else ""
