@@ -43,8 +43,8 @@ whatever watches the run (also with `mode: Disabled`); there it outlives the Tra
 - In the tail a NaN is `NaN` and an infinity `Infinity`, as Python's `json` writes them. In Parquet
   both are doubles, and a missing value is null.
 
-`forkcast_wire.statistics.read_history(folder)` reads the monitor's, `forkcast_wire.history.read(store)`
-the store's, with these rules; `forkcast report` joins them. Any Parquet reader reads the files:
+`forkcast.load_run(PLACE).steps()` reads both with these rules and joins them, see
+[analysis.md](analysis.md). Any Parquet reader reads the files:
 ```python
 import pyarrow.parquet as pq
 

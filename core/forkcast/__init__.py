@@ -1,15 +1,20 @@
 """Forkcast's decision loop: pure values and functions, stdlib and numpy only.
 
-What users call by the project's own name is found in the package that has it, when it is asked for.
+`forkcast.watch`, `forkcast.load_run` and what else users call is in other packages; it is imported when it
+is used.
 """
 
-from importlib import import_module
-from typing import Any
+from __future__ import annotations
 
-#: Name -> the package it is in.
-_ELSEWHERE = {
+from importlib import import_module
+from typing import Any, Final
+
+#: By name, the module that it is in.
+_ELSEWHERE: Final = {
+    "load_run": "forkcast_wire.loaded_run",
     "watch": "forkcast_watch",
 }
+__all__ = ["load_run", "watch"]
 
 
 def __getattr__(name: str) -> Any:

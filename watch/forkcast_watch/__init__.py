@@ -15,7 +15,7 @@ def watch(subject: Any, optimizer: Any = None, **settings: Any) -> Any:
     """Watch a training from here on; nothing of it is changed.
 
     subject: a model, with its optimizer; or a trainer of a framework (ADAPTERS). settings: see Settings.
-    Returns for a loop a Watch, for a trainer the callback that was added. Raises WatchError, TypeError for a setting that
-    does not exist.
+    Returns for a loop a Watch, for a trainer the callback that was added. Raises WatchError,
+    TypeError for a setting that does not exist.
     """
     return adapter_of(subject).watch(subject, optimizer, Settings(**settings))
