@@ -46,8 +46,8 @@ whatever watches the run (also with `mode: Disabled`); there it outlives the Tra
   one JSON object a line; it is read, and taken over by the monitor that opens it.
 - A column that was added later (`tier`, `event`, a signal's) is missing in older files: it reads as null.
 
-`forkcast_wire.statistics.read_history(folder)` reads the monitor's, `forkcast_wire.history.read(store)`
-the store's, with these rules; `forkcast report` joins them. Any Parquet reader reads the files:
+`forkcast.load_run(PLACE).steps()` reads both with these rules and joins them, see
+[analysis.md](analysis.md). Any Parquet reader reads the files:
 ```python
 import pyarrow.parquet as pq
 
