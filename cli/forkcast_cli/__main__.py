@@ -296,7 +296,9 @@ def replay(
     with _one_line():
         log = read(statistics)
         view = _look(statistics) if (statistics / "manifest.json").exists() else None
-        rules = view.manifest.spec.uncertainty if view is not None else Uncertainty()
+        rules = Uncertainty()
+        if view is not None and view.manifest is not None:
+            rules = view.manifest.spec.uncertainty
         if manifest is not None:
             rules = load_manifest(manifest).spec.uncertainty
         try:
