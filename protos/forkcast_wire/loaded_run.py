@@ -29,7 +29,7 @@ from forkcast_wire.run_events import RunEvent, events_of, triggers_of
 from forkcast_wire.run_folder import read_manifest
 from forkcast_wire.run_records import BranchView, RecordsReader
 from forkcast_wire.run_steps import Row, abandoned, read_steps, with_recorded_losses
-from forkcast_wire.statistics import tail_of, to_table
+from forkcast_wire.statistics import former_tails, tail_of, to_table
 from forkcast_wire.store import KeyMissing, open_store
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class LoadedRun:
         self.branches: list[BranchView] = records.branches
         self.lineage: list[LineageEntry] = records.lineage
         self.triggers: list[Trigger] = triggers_of(records)
-        self.event_records: list[RunEvent] = events_of(records)
+        self._records = records
         self.damaged: tuple[str, ...] = records.damaged
         self.complete = _document(store, Complete, keys.COMPLETE)
         self.ended = ended(self.complete, total_steps or 0)
@@ -100,6 +100,11 @@ class LoadedRun:
         rows = [{**row, "adopted": False} for row in found.own]
         rows += [{**row, "adopted": True} for row in adopted]
         return sorted(rows, key=lambda row: (row["epoch"], row["step"]))
+
+    @cached_property
+    def event_records(self) -> list[RunEvent]:
+        """The events behind `events`. Raises HistoryError, StoreError."""
+        return events_of(self._records, self.rows)
 
     @property
     def run_uid(self) -> str:
@@ -174,7 +179,8 @@ def _local(path: Path) -> LoadedRun:
     except FileNotFoundError:  # a store's folder
         store = open_store(Storage(), path, write=False)
         statistics = path / "statistics"
-        if not statistics.exists() and not tail_of(statistics).exists():
+        tails = [tail_of(statistics), *former_tails(statistics)]
+        if not any(one.exists() for one in (statistics, *tails)):
             _check_run(str(path), store)
         return LoadedRun(path.resolve().name, store, statistics)
     store = open_store(manifest.spec.storage, path, write=False)

@@ -19,7 +19,7 @@ from forkcast_cli.export import index_of, missing
 from forkcast_watch.trackers.base import Held
 from forkcast_wire import history, keys
 from forkcast_wire.documents import Complete, dump
-from forkcast_wire.statistics import row_to_stats, stats_row
+from forkcast_wire.statistics import row_to_stats, stats_row, write_chunk
 from forkcast_wire.store import FolderStore
 from tests.cli.conftest import row
 from tests.make import step_stats
@@ -64,8 +64,7 @@ def test_exporting_again_adds_nothing_and_later_what_is_new(made_run, tmp_path):
     before = path.read_bytes()
     assert "0 steps and 0 events" in said("export", made_run, "--to", f"jsonl:{path}")
     assert path.read_bytes() == before
-    with (made_run / "statistics.tail.jsonl").open("w") as tail:
-        tail.writelines(json.dumps(row(1, step, 3.0)) + "\n" for step in range(300, 305))
+    write_chunk([row(1, step, 3.0) for step in range(300, 305)], made_run / "statistics")
     document = json.loads(said("export", made_run, "--to", f"jsonl:{path}", "--json"))
     assert document == [{"to": f"jsonl:{path}", "steps": 5, "events": 0}]
     assert steps(path) == [*AS_IT_STANDS, *((1, n) for n in range(300, 305))]
