@@ -1,6 +1,7 @@
 """Forkcast's decision loop: pure values and functions, stdlib and numpy only.
 
-`forkcast.load_run` and what else users call stands in other packages; it is imported when it is used.
+`forkcast.watch`, `forkcast.load_run` and what else users call is in other packages; it is imported when it
+is used.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Final
 
-#: By name, the module that it stands in.
-_ELSEWHERE: Final = {"load_run": "forkcast_wire.loaded_run"}
-__all__ = ["load_run"]
+#: By name, the module that it is in.
+_ELSEWHERE: Final = {
+    "load_run": "forkcast_wire.loaded_run",
+    "watch": "forkcast_watch",
+}
+__all__ = ["load_run", "watch"]
 
 
 def __getattr__(name: str) -> Any:
