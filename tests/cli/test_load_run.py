@@ -20,8 +20,9 @@ from forkcast_wire import history, keys
 from forkcast_wire.branches import Suppression
 from forkcast_wire.documents import dump
 from forkcast_wire.manifest_file import ManifestError
-from forkcast_wire.statistics import stats_row
+from forkcast_wire.statistics import rows_of, stats_row, write_chunk
 from forkcast_wire.store import FolderStore, StoreError
+from tests.cli.conftest import row
 from tests.make import lineage_entry, step_stats, trigger
 from tests.versitygw import Versitygw
 
@@ -85,11 +86,28 @@ def test_events_are_the_departures_with_what_came_of_them(made_run):
         (250, "e1-t250", "NoAction", "NoCandidatePassed"),
     ]
     first = run.events().to_pylist()[0]
+    assert first["rule"] == "Single"
     assert (first["onset_step"], first["component"], first["tier"]) == (148, "volatility", 3)
     assert [one.step for one in run.triggers] == [150, 200, 210, 250]
     assert [one.id for one in run.branches] == ["e0-t150", "e1-t250"]
     assert [one.epoch for one in run.lineage] == [1]
     assert (run.name, run.complete.step) == ("made", 300)
+
+
+def test_events_that_opened_no_branch_are_those_the_monitor_recorded_with_a_step(made_run):
+    rows = [row(1, n, 3.0) for n in range(300, 310)]
+    rows[4] |= {"tier": 2, "event": "The loss rose.", "u_volatility": 4.0}
+    write_chunk(rows, made_run / "statistics")
+    (chunk,) = (made_run / "statistics").glob("e0-*")
+    judged = rows_of(chunk, "")
+    judged[150] |= {"tier": 3, "event": "The loss and the norm rose together."}
+    chunk.unlink()
+    write_chunk(judged, made_run / "statistics")
+    found = forkcast.load_run(made_run).events().to_pylist()
+    told = [(e["epoch"], e["step"], e["tier"], e["branch"], e["cause"]) for e in found]
+    assert told[0] == (0, 150, 3, "e0-t150", "The loss and the norm rose together.")
+    assert told[2] == (1, 304, 2, None, "The loss rose.")
+    assert (found[2]["component"], found[2]["rule"], found[2]["reason"]) == ("volatility", None, "")
 
 
 def test_frames_are_the_same_tables(made_run):

@@ -251,10 +251,13 @@ def test_steps_that_come_again_after_a_collapse_are_those_of_the_later_epoch(pla
     tracker = place.open()
     for step in range(6):
         tracker.step(step_stats(step), None)
+    tracker.event(Told(step=5))
     for step in range(3, 8):
         tracker.step(step_stats(step, epoch=1, loss=2.0), None)
     tracker.close()
-    steps = place.read().steps
+    shown = place.read()
+    steps = shown.steps
+    assert list(shown.events) == [5]  # of an abandoned step, and the reason why it is
     assert sorted(steps) == list(range(8))
     assert [steps[n]["epoch"] for n in range(8)] == [0.0] * 3 + [1.0] * 5
     assert [steps[n]["loss"] for n in range(8)] == [1.0] * 3 + [2.0] * 5
