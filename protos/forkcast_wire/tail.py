@@ -51,7 +51,7 @@ def judged(stats: pb.StepStats, index: Index, event: str | None) -> Row:
 
 
 def encoded(rows: Sequence[Row], signals: Iterable[str]) -> bytes:
-    """One frame. signals: whose components have a column, whether they are in a row or not."""
+    """One frame. signals: whose components have a column even if no row has one."""
     frame = pb.TailFrame()
     frame.stats.extend([row.stats for row in rows])
     frame.index.extend([row.index for row in rows])
@@ -60,7 +60,7 @@ def encoded(rows: Sequence[Row], signals: Iterable[str]) -> bytes:
     for number, row in enumerate(rows):
         if row.event is not None:
             frame.events[number] = row.event
-    for name in signals:
+    for name in dict.fromkeys(chain(signals, *(row.components for row in rows))):
         column = frame.components.add()
         column.name = name
         column.values.extend([row.components.get(name, math.nan) for row in rows])

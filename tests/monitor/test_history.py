@@ -181,6 +181,18 @@ def test_tier_and_event_are_kept_in_tail_and_chunk(tmp_path):
     assert [(row["tier"], row["event"]) for row in read_history(tmp_path)] == wanted
 
 
+def test_a_component_of_a_signal_that_is_on_no_shelf_is_kept(tmp_path):
+    """A preset has signals of its own."""
+    history = History(tmp_path)
+    plain = [unjudged(row) for row in statistics("u", 3)]
+    history.append([plain[0], replace(plain[1], components={"own": 1.5})])
+    history.append(plain[2:])
+    for _ in ("tail", "chunk"):
+        assert [row["u_own"] for row in read_history(tmp_path)] == [None, 1.5, None]
+        history.close()
+    assert read_tail(tmp_path) == []
+
+
 def test_what_a_trainer_adds_to_a_record_takes_no_room_in_the_history(tmp_path):
     row = stats_to_wire(statistics("u", 1)[0])
     own = row.SerializeToString() + b"\xfa\x3f\xa0\x8d\x06" + b"x" * 100_000  # field 1023
