@@ -205,3 +205,10 @@ def test_following_ends_with_ctrl_c_and_keeps_what_it_wrote(tmp_path):
         process.kill()
     assert (process.returncode, errors) == (0, "")
     assert "10 steps and 0 events added" in output
+
+
+@pytest.mark.parametrize("name", ["jsonl", "tensorboard"])
+def test_what_was_exported_is_a_log_that_detect_reads(made_run, tmp_path, name):
+    said("export", made_run, "--to", f"{name}:{tmp_path}/x")
+    (path,) = (tmp_path / "x").iterdir() if name == "tensorboard" else [tmp_path / "x"]
+    assert " rows, steps 0 to 299" in said("detect", path)

@@ -20,7 +20,7 @@ from forkcast_watch.trackers.base import figures
 from forkcast_watch.trackers.queued import MOST_WAITING
 from forkcast_wire.manifest_error import ManifestError
 from tests.make import step_stats
-from tests.waiting import until
+from tests.waiting import HANG_SECONDS, until
 
 RUN = TrackedRun("u", "my-run")
 EXTRAS = ("mlflow", "wandb")
@@ -381,7 +381,7 @@ def test_a_tracker_that_blocks_holds_up_nothing_and_keeps_the_newest():
     queued.close(seconds=0)
     assert told[1] == "tracker x: not done after 0 s; left behind"
     tracker.gate.set()
-    assert tracker.closed.wait(60)
+    assert tracker.closed.wait(HANG_SECONDS)
     assert tracker.got[-MOST_WAITING:] == list(range(100, count))
 
 
