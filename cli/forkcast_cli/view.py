@@ -10,9 +10,15 @@ from forkcast.lineage import LineageEntry
 from forkcast_wire.branches import Suppression
 from forkcast_wire.completion import completion
 from forkcast_wire.documents import Complete, DocumentError
-from forkcast_wire.manifest import Storage, TrainingRun
+from forkcast_wire.manifest import Storage, TrainingRun, Uncertainty
 from forkcast_wire.manifest_file import load_manifest
-from forkcast_wire.run_folder import is_watched, read_identity, read_manifest, read_progress
+from forkcast_wire.run_folder import (
+    is_watched,
+    read_identity,
+    read_manifest,
+    read_progress,
+    rules_of_watched,
+)
 from forkcast_wire.run_records import BranchView, RecordsReader, refused
 from forkcast_wire.store import Remembered, StoreUnavailable, open_store
 
@@ -21,13 +27,14 @@ from forkcast_wire.store import Remembered, StoreUnavailable, open_store
 class RunView:
     """One look at a run.
 
-    manifest: None for a watched run, which has none. complete: its end, None while it has not taken all steps wanted now. away: why the store does
+    manifest: None for a watched run, which has none. rules: of its detector. complete: its end, None while it has not taken all steps wanted now. away: why the store does
     not answer; then branches, suppressed, lineage and complete are empty, not known to be so.
     damaged: what is wrong with each document that is left out because it cannot be read.
     """
 
     name: str
     manifest: TrainingRun | None
+    rules: Uncertainty
     progress: dict[str, Any]
     branches: list[BranchView]
     suppressed: list[Suppression]
@@ -77,9 +84,11 @@ class RunReader:
         self._manifest: TrainingRun | None = None
         if is_watched(folder):
             self._name, storage = read_identity(folder).name, Storage()
+            self._rules = rules_of_watched(folder)
         else:
             self._manifest = load_manifest(folder) if folder.is_file() else read_manifest(folder)
             self._name, storage = self._manifest.metadata.name, self._manifest.spec.storage
+            self._rules = self._manifest.spec.uncertainty
         self._store = Remembered(open_store(storage, folder, write=False))
         self._records = RecordsReader(self._store)
 
@@ -104,6 +113,7 @@ class RunReader:
         return RunView(
             name=self._name,
             manifest=self._manifest,
+            rules=self._rules,
             progress=self.progress(),
             branches=found.branches,
             suppressed=found.suppressed,
@@ -126,6 +136,7 @@ class RunReader:
         return RunView(
             name=self._name,
             manifest=self._manifest,
+            rules=self._rules,
             progress=progress,
             branches=[],
             suppressed=[],

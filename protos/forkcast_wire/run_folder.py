@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from forkcast_wire import keys
 from forkcast_wire.documents import DocumentError, RunInfo, load
-from forkcast_wire.manifest import Storage, TrainingRun
+from forkcast_wire.manifest import Storage, TrainingRun, Uncertainty
 from forkcast_wire.manifest_error import ManifestError
 from forkcast_wire.newer import NewerManifestError, read_resolved
 
@@ -40,6 +40,17 @@ def read_manifest(folder: Path) -> TrainingRun:
 def is_watched(folder: Path) -> bool:
     """Whether the folder is that of a run without a manifest."""
     return (folder / REGISTRATION).exists() and not (folder / MANIFEST).exists()
+
+
+def rules_of_watched(folder: Path) -> Uncertainty:
+    """The detector's rules of a watched run. Raises ManifestError if they cannot be read."""
+    path = folder / REGISTRATION
+    try:
+        given = json.loads(path.read_bytes())["uncertainty"]
+        return Uncertainty.model_validate_json(given or "{}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = type(error).__name__
+        raise ManifestError(str(path), f"is damaged ({what})", "watch the run again") from None
 
 
 def storage_of(folder: Path) -> Storage:

@@ -40,6 +40,22 @@ _START_SECONDS, _BACKLOG_SECONDS = 30.0, 10.0
 _MOST_WAITING = 8192
 
 
+def _beside(trackers: Sequence[str | Tracker], folder: RunFolder) -> list[Queued]:
+    """Each on a thread of its own. Raises ManifestError."""
+    run = TrackedRun(folder.run_uid, folder.registration.name)
+    opened: list[Queued] = []
+    try:
+        for one in trackers:
+            tracker = open_tracker(one, run) if isinstance(one, str) else one
+            name = one if isinstance(one, str) else type(one).__name__
+            opened.append(Queued(tracker, name, log.warning))
+    except BaseException:
+        for queued in opened:
+            queued.close()
+        raise
+    return opened
+
+
 class Sink:
     """Where the records of rank 0 go: monitor, trackers, progress.json, and the events into the log."""
 
@@ -53,10 +69,12 @@ class Sink:
         tolerance: Tolerance,
         told: dict[str, Any],
     ) -> None:
-        """told: what progress.json says besides the figures of a step."""
+        """told: what progress.json says besides the figures of a step. Raises ManifestError for a tracker
+        that cannot be opened.
+        """
         self._folder, self._told = folder, told
+        self._start_step, self._trackers = start_step, _beside(trackers, folder)
         self.events: list[Seen] = []
-        self._trackers = _queued(trackers, folder)  # first: it may raise
         self.process = None if monitor else MonitorProcess(folder.path)
         if self.process is not None:
             self.process.look()
@@ -74,7 +92,6 @@ class Sink:
         self._register_at = 0.0
         self._reporter = Reporter(self._target, hello, quiet_log())
         before = len(list((folder.path / "monitor" / "triggers").glob("*.json")))
-        self._start_step = start_step
         self._tolerance = tolerance
         self._watch = EventWatch(self._target, folder.run_uid, before, self._happened)
         self._last: StepStats | None = None
@@ -213,16 +230,6 @@ class Feed:
         self._release(math.inf)
         if self._sink is not None:
             self._sink.close()
-
-
-def _queued(trackers: Sequence[str | Tracker], folder: RunFolder) -> list[Queued]:
-    """Each on a thread of its own. Raises ManifestError for one that cannot be opened."""
-    run = TrackedRun(folder.run_uid, folder.registration.name)
-    opened = [(one, open_tracker(one, run) if isinstance(one, str) else one) for one in trackers]
-    return [
-        Queued(made, given if isinstance(given, str) else type(given).__name__, log.warning)
-        for given, made in opened
-    ]
 
 
 def register(target: str, folder: RunFolder) -> bool:

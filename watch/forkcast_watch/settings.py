@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from forkcast_monitor.config import configure
-from forkcast_watch.trackers import Tracker
+from forkcast_watch.trackers.base import Tracker
 from forkcast_wire.manifest import Uncertainty
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
@@ -34,7 +34,7 @@ class Settings:
     FORKCAST_INSECURE_DEV say. namespace: under which that monitor knows the run.
     start_step: optimizer steps already taken, > 0 after a resume. total_steps, tokens_per_step: where
     they are known. uncertainty: as `spec.uncertainty` of a manifest. trackers: further places for
-    the steps and events, e.g. "tensorboard:logs" or "jsonl:steps.jsonl".
+    the steps and events, in a text (``tensorboard:DIR``, see forkcast_watch.trackers) or of one's own.
     sample_every: steps between two samples of RMS_t, update ratio and norms by group. inside_every: of
     attention and activations; 0 for none.
     scaler: torch's GradScaler, if the loop uses one.

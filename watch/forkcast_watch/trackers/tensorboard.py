@@ -30,6 +30,7 @@ class TensorBoard:
         self._held = _held(mine)
         self._next = self._held.newest[1] + 1 if self._held.newest is not None else 0
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{run.uid}"
+        self._told: list[Event] = []
         self._file = AppendedFile(folder / f"{name}.{len(mine)}")
         self._write(file_version="brain.Event:2")
 
@@ -41,12 +42,23 @@ class TensorBoard:
         """One record with all figures."""
         if stats.step < self._next:
             self._write(stats.step, session_log={"status": _START})
+            for event in self._told:  # what made a collapse go back stays in sight
+                if event.step >= stats.step:
+                    self._show(event)
         values = [{"tag": tag, "simple_value": v} for tag, v in figures(stats, index).items()]
         self._write(stats.step, summary={"value": values})
         self._next = stats.step + 1
 
     def event(self, event: Event) -> None:
         """Its tier as a scalar, the rest as text."""
+        self._told.append(event)
+        self._show(event)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _show(self, event: Event) -> None:
         text = f"tier {int(event.tier)}, since step {event.onset_step}: {event.cause}"
         tensor = {
             "dtype": _DT_STRING,
@@ -60,10 +72,6 @@ class TensorBoard:
             {"tag": _EVENTS, "tensor": tensor, "metadata": shown},
         ]
         self._write(event.step, summary={"value": values})
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def _write(self, step: int = 0, **content: Any) -> None:
         self._file.append(file.record(file.Event(wall_time=time.time(), step=step, **content)))
