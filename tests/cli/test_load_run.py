@@ -189,6 +189,7 @@ def test_a_bucket_is_read_with_the_keys_that_aws_tools_would_use(made_run, tmp_p
         for path in sorted(made_run.rglob("*")):
             if path.is_file() and ".forkcast" not in path.parts:
                 client.upload_file(str(path), "runs", f"a/b/{path.relative_to(made_run)}")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
             monkeypatch.delenv(name, raising=False)
         with pytest.raises(StoreRefused, match=r"s3://runs/a/b at .* no credentials; set"):
