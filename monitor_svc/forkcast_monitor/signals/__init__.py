@@ -11,14 +11,16 @@ from typing import Protocol
 from forkcast.ports import Signal
 from forkcast_monitor.signals.base import SignalRules
 from forkcast_monitor.signals.disagreement import Disagreement
+from forkcast_monitor.signals.drift import Drift
 from forkcast_monitor.signals.entropy import InternalEntropy
 from forkcast_monitor.signals.volatility import Volatility
 
 
 class SignalKind(Protocol):
-    """What makes a signal; see `forkcast.ports.Signal` for its weight."""
+    """What makes a signal; see `forkcast.ports.Signal` for its weight and patience."""
 
     weight: float
+    patient: bool
 
     def __call__(self, rules: SignalRules) -> Signal:
         """A signal that has seen nothing."""
@@ -27,6 +29,7 @@ class SignalKind(Protocol):
 SIGNALS: Mapping[str, SignalKind] = {
     "volatility": Volatility,
     "entropy": InternalEntropy,
+    "drift": Drift,
     "disagreement": Disagreement,
 }
 

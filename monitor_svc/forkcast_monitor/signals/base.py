@@ -1,13 +1,58 @@
-"""What every signal is made with."""
+"""What every signal is made with, and what most of them share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from forkcast.level import Level
+from forkcast.records import StepStats
+
+#: The unit of every signal: about one healthy row in 100,000 reaches it, or, of the slow and the
+#: internal ones, no row of a healthy run did.
+EVENT: Final = 3.2
+#: No component says more.
+MOST: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalRules:
-    """ema_decay: of the moving baselines per step, in [0, 1). horizon: of forecasts, steps, >= 1."""
+    """ema_decay: of the moving baselines per row, in [0, 1). horizon: of forecasts, rows, >= 1. window: rows
+    over which what was best is forgotten by a quarter of a scale, >= 16.
+    """
 
     ema_decay: float = 0.98
     horizon: int = 50
+    window: int = 512
+
+
+class SignalBase:
+    """A signal whose departures do not heal by themselves, and that says nothing of causes.
+
+    severe: whether the last row asks for a branch at once. healed: whether the departure is over.
+    """
+
+    weight: ClassVar[float] = 0.0
+    #: Whether a departure may heal by itself, so that a branch waits for it to do so.
+    patient: ClassVar[bool] = False
+    severe: bool = False
+    healed: bool = True
+
+    def cause(self) -> str:
+        """What the last row showed, in words."""
+        return ""
+
+    def splice(self) -> None:
+        """What comes next does not follow what came; most signals do not mind."""
+
+    def update(self, stats: StepStats, level: Level) -> float | None:
+        """See `forkcast.ports.Signal`."""
+        raise NotImplementedError
+
+    def state(self) -> Mapping[str, object]:
+        """See `forkcast.ports.Signal`."""
+        return {}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """See `forkcast.ports.Signal`."""
