@@ -54,18 +54,24 @@ class TierRules:
 class Said(Protocol):
     """What a signal says of its last row beside u; see `forkcast.ports.Signal`."""
 
-    patient: bool
-    severe: bool
-    healed: bool
+    @property
+    def patient(self) -> bool:
+        """Whether a departure may heal by itself."""
+
+    @property
+    def severe(self) -> bool:
+        """Whether the last row asks for a branch at once."""
+
+    @property
+    def healed(self) -> bool:
+        """Whether what departed is back."""
 
 
 class _Bare:
     """What asks for a branch at once, or waits, and heals by its u alone."""
 
-    severe = False
-
     def __init__(self, *, patient: bool, healed: bool) -> None:
-        self.patient, self.healed = patient, healed
+        self.patient, self.severe, self.healed = patient, False, healed
 
 
 class Departure:
@@ -79,7 +85,9 @@ class Departure:
         self.over = 0  # rows running over z
         self.rows = 0  # since the event began
         self.dipped = False  # whether u has been below z since it was last over it
-        self.asked = self.again = 0  # step of the last request for a branch, and how many there were
+        self.asked = self.again = (
+            0  # step of the last request for a branch, and how many there were
+        )
 
     def fold(
         self, step: int, u: float, said: Said, rules: TierRules, *, judged: bool
@@ -96,7 +104,7 @@ class Departure:
         if self.tier is Tier.CALM:
             return self._begin(step, said) if judged and hit else None
         risen = self._go_on(step, u, said, rules)
-        if risen is None and hit and self.dipped and self.tier is not Tier.CALM:
+        if risen is None and hit and self.dipped and self.open:
             risen = Tier.EVENT
         self.dipped = not hit and (self.dipped or u <= rules.z)
         return risen
@@ -194,8 +202,7 @@ class Departures:
         risen: Risen | None = None
         most = 0.0
         for name, u in us.items():
-            if u > most:
-                most = u
+            most = max(most, u)
             departure = each.get(name)
             if departure is None:
                 if u <= 0:
@@ -246,8 +253,7 @@ class Departures:
         if not self._each:
             return tier
         for departure in self._each.values():
-            if departure.tier > tier:
-                tier = departure.tier
+            tier = max(tier, departure.tier)
         return tier
 
     def mute(self, name: str) -> None:

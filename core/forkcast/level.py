@@ -157,13 +157,11 @@ class Level:
         else:
             forecast, cover = t1, self.cover
         cover -= (cover - forecast) * _COVER
-        if cover < forecast:
-            cover = forecast
+        cover = max(cover, forecast)
         self.cover = cover
         floor = _ROUNDING * self._smallest
-        scale = self.scale if self.scale > floor else floor
-        if scale < _LEAST:
-            scale = _LEAST
+        scale = max(floor, self.scale)
+        scale = max(scale, _LEAST)
         residual = loss - forecast
         warm = rows <= self._to_learn
         most = _CLIP * scale
@@ -177,7 +175,7 @@ class Level:
         if inlier or self._inliers < WARM_ROWS:
             self._inliers += 1
             share = 1 / self._inliers
-            share = share if share > self.gain_least else self.gain_least
+            share = max(self.gain_least, share)
             self.scale += share * (_TO_SD * abs(residual) - self.scale)
         self.warm, self.residual = warm, residual
         if warm:
@@ -185,7 +183,7 @@ class Level:
             return
         self.z = (loss - cover) / scale
         below = residual / scale
-        below = -_CLIP if below < -_CLIP else 3.0 if below > 3.0 else below  # noqa: PLR1730
+        below = -_CLIP if below < -_CLIP else min(below, 3.0)
         down = self._down - below - 1
         self._down = down if down > 0 else 0.0
         if down > _STEP_DOWN:
@@ -236,7 +234,15 @@ class Level:
         "_t1", "_t2", "cover", "scale", "_down", "_smallest", "_tokens_a_step", "_last_rate",
         "norm_level", "recent",
     )  # fmt: skip
-    _WHOLE = ("_rows", "_inliers", "_to_learn", "_last_step", "_last_tokens", "_rate_rows", "_since_rise")
+    _WHOLE = (
+        "_rows",
+        "_inliers",
+        "_to_learn",
+        "_last_step",
+        "_last_tokens",
+        "_rate_rows",
+        "_since_rise",
+    )
 
     def state(self) -> list[list[float | None]]:
         """[floats, integers, last losses], JSON-ready; None for what is not known yet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from forkcast.departures import NON_FINITE, TOGETHER, Departures, Risen, Said, TierRules
@@ -21,7 +21,7 @@ class TriggerRules:
     without a departure in an epoch >= 1 give a Calm trigger; 0 = off.
     """
 
-    tiers: TierRules = TierRules()
+    tiers: TierRules = field(default_factory=TierRules)
     warmup_steps: int = 200
     force_every_steps: int = 0
     calm_steps: int = 1000
@@ -94,9 +94,7 @@ class TriggerMachine:
             return Fired("calm", TriggerRule.CALM, Tier.BRANCH, step)
         return fired
 
-    def _of(
-        self, risen: Risen, us: Mapping[str, float], signals: Mapping[str, Said]
-    ) -> Fired:
+    def _of(self, risen: Risen, us: Mapping[str, float], signals: Mapping[str, Said]) -> Fired:
         rules = self.rules.tiers
         if risen.name == NON_FINITE:
             rule = TriggerRule.NON_FINITE

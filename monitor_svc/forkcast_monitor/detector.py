@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from forkcast.departures import NON_FINITE, TOGETHER
 from forkcast.level import Level
@@ -25,7 +26,8 @@ _CAUSES: Final = {
 }
 
 
-class Reading(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Reading:
     """What the detector makes of one row. event: if a departure begins, or rises, at it; trigger: if it
     asks for a branch.
     """
@@ -43,7 +45,9 @@ class Detector:
         weights = config.weights
         largest = max(weights.values())
         self._signals = {
-            name: make(config.signals) for name, make in config.preset.signals.items() if weights[name]
+            name: make(config.signals)
+            for name, make in config.preset.signals.items()
+            if weights[name]
         }
         # name, fold, weight, and weight over the largest
         self._folds = [
@@ -54,6 +58,9 @@ class Detector:
         self._level = Level(config.signals.ema_decay)
         self.triggers = TriggerMachine(config.trigger)
         self.last: Index | None = None
+        #: Departures so far, and the last of them.
+        self.events = 0
+        self.last_event: Event | None = None
         self._rows = 0
         self._step = self._stride = self._epoch = -1
         self._since_splice = -1  # rows; -1 = never spliced
@@ -76,10 +83,9 @@ class Detector:
             if u:
                 weighted += weight * u
                 together += share * u
-                if u > most:
-                    most = u
+                most = max(most, u)
         ready = not level.warm and self._rows > self._warmup
-        z = (together if together > most else most) if ready else 0.0
+        z = (max(most, together)) if ready else 0.0
         finite = level.finite and level.norm_finite
         fired = triggers.fold(
             step,
@@ -140,7 +146,10 @@ class Detector:
         ):
             # what a collapse went back to had it already: another branch from there would, too
             self.triggers.departures.mute(fired.name)
-            tier, cause = Tier.EVENT, f"{cause}; the base of this epoch had it already: it is damaged"
+            tier, cause = (
+                Tier.EVENT,
+                f"{cause}; the base of this epoch had it already: it is damaged",
+            )
         event = Event(
             run_uid=self.run_uid,
             epoch=index.epoch,
@@ -150,9 +159,19 @@ class Detector:
             component=fired.name,
             cause=cause,
         )
+        shown = fired.rule not in (TriggerRule.CALM, TriggerRule.FORCED)
+        if shown:
+            before = self.last_event
+            # one that rises, or asks again, is the same departure
+            same = before is not None and (before.component, before.onset_step, before.epoch) == (
+                event.component,
+                event.onset_step,
+                event.epoch,
+            )
+            self.events += not same
+            self.last_event = event
         if tier < Tier.BRANCH:
             return Reading(index, event, None)
-        shown = fired.rule not in (TriggerRule.CALM, TriggerRule.FORCED)
         trigger = Trigger(
             run_uid=self.run_uid,
             epoch=index.epoch,
@@ -192,7 +211,8 @@ class Detector:
             "level": self._level.state(),
             "triggers": self.triggers.state(),
             "place": [self._rows, self._step, self._stride, self._epoch, self._since_splice],
-            "last": None if last is None else list(last),
+            "last": None if last is None else asdict(last),
+            "events": [self.events, None if self.last_event is None else asdict(self.last_event)],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -203,4 +223,6 @@ class Detector:
         self.triggers.restore(state["triggers"])
         self._rows, self._step, self._stride, self._epoch, self._since_splice = state["place"]
         last = state["last"]
-        self.last = None if last is None else Index(*last[:-1], Tier(last[-1]))
+        self.last = None if last is None else Index(**{**last, "tier": Tier(last["tier"])})
+        self.events, event = state["events"]
+        self.last_event = None if event is None else Event(**{**event, "tier": Tier(event["tier"])})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from forkcast.departures import TierRules
@@ -21,7 +21,7 @@ class Preset:
     """
 
     signals: Mapping[str, SignalKind]
-    tiers: TierRules = TierRules()
+    tiers: TierRules = field(default_factory=TierRules)
     weighted: bool = False
     quiet: bool = False
     source: str

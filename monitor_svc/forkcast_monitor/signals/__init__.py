@@ -19,8 +19,13 @@ from forkcast_monitor.signals.volatility import Volatility
 class SignalKind(Protocol):
     """What makes a signal; see `forkcast.ports.Signal` for its weight and patience."""
 
-    weight: float
-    patient: bool
+    @property
+    def weight(self) -> float:
+        """Its share of the index."""
+
+    @property
+    def patient(self) -> bool:
+        """Whether what it sees may heal by itself."""
 
     def __call__(self, rules: SignalRules) -> Signal:
         """A signal that has seen nothing."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from forkcast.level import Level
 from forkcast.records import StepStats
@@ -60,8 +60,7 @@ class Volatility(SignalBase):
             self._sum, self._rows, self.severe, self.healed = 0.0, 0, False, True
             self._ref = level.cover
             return 0.0
-        z = level.z
-        z = -3.0 if z < -3.0 else 2.5 if z > 2.5 else z  # noqa: PLR1730 - twice as fast as min and max
+        z = min(max(level.z, -3.0), 2.5)
         total = self._sum + z - _DRIFT
         if total <= 0:
             self._sum, self._rows = 0.0, 0
@@ -70,7 +69,7 @@ class Volatility(SignalBase):
             if rise is not None:
                 self._led.append(rise)
             return 0.0
-        return self._departed(total if total < _CAP else _CAP, rise, level)
+        return self._departed(min(_CAP, total), rise, level)
 
     def _departed(self, total: float, rise: float | None, level: Level) -> float:
         if not self._rows:
@@ -87,8 +86,8 @@ class Volatility(SignalBase):
         u = EVENT * total / (_ALONE if self._vote is None else _VOTED)
         unvoted = EVENT * total / _ALONE
         if size <= _LEAST_SIZE or not voted or (level.rate_rose and not self.severe):
-            return unvoted if unvoted < _UNVOTED_MOST else _UNVOTED_MOST
-        return u if u < MOST else MOST
+            return min(_UNVOTED_MOST, unvoted)
+        return min(MOST, u)
 
     def cause(self) -> str:
         """Size, rows, and what the gradient norm says."""
