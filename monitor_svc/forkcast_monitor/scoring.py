@@ -63,7 +63,9 @@ def alarms(columns: Columns, preset: str = "Forkcast") -> Flags:
     return np.array(
         [
             one.event is not None
-            or any(one.index.ready and one.index.components.get(name, 0.0) > limit for name in standing)
+            or any(
+                one.index.ready and one.index.components.get(name, 0.0) > limit for name in standing
+            )
             for one in readings(columns, preset)
         ],
         dtype=bool,

@@ -11,7 +11,5 @@ from forkcast_monitor.presets.base import Preset
 from forkcast_monitor.signals import SIGNALS
 
 PRESETS: Mapping[str, Preset] = {
-    "Forkcast": Preset(
-        signals=SIGNALS, tiers=TierRules(), weighted=True, source="docs/detect.md"
-    ),
+    "Forkcast": Preset(signals=SIGNALS, tiers=TierRules(), weighted=True, source="docs/detect.md"),
 }

@@ -65,9 +65,7 @@ class Disagreement(SignalBase):
 
     def cause(self) -> str:
         """How far off the forecasts were."""
-        return (
-            f"the smoothed loss is {self._error:.2f} nats above what {self._horizon} rows ago forecast"
-        )
+        return f"the smoothed loss is {self._error:.2f} nats above what {self._horizon} rows ago forecast"
 
     def splice(self) -> None:
         """What was forecast for another step is no error of this one."""

@@ -105,6 +105,11 @@ class InternalEntropy(SignalBase):
         where = f" in layer {self._layer}" if channel == "collapse" else ""
         return f"{LIMITS[channel].words.format(level or 0.0)}{where} in {_SAMPLES} samples running"
 
+    def splice(self) -> None:
+        """The samples were taken of another state of the model."""
+        self._samples = {name: [] for name in LIMITS}
+        self._u, self.healed = None, True
+
     def state(self) -> Mapping[str, object]:
         """The last samples."""
         return {

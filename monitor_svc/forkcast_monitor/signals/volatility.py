@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from forkcast.level import Level
 from forkcast.records import StepStats
-from forkcast_monitor.signals.base import EVENT, MOST, SignalBase, SignalRules
+from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
 
 _DRIFT = 1.0
 _CAP = 8.0
@@ -28,8 +28,6 @@ _UNVOTED_MOST = 2.4
 _VOTE = math.log(2)
 #: The norm may have led the loss by so many rows.
 _LEAD = 4
-#: Less than this is no departure of a run, however quiet it was, nats/token.
-_LEAST_SIZE = 0.06
 _SEVERE_SCALES, _SEVERE_SIZE = 8.0, 0.3
 
 
@@ -86,7 +84,7 @@ class Volatility(SignalBase):
         voted = self._vote is None or self._vote >= _VOTE
         u = EVENT * total / (_ALONE if self._vote is None else _VOTED)
         unvoted = EVENT * total / _ALONE
-        if size <= _LEAST_SIZE or not voted or (level.rate_rose and not self.severe):
+        if size <= LEAST_SIZE or not voted or (level.rate_rose and not self.severe):
             return unvoted if unvoted < _UNVOTED_MOST else _UNVOTED_MOST
         return u if u < MOST else MOST
 
