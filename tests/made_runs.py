@@ -45,9 +45,7 @@ def healthy(
         more = {name: column(step) for name, column in columns.items()}
         loss = end + fall * math.exp(-step / tau) + noise * rng.standard_normal()
         norm = math.exp(0.1 * rng.standard_normal())
-        rows.append(
-            step_stats(step, loss=loss, grad_norm=norm, grad_norm_clipped=norm, **more)
-        )
+        rows.append(step_stats(step, loss=loss, grad_norm=norm, grad_norm_clipped=norm, **more))
     return rows
 
 

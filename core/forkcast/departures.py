@@ -244,7 +244,7 @@ class Departures:
     def _counted(self, step: int, risen: Risen | None) -> Risen | None:
         if risen is not None and risen.tier >= Tier.BRANCH and self.rules.quiet_steps:
             self._quiet_until = step + self.rules.quiet_steps
-            self._each.clear()
+            self._each = {name: one for name, one in self._each.items() if name == NON_FINITE}
         return risen
 
     def tier(self, z: float) -> Tier:

@@ -199,7 +199,7 @@ class Level:
         down = self._down - below - 1
         self._down = down if down > 0 else 0.0
         if down > _STEP_DOWN:
-            self._t1 = self._t2 = self.cover = self.recent
+            self._t1 = self._t2 = self.recent
             self._rows = _RENEWED_ROWS
             self._to_learn = 0
             self._down = self._under = 0.0
