@@ -100,7 +100,7 @@ class Departure:
         if self.tier is Tier.CALM:
             return self._begin(step, said, rules) if judged and hit else None
         risen = self._go_on(step, u, said, rules)
-        if risen is None and hit and self.dipped and self.tier is not Tier.CALM:
+        if risen is None and judged and hit and self.dipped and self.tier is not Tier.CALM:
             risen = Tier.EVENT
         self.dipped = not hit and (self.dipped or u <= _WATCH * rules.single_z)
         return None if self.muted else risen
