@@ -34,7 +34,8 @@ class _Limit:
         """The level in the unit of an event, in [0, MOST]."""
         if level <= 0:
             return MOST if self.event < self.begins else 0.0
-        u = EVENT * math.log(level / self.begins) / math.log(self.event / self.begins)
+        far = math.log(level) - math.log(self.begins)
+        u = EVENT * far / (math.log(self.event) - math.log(self.begins))
         return min(max(u, 0.0), MOST)
 
 
