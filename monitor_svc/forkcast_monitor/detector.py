@@ -15,7 +15,7 @@ from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.rarity import how_rare
 from forkcast_monitor.signals.base import MOST
 
-#: Rows that may be missing: a distance larger by more than that beside the last few is a gap.
+#: Rows that may be missing, or come again, beside the distances of the last few.
 _FORGIVEN_ROWS: Final = 16
 _DISTANCES: Final = 4
 _CAUSES: Final = {
@@ -130,16 +130,17 @@ class Detector:
                 self._unproven = [name for name, one in self._signals.items() if not one.patient]
             return
         apart = step - before
-        if before < 0 or apart <= 0:
+        if before < 0 or not apart:
             return
-        if (
-            apart > _FORGIVEN_ROWS + 1
-            and self._apart
-            and apart > max(self._apart) * (_FORGIVEN_ROWS + 1)
-        ):
-            self.triggers.missed(before + 1, step - 1)
-            self._splice()
-        self._apart.append(apart)
+        if not -_FORGIVEN_ROWS <= apart <= _FORGIVEN_ROWS + 1 and self._apart:
+            usual = max(self._apart)
+            if apart > usual * (_FORGIVEN_ROWS + 1):
+                self.triggers.missed(before + 1, step - 1)
+                self._splice()
+            elif apart < -usual * _FORGIVEN_ROWS:  # a log that was resumed from an earlier state
+                self._splice()
+        if apart > 0:
+            self._apart.append(apart)
 
     def _splice(self) -> None:
         self._level.splice()
