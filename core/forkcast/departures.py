@@ -100,7 +100,7 @@ class Departure:
         if self.tier is Tier.CALM:
             return self._begin(step, said, rules) if judged and hit else None
         risen = self._go_on(step, u, said, rules)
-        if risen is None and judged and hit and self.dipped and self.tier is not Tier.CALM:
+        if risen is None and judged and hit and self.dipped:
             risen = Tier.EVENT
         self.dipped = not hit and (self.dipped or u <= _WATCH * rules.single_z)
         return None if self.muted else risen
@@ -114,7 +114,8 @@ class Departure:
     def _go_on(self, step: int, u: float, said: Said, rules: TierRules) -> Tier | None:
         self.rows += 1
         if u < _ARMED * rules.single_z:
-            self.tier, self.over, self.onset, self.muted = Tier.CALM, 0, None, False
+            self.tier, self.over, self.onset = Tier.CALM, 0, None
+            self.dipped = self.muted = False
             return None
         if self.muted or self.tier is Tier.STOP:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -389,7 +390,7 @@ def test_after_a_collapse_the_level_is_learnt_again_and_a_spike_is_seen() -> Non
 def test_a_base_that_is_damaged_is_said_once_and_asks_for_nothing(every: int) -> None:
     """Whatever a channel that is sampled more often has said of it meanwhile."""
     rows = collapsed(
-        rms_max=lambda step: 1.2,
+        rms_max=lambda _: 1.2,
         attention_logit_max=lambda step: (
             (90.0 if step > 700 else 12.0) if step % every == 0 else None
         ),
@@ -440,7 +441,7 @@ def eventful(steps: int, seed: int = 0) -> list[StepStats]:
         seed=seed,
         attention_logit_max=lambda step: (20 + step % 90) if step % 10 == 0 else None,
         attention_entropy=lambda step: (0.5, 0.6) if step % 10 == 0 else None,
-        rms_max=lambda step: 1.3,
+        rms_max=lambda _: 1.3,
         validation_loss=lambda step: 3.0 + math.exp(-step / 900) if step % 250 == 0 else None,
         tokens=lambda step: 4096 * step,
     )
@@ -462,7 +463,7 @@ def test_a_run_cut_anywhere_is_the_same_run(preset: str) -> None:
     cuts = [0, *sorted(rng.choice(len(rows), 25, replace=False).tolist()), len(rows)]
     got: list[Reading] = []
     one = detector(preset=preset)
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         state = json.loads(json.dumps(one.state(), allow_nan=False))
         one = detector(preset=preset)
         one.restore(state)
