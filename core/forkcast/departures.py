@@ -81,9 +81,8 @@ class Departure:
         self.rows = 0  # since the event began
         self.dipped = False  # whether u has been down to what is only watched since its last event
         self.muted = False  # whether it asks for nothing more while it lasts
-        self.asked = self.again = (
-            0  # step of the last request for a branch, and how many there were
-        )
+        # step of the last request for a branch, and how many there were
+        self.asked = self.again = 0
 
     def fold(
         self, step: int, u: float, said: Said, rules: TierRules, *, judged: bool
@@ -297,4 +296,4 @@ class Departures:
 
 
 def _onset(departure: Departure, step: int) -> int:
-    return step if departure.onset is None else departure.onset
+    return step if departure.onset is None else min(departure.onset, step)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from forkcast.records import Event, StepStats, Tier, Trigger, TriggerRule
 from forkcast_monitor.detector import Reading
@@ -532,3 +534,65 @@ def test_a_long_gap_is_no_calm_for_the_rate_of_events() -> None:
     one = detector()
     readings([row for row in flat(1200) if not 500 <= row.step < 900], one)
     assert one.triggers.state()["rate"]["missing"] == [[500, 899]]
+
+
+ANY = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=True),
+    st.sampled_from([0.0, 5e-324, 1e99, -1e101]),
+    st.floats(0.1, 5),
+)
+MAYBE = st.one_of(st.none(), ANY)
+ROW = st.fixed_dictionaries(
+    {
+        "loss": ANY,
+        "grad_norm": ANY,
+        "learning_rate": ANY,
+        "tokens": st.integers(0, 2**63 - 1),
+        "rms_max": MAYBE,
+        "attention_logit_max": MAYBE,
+        "validation_loss": MAYBE,
+        "attention_entropy": st.one_of(st.none(), st.lists(ANY, max_size=3).map(tuple)),
+    }
+)
+STEPS = st.lists(
+    st.tuples(
+        ROW,
+        st.integers(1, 6),  # times
+        st.sampled_from([1] * 6 + [0, -1, -40, 10, 2000, 2**40]),  # steps on
+        st.sampled_from([0] * 9 + [1]),  # epochs on
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 120), STEPS, st.integers(0, 40))
+def test_whatever_comes_each_row_is_read_and_a_restart_is_bit_equal(
+    preset: str, calm: int, steps: list[Any], cut: int
+) -> None:
+    rules = {"preset": preset, "warmupSteps": 10, "calmSteps": 30, "cooldownSteps": 5}
+    one, other = detector(**rules), None
+    readings(flat(calm), one)
+    step, epoch = calm, 0
+    for number, (values, times, on, epochs) in enumerate(steps):
+        if number == cut:
+            other = detector(**rules)
+            other.restore(json.loads(json.dumps(one.state(), allow_nan=False)))
+        epoch += epochs
+        for _ in range(times):
+            step = max(0, step + on)
+            row = step_stats(step, epoch=epoch, **values)
+            reading = one.fold(row)
+            if other is not None:
+                assert other.fold(row) == reading
+                assert other.over_threshold == one.over_threshold
+            index, event, trigger = reading
+            assert 0 <= index.z < 1e3
+            assert all(0 <= u <= 8 for u in index.components.values())
+            assert math.isfinite(index.index)
+            for told in (event, trigger):
+                assert told is None or (told.cause and "\n" not in told.cause)
+                assert told is None or 0 <= told.onset_step <= told.step
+            assert trigger is None or event is None or event.tier >= Tier.EVENT
+    assert json.dumps(one.state(), allow_nan=False)
