@@ -10,6 +10,7 @@ spike. A departure
   base of a branch is an older state anyway.
 - asks *again*, if it lasts, after `cooldown_steps`, and twice as many each time: the first trigger may
   have met an open branch or a spent budget.
+- is told of *again* as an event, if u had fallen to a half of it and comes back.
 - *ends*, and the signal is armed again, when u has fallen to a fifth of an event. No time is waited out:
   a second departure right after the first is a second event.
 
@@ -77,17 +78,17 @@ class _Bare:
 class Departure:
     """One signal's. tier: what it has come to, CALM between two."""
 
-    __slots__ = ("again", "asked", "dipped", "onset", "over", "rows", "tier")
+    __slots__ = ("again", "asked", "dipped", "muted", "onset", "over", "rows", "tier")
 
     def __init__(self) -> None:
         self.tier = Tier.CALM
         self.onset: int | None = None
         self.over = 0  # rows running over z
         self.rows = 0  # since the event began
-        self.dipped = False  # whether u has been below z since it was last over it
-        self.asked = self.again = (
-            0  # step of the last request for a branch, and how many there were
-        )
+        self.dipped = False  # whether u has been down to what is only watched since its last event
+        self.muted = False  # whether it asks for nothing more while it lasts
+        # step of the last request for a branch, and how many there were
+        self.asked = self.again = 0
 
     def fold(
         self, step: int, u: float, said: Said, rules: TierRules, *, judged: bool
@@ -102,22 +103,26 @@ class Departure:
         self.over = self.over + 1 if u > rules.z else 0
         hit = u > rules.single_z or self.over >= rules.consecutive_steps
         if self.tier is Tier.CALM:
-            return self._begin(step, said) if judged and hit else None
+            return self._begin(step, said, rules) if judged and hit else None
         risen = self._go_on(step, u, said, rules)
-        if risen is None and hit and self.dipped and self.open:
+        if risen is None and judged and hit and self.dipped:
             risen = Tier.EVENT
-        self.dipped = not hit and (self.dipped or u <= rules.z)
-        return risen
+        self.dipped = not hit and (self.dipped or u <= _WATCH * rules.single_z)
+        return None if self.muted else risen
 
-    def _begin(self, step: int, said: Said) -> Tier:
+    def _begin(self, step: int, said: Said, rules: TierRules) -> Tier:
         self.rows, self.again, self.dipped = 0, 0, False
         self.tier = Tier.EVENT
-        return self._ask(step) if said.severe or not said.patient else Tier.EVENT
+        at_once = said.severe or not said.patient or not rules.patience_rows
+        return self._ask(step) if at_once else Tier.EVENT
 
     def _go_on(self, step: int, u: float, said: Said, rules: TierRules) -> Tier | None:
         self.rows += 1
         if u < _ARMED * rules.single_z:
-            self.tier, self.over = Tier.CALM, 0
+            self.tier, self.over, self.onset = Tier.CALM, 0, None
+            self.dipped = self.muted = False
+            return None
+        if self.muted or self.tier is Tier.STOP:
             return None
         if self.tier is Tier.EVENT:
             if said.severe:
@@ -154,7 +159,7 @@ class Departure:
             setattr(self, name, value)
         self.tier = Tier(self.tier)
 
-    _STATE = ("tier", "onset", "over", "rows", "asked", "again", "dipped")
+    _STATE = ("tier", "onset", "over", "rows", "asked", "again", "dipped", "muted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +207,8 @@ class Departures:
         risen: Risen | None = None
         most = 0.0
         for name, u in us.items():
-            most = max(most, u)
+            if u > most:
+                most = u
             departure = each.get(name)
             if departure is None:
                 if u <= 0:
@@ -244,7 +250,7 @@ class Departures:
     def _counted(self, step: int, risen: Risen | None) -> Risen | None:
         if risen is not None and risen.tier >= Tier.BRANCH and self.rules.quiet_steps:
             self._quiet_until = step + self.rules.quiet_steps
-            self._each.clear()
+            self._each = {name: one for name, one in self._each.items() if name == NON_FINITE}
         return risen
 
     def tier(self, z: float) -> Tier:
@@ -253,13 +259,14 @@ class Departures:
         if not self._each:
             return tier
         for departure in self._each.values():
-            tier = max(tier, departure.tier)
+            if departure.tier > tier:
+                tier = departure.tier
         return tier
 
     def mute(self, name: str) -> None:
-        """What this signal says is known, and asks for nothing more while it lasts."""
+        """What this signal says is known: an event, that asks for nothing more while it lasts."""
         if name in self._each:
-            self._each[name].again = _MOST_DOUBLINGS
+            self._each[name].muted, self._each[name].tier = True, Tier.EVENT
 
     @property
     def open(self) -> bool:
@@ -295,4 +302,4 @@ class Departures:
 
 
 def _onset(departure: Departure, step: int) -> int:
-    return step if departure.onset is None else departure.onset
+    return step if departure.onset is None else min(departure.onset, step)

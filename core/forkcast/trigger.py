@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from forkcast.departures import NON_FINITE, TOGETHER, Departures, Risen, Said, TierRules
@@ -40,13 +40,15 @@ class TriggerRules:
 @dataclass(frozen=True, slots=True)
 class Fired:
     """What fired at a row. name: the signal, or the rule's own name. tier: EVENT is shown and recorded, from
-    BRANCH on it is a trigger, too. onset: first step of the departure.
+    BRANCH on it is a trigger, too. onset: first step of the departure. beside: a departure that another
+    rule's trigger came with.
     """
 
     name: str
     rule: TriggerRule
     tier: Tier
     onset: int
+    beside: Fired | None = None
 
 
 class TriggerMachine:
@@ -82,7 +84,7 @@ class TriggerMachine:
             fired = _higher(
                 fired, Fired(VALIDATION, TriggerRule.VALIDATION_REGRESSION, Tier.BRANCH, step)
             )
-        if risen is not None and self._rate.fold(step):
+        if risen is not None and self._rate.fold(step, risen.onset):
             fired = _higher(
                 fired, Fired(EVENT_RATE, TriggerRule.INSTABILITY_RATE, Tier.BRANCH, step)
             )
@@ -145,4 +147,6 @@ class TriggerMachine:
 
 
 def _higher(one: Fired | None, other: Fired) -> Fired:
-    return other if one is None or other.tier > one.tier else one
+    if one is None:
+        return other
+    return replace(other, beside=one) if other.tier > one.tier else one

@@ -13,7 +13,7 @@ from typing import Any
 
 from forkcast.level import Level
 from forkcast.records import StepStats
-from forkcast_monitor.signals.base import EVENT, MOST, SignalBase, SignalRules
+from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
 
 #: Scales above the best, and log units above the least norm: where it begins to count, and how much more
 #: makes an event.
@@ -59,10 +59,9 @@ class Drift(SignalBase):
         if level.rate_rose or mean < best:
             best = mean
         self._best = best
-        self._rise = mean - best
-        above = self._rise / scale if scale > 0 else 0.0
+        rise = self._rise = mean - best
+        above = self._above = rise / scale if rise > LEAST_SIZE else 0.0
         u = (above - _LOSS[0]) / _LOSS[1]
-        self._above = above
         least = self._least_norm
         if norm == norm:  # noqa: PLR0124 - a norm is logged
             least = (

@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from forkcast.level import Level
 from forkcast.records import StepStats
-from forkcast_monitor.signals.base import EVENT, MOST, SignalBase, SignalRules
+from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
 
 _DRIFT = 1.0
 _CAP = 8.0
@@ -28,8 +28,6 @@ _UNVOTED_MOST = 2.4
 _VOTE = math.log(2)
 #: The norm may have led the loss by so many rows.
 _LEAD = 4
-#: Less than this is no departure of a run, however quiet it was, nats/token.
-_LEAST_SIZE = 0.06
 _SEVERE_SCALES, _SEVERE_SIZE = 8.0, 0.3
 
 
@@ -60,7 +58,8 @@ class Volatility(SignalBase):
             self._sum, self._rows, self.severe, self.healed = 0.0, 0, False, True
             self._ref = level.cover
             return 0.0
-        z = min(max(level.z, -3.0), 2.5)
+        z = level.z
+        z = -3.0 if z < -3.0 else 2.5 if z > 2.5 else z
         total = self._sum + z - _DRIFT
         if total <= 0:
             self._sum, self._rows = 0.0, 0
@@ -69,7 +68,7 @@ class Volatility(SignalBase):
             if rise is not None:
                 self._led.append(rise)
             return 0.0
-        return self._departed(min(_CAP, total), rise, level)
+        return self._departed(total if total < _CAP else _CAP, rise, level)
 
     def _departed(self, total: float, rise: float | None, level: Level) -> float:
         if not self._rows:
@@ -85,9 +84,9 @@ class Volatility(SignalBase):
         voted = self._vote is None or self._vote >= _VOTE
         u = EVENT * total / (_ALONE if self._vote is None else _VOTED)
         unvoted = EVENT * total / _ALONE
-        if size <= _LEAST_SIZE or not voted or (level.rate_rose and not self.severe):
-            return min(_UNVOTED_MOST, unvoted)
-        return min(MOST, u)
+        if size <= LEAST_SIZE or not voted or (level.rate_rose and not self.severe):
+            return unvoted if unvoted < _UNVOTED_MOST else _UNVOTED_MOST
+        return u if u < MOST else MOST
 
     def cause(self) -> str:
         """Size, rows, and what the gradient norm says."""
