@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from forkcast.records import Tier
+from forkcast.records import Tier, TriggerRule
 
 #: The name of the departure that no single signal answers for.
 TOGETHER: Final = "index"
@@ -54,6 +54,7 @@ class TierRules:
 class Said(Protocol):
     """What a signal says of its last row beside u; see `forkcast.ports.Signal`."""
 
+    rule: TriggerRule | None
     patient: bool
     severe: bool
     healed: bool
@@ -62,6 +63,7 @@ class Said(Protocol):
 class _Bare:
     """What asks for a branch at once, or waits, and heals by its u alone."""
 
+    rule: TriggerRule | None = None
     severe = False
 
     def __init__(self, *, patient: bool, healed: bool) -> None:
@@ -237,7 +239,8 @@ class Departures:
     def _counted(self, step: int, risen: Risen | None) -> Risen | None:
         if risen is not None and risen.tier >= Tier.BRANCH and self.rules.quiet_steps:
             self._quiet_until = step + self.rules.quiet_steps
-            self._each.clear()
+            # rows that are not finite are one departure, however many there are
+            self._each = {name: one for name, one in self._each.items() if name == NON_FINITE}
         return risen
 
     def tier(self, z: float) -> Tier:

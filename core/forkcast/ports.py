@@ -12,7 +12,7 @@ import numpy as np
 from forkcast.actions import Action, Lattice
 from forkcast.branch import Command, Phase, Seen
 from forkcast.level import Level
-from forkcast.records import StepStats, Window
+from forkcast.records import StepStats, TriggerRule, Window
 
 
 class World(Protocol):
@@ -33,11 +33,14 @@ class Signal(Protocol):
 
     weight: its share of the index beside the other signals' shares, >= 0, unless a manifest gives
         weights; a signal of weight 0 is neither computed nor recorded.
+    rule: what its triggers are recorded as; None: Single or Consecutive, by what u exceeded. A signal with
+        a rule of its own speaks of a state that a base may have had already.
     patient: whether what it sees may heal by itself, so that a branch waits for that.
     severe, healed: of the last row: whether it asks for a branch at once; whether what departed is back.
     """
 
     weight: float
+    rule: TriggerRule | None
     patient: bool
     severe: bool
     healed: bool

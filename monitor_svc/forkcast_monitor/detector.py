@@ -134,7 +134,7 @@ class Detector:
         signal = self._signals.get(fired.name)
         if (
             signal is not None
-            and not signal.patient
+            and signal.rule is not None
             and tier is Tier.BRANCH
             and 0 <= self._since_splice < _OF_THE_BASE_ROWS
         ):
