@@ -17,7 +17,6 @@ from forkcast_monitor.detector import Detector
 from forkcast_monitor.presets import PRESETS
 from forkcast_monitor.signals.base import MOST
 from forkcast_wire.manifest import Uncertainty
-
 from tests.make import step_stats
 
 RECORDED: dict[str, Any] = json.loads(

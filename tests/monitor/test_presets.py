@@ -18,7 +18,6 @@ from forkcast_monitor.presets import PRESETS
 from forkcast_monitor.signals.base import EVENT, MOST, SignalRules
 from forkcast_wire.manifest import Uncertainty
 from forkcast_wire.shelves import SHELVES
-
 from tests.make import step_stats
 
 FOREIGN = [name for name in PRESETS if name not in ("Forkcast", "Literal")]
@@ -47,7 +46,7 @@ def wave(rows: int, mean: float = 3.0, sd: float = 0.1) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "preset,limit", [("OlmoCore", 3.0 + 6 * 0.1), ("WandbZScore", 3.0 + 3 * 0.1)]
+    ("preset", "limit"), [("OlmoCore", 3.0 + 6 * 0.1), ("WandbZScore", 3.0 + 3 * 0.1)]
 )
 def test_a_value_just_beyond_so_many_deviations_fires_and_one_just_within_does_not(preset, limit):
     rows = {"OlmoCore": 128, "WandbZScore": 30}[preset]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from forkcast.ports import Signal
+from forkcast.records import TriggerRule
 from forkcast_monitor.signals.base import SignalRules
 from forkcast_monitor.signals.disagreement import Disagreement
 from forkcast_monitor.signals.drift import Drift
@@ -17,9 +18,10 @@ from forkcast_monitor.signals.volatility import Volatility
 
 
 class SignalKind(Protocol):
-    """What makes a signal; see `forkcast.ports.Signal` for its weight and patience."""
+    """What makes a signal; see `forkcast.ports.Signal` for its weight, rule and patience."""
 
     weight: float
+    rule: TriggerRule | None
     patient: bool
 
     def __call__(self, rules: SignalRules) -> Signal:
