@@ -12,7 +12,7 @@ import numpy as np
 from forkcast.actions import Action, Lattice
 from forkcast.branch import Command, Phase, Seen
 from forkcast.level import Level
-from forkcast.records import StepStats, Window
+from forkcast.records import StepStats, TriggerRule, Window
 
 
 class World(Protocol):
@@ -33,6 +33,8 @@ class Signal(Protocol):
 
     weight: its share of the index beside the other signals' shares, >= 0, unless a manifest gives
         weights; a signal of weight 0 is neither computed nor recorded.
+    rule: what its triggers are recorded as; None: Single or Consecutive, by what u exceeded. A signal with
+        a rule of its own speaks of a state that a base may have had already.
     patient: whether what it sees may heal by itself, so that a branch waits for that.
     severe, healed: of the last row: whether it asks for a branch at once; whether what departed is back.
     """
@@ -40,6 +42,10 @@ class Signal(Protocol):
     @property
     def weight(self) -> float:
         """Its share of the index."""
+
+    @property
+    def rule(self) -> TriggerRule | None:
+        """The rule of its triggers; None: as u is over one threshold or the other."""
 
     @property
     def patient(self) -> bool:

@@ -36,17 +36,20 @@ def configure(given: Uncertainty) -> DetectorConfig:
     )
     if preset.quiet:
         tiers = replace(tiers, quiet_steps=tiers.cooldown_steps, cooldown_steps=0)
+    trigger = TriggerRules(
+        tiers=tiers,
+        **_given(given, "warmup_steps", "calm_steps"),
+        **_given(given.trigger, "force_every_steps"),
+    )
     return DetectorConfig(
         preset=preset,
         weights=_weights(preset, given.weights),
         signals=SignalRules(
+            warmup=trigger.warmup_steps,
+            z=tiers.z,
             **_given(given, "ema_decay", "window", horizon="forecast_horizon_steps"),
         ),
-        trigger=TriggerRules(
-            tiers=tiers,
-            **_given(given, "warmup_steps", "calm_steps"),
-            **_given(given.trigger, "force_every_steps"),
-        ),
+        trigger=trigger,
     )
 
 

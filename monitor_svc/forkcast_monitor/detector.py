@@ -131,7 +131,9 @@ class Detector:
             self._epoch = epoch
             if spliced:
                 self._splice()
-                self._unproven = [name for name, one in self._signals.items() if not one.patient]
+                self._unproven = [
+                    name for name, one in self._signals.items() if one.rule is not None
+                ]
             return
         apart = step - before
         if before < 0 or not apart:

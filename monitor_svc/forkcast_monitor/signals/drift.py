@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from forkcast.level import Level
-from forkcast.records import StepStats
+from forkcast.records import StepStats, TriggerRule
 from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
 
 #: Scales above the best, and log units above the least norm: where it begins to count, and how much more
@@ -29,6 +29,7 @@ class Drift(SignalBase):
     """u = 3.2 at 3 scales of the loss above its best, or at a norm twice its least (.7 log units)."""
 
     weight = 0.2
+    rule = TriggerRule.SLOW
 
     def __init__(self, rules: SignalRules) -> None:
         self._gain = 1 - rules.ema_decay

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from forkcast.level import Level
 from forkcast.records import StepStats
@@ -49,6 +49,7 @@ class Volatility(SignalBase):
 
     def update(self, stats: StepStats, level: Level) -> float | None:
         """The sum in the unit of an event."""
+        del stats  # all that counts of it is in the level
         if not level.finite:
             return None
         rise = level.norm_rise
