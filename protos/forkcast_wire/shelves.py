@@ -66,8 +66,6 @@ class Shares:
 
     def check(self, value: dict[str, float]) -> dict[str, float]:
         """The shares themselves. Raises ValueError naming what is missing, or the sum."""
-        if missing := [name for name in self.names if name not in value]:
-            raise ValueError(f"{', '.join(missing)} missing; give every {self.shelf[:-1]} a share")
         total = sum(value.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"must sum to 1, not {total:g}; change one of them")
@@ -84,3 +82,4 @@ SearchName = Annotated[str, _NAME, Shelf("search")]
 ClippingName = Annotated[str, _NAME, Shelf("clipping")]
 ClippingChoice = Annotated[str, _NAME, Shelf("clipping", beside=("Keep",))]
 SignalName = Annotated[str, _NAME, Shelf("signals")]
+PresetName = Annotated[str, _NAME, Shelf("presets")]
