@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from forkcast_cli.__main__ import app
+from forkcast_monitor.presets import PRESETS
 from forkcast_wire.statistics import tail_of
 from tests.cli.log_samples import SAMPLES, text
 from tests.waiting import HANG_SECONDS
@@ -62,7 +63,7 @@ def only(document):
 def expected(tmp_path):
     """The events of the course."""
     events = only(found(tmp_path, lines(course())))["events"]
-    assert 300 in [one["step"] for one in events] or 301 in [one["step"] for one in events]
+    assert [one["onset"] for one in events if 290 < one["step"] < 320] == [300]
     return events
 
 
@@ -189,7 +190,7 @@ def test_the_loss_of_one_rank_is_told_and_a_batchs_is_not(tmp_path):
 def test_a_loss_alone_is_enough(tmp_path):
     rows = [{"step": row["step"], "loss": row["loss"]} for row in course()]
     run = only(found(tmp_path, lines(rows)))
-    assert run["rows"] == 400
+    assert [one["onset"] for one in run["events"]] == [300]
     assert any("no gradient norm" in note for note in run["notes"])
 
 
@@ -293,6 +294,20 @@ def test_a_rule_of_the_detector_can_be_given(tmp_path):
         found(tmp_path, lines(course()), "--rule", "trigger.singleZ=1e6", "--rule", "trigger.z=1e6")
     )
     assert run["events"] == []
+
+
+def test_presets_are_chosen_and_compared(tmp_path, expected):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(lines(course()))
+    table = ran(path, "--compare").splitlines()
+    rows = [line.split() for line in table[[line.split()[0] for line in table].index("preset") :]]
+    assert rows[0] == ["preset", "events", "branches", "at", "steps"]
+    assert [row[0] for row in rows[1:]] == list(PRESETS)
+    compared = only(json.loads(ran(path, "--compare", "--json")))
+    assert compared["events"] == compared["presets"]["Forkcast"] == expected
+    alone = only(json.loads(ran(path, "--preset", "OlmoCore", "--json")))
+    assert alone["events"] == compared["presets"]["OlmoCore"] != expected
+    assert "one of Forkcast, Literal" in ran(path, "--preset", "olmo", code=2)
 
 
 # ---------------------------------------------------------------------------------------------- plots

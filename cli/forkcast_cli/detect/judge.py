@@ -40,6 +40,7 @@ class Judge:
         self._marks: deque[tuple[int, dict[str, Any]]] = deque(maxlen=REACH // _MARK_EVERY)
         self._folded = 0
         self.happenings: list[Happening] = []
+        self._open: dict[str, int] = {}  # by component, the place of its last departure
 
     def fold(self, stats: StepStats) -> tuple[float, Happening | None]:
         """Fold one step: (z, what begins or rises at it)."""
@@ -73,6 +74,7 @@ class Judge:
             self._fold(stats)
 
     def _abandon(self, step: int) -> None:
+        self._open.clear()
         self.happenings = [
             one if one.step < step else replace(one, abandoned=True) for one in self.happenings
         ]
@@ -94,15 +96,14 @@ class Judge:
         )
 
     def _noted(self, happening: Happening) -> Happening:
-        """A departure that rises is the one that it was, and keeps the step at which it was first seen."""
-        last = self.happenings[-1] if self.happenings else None
-        if last is not None and (last.onset, last.component, last.abandoned) == (
-            happening.onset,
-            happening.component,
-            False,
-        ):
-            happening = replace(happening, step=last.step)
-            self.happenings[-1] = happening
+        """A departure that rises, or asks again, is the one that it was, and keeps the step at which it
+        was first seen.
+        """
+        known = self._open.get(happening.component)
+        if known is not None and self.happenings[known].onset == happening.onset:
+            happening = replace(happening, step=self.happenings[known].step)
+            self.happenings[known] = happening
         else:
+            self._open[happening.component] = len(self.happenings)
             self.happenings.append(happening)
         return happening

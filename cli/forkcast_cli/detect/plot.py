@@ -17,7 +17,7 @@ from markupsafe import Markup
 from forkcast_cli.charts import Chart, Line, Mark, svg, top_edge
 from forkcast_cli.detect.session import Session
 from forkcast_cli.detect.watched import WatchedRun
-from forkcast_cli.detect.words import closing_lines, opening_lines
+from forkcast_cli.detect.words import BRANCHING, closing_lines, opening_lines
 from forkcast_wire.files import replace_bytes
 
 #: The endings of a picture's path.
@@ -25,7 +25,9 @@ KINDS: Final = (".html", ".svg", ".png")
 _WIDTH: Final = 980
 _MOST_LABELS: Final = 12
 _MOST_PICTURED: Final = 8
-_HIGHEST_Z: Final = 12.0
+_HIGHEST_Z: Final = 8.5
+_START: Final = 0.03
+_LEAST_POINTS: Final = 50
 _PNG_SECONDS: Final = 60
 _PNG_SCALE: Final = 2
 _BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "chrome", "microsoft-edge")
@@ -69,7 +71,7 @@ def charts(run: WatchedRun) -> Iterator[Chart]:
         Mark(
             x=one.step,
             label=f"{one.tier} {one.step:,}" if labelled else "",
-            style="mark trigger" if one.tier in {"branch", "stop"} else "mark event",
+            style="mark trigger" if one.tier in BRANCHING else "mark event",
         )
         for one in happenings
     ]
@@ -88,7 +90,7 @@ def charts(run: WatchedRun) -> Iterator[Chart]:
         height=320,
         x_from=first,
         x_to=last,
-        y_to=top_edge([y for line in lines for _, y in line.points]),
+        y_to=_top(lines, first, last),
         described="loss by step, with events",
     )
     norms = curves.grad_norm.points()
@@ -115,6 +117,13 @@ def charts(run: WatchedRun) -> Iterator[Chart]:
         y_to=_HIGHEST_Z,
         described="the index by step",
     )
+
+
+def _top(lines: Sequence[Line], first: int, last: int) -> float | None:
+    """A top edge that shows the course, whatever the loss was at the start."""
+    start = first + _START * (last - first)
+    later = [y for line in lines for x, y in line.points if x >= start]
+    return top_edge(later) if len(later) > _LEAST_POINTS else None
 
 
 def page(session: Session, name: str) -> str:

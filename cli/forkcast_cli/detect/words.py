@@ -14,13 +14,15 @@ from forkcast_cli.logs.columns import Columns, Role
 _MOST_SHOWN: Final = 30
 _INDENT: Final = "  "
 _LEAST_WIDTH: Final = 30
+_MOST_STEPS: Final = 4
+#: Tiers that ask for a branch.
+BRANCHING: Final = frozenset({"branch", "stop"})
 
 
 def event_line(happening: Happening) -> str:
     """A happening in a line."""
-    since = f" (since {happening.onset:,})" if happening.onset < happening.step else ""
     after = "; the run then went back to an earlier step" if happening.abandoned else ""
-    return f"step {happening.step:,}{since}, {happening.tier}: {happening.cause}{after}"
+    return f"step {happening.step:,}, {happening.tier}: {happening.cause}{after}"
 
 
 def opening_lines(name: str, format_name: str, columns: Columns) -> Iterator[str]:
@@ -63,18 +65,21 @@ def run_line(run: WatchedRun) -> str:
 
 
 def comparison_lines(session: Session) -> Iterator[str]:
-    """What each preset makes of the log: events, per 100,000 rows, and the first of them."""
+    """What each preset makes of the log: its events, those of them that ask for a branch, and where the
+    first ones are.
+    """
     width = max(len(name) for name in session.runs[0].judges)
     for run in session.runs:
         if len(session.runs) > 1:
             yield f"{run.name}:"
-        yield f"{'preset':{width}}  {'events':>6}  {'/100k':>7}  at steps"
+        yield f"{'preset':{width}}  events  branches  at steps"
         for name, judge in run.judges.items():
             number = len(judge.happenings)
-            rate = 1e5 * number / run.rows if run.rows else 0.0
-            steps = [f"{one.step:,}" for one in judge.happenings[:4]]
+            branches = sum(one.tier in BRANCHING for one in judge.happenings)
+            steps = [f"{one.step:,}" for one in judge.happenings[:_MOST_STEPS]]
             more = " ..." if number > len(steps) else ""
-            yield f"{name:{width}}  {number:>6,}  {rate:>7.1f}  {' '.join(steps)}{more}".rstrip()
+            row = f"{name:{width}}  {number:>6,}  {branches:>8,}  {' '.join(steps)}{more}"
+            yield row.rstrip()
 
 
 def document(name: str, session: Session) -> dict[str, Any]:
