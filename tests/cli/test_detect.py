@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from forkcast_cli.__main__ import app
 from forkcast_monitor.presets import PRESETS
 from forkcast_wire.statistics import tail_of
-from tests.cli.log_samples import SAMPLES, text
+from tests.cli.log_samples import SAMPLES, event, text
 from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -157,6 +157,19 @@ def test_a_second_run_in_the_same_file_is_one(tmp_path, expected):
     assert [document["runs"][n]["events"] for n in (0, 2)] == [expected, expected]
 
 
+def test_rows_that_run_backwards_are_sorted_and_it_is_said(tmp_path, expected):
+    document = found(tmp_path, lines(reversed(list(course()))))
+    assert (only(document)["rows"], only(document)["events"]) == (400, expected)
+    assert "its rows run backwards: sorted by step" in document["notes"]
+
+
+def test_runs_that_a_column_names_are_told_apart(tmp_path, expected):
+    rows = [{**row, "run": name} for row in course() for name in ("first", "second")]
+    document = found(tmp_path, lines(rows))
+    assert [run["name"] for run in document["runs"]] == ["first", "second"]
+    assert [run["events"] for run in document["runs"]] == [expected, expected]
+
+
 def test_a_last_row_of_step_zero_is_no_run(tmp_path, expected):
     run = only(found(tmp_path, lines([*course(), {"step": 0, "loss": 3.3}])))
     assert (run["rows"], run["events"]) == (400, expected)
@@ -216,8 +229,6 @@ def test_a_folder_with_one_known_log_is_that_log(tmp_path, name, data):
 
 
 def test_the_event_files_of_a_resumed_run_are_one_log(tmp_path):
-    from tests.cli.log_samples import event
-
     for number, steps in enumerate((range(30), range(20, 60))):
         records = b"".join(event(step, "loss", 3.0 + number) for step in steps)
         (tmp_path / f"events.out.tfevents.{number}").write_bytes(records)
@@ -417,6 +428,21 @@ def test_a_growing_file_is_followed_until_an_interrupt(tmp_path):
     assert (process.returncode, err) == (0, b"")
     assert b"310 rows" in out
     assert b"330 rows" in out
+
+
+def test_an_event_file_that_grows_is_followed(tmp_path):
+    path = tmp_path / "events.out.tfevents.1"
+    rows = list(course(320))
+    path.write_bytes(b"".join(event(row["step"], "loss", row["loss"]) for row in rows[:200]))
+    with started("--follow", path) as process:
+        until(process.stdout, b"columns: step = step, loss = loss")
+        with path.open("ab") as file:
+            file.write(b"".join(event(row["step"], "loss", row["loss"]) for row in rows[200:]))
+        until(process.stdout, b"step 30")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert b"320 rows" in out
 
 
 def test_live_events_are_a_line_of_json_each(tmp_path):

@@ -93,8 +93,7 @@ def detect(request: Request) -> int:
             print(shown(line), file=sys.stderr)  # noqa: T201  for people
         return NOTHING_FITS
     except (LogError, OSError) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else error
-        print_error(f"{request.name}: {said}")
+        print_error(f"{request.name}: {_said(error)}")
         return BAD_INPUT
     finally:
         if request.target == STDIN and stream is not None:
@@ -146,11 +145,15 @@ def _close(request: Request, session: Session, screen: _Screen) -> int:
         try:
             write_plot(session, request.name, request.plot)
         except (PlotError, OSError) as error:
-            print_error(f"--plot {request.plot}: {error}")
+            print_error(f"--plot {request.plot}: {_said(error)}")
             return BAD_INPUT
         if not request.as_json:
             screen.lines([f"plot: {request.plot}"])
     return 0
+
+
+def _said(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def _teller(request: Request, screen: _Screen) -> Callable[[WatchedRun, Happening], None]:

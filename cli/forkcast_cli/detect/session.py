@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Final
 
 from forkcast_cli.detect.judge import Happening, Judge
@@ -14,6 +15,9 @@ from forkcast_cli.logs.points import Assembler, Point
 from forkcast_monitor.config import DetectorConfig
 
 _MOST_RUNS: Final = 64
+#: Points that show which way the steps of a run go.
+_FIRST_POINTS: Final = 8
+_FALLING: Final = 0.8
 
 #: Told of each happening as it comes: the run, and what happened.
 Tell = Callable[[WatchedRun, Happening], None]
@@ -36,6 +40,8 @@ class Session:
         self._current: dict[str, WatchedRun] = {}
         self._anew: dict[str, Point] = {}
         self._numbers: dict[str, int] = {}
+        self._waiting: dict[str, list[Point]] = {}
+        self.backward = 0
 
     def take(self, log: Log) -> None:
         """The whole log. Raises LogError, OSError."""
@@ -43,7 +49,7 @@ class Session:
         assembler = self._assembler = Assembler(log.columns)
         for row in log.rows:
             for run, point in assembler.take(row):
-                self._route(run, point)
+                self._arrive(run, point)
         self.end()
         if not self.runs:
             raise self._without_points(log)
@@ -52,11 +58,15 @@ class Session:
         """The source is silent: what it has said so far is complete."""
         if self._assembler is not None:
             for run, point in self._assembler.flush():
-                self._route(run, point)
+                self._arrive(run, point)
 
     def end(self) -> None:
         """No more will come."""
         self.idle()
+        for run, waiting in self._waiting.items():
+            self._route_all(run, sorted(waiting) if _falls(waiting) else waiting)
+        self.backward = sum(map(_falls, self._waiting.values()))
+        self._waiting.clear()
         for run in self._anew:
             self._current[run].stragglers += 1
         self._anew.clear()
@@ -68,6 +78,8 @@ class Session:
         if self._log is None or self._assembler is None:
             return
         yield from self._log.remarks()
+        if self.backward:
+            yield "its rows run backwards: sorted by step"
         if self._assembler.counted_steps:
             yield "it has no column of steps: rows are counted, and step 10 is the eleventh row"
         for what, count in self._assembler.counts.items():
@@ -81,6 +93,24 @@ class Session:
             what = f"no row has both a step and a loss; such as {', '.join(garbled)}"
             return LogError(what, "correct the log, or name its columns by --columns")
         return nothing_fits(log.columns)
+
+    def _arrive(self, run: str, point: Point) -> None:
+        """The first points of a run wait until it is known which way its steps go; if they fall, as of a
+        table with the newest row on top, so do all others.
+        """
+        waiting = self._waiting.get(run)
+        if waiting is None and run in self._current:
+            self._route(run, point)
+            return
+        waiting = self._waiting.setdefault(run, [])
+        waiting.append(point)
+        if len(waiting) == _FIRST_POINTS and not _falls(waiting):
+            del self._waiting[run]
+            self._route_all(run, waiting)
+
+    def _route_all(self, run: str, points: Iterable[Point]) -> None:
+        for point in points:
+            self._route(run, point)
 
     def _route(self, run: str, point: Point) -> None:
         """To the run that it is of. One that begins again is taken for another run once it goes on."""
@@ -118,3 +148,9 @@ class Session:
         """Of a run, as they come."""
         for happening in happenings:
             self._tell(watched, happening)
+
+
+def _falls(points: Sequence[Point]) -> bool:
+    """Whether nearly every step is smaller than the one before."""
+    falling = sum(later.step < earlier.step for earlier, later in pairwise(points))
+    return len(points) > 2 and falling >= _FALLING * (len(points) - 1)

@@ -26,6 +26,7 @@ class Role(StrEnum):
     LEARNING_RATE = "lr"
     VALIDATION = "validation"
     RANK = "rank"
+    RUN = "run"
 
 
 #: By role, bare names, best first. `_step` of W&B counts calls of its logger: any other is better.
@@ -143,6 +144,7 @@ _KNOWN: Final[Mapping[Role, tuple[str, ...]]] = {
         "dev_loss",
         "test_loss",
     ),
+    Role.RUN: ("run", "run_name", "run_id", "run_uid", "trial", "experiment"),
     Role.RANK: ("rank", "global_rank", "process_rank", "process_index"),
 }
 _LOSS_WORDS: Final = frozenset({"loss", "nll", "xent", "crossentropyloss", "crossentropy"})

@@ -35,7 +35,10 @@ ENOUGH_LIVE: Final = 5
 _SHARE: Final = 4
 #: Rows that a format may hold before it is chosen.
 _MOST_HELD: Final = 4096
+#: Rows whose names are seen before columns are chosen, and bytes by which a format is known.
 _FIRST_ROWS: Final = 256
+_FIRST_LIVE: Final = 16
+_HEAD_LIVE: Final = 16
 _SHOWN_LINES, _SHOWN_WIDTH = 5, 100
 _RANK: Final = re.compile(r"\[(?:rank|default)(\d{1,6})\]:\s?")
 _REMEDY: Final = "name its columns by --columns step=NAME,loss=NAME"
@@ -70,14 +73,15 @@ class Log:
 def open_log(stream: Stream, columns: Columns, *, live: bool = False) -> Log:
     """The log in the format that fits. Raises LogError, OSError."""
     stream.decompress()
-    head = stream.peek(2 if live else HEAD)
+    # the first bytes of what is still being written may take long to come
+    head = stream.peek(_HEAD_LIVE if live else HEAD)
     if not head:
         raise LogError("is empty", "give a log with a loss a line")
-    if live:  # a file's first bytes may take long to come; what is printed is text
-        return _text(stream, columns, ENOUGH_LIVE)
     for whole in WHOLE:
         if whole.fits(head):
-            return _whole(stream, whole, columns)
+            return _whole(stream, whole, columns, _FIRST_LIVE if live else _FIRST_ROWS)
+    if live:
+        return _text(stream, columns, ENOUGH_LIVE)
     if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise LogError(
             "is neither text nor a format that is known", "export it as CSV or JSON lines"
@@ -96,9 +100,9 @@ def nothing_fits(columns: Columns, head: Sequence[str] = ()) -> NothingFitsError
     return NothingFitsError("nothing in it looks like a training loss", _REMEDY, head)
 
 
-def _whole(stream: Stream, whole: WholeFormat, columns: Columns) -> Log:
+def _whole(stream: Stream, whole: WholeFormat, columns: Columns, enough: int) -> Log:
     rows = whole.rows(stream)
-    first = list(islice(rows, _FIRST_ROWS))
+    first = list(islice(rows, enough))
     columns.decide(row.values for row in first)
     return Log(whole.name, whole.note, columns, chain(first, rows), stream)
 
