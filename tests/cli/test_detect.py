@@ -150,6 +150,13 @@ def test_one_row_that_lies_behind_is_no_resume(tmp_path, expected):
     assert "1 row lies behind the steps around: left out" in run["notes"]
 
 
+def test_steps_that_go_back_all_the_time_are_no_resumes(tmp_path):
+    steps = [*range(10), *(step for n in range(12, 2000) for step in (n, n - 1, n - 2, n))]
+    run = only(found(tmp_path, lines({"step": step, "loss": 3.0} for step in steps)))
+    assert len(run["resumes"]) <= 100
+    assert any("several ranks or runs at once" in note for note in run["notes"])
+
+
 def test_a_second_run_in_the_same_file_is_one(tmp_path, expected):
     document = found(tmp_path, lines([*course(), *course(100), *course()]))
     assert [run["rows"] for run in document["runs"]] == [400, 100, 400]
@@ -246,6 +253,10 @@ def test_our_own_history_is_folded_along_its_lineage(made_run):
     assert only(json.loads(ran(made_run / "statistics", "--json")))["rows"] == 286
 
 
+def test_a_run_of_ours_is_not_followed(made_run):
+    assert "use forkcast status --watch" in ran(made_run, "--follow", code=2)
+
+
 def test_a_chunk_and_an_open_tail_are_histories_too(made_run, tmp_path):
     (chunk, *_) = sorted((made_run / "statistics").glob("*.parquet"))
     document = json.loads(ran(chunk, "--json"))
@@ -292,6 +303,7 @@ def test_a_foreign_file_is_one_line_and_an_exit_code(tmp_path, content, code, sa
         (["x", "--rule", "windows=9"], "no such rule"),
         (["x", "--rule", "window=9"], "--rule window"),
         (["x", "--tee"], "--tee"),
+        (["-", "--preset", "Nothing"], "--preset"),
     ],
 )
 def test_a_wrong_request_is_one_line(arguments, said):
@@ -388,9 +400,7 @@ def test_a_pipe_is_passed_on_unchanged_and_events_go_beside_it():
 
 def test_a_program_is_not_killed_by_a_log_that_fits_nothing():
     """What is piped in is read to its end, whatever comes of it."""
-    script = (
-        "import sys\nfor n in range(200000): print('nothing here', n)\nsys.stderr.write('done')"
-    )
+    script = "import sys\nfor n in range(20000): print('nothing here', n)\nsys.stderr.write('done')"
     with started("-") as process:
         program = subprocess.run(
             [sys.executable, "-c", script],

@@ -222,6 +222,21 @@ def test_names_help_where_nothing_is_a_loss():
         read(rows, "loss=loess")
 
 
+def test_a_name_over_several_lines_is_told_in_one():
+    rows = text(json.dumps({"step": n, "a\nb": 3.0}) for n in range(50))
+    with pytest.raises(NothingFitsError, match=r"\(a b, step\)"):
+        read(rows)
+
+
+def test_documents_without_a_loss_are_not_held():
+    """Regression: thousands of rows of any size were kept until a format was chosen."""
+    log = text(json.dumps({"text": "x" * 20_000, f"name {n}": n}) for n in range(300))
+    at = iter([log, b""])
+    with pytest.raises(NothingFitsError) as caught:
+        open_log(Stream(lambda: next(at), "log"), Columns())
+    assert len(str(caught.value)) < 2000
+
+
 def test_columns_of_text_can_be_named():
     rows = text(f"round {n}: my objective = {3 + n} / 7" for n in range(30))
     assert [one.loss for one in points(rows, "step=round,loss=objective")] == [

@@ -32,6 +32,7 @@ from forkcast_cli.terminal import print_error, shown
 
 BAD_INPUT: Final = 2
 NOTHING_FITS: Final = 3
+_STATUS: Final = "use forkcast status --watch"
 #: What a folder may hold beside a history of ours, the likeliest first.
 _IN_FOLDERS: Final = (
     "*.wandb",
@@ -81,7 +82,7 @@ def detect(request: Request) -> int:
     stream: Stream | None = None
     try:
         if request.target != STDIN and own.is_own(_existing(request.target)):
-            own.fold_own(session, own.read_own(Path(request.target)), tuple(request.lineage))
+            own.fold_own(session, _own_history(request), tuple(request.lineage))
         else:
             stream = _stream(request, session.idle, stop)
             with _interrupts(stop, live=request.live):
@@ -150,6 +151,13 @@ def _close(request: Request, session: Session, screen: _Screen) -> int:
         if not request.as_json:
             screen.lines([f"plot: {request.plot}"])
     return 0
+
+
+def _own_history(request: Request) -> own.History:
+    """Raises LogError, OSError."""
+    if request.follow:
+        raise LogError("is a Forkcast run, which tells of events itself", _STATUS)
+    return own.read_own(Path(request.target))
 
 
 def _said(error: Exception) -> str:

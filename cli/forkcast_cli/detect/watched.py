@@ -21,6 +21,8 @@ from forkcast_cli.logs.points import Point
 
 _MOST_ABANDONED: Final = 64
 _MOST_TOLD: Final = 3
+_MOST_RESUMES: Final = 100
+_ROWS_A_RESUME: Final = 50
 
 
 @dataclass(slots=True)
@@ -65,11 +67,18 @@ class WatchedRun:
             if self._behind is not None:
                 self.stragglers, self._behind = self.stragglers + 1, None
             yield from self.fold(_stats(point, self.name))
+        elif self.jumbled:
+            self.stragglers += 1
         elif self._behind is None:
             self._behind = point
         else:
             yield from self.finish()
             yield from self.take(point)
+
+    @property
+    def jumbled(self) -> bool:
+        """Whether the steps go back so often that these are no resumes."""
+        return len(self.resumes) >= max(_MOST_RESUMES, self.rows // _ROWS_A_RESUME)
 
     def finish(self) -> Iterator[Happening]:
         """No more points for now: a point that lies behind is the first after a resume."""
@@ -134,6 +143,8 @@ class WatchedRun:
                 f"the steps go back {times} ({shown}{more}): the last value of each counts,"
                 f" {self.taken_back:,} rows were replaced"
             )
+        if self.jumbled:
+            yield "this log seems to be of several ranks or runs at once: give one of them"
         if self.stragglers:
             rows = "1 row lies" if self.stragglers == 1 else f"{self.stragglers:,} rows lie"
             yield f"{rows} behind the steps around: left out"

@@ -19,8 +19,8 @@ class LogError(ValueError):
     """A log that cannot be read, in one line. what: the rule that is broken. remedy: what to do."""
 
     def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(f"{what}; {remedy}")
-        self.what, self.remedy = what, remedy
+        self.what, self.remedy = " ".join(what.split()), " ".join(remedy.split())
+        super().__init__(f"{self.what}; {self.remedy}")
 
 
 class NothingFitsError(LogError):

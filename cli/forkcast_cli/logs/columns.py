@@ -203,6 +203,8 @@ _NO_NORM: Final = frozenset(
 )
 _BARE: Final = re.compile(r"[^a-z0-9]+")
 _NUMBER: Final = re.compile(r"\d+")
+#: Names that are remembered; a log may have another one in each row.
+_MOST_NAMES: Final = 4096
 #: A name in fewer than one of so many rows of its most frequent rival is passed over.
 _SELDOM: Final = 4
 #: What some loggers put before a known name.
@@ -275,7 +277,8 @@ class Columns:
         fresh = [name for name in names if name not in self._seen]
         if not fresh:
             return
-        self._seen.update(fresh)
+        if len(self._seen) < _MOST_NAMES:
+            self._seen.update(fresh)
         for role in Role:
             if role not in self.found and role not in self.given:
                 name = self.best(role, fresh)
@@ -317,6 +320,8 @@ class Columns:
     def _fits_loss(self, name: str) -> bool:
         fits = self._losses.get(name)
         if fits is None:
+            if len(self._losses) >= _MOST_NAMES:
+                self._losses.clear()
             fits = self._losses[name] = place(Role.LOSS, name) is not None
         return fits
 

@@ -33,8 +33,10 @@ ENOUGH: Final = 20
 ENOUGH_LIVE: Final = 5
 #: Of the formats that read a log the first is taken that reads at least one of so many rows.
 _SHARE: Final = 4
-#: Rows that a format may hold before it is chosen.
+#: Rows that a format may hold before it is chosen, of them before its first loss, and texts in them.
 _MOST_HELD: Final = 4096
+_MOST_BEFORE: Final = 64
+_LONGEST_TEXT: Final = 64
 #: Rows whose names are seen before columns are chosen, and bytes by which a format is known.
 _FIRST_ROWS: Final = 256
 _FIRST_LIVE: Final = 16
@@ -91,7 +93,7 @@ def open_log(stream: Stream, columns: Columns, *, live: bool = False) -> Log:
 
 def nothing_fits(columns: Columns, head: Sequence[str] = ()) -> NothingFitsError:
     """Why a log has no loss: its columns or, if it has none, its first lines."""
-    missing, seen = columns.missing(), columns.seen()
+    missing, seen = columns.missing(), [name[:_LONGEST_TEXT] for name in columns.seen()]
     known = ", ".join(seen[:20]) + (", ..." if len(seen) > 20 else "")
     if missing and seen:
         return NothingFitsError(f"has no column {', '.join(missing)}", f"it has: {known}")
@@ -120,9 +122,25 @@ class _Candidate:
     def read(self, line: str) -> int:
         """Read a line; how many losses there have been."""
         for row in self.reader.rows(line):
-            self.rows.append(row)
+            if not self.losses and len(self.rows) > _MOST_BEFORE:
+                self.rows.popleft()
+            self.rows.append(_slim(row))
             self.losses += self.columns.has_loss(row.values)
         return self.losses
+
+
+def _slim(row: Row) -> Row:
+    """A row that is held, without what is neither a number nor a name."""
+    if all(_is_short(value) for value in row.values.values()):
+        return row
+    values = {name: value for name, value in row.values.items() if _is_short(value)}
+    return Row(values, row.run)
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, int | float) or (
+        isinstance(value, str) and len(value) <= _LONGEST_TEXT
+    )
 
 
 class _Lines:
