@@ -84,10 +84,10 @@ class Judge:
             self._marks.append((stats.step, self._detector.state()))
         self._folded += 1
         reading = self._detector.fold(stats)
-        z, event = reading.index.z, reading.event
+        event = reading.event
         if event is None:
-            return z, None
-        return z, Happening(
+            return reading.index.z, None
+        return reading.index.z, Happening(
             step=event.step,
             onset=event.onset_step,
             tier=event.tier.name.lower(),
