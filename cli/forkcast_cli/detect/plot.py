@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from forkcast_cli.charts import Chart, Line, Mark, svg, top_edge
+from forkcast_cli.detect.logged_run import LoggedRun
 from forkcast_cli.detect.session import Session
-from forkcast_cli.detect.watched import WatchedRun
 from forkcast_cli.detect.words import BRANCHING, closing_lines, opening_lines
 from forkcast_wire.files import replace_bytes
 
@@ -62,21 +62,21 @@ def write_plot(session: Session, name: str, path: Path) -> None:
             replace_bytes(path, picture(session).encode())
 
 
-def charts(run: WatchedRun) -> Iterator[Chart]:
+def charts(run: LoggedRun) -> Iterator[Chart]:
     """The charts of one run, from top to bottom."""
     curves = run.curves
-    happenings = run.judge.happenings
-    labelled = len(happenings) <= _MOST_LABELS
+    events = run.detector.events
+    labelled = len(events) <= _MOST_LABELS
     marks = [
         Mark(
             x=one.step,
             label=f"{one.tier} {one.step:,}" if labelled else "",
             style="mark trigger" if one.tier in BRANCHING else "mark event",
         )
-        for one in happenings
+        for one in events
     ]
     bare = [Mark(x=mark.x, label="", style=mark.style) for mark in marks]
-    first, last = run.first or 0, max(run.last or 0, *(one.step for one in happenings), 0)
+    first, last = run.first or 0, max(run.last or 0, *(one.step for one in events), 0)
     loss = curves.loss.points()
     lines = [Line(points=part, style="dropped", label="abandoned") for part in curves.abandoned]
     lines.append(Line(points=loss, style="main", label="loss", width=1.3))
@@ -135,7 +135,7 @@ def page(session: Session, name: str) -> str:
     return template.render(
         name=name,
         lead=list(opening_lines(name, session.format, session.columns)),
-        lines=list(closing_lines(session, events=True)),
+        lines=list(closing_lines(session, list_events=True)),
         runs=[
             (run.name, [Markup(svg(chart)) for chart in charts(run)])  # noqa: S704  escaped in svg()
             for run in session.runs[:_MOST_PICTURED]

@@ -26,7 +26,7 @@ _WARMUP_ROWS: Final = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked. configs: detectors by name, the first is the one that tells. plot: path of a
+    """What is asked. configs: detectors by name, the first is the one that is reported. plot: path of a
     picture. follow: the log is still being written. tee: what is read from a pipe is passed on.
     """
 
@@ -41,7 +41,7 @@ class Request:
 
     @property
     def live(self) -> bool:
-        """Whether happenings are told as they come."""
+        """Whether events are reported as they come."""
         return self.follow or self.target == STDIN
 
     @property

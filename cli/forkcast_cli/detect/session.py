@@ -1,4 +1,4 @@
-"""A log through the detector: which run a row is of, and what is told while it comes."""
+"""A log through the detector: which run a row is of, and what is reported while it comes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
-from forkcast_cli.detect.judge import Happening, Judge
-from forkcast_cli.detect.watched import WatchedRun
+from forkcast_cli.detect.log_detector import LogDetector, LogEvent
+from forkcast_cli.detect.logged_run import LoggedRun
 from forkcast_cli.logs.base import LogError
 from forkcast_cli.logs.columns import Columns
 from forkcast_cli.logs.opening import Log, nothing_fits
@@ -19,25 +19,25 @@ _MOST_RUNS: Final = 64
 _FIRST_POINTS: Final = 8
 _FALLING: Final = 0.8
 
-#: Told of each happening as it comes: the run, and what happened.
-Tell = Callable[[WatchedRun, Happening], None]
+#: Called with each event as it comes, and its run.
+OnEvent = Callable[[LoggedRun, LogEvent], None]
 
 
 class Session:
-    """Takes a log to its end. configs: detectors by name, the first of them is the one that is told.
+    """Takes a log to its end. configs: detectors by name, the first of them is the one that is reported.
 
     A run whose steps come back to its first one is followed by another run; runs that a log holds side by
     side have names of their own.
     """
 
-    def __init__(self, configs: Mapping[str, DetectorConfig], tell: Tell) -> None:
+    def __init__(self, configs: Mapping[str, DetectorConfig], on_event: OnEvent) -> None:
         self.format = ""
         self.columns = Columns()
-        self.runs: list[WatchedRun] = []
+        self.runs: list[LoggedRun] = []
         self._log: Log | None = None
-        self._configs, self._tell = configs, tell
+        self._configs, self._on_event = configs, on_event
         self._assembler: Assembler | None = None
-        self._current: dict[str, WatchedRun] = {}
+        self._current: dict[str, LoggedRun] = {}
         self._anew: dict[str, Point] = {}
         self._numbers: dict[str, int] = {}
         self._waiting: dict[str, list[Point]] = {}
@@ -55,7 +55,7 @@ class Session:
             raise self._without_points(log)
 
     def idle(self) -> None:
-        """The source is silent: what it has said so far is complete."""
+        """The source is silent: what has come so far is complete."""
         if self._assembler is not None:
             for run, point in self._assembler.flush():
                 self._arrive(run, point)
@@ -70,8 +70,8 @@ class Session:
         for run in self._anew:
             self._current[run].stragglers += 1
         self._anew.clear()
-        for watched in self._current.values():
-            self.tell_all(watched, watched.finish())
+        for logged in self._current.values():
+            self.report_all(logged, logged.finish())
 
     def remarks(self) -> Iterator[str]:
         """What is to be known of the whole log, in words."""
@@ -114,24 +114,24 @@ class Session:
 
     def _route(self, run: str, point: Point) -> None:
         """To the run that it is of. One that begins again is taken for another run once it goes on."""
-        watched = self._current.get(run)
+        logged = self._current.get(run)
         anew = self._anew.pop(run, None)
-        if watched is None:
-            watched = self.begin(run)
+        if logged is None:
+            logged = self.begin(run)
         elif anew is not None:
-            assert watched.last is not None
-            if point.step > watched.last:
-                watched.stragglers += 1
+            assert logged.last is not None
+            if point.step > logged.last:
+                logged.stragglers += 1
             else:
-                self.tell_all(watched, watched.finish())
-                watched = self.begin(run)
-                self.tell_all(watched, watched.take(anew))
-        if watched.begins_again(point):
+                self.report_all(logged, logged.finish())
+                logged = self.begin(run)
+                self.report_all(logged, logged.take(anew))
+        if logged.begins_again(point):
             self._anew[run] = point
             return
-        self.tell_all(watched, watched.take(point))
+        self.report_all(logged, logged.take(point))
 
-    def begin(self, run: str) -> WatchedRun:
+    def begin(self, run: str) -> LoggedRun:
         """A run of the log begins. Raises LogError if there are too many."""
         if len(self.runs) == _MOST_RUNS:
             raise LogError(f"holds more than {_MOST_RUNS} runs", "give fewer at a time")
@@ -139,15 +139,15 @@ class Session:
         name = run or "run"
         if number > 1:
             name = f"{name} {number}"
-        judges = {one: Judge(config, name) for one, config in self._configs.items()}
-        watched = self._current[run] = WatchedRun(name, judges)
-        self.runs.append(watched)
-        return watched
+        detectors = {one: LogDetector(config, name) for one, config in self._configs.items()}
+        logged = self._current[run] = LoggedRun(name, detectors)
+        self.runs.append(logged)
+        return logged
 
-    def tell_all(self, watched: WatchedRun, happenings: Iterator[Happening]) -> None:
+    def report_all(self, logged: LoggedRun, events: Iterator[LogEvent]) -> None:
         """Of a run, as they come."""
-        for happening in happenings:
-            self._tell(watched, happening)
+        for event in events:
+            self._on_event(logged, event)
 
 
 def _falls(points: Sequence[Point]) -> bool:

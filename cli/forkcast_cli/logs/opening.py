@@ -60,16 +60,16 @@ class Log:
 
     def remarks(self) -> list[str]:
         """What is to be known of the log, in words; after its last row."""
-        said = [self.note] if self.note else []
-        said += self.reader.remarks() if self.reader is not None else []
+        notes = [self.note] if self.note else []
+        notes += self.reader.remarks() if self.reader is not None else []
         if self.other_ranks:
-            said.append(f"{self.other_ranks:,} lines of other ranks: left out")
+            notes.append(f"{self.other_ranks:,} lines of other ranks: left out")
         if self.stream.long_lines:
             lines = f"{self.stream.long_lines:,} lines longer than {LONGEST_LINE:,} characters"
-            said.append(f"{lines}: left out")
+            notes.append(f"{lines}: left out")
         if self.stream.cut_short:
-            said.append("the file is cut short: its last entry was left out")
-        return said
+            notes.append("the file is cut short: its last entry was left out")
+        return notes
 
 
 def open_log(stream: Stream, columns: Columns, *, live: bool = False) -> Log:
