@@ -440,6 +440,20 @@ def test_a_growing_file_is_followed_until_an_interrupt(tmp_path):
     assert b"330 rows" in out
 
 
+def test_a_followed_file_that_is_replaced_is_read_from_its_start(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(lines(course(310)))
+    with started("--follow", path) as process:
+        until(process.stdout, b"step 30")
+        path.rename(tmp_path / "log.1")
+        path.write_bytes(lines(course(330)))
+        until(process.stdout, b"step 30")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert b"330 rows" in out
+
+
 def test_an_event_file_that_grows_is_followed(tmp_path):
     path = tmp_path / "events.out.tfevents.1"
     rows = list(course(320))

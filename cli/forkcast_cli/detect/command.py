@@ -165,7 +165,7 @@ def _said(error: Exception) -> str:
 
 
 def _reporter(request: Request, screen: _Screen) -> Callable[[LoggedRun, LogEvent], None]:
-    """Happenings as they come, of a log that is still being written."""
+    """Events as they come, of a log that is still being written."""
 
     def report(run: LoggedRun, event: LogEvent) -> None:
         if not request.live:

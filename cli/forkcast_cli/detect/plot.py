@@ -17,7 +17,7 @@ from markupsafe import Markup
 from forkcast_cli.charts import Chart, Line, Mark, svg, top_edge
 from forkcast_cli.detect.logged_run import LoggedRun
 from forkcast_cli.detect.session import Session
-from forkcast_cli.detect.words import BRANCHING, closing_lines, opening_lines
+from forkcast_cli.detect.words import BRANCHING, closing_lines, comparison_lines, opening_lines
 from forkcast_wire.files import replace_bytes
 
 #: The endings of a picture's path.
@@ -141,6 +141,7 @@ def page(session: Session, name: str) -> str:
             for run in session.runs[:_MOST_PICTURED]
         ],
         several=len(session.runs) > 1,
+        compared=list(comparison_lines(session)) if len(session.runs[0].detectors) > 1 else [],
         left_out=max(0, len(session.runs) - _MOST_PICTURED),
     )
 
