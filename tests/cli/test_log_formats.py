@@ -330,6 +330,30 @@ def test_an_iteration_that_megatrons_scaler_skipped_is_no_step_and_a_nan_is_one(
     assert "1 iterations were skipped by the loss scaler" in log.remarks()
 
 
+def test_composers_batches_go_on_over_its_epochs():
+    lines = [
+        line
+        for epoch in (1, 2)
+        for batch in range(1, 16)
+        for line in (
+            f"0: [epoch={epoch}][batch={batch}/15]:",
+            f"0: \t Train loss/train/total: {loss(batch)}",
+        )
+    ]
+    assert [one.step for one in points(text(lines))] == list(range(1, 31))
+
+
+def test_srun_labels_before_olmos_lines_are_passed_over():
+    data, _, _ = SAMPLES["OLMo, OLMo-core"]
+    labelled = text(f"0: {line}" for line in data.decode().split("\n"))
+    assert points(labelled) == points(data)
+
+
+def test_a_rate_among_torchtitans_figures_is_no_obstacle():
+    data, _, _ = SAMPLES["torchtitan"]
+    assert points(data.replace(b"memory:", b"lr: 1e-4  memory:")) == points(data)
+
+
 def test_both_runs_of_an_export_are_read_and_bins_are_said():
     log, _, found = read(SAMPLES["W&B export"][0])
     assert list(found) == ["a - b", "second"]
