@@ -243,6 +243,18 @@ def test_the_event_files_of_a_resumed_run_are_one_log(tmp_path):
     assert (run["rows"], run["resumes"]) == (60, [{"at": 29, "to": 20}])
 
 
+def test_a_log_needs_neither_torch_nor_a_cluster(tmp_path):
+    (tmp_path / "log").write_bytes(SAMPLES["nanoGPT"][0])
+    code = (
+        "import sys; from forkcast_cli.__main__ import app; app(sys.argv[1:], standalone_mode=False);"
+        "sys.exit(str({'torch', 'transformers', 'kubernetes', 'kopf', 'grpc'} & set(sys.modules) or ''))"
+    )
+    command = [sys.executable, "-c", code, "detect", str(tmp_path / "log")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(f"{tmp_path / 'log'}: nanoGPT")
+    assert done.stderr.strip() == ""
+
+
 # ------------------------------------------------------------------------------------- our own history
 
 
