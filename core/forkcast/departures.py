@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from forkcast.records import Tier
+from forkcast.records import Tier, TriggerRule
 
 #: The name of the departure that no single signal answers for.
 TOGETHER: Final = "index"
@@ -55,18 +55,30 @@ class TierRules:
 class Said(Protocol):
     """What a signal says of its last row beside u; see `forkcast.ports.Signal`."""
 
-    patient: bool
-    severe: bool
-    healed: bool
+    @property
+    def rule(self) -> TriggerRule | None:
+        """The rule of its triggers; None: as u is over one threshold or the other."""
+
+    @property
+    def patient(self) -> bool:
+        """Whether a departure may heal by itself."""
+
+    @property
+    def severe(self) -> bool:
+        """Whether the last row asks for a branch at once."""
+
+    @property
+    def healed(self) -> bool:
+        """Whether what departed is back."""
 
 
 class _Bare:
     """What asks for a branch at once, or waits, and heals by its u alone."""
 
-    severe = False
+    rule: TriggerRule | None = None
 
     def __init__(self, *, patient: bool, healed: bool) -> None:
-        self.patient, self.healed = patient, healed
+        self.patient, self.severe, self.healed = patient, False, healed
 
 
 class Departure:
@@ -244,6 +256,7 @@ class Departures:
     def _counted(self, step: int, risen: Risen | None) -> Risen | None:
         if risen is not None and risen.tier >= Tier.BRANCH and self.rules.quiet_steps:
             self._quiet_until = step + self.rules.quiet_steps
+            # rows that are not finite are one departure, however many there are
             self._each = {name: one for name, one in self._each.items() if name == NON_FINITE}
         return risen
 

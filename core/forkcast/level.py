@@ -195,7 +195,7 @@ class Level:
             return
         self.z = (loss - cover) / scale
         below = residual / scale
-        below = -_CLIP if below < -_CLIP else 3.0 if below > 3.0 else below  # noqa: PLR1730
+        below = -_CLIP if below < -_CLIP else 3.0 if below > 3.0 else below
         down = self._down - below - 1
         self._down = down if down > 0 else 0.0
         if down > _STEP_DOWN:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from forkcast.departures import NON_FINITE, TOGETHER, Departures, Risen, Said, TierRules
+from forkcast.departures import NON_FINITE, Departures, Risen, Said, TierRules
 from forkcast.records import Tier, TriggerRule
 from forkcast.regressions import EventRate, Validations
 
@@ -21,7 +21,7 @@ class TriggerRules:
     without a departure in an epoch >= 1 give a Calm trigger; 0 = off.
     """
 
-    tiers: TierRules = TierRules()
+    tiers: TierRules = field(default_factory=TierRules)
     warmup_steps: int = 200
     force_every_steps: int = 0
     calm_steps: int = 1000
@@ -98,13 +98,10 @@ class TriggerMachine:
 
     def _of(self, risen: Risen, us: Mapping[str, float], signals: Mapping[str, Said]) -> Fired:
         rules = self.rules.tiers
-        if risen.name == NON_FINITE:
-            rule = TriggerRule.NON_FINITE
-        elif risen.name == "entropy":
-            rule = TriggerRule.INTERNAL
-        elif risen.name != TOGETHER and not signals[risen.name].patient:
-            rule = TriggerRule.SLOW
-        else:
+        rule = TriggerRule.NON_FINITE if risen.name == NON_FINITE else None
+        if risen.name in signals:
+            rule = signals[risen.name].rule
+        if rule is None:
             u = us.get(risen.name, 0.0)
             rule = TriggerRule.SINGLE if u > rules.single_z else TriggerRule.CONSECUTIVE
         return Fired(risen.name, rule, risen.tier, risen.onset)

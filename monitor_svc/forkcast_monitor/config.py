@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from forkcast.departures import TierRules
 from forkcast.trigger import TriggerRules
 from forkcast_monitor.presets import PRESETS
 from forkcast_monitor.presets.base import Preset
@@ -29,7 +28,7 @@ class DetectorConfig:
 
 def configure(given: Uncertainty) -> DetectorConfig:
     """The rules in force for a manifest. Raises ValueError if they contradict each other."""
-    preset = PRESETS[given.preset]
+    preset = PRESETS[given.preset or "Forkcast"]
     tiers = replace(
         preset.tiers,
         **_given(given, "patience_rows", "cooldown_steps"),
@@ -37,17 +36,20 @@ def configure(given: Uncertainty) -> DetectorConfig:
     )
     if preset.quiet:
         tiers = replace(tiers, quiet_steps=tiers.cooldown_steps, cooldown_steps=0)
+    trigger = TriggerRules(
+        tiers=tiers,
+        **_given(given, "warmup_steps", "calm_steps"),
+        **_given(given.trigger, "force_every_steps"),
+    )
     return DetectorConfig(
         preset=preset,
         weights=_weights(preset, given.weights),
         signals=SignalRules(
+            warmup=trigger.warmup_steps,
+            z=tiers.z,
             **_given(given, "ema_decay", "window", horizon="forecast_horizon_steps"),
         ),
-        trigger=TriggerRules(
-            tiers=tiers,
-            **_given(given, "warmup_steps", "calm_steps"),
-            **_given(given.trigger, "force_every_steps"),
-        ),
+        trigger=trigger,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 from forkcast.departures import NON_FINITE, TOGETHER
 from forkcast.level import Level
@@ -27,7 +27,8 @@ _CAUSES: Final = {
 }
 
 
-class Reading(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Reading:
     """What the detector makes of one row. event: if a departure begins, or rises, at it; trigger: if it
     asks for a branch.
     """
@@ -58,6 +59,9 @@ class Detector:
         self._level = Level(config.signals.ema_decay)
         self.triggers = TriggerMachine(config.trigger)
         self.last: Index | None = None
+        #: Departures so far, and the last of them.
+        self.events = 0
+        self.last_event: Event | None = None
         self._rows = 0
         self._step = self._epoch = -1
         self._apart: deque[int] = deque(maxlen=_DISTANCES)  # steps between the last rows
@@ -127,7 +131,9 @@ class Detector:
             self._epoch = epoch
             if spliced:
                 self._splice()
-                self._unproven = [name for name, one in self._signals.items() if not one.patient]
+                self._unproven = [
+                    name for name, one in self._signals.items() if one.rule is not None
+                ]
             return
         apart = step - before
         if before < 0 or not apart:
@@ -164,6 +170,7 @@ class Detector:
                 component=shown.name,
                 cause=cause,
             )
+            self._count(event)
         if fired.tier < Tier.BRANCH:
             return Reading(index, event, None)
         trigger = Trigger(
@@ -179,6 +186,14 @@ class Detector:
             cause=self._cause(index, fired),
         )
         return Reading(index, event, trigger)
+
+    def _count(self, event: Event) -> None:
+        """One that rises, comes back or asks again is the same departure."""
+        before = self.last_event
+        key = (event.component, event.onset_step, event.epoch)
+        if before is None or (before.component, before.onset_step, before.epoch) != key:
+            self.events += 1
+        self.last_event = event
 
     def _cause(self, index: Index, fired: Fired) -> str:
         since = f" since step {fired.onset:,}" if fired.onset < index.step else ""
@@ -205,7 +220,8 @@ class Detector:
             "level": self._level.state(),
             "triggers": self.triggers.state(),
             "place": [self._rows, self._step, self._epoch, list(self._apart), self._unproven],
-            "last": None if last is None else list(last),
+            "last": None if last is None else asdict(last),
+            "events": [self.events, None if self.last_event is None else asdict(self.last_event)],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -218,4 +234,6 @@ class Detector:
         self._apart = deque(apart, maxlen=_DISTANCES)
         self._unproven = list(unproven)
         last = state["last"]
-        self.last = None if last is None else Index(*last[:-1], Tier(last[-1]))
+        self.last = None if last is None else Index(**{**last, "tier": Tier(last["tier"])})
+        self.events, event = state["events"]
+        self.last_event = None if event is None else Event(**{**event, "tier": Tier(event["tier"])})

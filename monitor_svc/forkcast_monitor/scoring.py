@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ def records(columns: Columns) -> Iterator[StepStats]:
     norms, rates = columns.get("grad_norm", nothing), columns.get("lr", nothing)
     for row, (step, loss) in enumerate(zip(columns["step"], columns["loss"], strict=True)):
         norm, rate = float(norms[row]), float(rates[row])
-        more = {name: float(columns[name][row]) for name in names}
+        more: dict[str, Any] = {name: float(columns[name][row]) for name in names}
         yield StepStats(
             run_uid="log",
             epoch=0,
@@ -48,30 +48,47 @@ def records(columns: Columns) -> Iterator[StepStats]:
         )
 
 
-def readings(columns: Columns, preset: str = "Forkcast") -> Iterator[Reading]:
-    """What the detector makes of each row."""
-    rules = Uncertainty(preset=preset, warmup_steps=_WARMUP_ROWS)
+def readings(
+    columns: Columns, preset: str = "Forkcast", weights: Mapping[str, float] | None = None
+) -> Iterator[Reading]:
+    """What the detector makes of each row. weights: of the signals of preset Forkcast, see the manifest."""
+    rules = Uncertainty(
+        preset=preset,
+        warmup_steps=_WARMUP_ROWS,
+        weights=None if weights is None else dict(weights),
+    )
     detector = Detector(configure(rules), "log")
     return (detector.fold(stats) for stats in records(columns))
 
 
-def alarms(columns: Columns, preset: str = "Forkcast") -> Flags:
-    """By row, whether an event begins or rises at it, or a departure of the loss stands over the threshold."""
+def verdicts(
+    columns: Columns, preset: str = "Forkcast", weights: Mapping[str, float] | None = None
+) -> tuple[Flags, Flags]:
+    """`alarms` and `branches` in one pass."""
     config = configure(Uncertainty(preset=preset))
     limit = config.trigger.tiers.single_z
-    standing = [name for name, kind in config.preset.signals.items() if kind.patient]
-    return np.array(
-        [
-            one.event is not None
-            or any(
-                one.index.ready and one.index.components.get(name, 0.0) > limit for name in standing
-            )
-            for one in readings(columns, preset)
-        ],
-        dtype=bool,
-    )
+    standing = [
+        name
+        for name, kind in config.preset.signals.items()
+        if kind.rule is None and not config.preset.quiet
+    ]
+    hot: list[bool] = []
+    asked: list[bool] = []
+    for one in readings(columns, preset, weights):
+        index = one.index
+        over = index.ready and any(index.components.get(name, 0.0) > limit for name in standing)
+        hot.append(one.event is not None or over)
+        asked.append(one.trigger is not None)
+    return np.array(hot, dtype=bool), np.array(asked, dtype=bool)
+
+
+def alarms(columns: Columns, preset: str = "Forkcast") -> Flags:
+    """By row, whether an event begins or rises at it, or a departure stands over the threshold that no rule
+    of its own tells (a slow or an internal one may last for thousands of rows).
+    """
+    return verdicts(columns, preset)[0]
 
 
 def branches(columns: Columns, preset: str = "Forkcast") -> Flags:
     """By row, whether a branch is asked for at it."""
-    return np.array([one.trigger is not None for one in readings(columns, preset)], dtype=bool)
+    return verdicts(columns, preset)[1]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from forkcast.level import Level
-from forkcast.records import StepStats
+from forkcast.records import StepStats, TriggerRule
 from forkcast.robust import Ema, usable
 from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
 
@@ -26,6 +26,7 @@ class Disagreement(SignalBase):
     """
 
     weight = 0.0
+    rule = TriggerRule.SLOW
 
     def __init__(self, rules: SignalRules) -> None:
         decay = self._decay = rules.ema_decay

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from forkcast.level import Level
-from forkcast.records import StepStats
+from forkcast.records import StepStats, TriggerRule
 from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
 
 #: Scales above the best, and log units above the least norm: where it begins to count, and how much more
@@ -29,6 +29,7 @@ class Drift(SignalBase):
     """u = 3.2 at 3 scales of the loss above its best, or at a norm twice its least (.7 log units)."""
 
     weight = 0.2
+    rule = TriggerRule.SLOW
 
     def __init__(self, rules: SignalRules) -> None:
         self._gain = 1 - rules.ema_decay
@@ -53,7 +54,7 @@ class Drift(SignalBase):
             return 0.0
         most = _CLIP * scale
         away = loss - self._mean
-        away = -most if away < -most else most if away > most else away  # noqa: PLR1730
+        away = -most if away < -most else min(away, most)
         mean = self._mean = self._mean + self._gain * away
         best = self._best + self._forget * scale
         if level.rate_rose or mean < best:
@@ -70,12 +71,12 @@ class Drift(SignalBase):
             self._least_norm = least
             self._norm_above = norm - least
             by_norm = (self._norm_above - _NORM[0]) / _NORM[1]
-            u = u if u > by_norm else by_norm  # noqa: PLR1730
+            u = max(by_norm, u)
         self.healed = u <= 0
         if u <= 0:
             return 0.0
         u *= EVENT
-        return u if u < MOST else MOST
+        return min(MOST, u)
 
     def cause(self) -> str:
         """Which of the two has crept, and how far."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from forkcast.level import Level
-from forkcast.records import StepStats
+from forkcast.records import StepStats, TriggerRule
 from forkcast_monitor.signals.base import EVENT, MOST, SignalBase, SignalRules
 
 _SAMPLES: Final = 3
@@ -52,6 +52,7 @@ class InternalEntropy(SignalBase):
     """
 
     weight = 0.3
+    rule = TriggerRule.INTERNAL
 
     def __init__(self, rules: SignalRules) -> None:
         del rules

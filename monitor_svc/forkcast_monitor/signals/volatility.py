@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from forkcast.level import Level
 from forkcast.records import StepStats
@@ -49,6 +49,7 @@ class Volatility(SignalBase):
 
     def update(self, stats: StepStats, level: Level) -> float | None:
         """The sum in the unit of an event."""
+        del stats  # all that counts of it is in the level
         if not level.finite:
             return None
         rise = level.norm_rise
@@ -59,7 +60,7 @@ class Volatility(SignalBase):
             self._ref = level.cover
             return 0.0
         z = level.z
-        z = -3.0 if z < -3.0 else 2.5 if z > 2.5 else z  # noqa: PLR1730 - twice as fast as min and max
+        z = -3.0 if z < -3.0 else 2.5 if z > 2.5 else z
         total = self._sum + z - _DRIFT
         if total <= 0:
             self._sum, self._rows = 0.0, 0
