@@ -51,6 +51,7 @@ class Rule(SignalBase):
     def update(self, stats: StepStats, level: Level) -> float | None:
         """The statistic over its limit, in the unit of an event; 0 if the rule does not fire."""
         if not level.finite:
+            self.healed = True  # a row that is not judged does not fire
             return None
         excess = self.excess(stats)
         self.healed = excess is None
