@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from forkcast.departures import NON_FINITE, TOGETHER
@@ -18,6 +18,9 @@ from forkcast_monitor.signals.base import MOST
 #: Rows that may be missing, or come again, beside the distances of the last few.
 _FORGIVEN_ROWS: Final = 16
 _DISTANCES: Final = 4
+#: Fields of the last index and the last event, as a state lists them.
+_INDEX: Final = tuple(field.name for field in fields(Index))
+_EVENT: Final = tuple(field.name for field in fields(Event) if field.name != "run_uid")
 _CAUSES: Final = {
     VALIDATION: "the validation loss came out above its trend twice in a row",
     EVENT_RATE: "events have become more frequent than in the 10,000 steps before",
@@ -214,14 +217,14 @@ class Detector:
 
     def state(self) -> dict[str, Any]:
         """All that a restart needs, JSON-ready."""
-        last = self.last
+        last, event = self.last, self.last_event
         return {
             "signals": {name: dict(signal.state()) for name, signal in self._signals.items()},
             "level": self._level.state(),
             "triggers": self.triggers.state(),
             "place": [self._rows, self._step, self._epoch, list(self._apart), self._unproven],
-            "last": None if last is None else asdict(last),
-            "events": [self.events, None if self.last_event is None else asdict(self.last_event)],
+            "last": None if last is None else [getattr(last, name) for name in _INDEX],
+            "events": [self.events, event and [getattr(event, name) for name in _EVENT]],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -233,7 +236,11 @@ class Detector:
         self._rows, self._step, self._epoch, apart, unproven = state["place"]
         self._apart = deque(apart, maxlen=_DISTANCES)
         self._unproven = list(unproven)
-        last = state["last"]
-        self.last = None if last is None else Index(**{**last, "tier": Tier(last["tier"])})
+        self.last = self.last_event = None
+        if state["last"] is not None:
+            last = dict(zip(_INDEX, state["last"], strict=True))
+            self.last = Index(**{**last, "tier": Tier(last["tier"])})
         self.events, event = state["events"]
-        self.last_event = None if event is None else Event(**{**event, "tier": Tier(event["tier"])})
+        if event is not None:
+            last = dict(zip(_EVENT, event, strict=True))
+            self.last_event = Event(**{**last, "tier": Tier(last["tier"]), "run_uid": self.run_uid})
