@@ -21,6 +21,7 @@ _DISTANCES: Final = 4
 #: Fields of the last index and the last event, as a state lists them.
 _INDEX: Final = tuple(field.name for field in fields(Index))
 _EVENT: Final = tuple(field.name for field in fields(Event) if field.name != "run_uid")
+_OF_THE_BASE: Final = "; the base of this epoch had it already"
 _CAUSES: Final = {
     VALIDATION: "the validation loss came out above its trend twice in a row",
     EVENT_RATE: "events have become more frequent than in the 10,000 steps before",
@@ -104,15 +105,17 @@ class Detector:
             finite=finite,
             validation_loss=stats.validation_loss,
         )
-        damaged = False
+        base = ""
         if ready and self._unproven:
             limit = self.config.trigger.tiers.z
             self._unproven = [name for name in self._unproven if components.get(name, MOST) > limit]
             if fired is not None and fired.name in self._unproven:
-                damaged = True
-                # what a collapse went back to had it already: another branch from there would, too
-                triggers.departures.mute(fired.name)
-                fired = replace(fired, tier=Tier.EVENT)
+                self._unproven.remove(fired.name)
+                base = _OF_THE_BASE
+                if fired.tier >= Tier.BRANCH:  # another branch from there would have it, too
+                    base += ": it is damaged"
+                    triggers.departures.mute(fired.name)
+                    fired = replace(fired, tier=Tier.EVENT)
         index = self.last = Index(
             step,
             epoch,
@@ -124,7 +127,7 @@ class Detector:
         )
         if fired is None:
             return Reading(index, None, None)
-        return self._reading(index, fired, damaged=damaged)
+        return self._reading(index, fired, base)
 
     def _place(self, step: int, epoch: int) -> None:
         """Where this row stands beside the last: next to it, or after a gap or a collapse."""
@@ -157,13 +160,10 @@ class Detector:
             signal.splice()
         self.triggers.departures.splice()
 
-    def _reading(self, index: Index, fired: Fired, *, damaged: bool) -> Reading:
+    def _reading(self, index: Index, fired: Fired, base: str) -> Reading:
         shown = fired.beside or fired
         event = None
         if shown.rule not in (TriggerRule.CALM, TriggerRule.FORCED):
-            cause = self._cause(index, shown)
-            if damaged:
-                cause = f"{cause}; the base of this epoch had it already: it is damaged"
             event = Event(
                 run_uid=self.run_uid,
                 epoch=index.epoch,
@@ -171,7 +171,7 @@ class Detector:
                 onset_step=shown.onset,
                 tier=shown.tier,
                 component=shown.name,
-                cause=cause,
+                cause=self._cause(index, shown) + base,
             )
             self._count(event)
         if fired.tier < Tier.BRANCH:
