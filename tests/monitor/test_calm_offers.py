@@ -11,13 +11,12 @@ import pytest
 from forkcast.actions import Action
 from forkcast.level import AGAIN_ROWS
 from forkcast.records import StateKind, StepStats, Trigger, TriggerRule
-from forkcast_cli.log_rows import Log
-from forkcast_cli.replay import replay
+from forkcast_cli.detect.own import fold_own, read_own
+from forkcast_cli.detect.session import Session
 from forkcast_monitor.config import configure
 from forkcast_monitor.history import History
 from forkcast_monitor.run import Accepted, WatchedRun
 from forkcast_wire.manifest import Uncertainty
-from forkcast_wire.statistics import read_history, row_to_stats
 from tests.make import lineage_entry, state_ref
 
 RULES = Uncertainty(window=64, ema_decay="0.9", warmup_steps=60, cooldown_steps=50, calm_steps=80)
@@ -103,5 +102,9 @@ def test_a_replay_sees_what_was_seen_live(whole) -> None:
         base_step=BASE,
         trigger_step=TRIGGER,
     )
-    records = [row_to_stats(row) for row in read_history(whole.history.folder)]
-    assert replay(Log(records, ()), RULES, [entry]).triggers == whole.triggers
+    session = Session({"ours": configure(RULES)}, lambda _run, _happening: None)
+    fold_own(session, read_own(whole.history.folder), [entry])
+    (run,) = session.runs
+    departures = [one for one in whole.triggers if one.rule is not TriggerRule.CALM]
+    seen = [(one.step, one.onset, one.cause) for one in run.judge.happenings]
+    assert seen == [(one.step, one.onset_step, one.cause) for one in departures]
