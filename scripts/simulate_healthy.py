@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -128,7 +127,7 @@ def main() -> int:
         return 2
     counts = {kind: Count() for kind in kinds}
     tasks = _tasks(given.preset, kinds, given.seed, given.rows)
-    with multiprocessing.get_context("spawn").Pool(given.processes, os.nice, (10,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
         for kind, one in pool.imap_unordered(count, tasks):
             counts[kind].add(one)
     print(f"preset {given.preset}, seed {given.seed}\n")
