@@ -363,7 +363,7 @@ def checkpoint_verify(folder: Folder, as_json: AsJson = False) -> None:  # noqa:
     import tempfile
 
     from forkcast_cli.checkpoints import verify
-    from forkcast_cli.workdir import read_identity
+    from forkcast_wire.run_folder import read_identity
 
     with _one_line(), tempfile.TemporaryDirectory() as scratch:
         _look(folder)

@@ -109,11 +109,12 @@ def replay(log: Log, rules: Uncertainty, lineage: Sequence[LineageEntry] = ()) -
             detector = Detector(config, stats.run_uid)
             for earlier in before(records, lineage, epoch):
                 detector.fold(earlier)
-            detector.triggers.quiet(stats.step + config.trigger.cooldown_steps)
-        index, trigger = detector.fold(stats)
-        z.append((stats.step, index.z))
-        if trigger is not None:
-            triggers.append(trigger)
+            if quiet := config.trigger.tiers.quiet_steps:
+                detector.triggers.departures.quiet(stats.step + quiet)
+        reading = detector.fold(stats)
+        z.append((stats.step, reading.index.z))
+        if reading.trigger is not None:
+            triggers.append(reading.trigger)
     return Replayed(len(records), triggers, z, log.notes)
 
 

@@ -10,6 +10,7 @@ spike. A departure
   base of a branch is an older state anyway.
 - asks *again*, if it lasts, after `cooldown_steps`, and twice as many each time: the first trigger may
   have met an open branch or a spent budget; and once when it becomes severe after it had asked.
+- is told of *again* as an event, if u had fallen to a half of it and comes back.
 - *ends*, and the signal is armed again, when u has fallen to a fifth of an event. No time is waited out:
   a second departure right after the first is a second event.
 
@@ -54,10 +55,21 @@ class TierRules:
 class Said(Protocol):
     """What a signal says of its last row beside u; see `forkcast.ports.Signal`."""
 
-    rule: TriggerRule | None
-    patient: bool
-    severe: bool
-    healed: bool
+    @property
+    def rule(self) -> TriggerRule | None:
+        """The rule of its triggers; None: as u is over one threshold or the other."""
+
+    @property
+    def patient(self) -> bool:
+        """Whether a departure may heal by itself."""
+
+    @property
+    def severe(self) -> bool:
+        """Whether the last row asks for a branch at once."""
+
+    @property
+    def healed(self) -> bool:
+        """Whether what departed is back."""
 
 
 class _Bare:
@@ -66,25 +78,26 @@ class _Bare:
     """
 
     rule: TriggerRule | None = TriggerRule.SINGLE
-    severe = False
 
     def __init__(self, *, patient: bool, healed: bool) -> None:
-        self.patient, self.healed = patient, healed
+        self.patient, self.severe, self.healed = patient, False, healed
 
 
 class Departure:
     """One signal's. tier: what it has come to, CALM between two."""
 
-    __slots__ = ("again", "asked", "dipped", "onset", "over", "rows", "severe", "tier")
+    __slots__ = ("again", "asked", "dipped", "muted", "onset", "over", "rows", "severe", "tier")
 
     def __init__(self) -> None:
         self.tier = Tier.CALM
         self.onset: int | None = None
         self.over = 0  # rows running over z
         self.rows = 0  # since the event began
-        self.dipped = False  # whether u has been below what is watched since it last hit
+        self.dipped = False  # whether u has been down to what is only watched since its last event
+        self.muted = False  # whether it asks for nothing more while it lasts
         self.severe = False  # whether it has asked as a severe one
-        self.asked = self.again = 0  # step of the last request for a branch, and how many there were
+        # step of the last request for a branch, and how many there were
+        self.asked = self.again = 0
 
     def fold(
         self, step: int, u: float, said: Said, rules: TierRules, *, judged: bool
@@ -101,22 +114,26 @@ class Departure:
         running = self.over >= rules.consecutive_steps and said.rule is None
         hit = u > rules.single_z or running
         if self.tier is Tier.CALM:
-            return self._begin(step, said) if judged and hit else None
+            return self._begin(step, said, rules) if judged and hit else None
         risen = self._go_on(step, u, said, rules)
-        if risen is None and hit and self.dipped and self.tier is not Tier.CALM:
+        if risen is None and judged and hit and self.dipped:
             risen = Tier.EVENT
         self.dipped = not hit and (self.dipped or u <= _WATCH * rules.single_z)
-        return risen
+        return None if self.muted else risen
 
-    def _begin(self, step: int, said: Said) -> Tier:
+    def _begin(self, step: int, said: Said, rules: TierRules) -> Tier:
         self.rows, self.again, self.dipped, self.severe = 0, 0, False, False
         self.tier = Tier.EVENT
-        return self._ask(step, said) if said.severe or not said.patient else Tier.EVENT
+        at_once = said.severe or not said.patient or not rules.patience_rows
+        return self._ask(step, said) if at_once else Tier.EVENT
 
     def _go_on(self, step: int, u: float, said: Said, rules: TierRules) -> Tier | None:
         self.rows += 1
         if u < _ARMED * rules.single_z:
-            self.tier, self.over = Tier.CALM, 0
+            self.tier, self.over, self.onset = Tier.CALM, 0, None
+            self.dipped = self.muted = False
+            return None
+        if self.muted or self.tier is Tier.STOP:
             return None
         if self.tier is Tier.EVENT:
             if said.severe:
@@ -158,7 +175,7 @@ class Departure:
             setattr(self, name, value)
         self.tier = Tier(self.tier)
 
-    _STATE = ("tier", "onset", "over", "rows", "asked", "again", "dipped", "severe")
+    _STATE = ("tier", "onset", "over", "rows", "asked", "again", "dipped", "muted", "severe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +281,9 @@ class Departures:
         return tier
 
     def mute(self, name: str) -> None:
-        """What this signal says is known, and asks for nothing more while it lasts."""
+        """What this signal says is known: an event, that asks for nothing more while it lasts."""
         if name in self._each:
-            self._each[name].again = _MOST_DOUBLINGS
+            self._each[name].muted, self._each[name].tier = True, Tier.EVENT
 
     @property
     def open(self) -> bool:
@@ -302,4 +319,4 @@ class Departures:
 
 
 def _onset(departure: Departure, step: int) -> int:
-    return step if departure.onset is None else departure.onset
+    return step if departure.onset is None else min(departure.onset, step)

@@ -10,7 +10,8 @@ forecast that it gets worse. Both are moved by residuals clipped at 2.5 scales, 
 the level by no more than an ordinary row does, however high it is.
 
 The *scale* is the mean absolute residual of the inliers alone, times 1.2533 (the ratio for a normal
-distribution). Outliers are known by the clip, so they do not widen what they are judged by.
+distribution). Outliers are known by the clip, so they do not widen what they are judged by; but if
+many lie below the forecast, too, it is the scale that is wrong, and they count.
 
 The *cover* is the least that the loss stood at over the last 64 rows or so: a level that was left
 downwards a moment ago may be taken again without a departure.
@@ -52,6 +53,10 @@ _PLATEAU_ROWS: Final = 20
 RATE_ROWS: Final = 300
 SETTLE_ROWS: Final = 500
 _LEAST: Final = 1e-9
+#: A batch that is smaller by more than this factor is taken for a count that was wrong.
+_BATCH_MOST: Final = 16.0
+#: Share of rows below the clip, of a healthy run about one in a hundred, that says that the scale is wrong.
+_TOO_NARROW: Final = 0.2
 
 
 class Level:
@@ -59,6 +64,7 @@ class Level:
 
     residual, z: nats/token and scales, against the forecast and against the cover; 0 while warm.
     scale: standard deviation of healthy rows about the forecast, nats/token.
+    scale is no less than half the rounding of a log's losses.
     cover: the level that a row has to exceed, nats/token. recent: mean of the last five losses.
     norm_rise: log of the gradient norm over its average, None where none is measured; norm_level: that
     average, log units. finite, norm_finite: False for a loss or a norm that is no number; a norm of 0,
@@ -77,10 +83,12 @@ class Level:
         "_rows",
         "_since_rise",
         "_smallest",
+        "_spread",
         "_t1",
         "_t2",
         "_to_learn",
         "_tokens_a_step",
+        "_under",
         "cover",
         "finite",
         "gain_least",
@@ -97,10 +105,10 @@ class Level:
     def __init__(self, decay: float = 0.98) -> None:
         self.gain_least = 1 - decay
         self._t1 = self._t2 = self.cover = math.nan
-        self.scale = 0.0
+        self.scale = self._spread = 0.0
         self._rows = self._inliers = 0
         self._to_learn = WARM_ROWS
-        self._down = 0.0
+        self._down = self._under = 0.0
         self._last: list[float] = []
         self._smallest = 0.0
         self._last_step = self._last_tokens = -1
@@ -129,7 +137,7 @@ class Level:
         self._t1 = self._t2 = self.cover = math.nan
         self._rows = 0
         self._to_learn = AGAIN_ROWS if self._inliers >= WARM_ROWS else WARM_ROWS
-        self._down = 0.0
+        self._down = self._under = 0.0
         self._last.clear()
         self._last_step = -1
         self.warm = True
@@ -168,9 +176,9 @@ class Level:
             cover = forecast
         self.cover = cover
         floor = _ROUNDING * self._smallest
-        scale = self.scale if self.scale > floor else floor
-        if scale < _LEAST:
-            scale = _LEAST
+        if floor < _LEAST:
+            floor = _LEAST
+        scale = self._spread if self._spread > floor else floor
         residual = loss - forecast
         warm = rows <= self._to_learn
         most = _CLIP * scale
@@ -181,25 +189,27 @@ class Level:
             clipped = residual
         t1 = forecast * gain + (1 - gain) * t1 + gain * clipped
         self._t1, self._t2 = t1, t2 + gain * (t1 - t2)
-        if inlier or self._inliers < WARM_ROWS:
+        self._under += self.gain_least * ((residual <= -most) - self._under)
+        if inlier or self._inliers < WARM_ROWS or self._under > _TOO_NARROW:
             self._inliers += 1
             share = 1 / self._inliers
             share = share if share > self.gain_least else self.gain_least
-            self.scale += share * (_TO_SD * abs(residual) - self.scale)
+            self._spread += share * (_TO_SD * abs(residual) - self._spread)
+        self.scale = self._spread if self._spread > floor else floor
         self.warm, self.residual = warm, residual
         if warm:
             self.z = 0.0
             return
         self.z = (loss - cover) / scale
         below = residual / scale
-        below = -_CLIP if below < -_CLIP else 3.0 if below > 3.0 else below  # noqa: PLR1730
+        below = -_CLIP if below < -_CLIP else 3.0 if below > 3.0 else below
         down = self._down - below - 1
         self._down = down if down > 0 else 0.0
         if down > _STEP_DOWN:
-            self._t1 = self._t2 = self.cover = self.recent
+            self._t1 = self._t2 = self.recent
             self._rows = _RENEWED_ROWS
             self._to_learn = 0
-            self._down = 0.0
+            self._down = self._under = 0.0
 
     def _fold_norm(self, norm: float) -> None:
         # a norm of exactly 0 is one that nobody measured: its logarithm says nothing
@@ -215,12 +225,18 @@ class Level:
             self.norm_level, self.norm_rise = log, 0.0
             return
         rise = self.norm_rise = log - level
-        self.norm_level = level + _NORM_GAIN * (1.0 if rise > 1 else -1.0 if rise < -1 else rise)
+        rows = self._rows
+        if rows < AGAIN_ROWS:  # at the beginning, and of what follows a splice
+            self.norm_level = level + rise / (rows + 1)
+        else:
+            self.norm_level = level + _NORM_GAIN * (
+                1.0 if rise > 1 else -1.0 if rise < -1 else rise
+            )
 
     def _note_schedule(self, stats: StepStats) -> None:
         """What the schedule does: the rate, and the tokens of a step."""
         rate = stats.learning_rate
-        if rate > 0:
+        if 0 < rate < 1e100:
             if rate > _RISE * self._last_rate:
                 if self._since_rise >= _PLATEAU_ROWS or self.rate_rose:
                     self._rate_rows = SETTLE_ROWS
@@ -234,16 +250,28 @@ class Level:
         if 0 <= self._last_step < step and tokens > self._last_tokens > 0:
             now = (tokens - self._last_tokens) / (step - self._last_step)
             before = self._tokens_a_step
-            if before and now < 0.99 * before:  # a mean over fewer tokens scatters more
-                self.scale *= math.sqrt(before / now)
-            self._tokens_a_step = now
+            if before and now > before:
+                # as slowly as the scale learns: sequences of all lengths are no change of the batch
+                self._tokens_a_step += self.gain_least * (now - before)
+            else:
+                if now < 0.99 * before:  # a mean over fewer tokens scatters more
+                    self._spread *= math.sqrt(min(before / now, _BATCH_MOST))
+                self._tokens_a_step = now
         self._last_step, self._last_tokens = step, tokens
 
     _FLOATS = (
-        "_t1", "_t2", "cover", "scale", "_down", "_smallest", "_tokens_a_step", "_last_rate",
+        "_t1", "_t2", "cover", "scale", "_spread", "_down", "_under", "_smallest", "_tokens_a_step", "_last_rate",
         "norm_level", "recent",
     )  # fmt: skip
-    _WHOLE = ("_rows", "_inliers", "_to_learn", "_last_step", "_last_tokens", "_rate_rows", "_since_rise")
+    _WHOLE = (
+        "_rows",
+        "_inliers",
+        "_to_learn",
+        "_last_step",
+        "_last_tokens",
+        "_rate_rows",
+        "_since_rise",
+    )
 
     def state(self) -> list[list[float | None]]:
         """[floats, integers, last losses], JSON-ready; None for what is not known yet."""

@@ -39,14 +39,28 @@ class Signal(Protocol):
     severe, healed: of the last row: whether it asks for a branch at once; whether what departed is back.
     """
 
-    weight: float
-    rule: TriggerRule | None
-    patient: bool
-    severe: bool
-    healed: bool
+    @property
+    def weight(self) -> float:
+        """Its share of the index."""
+
+    @property
+    def rule(self) -> TriggerRule | None:
+        """The rule of its triggers; None: as u is over one threshold or the other."""
+
+    @property
+    def patient(self) -> bool:
+        """Whether a departure may heal by itself."""
+
+    @property
+    def severe(self) -> bool:
+        """Whether the last row asks for a branch at once."""
+
+    @property
+    def healed(self) -> bool:
+        """Whether what departed is back."""
 
     def update(self, stats: StepStats, level: Level) -> float | None:
-        """u of this row, in [0, 8]: 0 for nothing unusual; 3.2 for what about one healthy row in
+        """U of this row, in [0, 8]: 0 for nothing unusual; 3.2 for what about one healthy row in
         100,000 reaches, or what no healthy run did. None if it has nothing to say. level: as of
         this row, folded already.
         """

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,7 +164,8 @@ class Tier(IntEnum):
     STOP = 4
 
 
-class Index(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Index:
     """The Uncertainty Index at one step.
 
     components: u_i of each signal that has something to say, in [0, 8]; 3.2 is what about one healthy row
@@ -238,7 +238,7 @@ class Trigger:
     index: float
     components: Mapping[str, float]
     thresholds: Mapping[str, float]
-    cause: str = ""
+    cause: str = field(default="", metadata={"later": True})
 
     @property
     def id(self) -> str:

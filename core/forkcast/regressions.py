@@ -15,8 +15,8 @@ _WORSE_IN_A_ROW = 2
 _RATE_WINDOW = 10_000
 _RATE_RISE = 1.25
 _RATE_P = 0.01
-#: So many events and gaps are remembered at most: more of either leave nothing to compare.
-_MOST = 64
+#: So many events and gaps are remembered at most.
+_MOST_EVENTS, _MOST_GAPS = 64, 16
 
 
 class Validations:
@@ -58,30 +58,43 @@ class EventRate:
     def __init__(self) -> None:
         self._events: list[int] = []
         self._missing: list[tuple[int, int]] = []
+        self._forgotten = -1  # the last event that there was no place for
 
     def missed(self, first: int, last: int) -> None:
         """Steps that left no row, first to last."""
-        self._missing = [*self._missing, (first, last)][-_MOST:]
+        self._missing.append((first, last))
+        if len(self._missing) > _MOST_GAPS:
+            # what lies between the two oldest counts as missing, too: less to compare, nothing invented
+            (start, _), (_, end) = self._missing[:2]
+            self._missing[:2] = [(start, end)]
 
-    def fold(self, step: int) -> bool:
-        """An event at ``step``; whether events have become more frequent. Events less than
-        MERGE_STEPS apart are the same.
+    def fold(self, step: int, onset: int) -> bool:
+        """An event at ``step`` of a departure since ``onset``; whether events have become more frequent. Events
+        less than MERGE_STEPS apart are the same, and so are all events of a departure.
         """
-        if self._events and step - self._events[-1] < MERGE_STEPS:
+        last = self._events[-1] if self._events else None
+        if last is not None and (onset <= last or step - last < MERGE_STEPS):
             return False
         oldest = step - 2 * _RATE_WINDOW
-        self._events = [*(one for one in self._events if one > oldest), step][-_MOST:]
+        self._events = [*(event for event in self._events if event > oldest), step]
+        if len(self._events) > _MOST_EVENTS:
+            self._forgotten = self._events.pop(0)
         self._missing = [gap for gap in self._missing if gap[1] > oldest]
-        return rate_rose(self._events, step, self._missing)
+        return self._forgotten <= oldest and rate_rose(self._events, step, self._missing)
 
     def state(self) -> Mapping[str, object]:
         """Events and gaps."""
-        return {"events": list(self._events), "missing": [list(gap) for gap in self._missing]}
+        return {
+            "events": list(self._events),
+            "missing": [list(gap) for gap in self._missing],
+            "forgotten": self._forgotten,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Become what `state` was taken from."""
         self._events = [int(step) for step in state["events"]]
         self._missing = [(int(first), int(last)) for first, last in state["missing"]]
+        self._forgotten = int(state["forgotten"])
 
 
 def exceeds_trend(history: Sequence[float], value: float, sigmas: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from forkcast.departures import NON_FINITE, Departures, Risen, Said, TierRules
@@ -21,7 +21,7 @@ class TriggerRules:
     without a departure in an epoch >= 1 give a Calm trigger; 0 = off.
     """
 
-    tiers: TierRules = TierRules()
+    tiers: TierRules = field(default_factory=TierRules)
     warmup_steps: int = 200
     force_every_steps: int = 0
     calm_steps: int = 1000
@@ -40,13 +40,15 @@ class TriggerRules:
 @dataclass(frozen=True, slots=True)
 class Fired:
     """What fired at a row. name: the signal, or the rule's own name. tier: EVENT is shown and recorded, from
-    BRANCH on it is a trigger, too. onset: first step of the departure.
+    BRANCH on it is a trigger, too. onset: first step of the departure. beside: a departure that another
+    rule's trigger came with.
     """
 
     name: str
     rule: TriggerRule
     tier: Tier
     onset: int
+    beside: Fired | None = None
 
 
 class TriggerMachine:
@@ -82,7 +84,7 @@ class TriggerMachine:
             fired = _higher(
                 fired, Fired(VALIDATION, TriggerRule.VALIDATION_REGRESSION, Tier.BRANCH, step)
             )
-        if risen is not None and self._rate.fold(step):
+        if risen is not None and self._rate.fold(step, risen.onset):
             fired = _higher(
                 fired, Fired(EVENT_RATE, TriggerRule.INSTABILITY_RATE, Tier.BRANCH, step)
             )
@@ -94,9 +96,7 @@ class TriggerMachine:
             return Fired("calm", TriggerRule.CALM, Tier.BRANCH, step)
         return fired
 
-    def _of(
-        self, risen: Risen, us: Mapping[str, float], signals: Mapping[str, Said]
-    ) -> Fired:
+    def _of(self, risen: Risen, us: Mapping[str, float], signals: Mapping[str, Said]) -> Fired:
         rules = self.rules.tiers
         rule = TriggerRule.NON_FINITE if risen.name == NON_FINITE else None
         if risen.name in signals:
@@ -144,4 +144,6 @@ class TriggerMachine:
 
 
 def _higher(one: Fired | None, other: Fired) -> Fired:
-    return other if one is None or other.tier > one.tier else one
+    if one is None:
+        return other
+    return replace(other, beside=one) if other.tier > one.tier else one

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from forkcast.departures import TierRules
 from forkcast.trigger import TriggerRules
 from forkcast_monitor.presets import PRESETS
 from forkcast_monitor.presets.base import Preset
@@ -29,7 +28,7 @@ class DetectorConfig:
 
 def configure(given: Uncertainty) -> DetectorConfig:
     """The rules in force for a manifest. Raises ValueError if they contradict each other."""
-    preset = PRESETS[given.preset]
+    preset = PRESETS[given.preset or "Forkcast"]
     tiers = replace(
         preset.tiers,
         **_given(given, "patience_rows", "cooldown_steps"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 from forkcast.departures import NON_FINITE, TOGETHER
 from forkcast.level import Level
@@ -11,11 +13,11 @@ from forkcast.records import Event, Index, StepStats, Tier, Trigger, TriggerRule
 from forkcast.trigger import EVENT_RATE, VALIDATION, Fired, TriggerMachine
 from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.rarity import how_rare
+from forkcast_monitor.signals.base import MOST
 
-#: Rows that are missing beside the usual distance of two rows: more are a gap.
+#: Rows that may be missing, or come again, beside the distances of the last few.
 _FORGIVEN_ROWS: Final = 16
-#: So many rows after a splice, what stands inside the model is the base's own.
-_OF_THE_BASE_ROWS: Final = 64
+_DISTANCES: Final = 4
 _CAUSES: Final = {
     VALIDATION: "the validation loss came out above its trend twice in a row",
     EVENT_RATE: "events have become more frequent than in the 10,000 steps before",
@@ -25,7 +27,8 @@ _CAUSES: Final = {
 }
 
 
-class Reading(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Reading:
     """What the detector makes of one row. event: if a departure begins, or rises, at it; trigger: if it
     asks for a branch.
     """
@@ -43,7 +46,9 @@ class Detector:
         weights = config.weights
         largest = max(weights.values())
         self._signals = {
-            name: make(config.signals) for name, make in config.preset.signals.items() if weights[name]
+            name: make(config.signals)
+            for name, make in config.preset.signals.items()
+            if weights[name]
         }
         # name, fold, weight, and weight over the largest
         self._folds = [
@@ -54,9 +59,14 @@ class Detector:
         self._level = Level(config.signals.ema_decay)
         self.triggers = TriggerMachine(config.trigger)
         self.last: Index | None = None
+        #: Departures so far, and the last of them.
+        self.events = 0
+        self.last_event: Event | None = None
         self._rows = 0
-        self._step = self._stride = self._epoch = -1
-        self._since_splice = -1  # rows; -1 = never spliced
+        self._step = self._epoch = -1
+        self._apart: deque[int] = deque(maxlen=_DISTANCES)  # steps between the last rows
+        # since the last collapse: signals of no patience that have not said yet that the base is sound
+        self._unproven: list[str] = []
 
     def fold(self, stats: StepStats) -> Reading:
         """Fold one row."""
@@ -91,6 +101,15 @@ class Detector:
             finite=finite,
             validation_loss=stats.validation_loss,
         )
+        damaged = False
+        if ready and self._unproven:
+            limit = self.config.trigger.tiers.z
+            self._unproven = [name for name in self._unproven if components.get(name, MOST) > limit]
+            if fired is not None and fired.name in self._unproven:
+                damaged = True
+                # what a collapse went back to had it already: another branch from there would, too
+                triggers.departures.mute(fired.name)
+                fired = replace(fired, tier=Tier.EVENT)
         index = self.last = Index(
             step,
             epoch,
@@ -100,7 +119,9 @@ class Detector:
             ready,
             triggers.departures.tier(z),
         )
-        return Reading(index, None, None) if fired is None else self._reading(index, fired)
+        if fired is None:
+            return Reading(index, None, None)
+        return self._reading(index, fired, damaged=damaged)
 
     def _place(self, step: int, epoch: int) -> None:
         """Where this row stands beside the last: next to it, or after a gap or a collapse."""
@@ -110,49 +131,48 @@ class Detector:
             self._epoch = epoch
             if spliced:
                 self._splice()
+                self._unproven = [
+                    name for name, one in self._signals.items() if one.rule is not None
+                ]
             return
         apart = step - before
-        if before < 0 or apart <= 0:
+        if before < 0 or not apart:
             return
-        if self._stride < 0 or apart < self._stride:
-            self._stride = apart
-        elif apart > self._stride * (_FORGIVEN_ROWS + 1):
-            self.triggers.missed(before + 1, step - 1)
-            self._splice()
-        if self._since_splice >= 0:
-            self._since_splice += 1
+        if not -_FORGIVEN_ROWS <= apart <= _FORGIVEN_ROWS + 1 and self._apart:
+            usual = max(self._apart)
+            if apart > usual * (_FORGIVEN_ROWS + 1):
+                self.triggers.missed(before + 1, step - 1)
+                self._splice()
+            elif apart < -usual * _FORGIVEN_ROWS:  # a log that was resumed from an earlier state
+                self._splice()
+        if apart > 0:
+            self._apart.append(apart)
 
     def _splice(self) -> None:
         self._level.splice()
         for signal in self._signals.values():
             signal.splice()
         self.triggers.departures.splice()
-        self._since_splice = 0
 
-    def _reading(self, index: Index, fired: Fired) -> Reading:
-        tier, cause = fired.tier, self._cause(index, fired)
-        signal = self._signals.get(fired.name)
-        if (
-            signal is not None
-            and signal.rule is not None
-            and tier is Tier.BRANCH
-            and 0 <= self._since_splice < _OF_THE_BASE_ROWS
-        ):
-            # what a collapse went back to had it already: another branch from there would, too
-            self.triggers.departures.mute(fired.name)
-            tier, cause = Tier.EVENT, f"{cause}; the base of this epoch had it already: it is damaged"
-        event = Event(
-            run_uid=self.run_uid,
-            epoch=index.epoch,
-            step=index.step,
-            onset_step=fired.onset,
-            tier=tier,
-            component=fired.name,
-            cause=cause,
-        )
-        if tier < Tier.BRANCH:
+    def _reading(self, index: Index, fired: Fired, *, damaged: bool) -> Reading:
+        shown = fired.beside or fired
+        event = None
+        if shown.rule not in (TriggerRule.CALM, TriggerRule.FORCED):
+            cause = self._cause(index, shown)
+            if damaged:
+                cause = f"{cause}; the base of this epoch had it already: it is damaged"
+            event = Event(
+                run_uid=self.run_uid,
+                epoch=index.epoch,
+                step=index.step,
+                onset_step=shown.onset,
+                tier=shown.tier,
+                component=shown.name,
+                cause=cause,
+            )
+            self._count(event)
+        if fired.tier < Tier.BRANCH:
             return Reading(index, event, None)
-        shown = fired.rule not in (TriggerRule.CALM, TriggerRule.FORCED)
         trigger = Trigger(
             run_uid=self.run_uid,
             epoch=index.epoch,
@@ -163,9 +183,17 @@ class Detector:
             index=index.index,
             components=dict(index.components),
             thresholds=self.config.trigger.thresholds(),
-            cause=cause,
+            cause=self._cause(index, fired),
         )
-        return Reading(index, event if shown else None, trigger)
+        return Reading(index, event, trigger)
+
+    def _count(self, event: Event) -> None:
+        """One that rises, comes back or asks again is the same departure."""
+        before = self.last_event
+        key = (event.component, event.onset_step, event.epoch)
+        if before is None or (before.component, before.onset_step, before.epoch) != key:
+            self.events += 1
+        self.last_event = event
 
     def _cause(self, index: Index, fired: Fired) -> str:
         since = f" since step {fired.onset:,}" if fired.onset < index.step else ""
@@ -191,8 +219,9 @@ class Detector:
             "signals": {name: dict(signal.state()) for name, signal in self._signals.items()},
             "level": self._level.state(),
             "triggers": self.triggers.state(),
-            "place": [self._rows, self._step, self._stride, self._epoch, self._since_splice],
-            "last": None if last is None else list(last),
+            "place": [self._rows, self._step, self._epoch, list(self._apart), self._unproven],
+            "last": None if last is None else asdict(last),
+            "events": [self.events, None if self.last_event is None else asdict(self.last_event)],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -201,6 +230,10 @@ class Detector:
             signal.restore(state["signals"][name])
         self._level.restore(state["level"])
         self.triggers.restore(state["triggers"])
-        self._rows, self._step, self._stride, self._epoch, self._since_splice = state["place"]
+        self._rows, self._step, self._epoch, apart, unproven = state["place"]
+        self._apart = deque(apart, maxlen=_DISTANCES)
+        self._unproven = list(unproven)
         last = state["last"]
-        self.last = None if last is None else Index(*last[:-1], Tier(last[-1]))
+        self.last = None if last is None else Index(**{**last, "tier": Tier(last["tier"])})
+        self.events, event = state["events"]
+        self.last_event = None if event is None else Event(**{**event, "tier": Tier(event["tier"])})

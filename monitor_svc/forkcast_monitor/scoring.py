@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ def records(columns: Columns) -> Iterator[StepStats]:
     norms, rates = columns.get("grad_norm", nothing), columns.get("lr", nothing)
     for row, (step, loss) in enumerate(zip(columns["step"], columns["loss"], strict=True)):
         norm, rate = float(norms[row]), float(rates[row])
-        more = {name: float(columns[name][row]) for name in names}
+        more: dict[str, Any] = {name: float(columns[name][row]) for name in names}
         yield StepStats(
             run_uid="log",
             epoch=0,
@@ -74,10 +74,11 @@ def verdicts(
     ]
     hot: list[bool] = []
     asked: list[bool] = []
-    for index, event, trigger in readings(columns, preset, weights):
+    for one in readings(columns, preset, weights):
+        index = one.index
         over = index.ready and any(index.components.get(name, 0.0) > limit for name in standing)
-        hot.append(event is not None or over)
-        asked.append(trigger is not None)
+        hot.append(one.event is not None or over)
+        asked.append(one.trigger is not None)
     return np.array(hot, dtype=bool), np.array(asked, dtype=bool)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias
 
@@ -32,7 +32,6 @@ from forkcast_wire.access import CALLER
 from forkcast_wire.codec import (
     directive_from_wire,
     directive_to_wire,
-    stats_from_wire,
     trigger_to_wire,
 )
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer
@@ -405,7 +404,6 @@ def _one_of(hosted: Hosted, stream: Stream, most: int) -> Iterator[None]:
         stream.close()
 
 
-def _accept(run: WatchedRun, messages: list[pb.StepStats]) -> int:
-    """Take records; how many were known. Raises OSError."""
-    accept: Callable[..., Accepted] = run.accept
-    return sum(accept(stats_from_wire(one)) is Accepted.DUPLICATE for one in messages)
+def _accept(run: WatchedRun, records: list[pb.StepStats]) -> int:
+    """Take records; how many were known. Raises ValueError, OSError, OverBudgetError."""
+    return run.accept_all(records).count(Accepted.DUPLICATE)

@@ -35,6 +35,7 @@ def summary_of_busy(hosted: Hosted, stood: pb.RunSummary) -> pb.RunSummary:
 def summary(hosted: Hosted, run: WatchedRun) -> pb.RunSummary:
     """Where a run stands."""
     given, last, index = hosted.registration, run.last(), run.detector.last
+    event = run.detector.last_event
     told = pb.RunSummary(
         run_uid=given.run_uid,
         name=given.name,
@@ -51,6 +52,9 @@ def summary(hosted: Hosted, run: WatchedRun) -> pb.RunSummary:
         z=index.z if index else None,
         triggers=len(run.triggers),
         last_trigger_step=run.triggers[-1].step if run.triggers else None,
+        events=run.detector.events,
+        last_event_step=event.step if event else None,
+        last_event=event.cause if event else "",
         streams=len(hosted.streams),
         seconds_since_report=seconds_since(hosted),
     )

@@ -38,8 +38,8 @@ class TriggerThresholds(Part):
 class Uncertainty(Part):
     """The detector. Each absent field keeps its default."""
 
-    preset: PresetName = "Forkcast"
-    """The detector: ours, its literal first rule, or another project's rule."""
+    preset: PresetName | None = None
+    """The detector: Forkcast, its first rule (Literal), or another project's; Forkcast if absent."""
     window: Annotated[int, Field(ge=16, le=65536, strict=True)] | None = None
     """Rows that the proxy sees, that preset Literal takes its spreads over, and in which the drift
     signal forgets what was best by a quarter of the loss's scale; 512 if absent."""

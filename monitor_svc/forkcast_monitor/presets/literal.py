@@ -24,7 +24,7 @@ class Literal(SignalBase):
     weight: ClassVar[float] = 1.0
 
     def __init__(self, rules: SignalRules) -> None:
-        self._measures = {
+        self._measures: dict[str, Volatility | InternalEntropy | Disagreement] = {
             "volatility": Volatility(rules),
             "entropy": InternalEntropy(rules),
             "disagreement": Disagreement(rules),

@@ -20,9 +20,17 @@ from forkcast_monitor.signals.volatility import Volatility
 class SignalKind(Protocol):
     """What makes a signal; see `forkcast.ports.Signal` for its weight, rule and patience."""
 
-    weight: float
-    rule: TriggerRule | None
-    patient: bool
+    @property
+    def weight(self) -> float:
+        """Its share of the index."""
+
+    @property
+    def rule(self) -> TriggerRule | None:
+        """The rule of its triggers; None: as u is over one threshold or the other."""
+
+    @property
+    def patient(self) -> bool:
+        """Whether a departure may heal by itself."""
 
     def __call__(self, rules: SignalRules) -> Signal:
         """A signal that has seen nothing."""

@@ -14,6 +14,8 @@ from forkcast.records import StepStats, TriggerRule
 EVENT: Final = 3.2
 #: No component says more.
 MOST: Final = 8.0
+#: A loss that is higher by less is no departure of a run, however quiet it was, nats/token.
+LEAST_SIZE: Final = 0.06
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from forkcast.level import Level
 from forkcast.records import StepStats, TriggerRule
 from forkcast.robust import Ema, usable
-from forkcast_monitor.signals.base import EVENT, MOST, SignalBase, SignalRules
+from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
 
 #: Scales of the loss that the mean forecast was too low by: where it begins to count, and an event.
 _ERROR: Final = (2.0, 5.0)
@@ -56,19 +56,18 @@ class Disagreement(SignalBase):
         )
         spread = max(forecasts) - min(forecasts)
         self._pending.append((sum(forecasts) / len(forecasts), spread))
-        if due is None or level.warm or not level.scale > 0:
+        if due is None or level.warm:
             return None
         self._error = fast - due[0] - due[1]
         begins, event = _ERROR
-        u = EVENT * (self._error / level.scale - begins) / (event - begins)
+        scales = self._error / level.scale if self._error > LEAST_SIZE else 0.0
+        u = EVENT * (scales - begins) / (event - begins)
         self.healed = u <= 0
         return min(max(u, 0.0), MOST)
 
     def cause(self) -> str:
         """How far off the forecasts were."""
-        return (
-            f"the smoothed loss is {self._error:.2f} nats above what {self._horizon} rows ago forecast"
-        )
+        return f"the smoothed loss is {self._error:.2f} nats above what {self._horizon} rows ago forecast"
 
     def splice(self) -> None:
         """What was forecast for another step is no error of this one."""

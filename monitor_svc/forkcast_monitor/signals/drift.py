@@ -13,7 +13,7 @@ from typing import Any
 
 from forkcast.level import Level
 from forkcast.records import StepStats, TriggerRule
-from forkcast_monitor.signals.base import EVENT, MOST, SignalBase, SignalRules
+from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
 
 #: Scales above the best, and log units above the least norm: where it begins to count, and how much more
 #: makes an event.
@@ -54,28 +54,29 @@ class Drift(SignalBase):
             return 0.0
         most = _CLIP * scale
         away = loss - self._mean
-        away = -most if away < -most else most if away > most else away  # noqa: PLR1730
+        away = -most if away < -most else min(away, most)
         mean = self._mean = self._mean + self._gain * away
         best = self._best + self._forget * scale
         if level.settling or mean < best:
             best = mean
         self._best = best
-        self._rise = mean - best
-        above = self._rise / scale if scale > 0 else 0.0
+        rise = self._rise = mean - best
+        above = self._above = rise / scale if rise > LEAST_SIZE else 0.0
         u = (above - _LOSS[0]) / _LOSS[1]
-        self._above = above
         least = self._least_norm
         if norm == norm:  # noqa: PLR0124 - a norm is logged
-            least = norm if not least + _NORM_FORGET < norm or level.settling else least + _NORM_FORGET
+            least = (
+                norm if not least + _NORM_FORGET < norm or level.settling else least + _NORM_FORGET
+            )
             self._least_norm = least
             self._norm_above = norm - least
             by_norm = (self._norm_above - _NORM[0]) / _NORM[1]
-            u = u if u > by_norm else by_norm  # noqa: PLR1730
+            u = max(by_norm, u)
         self.healed = u <= 0
         if u <= 0:
             return 0.0
         u *= EVENT
-        return u if u < MOST else MOST
+        return min(MOST, u)
 
     def cause(self) -> str:
         """Which of the two has crept, and how far."""

@@ -34,7 +34,8 @@ class _Limit:
         """The level in the unit of an event, in [0, MOST]."""
         if level <= 0:
             return MOST if self.event < self.begins else 0.0
-        u = EVENT * math.log(level / self.begins) / math.log(self.event / self.begins)
+        far = math.log(level) - math.log(self.begins)
+        u = EVENT * far / (math.log(self.event) - math.log(self.begins))
         return min(max(u, 0.0), MOST)
 
 
@@ -55,7 +56,8 @@ class InternalEntropy(SignalBase):
 
     def __init__(self, rules: SignalRules) -> None:
         del rules
-        self._samples: dict[str, list[float]] = {name: [] for name in LIMITS}
+        #: Of each channel that was ever sampled.
+        self._samples: dict[str, list[float]] = {}
         self._layer: int | None = None
         self._u: float | None = None
         self._channel = ""
@@ -79,25 +81,28 @@ class InternalEntropy(SignalBase):
     def _take(self, channel: str, value: float) -> bool:
         if not -1e100 < value < 1e100:
             return False
-        samples = self._samples[channel]
+        samples = self._samples.setdefault(channel, [])
         samples.append(value)
         if len(samples) > _SAMPLES:
             del samples[0]
         return True
 
     def _level(self, channel: str) -> float | None:
-        samples, limit = self._samples[channel], LIMITS[channel]
+        samples, limit = self._samples.get(channel, ()), LIMITS[channel]
         if len(samples) < _SAMPLES:
             return None
         return max(samples) if limit.event < limit.begins else min(samples)
 
     def _judge(self) -> None:
-        self._u = 0.0
-        for channel, limit in LIMITS.items():
+        most, known = 0.0, True
+        for channel in self._samples:
             level = self._level(channel)
-            if level is not None and (u := limit.u(level)) > self._u:
-                self._u, self._channel = u, channel
-        self.healed = not self._u
+            if level is None:
+                known = False  # and so it cannot be said yet that all is well
+            elif (u := LIMITS[channel].u(level)) > most:
+                most, self._channel = u, channel
+        self._u = most if most or known else None
+        self.healed = not most
 
     def cause(self) -> str:
         """The channel that says most, its level, and the layer if it is of one."""
@@ -106,10 +111,15 @@ class InternalEntropy(SignalBase):
         where = f" in layer {self._layer}" if channel == "collapse" else ""
         return f"{LIMITS[channel].words.format(level or 0.0)}{where} in {_SAMPLES} samples running"
 
+    def splice(self) -> None:
+        """The samples were taken of another state of the model."""
+        self._samples = {name: [] for name in self._samples}
+        self._u, self.healed = None, True
+
     def state(self) -> Mapping[str, object]:
         """The last samples."""
         return {
-            "samples": {name: list(values) for name, values in self._samples.items() if values},
+            "samples": {name: list(values) for name, values in self._samples.items()},
             "layer": self._layer,
             "u": self._u,
             "channel": self._channel,
@@ -117,6 +127,6 @@ class InternalEntropy(SignalBase):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._samples = {name: list(state["samples"].get(name, ())) for name in LIMITS}
+        self._samples = {name: list(values) for name, values in state["samples"].items()}
         self._layer, self._u, self._channel = state["layer"], state["u"], state["channel"]
         self.healed = not self._u

@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from forkcast.level import Level
 from forkcast.records import StepStats
-from forkcast_monitor.signals.base import EVENT, MOST, SignalBase, SignalRules
+from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
 
 _DRIFT = 1.0
 _CAP = 8.0
@@ -28,8 +28,6 @@ _UNVOTED_MOST = 2.4
 _VOTE = math.log(2)
 #: The norm may have led the loss by so many rows.
 _LEAD = 4
-#: Less than this is no departure of a run, however quiet it was, nats/token.
-_LEAST_SIZE = 0.06
 _SEVERE_SCALES, _SEVERE_SIZE = 8.0, 0.3
 
 
@@ -51,6 +49,7 @@ class Volatility(SignalBase):
 
     def update(self, stats: StepStats, level: Level) -> float | None:
         """The sum in the unit of an event."""
+        del stats  # all that counts of it is in the level
         if not level.finite:
             return None
         rise = level.norm_rise
@@ -61,7 +60,7 @@ class Volatility(SignalBase):
             self._ref = level.cover
             return 0.0
         z = level.z
-        z = -3.0 if z < -3.0 else 2.5 if z > 2.5 else z  # noqa: PLR1730 - twice as fast as min and max
+        z = -3.0 if z < -3.0 else 2.5 if z > 2.5 else z
         total = self._sum + z - _DRIFT
         if total <= 0:
             self._sum, self._rows = 0.0, 0
@@ -86,7 +85,7 @@ class Volatility(SignalBase):
         voted = self._vote is None or self._vote >= _VOTE
         u = EVENT * total / (_ALONE if self._vote is None else _VOTED)
         unvoted = EVENT * total / _ALONE
-        if size <= _LEAST_SIZE or not voted or (level.rate_rose and not self.severe):
+        if size <= LEAST_SIZE or not voted or (level.rate_rose and not self.severe):
             return unvoted if unvoted < _UNVOTED_MOST else _UNVOTED_MOST
         return u if u < MOST else MOST
 
