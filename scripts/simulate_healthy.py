@@ -55,12 +55,13 @@ def count(task: tuple[str, str, int, int, int]) -> tuple[str, Count]:
     counted = Count()
     peak, last = 0.0, ("", -1)
     for stats in healthy_run(kind, seed, number, rows).rows():
-        index, event, trigger = detector.fold(stats)
+        reading = detector.fold(stats)
+        index, event = reading.index, reading.event
         counted.rows += index.ready
         if event is not None:
             departure = event.component, event.onset_step
             counted.events[event.component] += departure != last
-            counted.branches[event.component] += trigger is not None
+            counted.branches[event.component] += reading.trigger is not None
             last = departure
         u = index.components.get("volatility", 0.0)
         if u > peak:
