@@ -281,32 +281,51 @@ def plan(
 
 
 @app.command(rich_help_panel=_MORE)
-def replay(
-    statistics: Annotated[Path, typer.Argument(help="a run, its statistics/, Parquet, JSON lines")],
+def detect(
+    log: Annotated[
+        str, typer.Argument(help="a log, a folder that holds one, or - for standard input")
+    ],
+    columns: Annotated[
+        str,
+        typer.Option(help="what is not to be guessed: step=NAME,loss=NAME,grad_norm=NAME,lr=NAME"),
+    ] = "",
     manifest: Annotated[
         Path | None, typer.Option(help="take the detector's rules from this manifest")
     ] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(help="a rule by itself, e.g. trigger.singleZ=4; repeatable")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="draw it: a path in .html, .svg or .png")
+    ] = None,
+    follow: Annotated[  # noqa: FBT002
+        bool, typer.Option("--follow", "-f", help="the file grows: tell events as they come")
+    ] = False,
+    tee: Annotated[  # noqa: FBT002
+        bool, typer.Option("--tee", help="pass standard input on; events go to the error output")
+    ] = False,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Send recorded statistics through the detector and say when it would have triggered."""
-    from forkcast_cli.replay import read
-    from forkcast_cli.replay import replay as replay_records
-    from forkcast_wire.manifest import Uncertainty
+    """Send any training log through the detector and say what it would have seen, and when.
+
+    Columns are guessed; a loss alone is enough. Exit code 0: read; 2: bad input; 3: no format fits.
+    """
+    from forkcast_cli.detect.command import detect as detect_in
+    from forkcast_cli.detect.request import request_for
 
     with _one_line():
-        log = read(statistics)
-        view = _look(statistics) if (statistics / "manifest.json").exists() else None
-        rules = view.manifest.spec.uncertainty if view is not None else Uncertainty()
-        if manifest is not None:
-            rules = load_manifest(manifest).spec.uncertainty
-        try:
-            replayed = replay_records(log, rules, view.lineage if view is not None else ())
-        except ValueError as error:
-            raise ManifestError("spec.uncertainty", str(error), "change it") from None
-        if as_json:
-            _print_json(replayed.document())
-        else:
-            print(shown("\n".join(replayed.lines())))
+        request = request_for(
+            log,
+            columns=columns,
+            manifest=manifest,
+            rules=rule or (),
+            plot=plot,
+            follow=follow,
+            tee=tee,
+            as_json=as_json,
+        )
+        code = detect_in(request)
+    raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=_MORE)

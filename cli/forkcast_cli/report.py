@@ -17,7 +17,7 @@ from markupsafe import Markup
 from forkcast.adoption import adopted_trial, losses_by_step
 from forkcast.decision import CONTROL, Outcome
 from forkcast_cli import words
-from forkcast_cli.charts import Chart, Line, Mark, smooth, svg
+from forkcast_cli.charts import Chart, Line, Mark, smooth, svg, top_edge
 from forkcast_cli.facts import RunFacts, gather
 from forkcast_cli.figures import figures, headline_tiles
 from forkcast_wire.files import replace_bytes
@@ -159,17 +159,9 @@ def _loss_chart(facts: RunFacts, last: int, marks: Sequence[Mark]) -> Chart:
         height=320,
         x_from=0,
         x_to=last,
-        y_to=_top(high),
+        y_to=top_edge(high),
         described="training and validation loss by step, with triggers and adoptions",
     )
-
-
-def _top(values: Sequence[float]) -> float | None:
-    """A top edge that one wild value cannot push out of sight of the rest."""
-    if len(values) < 20:
-        return None
-    ordered = sorted(values)
-    return min(ordered[-1], 1.6 * ordered[int(0.99 * len(ordered))] - 0.6 * ordered[0])
 
 
 def _index_chart(facts: RunFacts, last: int) -> Chart:
@@ -286,7 +278,7 @@ def branch_charts(branch: BranchView) -> list[Chart]:
             lines=curves,
             marks=marks,
             height=260,
-            y_to=_top([y for line in curves for _, y in line.points]),
+            y_to=top_edge([y for line in curves for _, y in line.points]),
             described=f"training losses of the rollouts of {branch.id}",
         ),
         Chart(

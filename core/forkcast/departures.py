@@ -243,8 +243,8 @@ class Departures:
         self, step: int, u: float, signals: Mapping[str, Said], *, judged: bool
     ) -> Risen | None:
         each = self._each
-        if any(one.open for name, one in each.items() if name != TOGETHER):
-            each.pop(TOGETHER, None)  # a signal answers for it
+        if any(one.tier is not Tier.CALM for name, one in each.items() if name != TOGETHER):
+            each.pop(TOGETHER, None)  # a signal answers for it, and what stands is known
             return None
         departure = each.setdefault(TOGETHER, Departure())
         said = _Bare(patient=True, healed=all(one.healed for one in signals.values()))
