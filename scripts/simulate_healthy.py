@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import sys
 from collections import Counter
@@ -76,7 +77,7 @@ def _tasks(
     preset: str, kinds: list[str], seed: int, rows: int
 ) -> list[tuple[str, str, int, int, int]]:
     """As many runs of each kind as make about ``rows`` in all; the kinds take turns."""
-    runs = max(1, round(rows / ROWS / len(kinds)))
+    runs = max(1, math.ceil(rows / ROWS / len(kinds)))
     length = min(ROWS, max(1000, rows // len(kinds)))
     return [(preset, kind, seed, run, length) for run in range(runs) for kind in kinds]
 
