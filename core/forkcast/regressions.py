@@ -12,11 +12,11 @@ from forkcast.spikes import MERGE_STEPS
 _VALIDATIONS = 8
 _VALIDATION_SIGMAS = 1.5
 _WORSE_IN_A_ROW = 2
-_RATE_WINDOW = 10_000
 _RATE_RISE = 1.25
 _RATE_P = 0.01
-#: So many events and gaps are remembered at most.
-_MOST_EVENTS, _MOST_GAPS = 64, 16
+#: Events are counted by blocks of so many steps; ten blocks, the last one as far as it goes, are compared
+#: with the ten before.
+_BLOCK, _BLOCKS = 1000, 10
 
 
 class Validations:
@@ -53,48 +53,64 @@ class Validations:
 
 
 class EventRate:
-    """Counts events and the steps that nobody saw; its state restores bit-equal."""
+    """Counts events and the steps that nobody saw, by blocks of steps; its state restores bit-equal."""
 
     def __init__(self) -> None:
-        self._events: list[int] = []
-        self._missing: list[tuple[int, int]] = []
-        self._forgotten = -1  # the last event that there was no place for
+        self._events: dict[int, int] = {}  # by block
+        self._missing: dict[int, int] = {}
+        self._last = -1  # step of the last event
 
     def missed(self, first: int, last: int) -> None:
         """Steps that left no row, first to last."""
-        self._missing.append((first, last))
-        if len(self._missing) > _MOST_GAPS:
-            # what lies between the two oldest counts as missing, too: less to compare, nothing invented
-            (start, _), (_, end) = self._missing[:2]
-            self._missing[:2] = [(start, end)]
+        newest = last // _BLOCK
+        for block in range(max(first // _BLOCK, newest - 2 * _BLOCKS), newest + 1):
+            begin, end = block * _BLOCK, (block + 1) * _BLOCK
+            found = min(last + 1, end) - max(first, begin)
+            self._missing[block] = min(self._missing.get(block, 0) + found, _BLOCK)
+        self._forget(newest)
 
     def fold(self, step: int, onset: int) -> bool:
         """An event at ``step`` of a departure since ``onset``; whether events have become more frequent. Events
         less than MERGE_STEPS apart are the same, and so are all events of a departure.
         """
-        last = self._events[-1] if self._events else None
-        if last is not None and (onset <= last or step - last < MERGE_STEPS):
+        if self._last >= 0 and (onset <= self._last or step - self._last < MERGE_STEPS):
             return False
-        oldest = step - 2 * _RATE_WINDOW
-        self._events = [*(event for event in self._events if event > oldest), step]
-        if len(self._events) > _MOST_EVENTS:
-            self._forgotten = self._events.pop(0)
-        self._missing = [gap for gap in self._missing if gap[1] > oldest]
-        return self._forgotten <= oldest and rate_rose(self._events, step, self._missing)
+        self._last, newest = step, step // _BLOCK
+        self._events[newest] = self._events.get(newest, 0) + 1
+        self._forget(newest)
+        now, before = newest - _BLOCKS, newest - 2 * _BLOCKS  # the last blocks that are of neither
+        if before < -1:
+            return False
+        return rate_rose(
+            events=_of(self._events, now, newest),
+            seen=(_BLOCKS - 1) * _BLOCK + step % _BLOCK + 1 - _of(self._missing, now, newest),
+            events_before=_of(self._events, before, now),
+            seen_before=_BLOCKS * _BLOCK - _of(self._missing, before, now),
+        )
+
+    def _forget(self, newest: int) -> None:
+        oldest = newest - 2 * _BLOCKS
+        self._events = {block: n for block, n in self._events.items() if block > oldest}
+        self._missing = {block: n for block, n in self._missing.items() if block > oldest}
 
     def state(self) -> Mapping[str, object]:
-        """Events and gaps."""
+        """By blocks."""
         return {
-            "events": list(self._events),
-            "missing": [list(gap) for gap in self._missing],
-            "forgotten": self._forgotten,
+            "events": {str(block): n for block, n in self._events.items()},
+            "missing": {str(block): n for block, n in self._missing.items()},
+            "last": self._last,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Become what `state` was taken from."""
-        self._events = [int(step) for step in state["events"]]
-        self._missing = [(int(first), int(last)) for first, last in state["missing"]]
-        self._forgotten = int(state["forgotten"])
+        self._events = {int(block): int(n) for block, n in state["events"].items()}
+        self._missing = {int(block): int(n) for block, n in state["missing"].items()}
+        self._last = int(state["last"])
+
+
+def _of(blocks: Mapping[int, int], after: int, to: int) -> int:
+    """The sum of the blocks in (after, to]."""
+    return sum(n for block, n in blocks.items() if after < block <= to)
 
 
 def exceeds_trend(history: Sequence[float], value: float, sigmas: float) -> bool:
@@ -115,30 +131,18 @@ def exceeds_trend(history: Sequence[float], value: float, sigmas: float) -> bool
     return value > max(mean_y + slope * (n - mean_x), history[-1]) + sigmas * sd
 
 
-def rate_rose(events: Sequence[int], step: int, missing: Sequence[tuple[int, int]] = ()) -> bool:
+def rate_rose(*, events: int, seen: int, events_before: int, seen_before: int) -> bool:
     """Whether the instability rate of the last 10,000 steps is at least 25 % above that of the
     10,000 before, and by an exact Poisson test (conditional binomial, p < .01) not by chance.
 
-    missing: steps never seen, as (first, last); a window of which less than half was seen judges
-    nothing.
+    seen: how many of those steps left a row; a window of which less than half was seen judges nothing.
     """
-    if step < 2 * _RATE_WINDOW:
+    if min(seen, seen_before) < _BLOCKS * _BLOCK // 2:
         return False
-    start, middle = step - 2 * _RATE_WINDOW, step - _RATE_WINDOW
-    seen_now = _RATE_WINDOW - _overlap(missing, middle, step)
-    seen_before = _RATE_WINDOW - _overlap(missing, start, middle)
-    if min(seen_now, seen_before) < _RATE_WINDOW // 2:
+    if events / seen < _RATE_RISE * max(events_before, 1) / seen_before:
         return False
-    now = sum(1 for one in events if one > middle)
-    before = sum(1 for one in events if start < one <= middle)
-    if now / seen_now < _RATE_RISE * max(before, 1) / seen_before:
-        return False
-    return _binomial_tail(now, now + before, seen_now / (seen_now + seen_before)) < _RATE_P
-
-
-def _overlap(missing: Sequence[tuple[int, int]], after: int, to: int) -> int:
-    """How many of the steps in (after, to] are missing."""
-    return sum(max(0, min(last, to) - max(first, after + 1) + 1) for first, last in missing)
+    chance = seen / (seen + seen_before)
+    return _binomial_tail(events, events + events_before, chance) < _RATE_P
 
 
 def _binomial_tail(at_least: int, total: int, chance: float) -> float:

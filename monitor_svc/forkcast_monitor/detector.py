@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from forkcast.departures import NON_FINITE, TOGETHER
@@ -18,6 +18,10 @@ from forkcast_monitor.signals.base import MOST
 #: Rows that may be missing, or come again, beside the distances of the last few.
 _FORGIVEN_ROWS: Final = 16
 _DISTANCES: Final = 4
+#: Fields of the last index and the last event, as a state lists them.
+_INDEX: Final = tuple(field.name for field in fields(Index))
+_EVENT: Final = tuple(field.name for field in fields(Event) if field.name != "run_uid")
+_OF_THE_BASE: Final = "; the base of this epoch had it already"
 _CAUSES: Final = {
     VALIDATION: "the validation loss came out above its trend twice in a row",
     EVENT_RATE: "events have become more frequent than in the 10,000 steps before",
@@ -101,15 +105,17 @@ class Detector:
             finite=finite,
             validation_loss=stats.validation_loss,
         )
-        damaged = False
+        base = ""
         if ready and self._unproven:
             limit = self.config.trigger.tiers.z
             self._unproven = [name for name in self._unproven if components.get(name, MOST) > limit]
             if fired is not None and fired.name in self._unproven:
-                damaged = True
-                # what a collapse went back to had it already: another branch from there would, too
-                triggers.departures.mute(fired.name)
-                fired = replace(fired, tier=Tier.EVENT)
+                self._unproven.remove(fired.name)
+                base = _OF_THE_BASE
+                if fired.tier >= Tier.BRANCH:  # another branch from there would have it, too
+                    base += ": it is damaged"
+                    triggers.departures.mute(fired.name)
+                    fired = replace(fired, tier=Tier.EVENT)
         index = self.last = Index(
             step,
             epoch,
@@ -121,7 +127,7 @@ class Detector:
         )
         if fired is None:
             return Reading(index, None, None)
-        return self._reading(index, fired, damaged=damaged)
+        return self._reading(index, fired, base)
 
     def _place(self, step: int, epoch: int) -> None:
         """Where this row stands beside the last: next to it, or after a gap or a collapse."""
@@ -154,13 +160,10 @@ class Detector:
             signal.splice()
         self.triggers.departures.splice()
 
-    def _reading(self, index: Index, fired: Fired, *, damaged: bool) -> Reading:
+    def _reading(self, index: Index, fired: Fired, base: str) -> Reading:
         shown = fired.beside or fired
         event = None
         if shown.rule not in (TriggerRule.CALM, TriggerRule.FORCED):
-            cause = self._cause(index, shown)
-            if damaged:
-                cause = f"{cause}; the base of this epoch had it already: it is damaged"
             event = Event(
                 run_uid=self.run_uid,
                 epoch=index.epoch,
@@ -168,7 +171,7 @@ class Detector:
                 onset_step=shown.onset,
                 tier=shown.tier,
                 component=shown.name,
-                cause=cause,
+                cause=self._cause(index, shown) + base,
             )
             self._count(event)
         if fired.tier < Tier.BRANCH:
@@ -214,14 +217,14 @@ class Detector:
 
     def state(self) -> dict[str, Any]:
         """All that a restart needs, JSON-ready."""
-        last = self.last
+        last, event = self.last, self.last_event
         return {
             "signals": {name: dict(signal.state()) for name, signal in self._signals.items()},
             "level": self._level.state(),
             "triggers": self.triggers.state(),
             "place": [self._rows, self._step, self._epoch, list(self._apart), self._unproven],
-            "last": None if last is None else asdict(last),
-            "events": [self.events, None if self.last_event is None else asdict(self.last_event)],
+            "last": None if last is None else [getattr(last, name) for name in _INDEX],
+            "events": [self.events, event and [getattr(event, name) for name in _EVENT]],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -233,7 +236,11 @@ class Detector:
         self._rows, self._step, self._epoch, apart, unproven = state["place"]
         self._apart = deque(apart, maxlen=_DISTANCES)
         self._unproven = list(unproven)
-        last = state["last"]
-        self.last = None if last is None else Index(**{**last, "tier": Tier(last["tier"])})
+        self.last = self.last_event = None
+        if state["last"] is not None:
+            last = dict(zip(_INDEX, state["last"], strict=True))
+            self.last = Index(**{**last, "tier": Tier(last["tier"])})
         self.events, event = state["events"]
-        self.last_event = None if event is None else Event(**{**event, "tier": Tier(event["tier"])})
+        if event is not None:
+            last = dict(zip(_EVENT, event, strict=True))
+            self.last_event = Event(**{**last, "tier": Tier(last["tier"]), "run_uid": self.run_uid})

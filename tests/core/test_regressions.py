@@ -51,17 +51,21 @@ def test_a_validation_that_is_no_number_is_none(bad: float) -> None:
     assert hit.state() == validations.state()
 
 
+WINDOW = 10_000
+
+
 def test_a_rate_must_rise_beyond_chance() -> None:
-    assert not rate_rose([100, 12_000, 13_000], 20_000)
-    assert rate_rose([100, *range(10_500, 20_000, 700)], 20_000)
-    assert not rate_rose(list(range(1, 40)), 15_000)
+    assert not rate_rose(events=2, seen=WINDOW, events_before=1, seen_before=WINDOW)
+    assert rate_rose(events=14, seen=WINDOW, events_before=1, seen_before=WINDOW)
+    assert not rate_rose(events=14, seen=WINDOW, events_before=13, seen_before=WINDOW)
+    assert rate_rose(events=1300, seen=WINDOW, events_before=1000, seen_before=WINDOW)
+    assert not rate_rose(events=1200, seen=WINDOW, events_before=1000, seen_before=WINDOW)
 
 
 def test_steps_that_nobody_saw_are_no_calm() -> None:
-    events = list(range(5500, 20_000, 900))
-    assert rate_rose([one for one in events if one > 10_000], 20_000)
-    assert not rate_rose(events, 20_000, [(1, 4999)])
-    assert not rate_rose(events, 20_000, [(1, 5001)])  # less than half of it seen: no judgement
+    assert rate_rose(events=14, seen=WINDOW, events_before=2, seen_before=WINDOW)
+    assert not rate_rose(events=14, seen=WINDOW, events_before=5, seen_before=WINDOW // 2)
+    assert not rate_rose(events=14, seen=WINDOW, events_before=0, seen_before=WINDOW // 2 - 1)
 
 
 def told(steps: list[tuple[int, int]]) -> list[int]:
@@ -83,18 +87,19 @@ def test_a_departure_that_asks_again_and_again_is_one_event() -> None:
     assert not told([(step, 10_500) for step in asks])
 
 
-def test_a_run_with_more_events_than_are_remembered_has_no_rate_that_rises() -> None:
+@pytest.mark.parametrize("apart", [60, 100, 250, 400])
+def test_a_run_of_many_events_has_no_rate_that_rises(apart: int) -> None:
     """Regression: of 200 events evenly spread the oldest were forgotten, and the rest had a rise."""
-    assert not told([(step, step) for step in range(100, 60_000, 100)])
-    assert not told([(step, step) for step in range(100, 60_000, 250)])
-    assert not told([(step, step) for step in range(100, 60_000, 400)])
+    assert not told([(step, step) for step in range(100, 60_000, apart)])
 
 
-def test_more_gaps_than_are_remembered_leave_less_to_compare() -> None:
+def test_gaps_count_by_the_steps_that_they_hid() -> None:
     rate = EventRate()
-    for start in range(0, 20_000, 100):
-        rate.missed(start, start + 9)
+    rate.missed(0, 4000)
+    rate.missed(6000, 9000)  # three of ten thousand steps seen
     assert not any(rate.fold(step, step) for step in range(10_500, 20_500, 600))
+    rate = EventRate()
+    rate.missed(100, 2**40)  # a step that is wrong
     assert len(json.dumps(rate.state())) < 600
 
 

@@ -22,6 +22,7 @@ class Says:
     patient: bool
     severe: bool = False
     healed: bool = True
+    rule: TriggerRule | None = None
 
 
 QUIET, HIGH, EVENT, NON_FINITE = "quiet", "high", "event", "nan"
@@ -42,8 +43,8 @@ def fold(
     us = {"volatility": US[kind], **(more or {})}
     signals = {
         "volatility": Says(patient=True, healed=not US[kind]),
-        "entropy": Says(patient=False),
-        "drift": Says(patient=False),
+        "entropy": Says(patient=False, rule=TriggerRule.INTERNAL),
+        "drift": Says(patient=False, rule=TriggerRule.SLOW),
     }
     z = max(us.values())
     finite = kind != NON_FINITE

@@ -132,41 +132,45 @@ def test_a_norm_that_creeps_up_is_slow() -> None:
 
 INTERNALS = {
     "logits": (
-        {"attention_logit_max": lambda step: 10 * math.exp(step / 500)},
-        "largest attention logit",
+        {"attention_logit_max": lambda step: 10 * math.exp(step / 400)},
+        "largest attention logit 1",
     ),
     "collapse": (
         {"attention_entropy": lambda step: (0.7, 0.7 * math.exp(-step / 300), 0.6)},
-        "in layer 1",
-    ),
-    "update": (
-        {"rms_max": lambda step: 1.5 if step < AT else 25.0},
-        "largest RMS of gradient over second moment 25.0",
+        "of its most in layer 1",
     ),
 }
 
 
 @pytest.mark.parametrize("every", [1, 10, 50])
 @pytest.mark.parametrize("name", INTERNALS)
-def test_what_grows_inside_a_model_asks_for_a_branch_while_the_loss_says_nothing(
+def test_what_grows_inside_a_model_is_an_event_and_asks_beyond_what_healthy_runs_show(
     name: str, every: int
 ) -> None:
+    """While the loss says nothing."""
     columns, words = INTERNALS[name]
     sparse = {
         column: (lambda step, of=value: of(step) if step % every == 0 else None)
         for column, value in columns.items()
     }
-    found = readings(flat(1500, **sparse))
-    first = events(found)[0]
-    assert (first.tier, first.component) == (Tier.BRANCH, "entropy")
-    assert words in first.cause
-    assert "3 samples running" in first.cause
-    assert triggers(found)[0].rule is TriggerRule.INTERNAL
-    assert first.step % every <= 2
+    found = readings(flat(2400, **sparse))
+    told = events(found)
+    assert [one.tier for one in told] == [Tier.EVENT, Tier.BRANCH]
+    assert {one.component for one in told} == {"entropy"}
+    assert all(words in one.cause and "3 samples running" in one.cause for one in told)
+    assert told[0].onset_step == told[1].onset_step < told[0].step < told[1].step - 100
+    (trigger,) = triggers(found)
+    assert trigger.rule is TriggerRule.INTERNAL
+    assert all(one.step % every <= 2 for one in told)
+
+
+def test_rms_of_the_update_is_recorded_and_judged_by_nobody() -> None:
+    rows = flat(1500, rms_max=lambda step: 1.5 if step < AT else 400.0)
+    assert events(readings(rows)) == []
 
 
 def test_an_odd_sample_or_two_inside_a_model_are_none() -> None:
-    rows = flat(1500, attention_logit_max=lambda step: 90.0 if step in (700, 710) else 12.0)
+    rows = flat(1500, attention_logit_max=lambda step: 9000.0 if step in (700, 710) else 12.0)
     assert events(readings(rows)) == []
 
 
@@ -392,45 +396,52 @@ def test_after_a_collapse_the_level_is_learnt_again_and_a_spike_is_seen() -> Non
 def test_a_base_that_is_damaged_is_said_once_and_asks_for_nothing(every: int) -> None:
     """Whatever a channel that is sampled more often has said of it meanwhile."""
     rows = collapsed(
-        rms_max=lambda _: 1.2,
+        attention_entropy=lambda _: (0.6, 0.5),
         attention_logit_max=lambda step: (
-            (90.0 if step > 700 else 12.0) if step % every == 0 else None
+            (1500.0 if step > 700 else 12.0) if step % every == 0 else None
         ),
     )
     found = readings(rows)
     (event,) = later(found)
     assert (event.tier, event.component) == (Tier.EVENT, "entropy")
-    assert "largest attention logit 90" in event.cause
+    assert "largest attention logit 1500" in event.cause
     assert "the base of this epoch had it already: it is damaged" in event.cause
     assert [one for one in triggers(found) if one.epoch == 1] == []
     assert found[-1].index.tier is Tier.EVENT
     assert [one for one in triggers(found) if one.epoch == 0 and one.rule is TriggerRule.INTERNAL]
 
 
+def logits(of: Any) -> list[Reading]:
+    """A collapsed run whose largest attention logit is that of the row."""
+    return readings(replace(row, attention_logit_max=of(row)) for row in collapsed())
+
+
 def test_a_base_that_is_sound_is_not_blamed_for_what_grows_later() -> None:
     """Regression: whatever came within 64 rows was the base's; the samples of the lost rows, too."""
-    rows = [
-        replace(row, attention_logit_max=90.0 if row.epoch == 0 and row.step > 800 else 12.0)
-        for row in collapsed()
-    ]
-    assert later(readings(rows)) == []
-    again = [
-        replace(row, attention_logit_max=90.0) if row.epoch == 1 and row.step > 990 else row
-        for row in rows
-    ]
-    found = readings(again)
+    found = logits(lambda row: 1500.0 if row.epoch == 0 and row.step > 800 else 12.0)
+    assert later(found) == []
+    found = logits(lambda row: 1500.0 if row.step > (800, 990)[row.epoch] else 12.0)
     (first, *_) = later(found)
     assert (first.tier, first.component) == (Tier.BRANCH, "entropy")
-    assert "damaged" not in first.cause
+    assert "the base" not in first.cause
+
+
+def test_a_base_that_is_only_unusual_is_said_to_be_and_asks_once_it_is_worse() -> None:
+    def logit(row: StepStats) -> float:
+        return 12.0 if row.step < 800 else 1500.0 if row.epoch and row.step > 1300 else 200.0
+
+    first, second = later(logits(logit))
+    assert (first.tier, second.tier) == (Tier.EVENT, Tier.BRANCH)
+    assert first.cause.endswith("the base of this epoch had it already")
+    assert "the base" not in second.cause
 
 
 def test_a_damaged_base_that_recovers_and_is_damaged_again_asks() -> None:
     def logit(row: StepStats) -> float:
-        return 12.0 if row.step < 800 or (row.epoch == 1 and 1100 < row.step < 1400) else 90.0
+        return 12.0 if row.step < 800 or (row.epoch == 1 and 1100 < row.step < 1400) else 1500.0
 
-    found = readings(replace(row, attention_logit_max=logit(row)) for row in collapsed())
-    tiers = [(one.tier, "damaged" in one.cause) for one in later(found)]
-    assert tiers[:2] == [(Tier.EVENT, True), (Tier.BRANCH, False)]
+    tiers = [(one.tier, "damaged" in one.cause) for one in later(logits(logit))]
+    assert tiers == [(Tier.EVENT, True), (Tier.BRANCH, False)]
 
 
 # ---- what a restart, and a month, need
@@ -441,7 +452,7 @@ def eventful(steps: int, seed: int = 0) -> list[StepStats]:
     rows = flat(
         steps,
         seed=seed,
-        attention_logit_max=lambda step: (20 + step % 90) if step % 10 == 0 else None,
+        attention_logit_max=lambda step: 10 * (step % 200) if step % 10 == 0 else None,
         attention_entropy=lambda step: (0.5, 0.6) if step % 10 == 0 else None,
         rms_max=lambda _: 1.3,
         validation_loss=lambda step: 3.0 + math.exp(-step / 900) if step % 250 == 0 else None,
@@ -457,12 +468,12 @@ def eventful(steps: int, seed: int = 0) -> list[StepStats]:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_run_cut_anywhere_is_the_same_run(preset: str) -> None:
-    rows = eventful(3200)
+    rows = eventful(3200 if preset == "Forkcast" else 1300)
     whole = detector(preset=preset)
     expected = readings(rows, whole)
     assert events(expected)
     rng = np.random.default_rng(4)
-    cuts = [0, *sorted(rng.choice(len(rows), 25, replace=False).tolist()), len(rows)]
+    cuts = [0, *sorted(rng.choice(len(rows), 12, replace=False).tolist()), len(rows)]
     got: list[Reading] = []
     one = detector(preset=preset)
     for begin, end in pairwise(cuts):
@@ -530,10 +541,10 @@ def test_an_event_at_a_step_that_is_forced_is_shown_as_well() -> None:
     assert [one.rule for one in triggers(found)] == [TriggerRule.FORCED] * (1500 // event.step)
 
 
-def test_a_long_gap_is_no_calm_for_the_rate_of_events() -> None:
+def test_a_gap_is_known_to_the_rate_of_events() -> None:
     one = detector()
     readings([row for row in flat(1200) if not 500 <= row.step < 900], one)
-    assert one.triggers.state()["rate"]["missing"] == [[500, 899]]
+    assert one.triggers.state()["rate"]["missing"] == {"0": 400}
 
 
 ANY = st.one_of(
@@ -561,13 +572,13 @@ STEPS = st.lists(
         st.sampled_from([1] * 6 + [0, -1, -40, 10, 2000, 2**40]),  # steps on
         st.sampled_from([0] * 9 + [1]),  # epochs on
     ),
-    max_size=40,
+    max_size=25,
 )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 120), STEPS, st.integers(0, 40))
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 80), STEPS, st.integers(0, 40))
 def test_whatever_comes_each_row_is_read_and_a_restart_is_bit_equal(
     preset: str, calm: int, steps: list[Any], cut: int
 ) -> None:
@@ -587,7 +598,7 @@ def test_whatever_comes_each_row_is_read_and_a_restart_is_bit_equal(
             if other is not None:
                 assert other.fold(row) == reading
                 assert other.over_threshold == one.over_threshold
-            index, event, trigger = reading
+            index, event, trigger = reading.index, reading.event, reading.trigger
             assert 0 <= index.z < 1e3
             assert all(0 <= u <= 8 for u in index.components.values())
             assert math.isfinite(index.index)

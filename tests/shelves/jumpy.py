@@ -1,8 +1,7 @@
-"""A toy signal: calm noise that depends on the step alone, and a jump at step 60."""
+"""A toy signal: a half at every third step, and a jump at step 60."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from forkcast_monitor.signals.base import MOST, SignalBase, SignalRules
 
 
 class Jumpy(SignalBase):
-    """The most there is at step 60, else below 1."""
+    """The most there is at step 60."""
 
     weight = 0.25
 
@@ -23,7 +22,7 @@ class Jumpy(SignalBase):
     def update(self, stats: StepStats, level: Level) -> float | None:
         """See the class."""
         self._seen += 1
-        return MOST if stats.step == 60 else math.sin(stats.step**2) ** 2
+        return MOST if stats.step == 60 else 0.5 * (stats.step % 3 == 1)
 
     def cause(self) -> str:
         """How many steps it has seen."""

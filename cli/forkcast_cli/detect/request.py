@@ -17,6 +17,7 @@ from forkcast_monitor.config import DetectorConfig, configure
 from forkcast_monitor.presets import PRESETS
 from forkcast_wire.manifest import Uncertainty
 from forkcast_wire.manifest_file import ManifestError, load_manifest
+from forkcast_wire.run_folder import MANIFEST, is_watched
 
 STDIN: Final = "-"
 _OURS: Final = "Forkcast"
@@ -80,12 +81,9 @@ def request_for(
     except LogError as error:
         raise ManifestError("--columns", error.what, error.remedy) from None
     run = Path(target)
-    view = RunReader(run).look() if (run / "manifest.json").exists() else None
-    uncertainty = (
-        view.manifest.spec.uncertainty
-        if view is not None
-        else Uncertainty(warmup_steps=_WARMUP_ROWS)
-    )
+    ours = (run / MANIFEST).exists() or is_watched(run)
+    view = RunReader(run).look() if ours else None
+    uncertainty = view.rules if view is not None else Uncertainty(warmup_steps=_WARMUP_ROWS)
     if manifest is not None:
         uncertainty = load_manifest(manifest).spec.uncertainty
     if preset and preset not in PRESETS:

@@ -51,6 +51,7 @@ class Rule(SignalBase):
     def update(self, stats: StepStats, level: Level) -> float | None:
         """The statistic over its limit, in the unit of an event; 0 if the rule does not fire."""
         if not level.finite:
+            self.healed = True  # a row that is not judged does not fire
             return None
         excess = self.excess(stats)
         self.healed = excess is None
@@ -66,6 +67,23 @@ class Rule(SignalBase):
     def cause(self) -> str:
         """What the row showed that fired last."""
         return self._cause
+
+    def state(self) -> Mapping[str, object]:
+        """What the rule keeps, and whether it fired at the last row."""
+        return {**self.kept(), "fired": not self.healed}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self.healed = not state["fired"]
+        self.keep(state)
+
+    def kept(self) -> Mapping[str, object]:
+        """What the rule needs of the rows before."""
+        raise NotImplementedError
+
+    def keep(self, kept: Mapping[str, Any]) -> None:
+        """Become what `kept` was taken from."""
+        raise NotImplementedError
 
 
 class Recent:

@@ -111,9 +111,10 @@ class InternalEntropy(SignalBase):
             level = self._level(channel)
             if level is None:
                 known = False  # and so it cannot be said yet that all is well
-            elif (u := LIMITS[channel].u(level)) > most:
-                most, self._channel = u, channel
-                self.severe = LIMITS[channel].reached(level)
+                continue
+            u, severe = LIMITS[channel].u(level), LIMITS[channel].reached(level)
+            if (severe, u) > (self.severe, most):
+                self.severe, most, self._channel = severe, u, channel
         self._u = most if most or known else None
 
     def cause(self) -> str:
