@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from forkcast_cli.logs.crc32c import masked
+from forkcast_wire.crc32c import masked
 
 _MEGABYTE = 1 << 20
 _FEW_ROWS = 30

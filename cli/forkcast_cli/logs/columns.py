@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -272,11 +272,11 @@ class Columns:
         self._seen: set[str] = set()
         self._losses: dict[str, bool] = {}
 
-    def learn(self, names: Iterable[str]) -> None:
+    def learn(self, names: Collection[str]) -> None:
         """Take notice of a row's names."""
-        fresh = [name for name in names if name not in self._seen]
-        if not fresh:
+        if self._seen.issuperset(names):
             return
+        fresh = [name for name in names if name not in self._seen]
         if len(self._seen) < _MOST_NAMES:
             self._seen.update(fresh)
         for role in Role:
