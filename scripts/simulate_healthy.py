@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -56,12 +56,13 @@ def count(task: tuple[str, str, int, int, int]) -> tuple[str, Count]:
     counted = Count()
     peak, last = 0.0, ("", -1)
     for stats in healthy_run(kind, seed, number, rows).rows():
-        index, event, trigger = detector.fold(stats)
+        reading = detector.fold(stats)
+        index, event = reading.index, reading.event
         counted.rows += index.ready
         if event is not None:
             departure = event.component, event.onset_step
             counted.events[event.component] += departure != last
-            counted.branches[event.component] += trigger is not None
+            counted.branches[event.component] += reading.trigger is not None
             last = departure
         u = index.components.get("volatility", 0.0)
         if u > peak:
@@ -76,7 +77,7 @@ def _tasks(
     preset: str, kinds: list[str], seed: int, rows: int
 ) -> list[tuple[str, str, int, int, int]]:
     """As many runs of each kind as make about ``rows`` in all; the kinds take turns."""
-    runs = max(1, round(rows / ROWS / len(kinds)))
+    runs = max(1, math.ceil(rows / ROWS / len(kinds)))
     length = min(ROWS, max(1000, rows // len(kinds)))
     return [(preset, kind, seed, run, length) for run in range(runs) for kind in kinds]
 
@@ -128,7 +129,7 @@ def main() -> int:
         return 2
     counts = {kind: Count() for kind in kinds}
     tasks = _tasks(given.preset, kinds, given.seed, given.rows)
-    with multiprocessing.get_context("spawn").Pool(given.processes, os.nice, (10,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
         for kind, one in pool.imap_unordered(count, tasks):
             counts[kind].add(one)
     print(f"preset {given.preset}, seed {given.seed}\n")

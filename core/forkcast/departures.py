@@ -9,7 +9,7 @@ spike. A departure
   `patience_rows`, unless it has healed before: most spikes heal by themselves within ten rows, and the
   base of a branch is an older state anyway.
 - asks *again*, if it lasts, after `cooldown_steps`, and twice as many each time: the first trigger may
-  have met an open branch or a spent budget.
+  have met an open branch or a spent budget; and once when it becomes severe after it had asked.
 - is told of *again* as an event, if u had fallen to a half of it and comes back.
 - *ends*, and the signal is armed again, when u has fallen to a fifth of an event. No time is waited out:
   a second departure right after the first is a second event.
@@ -73,9 +73,11 @@ class Said(Protocol):
 
 
 class _Bare:
-    """What asks for a branch at once, or waits, and heals by its u alone."""
+    """What asks for a branch at once, or waits, and heals by its u alone. It has no rows running: that
+    several signals say a little for long is nothing unusual.
+    """
 
-    rule: TriggerRule | None = None
+    rule: TriggerRule | None = TriggerRule.SINGLE
 
     def __init__(self, *, patient: bool, healed: bool) -> None:
         self.patient, self.severe, self.healed = patient, False, healed
@@ -84,7 +86,7 @@ class _Bare:
 class Departure:
     """One signal's. tier: what it has come to, CALM between two."""
 
-    __slots__ = ("again", "asked", "dipped", "muted", "onset", "over", "rows", "tier")
+    __slots__ = ("again", "asked", "dipped", "muted", "onset", "over", "rows", "severe", "tier")
 
     def __init__(self) -> None:
         self.tier = Tier.CALM
@@ -93,6 +95,7 @@ class Departure:
         self.rows = 0  # since the event began
         self.dipped = False  # whether u has been down to what is only watched since its last event
         self.muted = False  # whether it asks for nothing more while it lasts
+        self.severe = False  # whether it has asked as a severe one
         # step of the last request for a branch, and how many there were
         self.asked = self.again = 0
 
@@ -107,7 +110,9 @@ class Departure:
         elif self.onset is None:
             self.onset = step
         self.over = self.over + 1 if u > rules.z else 0
-        hit = u > rules.single_z or self.over >= rules.consecutive_steps
+        # what has a rule of its own is a level, and lasts: rows running say no more than one
+        running = self.over >= rules.consecutive_steps and said.rule is None
+        hit = u > rules.single_z or running
         if self.tier is Tier.CALM:
             return self._begin(step, said, rules) if judged and hit else None
         risen = self._go_on(step, u, said, rules)
@@ -117,10 +122,10 @@ class Departure:
         return None if self.muted else risen
 
     def _begin(self, step: int, said: Said, rules: TierRules) -> Tier:
-        self.rows, self.again, self.dipped = 0, 0, False
+        self.rows, self.again, self.dipped, self.severe = 0, 0, False, False
         self.tier = Tier.EVENT
         at_once = said.severe or not said.patient or not rules.patience_rows
-        return self._ask(step) if at_once else Tier.EVENT
+        return self._ask(step, said) if at_once else Tier.EVENT
 
     def _go_on(self, step: int, u: float, said: Said, rules: TierRules) -> Tier | None:
         self.rows += 1
@@ -132,22 +137,27 @@ class Departure:
             return None
         if self.tier is Tier.EVENT:
             if said.severe:
-                return self._ask(step)
+                return self._ask(step, said)
             if said.healed and self.rows <= rules.patience_rows:
                 self.tier = Tier.WATCH  # over, but not armed yet
                 return None
-            return self._ask(step) if self.rows >= rules.patience_rows else None
+            # one that has faded is left alone until it rises again, or is over
+            lasts = self.rows >= rules.patience_rows and u > _WATCH * rules.single_z
+            return self._ask(step, said) if lasts else None
         if self.tier is Tier.WATCH:
             if not said.healed:  # it was not over after all
                 self.tier, self.rows = Tier.EVENT, 0
-            return self._ask(step) if said.severe else None
+            return self._ask(step, said) if said.severe else None
+        if said.severe and not self.severe:
+            return self._ask(step, said)
         wait = rules.cooldown_steps << min(self.again - 1, _MOST_DOUBLINGS)
         if rules.cooldown_steps and not said.healed and step - self.asked >= wait:
-            return self._ask(step)
+            return self._ask(step, said)
         return None
 
-    def _ask(self, step: int) -> Tier:
+    def _ask(self, step: int, said: Said) -> Tier:
         self.tier, self.asked, self.again = Tier.BRANCH, step, self.again + 1
+        self.severe |= said.severe
         return Tier.BRANCH
 
     @property
@@ -165,7 +175,7 @@ class Departure:
             setattr(self, name, value)
         self.tier = Tier(self.tier)
 
-    _STATE = ("tier", "onset", "over", "rows", "asked", "again", "dipped", "muted")
+    _STATE = ("tier", "onset", "over", "rows", "asked", "again", "dipped", "muted", "severe")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,8 +48,10 @@ _NORM_GAIN: Final = 0.03
 #: one is a restart of the schedule; a warm-up is a rise from the first row on.
 _RISE: Final = 1.0001
 _PLATEAU_ROWS: Final = 20
-#: For so many rows after the rate last rose, a rise of the loss is what a higher rate does.
-RATE_ROWS: Final = 100
+#: For so many rows after the rate last rose, a rise of the loss is what a higher rate does; and so many
+#: it may take to settle where the higher rate holds it.
+RATE_ROWS: Final = 300
+SETTLE_ROWS: Final = 500
 _LEAST: Final = 1e-9
 #: A batch that is smaller by more than this factor is taken for a count that was wrong.
 _BATCH_MOST: Final = 16.0
@@ -121,6 +123,11 @@ class Level:
     @property
     def rate_rose(self) -> bool:
         """Whether the schedule has raised the learning rate a moment ago."""
+        return self._rate_rows > SETTLE_ROWS - RATE_ROWS
+
+    @property
+    def settling(self) -> bool:
+        """Whether the loss may still be rising to where a higher learning rate holds it."""
         return self._rate_rows > 0
 
     def splice(self) -> None:
@@ -231,8 +238,8 @@ class Level:
         rate = stats.learning_rate
         if 0 < rate < 1e100:
             if rate > _RISE * self._last_rate:
-                if self._since_rise >= _PLATEAU_ROWS or self._rate_rows:
-                    self._rate_rows = RATE_ROWS
+                if self._since_rise >= _PLATEAU_ROWS or self.rate_rose:
+                    self._rate_rows = SETTLE_ROWS
                 self._since_rise = 0
             else:
                 self._since_rise += 1

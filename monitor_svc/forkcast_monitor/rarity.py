@@ -1,12 +1,23 @@
-"""How unusual a volatility is, in words: from simulated healthy rows (docs/experiments.md)."""
+"""How unusual a volatility is, in words: from healthy rows, of real logs and simulated
+(docs/experiments.md).
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from typing import Final
 
-#: u, and of how many healthy rows one reaches it.
-_ONCE_IN: Final = ((1.6, 2_000), (2.0, 8_000), (2.5, 25_000), (3.2, 100_000), (4.0, 500_000))
+#: u, and of how many healthy rows one reaches it: as on the logs, where every value is more frequent than
+#: in the simulation; above 3.2, which the logs are too short for, as the simulation falls off from there.
+_ONCE_IN: Final = (
+    (1.6, 1_900),
+    (2.0, 7_000),
+    (2.4, 27_000),
+    (2.8, 80_000),
+    (3.2, 120_000),
+    (3.6, 400_000),
+    (4.0, 1_000_000),
+)
 _MORE: Final = "about once in more than {:,} healthy steps"
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkcast.departures import NON_FINITE, STOP_ROWS, TOGETHER, Departures, Risen, TierRules
-from forkcast.records import Tier
+from forkcast.records import Tier, TriggerRule
 
 RULES = TierRules(
     z=2.5, consecutive_steps=3, single_z=3.2, patience_rows=10, cooldown_steps=50, quiet_steps=0
@@ -23,6 +23,7 @@ class Says:
     """What a signal says of its last row."""
 
     patient: bool = True
+    rule: TriggerRule | None = None
     severe: bool = False
     healed: bool = False
 
@@ -32,7 +33,10 @@ class Run:
 
     def __init__(self, rules: TierRules = RULES, **signals: bool) -> None:
         patience = signals or {"fast": True}
-        self.signals = {name: Says(patient=patient) for name, patient in patience.items()}
+        self.signals = {
+            name: Says(patient=patient, rule=None if patient else TriggerRule.SLOW)
+            for name, patient in patience.items()
+        }
         self.departures = Departures(rules)
         self.step = 0
 
@@ -126,6 +130,27 @@ def test_a_severe_one_does_not_wait() -> None:
     assert run.rows(2.4, severe=True) == [(1, 3, Tier.BRANCH)]
 
 
+def test_one_that_becomes_severe_after_it_asked_asks_once_more() -> None:
+    run = Run()
+    assert run.rows(*[3.3] * 11)[-1] == (1, 11, Tier.BRANCH)
+    assert run.rows(4.0, 4.0, severe=True) == [(1, 12, Tier.BRANCH)]
+    assert run.rows(3.3, healed=False) == []
+    assert run.rows(4.0, severe=True) == []
+
+
+def test_one_that_has_faded_asks_for_nothing_until_it_rises_again() -> None:
+    run = Run()
+    run.rows(3.3)
+    assert run.rows(*[1.5] * 30, healed=False) == []
+    assert run.departures.open
+    assert run.rows(1.7, healed=False) == [(1, 32, Tier.BRANCH)]
+
+
+def test_a_level_that_stands_for_long_says_no_more_than_one_row_of_it() -> None:
+    assert Run(slow=False).rows(*[3.1] * 50) == []
+    assert Run(slow=False).rows(*[3.1] * 50, 3.3) == [(1, 51, Tier.BRANCH)]
+
+
 def test_one_of_no_patience_does_not_wait() -> None:
     assert Run(slow=False).rows(3.3) == [(1, 1, Tier.BRANCH)]
 
@@ -158,8 +183,8 @@ def test_a_second_event_has_an_onset_of_its_own() -> None:
 
 def test_one_that_hovers_is_told_of_once_and_one_that_was_nearly_over_again() -> None:
     run = Run(slow=False)
-    hovering = [2.7, 2.7, 2.7, 2.4] * 10
-    assert run.rows(*hovering) == [(1, 3, Tier.BRANCH)]
+    hovering = [3.3, 3.3, 3.3, 2.4] * 10
+    assert run.rows(*hovering) == [(1, 1, Tier.BRANCH)]
     run = Run()
     assert run.rows(3.3, 1.5, 3.3) == [(1, 1, Tier.EVENT), (1, 3, Tier.EVENT)]
     run = Run()

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from forkcast_cli.metrics import poisson_interval
+from forkcast_monitor.config import configure
+from forkcast_monitor.detector import Detector
+from forkcast_wire.manifest import Uncertainty
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 REFERENCE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "score_detector.py"
@@ -178,6 +181,18 @@ def test_healthy_runs_are_the_same_for_the_same_seed_and_finite(monkeypatch):
         assert np.isnan(norms).all() or (norms > 0).all()
         assert all(a.step < b.step for a, b in itertools.pairwise(rows))
         assert losses[-100:].mean() < losses[:100].mean() - 1
+
+
+@pytest.mark.parametrize("number", [1, 4, 7])
+def test_a_restart_of_the_rate_is_no_event_however_long_the_loss_takes_to_settle(
+    monkeypatch, number
+):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from healthy_runs import healthy_run
+
+    d = Detector(configure(Uncertainty()), "healthy")
+    rows = healthy_run("restarts of the rate", 1, number).rows()
+    assert [one.event for row in rows if (one := d.fold(row)).event] == []
 
 
 def test_the_simulation_counts_every_kind(tmp_path):

@@ -33,13 +33,13 @@ class LossWatchdog(Rule):
         self._cause = f"{self._violations} losses in a row above {self._threshold:.3g}"
         return loss / self._threshold if self._threshold > 0 else 1.0
 
-    def state(self) -> Mapping[str, object]:
+    def kept(self) -> Mapping[str, object]:
         """The threshold and the count."""
         return {"threshold": self._threshold, "violations": self._violations}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def keep(self, kept: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._threshold, self._violations = state["threshold"], state["violations"]
+        self._threshold, self._violations = kept["threshold"], kept["violations"]
 
 
 AXOLOTL: Final = rule(

@@ -68,6 +68,23 @@ class Rule(SignalBase):
         """What the row showed that fired last."""
         return self._cause
 
+    def state(self) -> Mapping[str, object]:
+        """What the rule keeps, and whether it fired at the last row."""
+        return {**self.kept(), "fired": not self.healed}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self.healed = not state["fired"]
+        self.keep(state)
+
+    def kept(self) -> Mapping[str, object]:
+        """What the rule needs of the rows before."""
+        raise NotImplementedError
+
+    def keep(self, kept: Mapping[str, Any]) -> None:
+        """Become what `kept` was taken from."""
+        raise NotImplementedError
+
 
 class Recent:
     """The last ``size`` values: their mean, and their standard deviation (of a population)."""

@@ -35,13 +35,13 @@ class SpikeDetection(Rule):
         window.push(loss)
         return None
 
-    def state(self) -> Mapping[str, object]:
+    def kept(self) -> Mapping[str, object]:
         """The window; its last value is the one before."""
         return {"losses": self._losses.state()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def keep(self, kept: Mapping[str, Any]) -> None:
         """Restore it."""
-        self._losses.restore(state["losses"])
+        self._losses.restore(kept["losses"])
 
 
 LIGHTNING: Final = rule(

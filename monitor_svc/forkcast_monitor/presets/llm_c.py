@@ -35,14 +35,14 @@ class OutlierDetector(Rule):
         self._cause = f"z of the {name} {z:.1f} in the last {_WINDOW}"
         return z / _LIMIT
 
-    def state(self) -> Mapping[str, object]:
+    def kept(self) -> Mapping[str, object]:
         """The two windows."""
         return {"losses": self._losses.state(), "norms": self._norms.state()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def keep(self, kept: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._losses.restore(state["losses"])
-        self._norms.restore(state["norms"])
+        self._losses.restore(kept["losses"])
+        self._norms.restore(kept["norms"])
 
 
 def _z(window: Recent, value: float) -> float:

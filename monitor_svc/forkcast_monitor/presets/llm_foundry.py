@@ -49,14 +49,14 @@ class KillLossSpike(Rule):
         window.push(loss)
         return excess
 
-    def state(self) -> Mapping[str, object]:
+    def kept(self) -> Mapping[str, object]:
         """The window and the two counts."""
         return {"losses": self._losses.state(), "counts": [self._rows, self._outliers]}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def keep(self, kept: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._losses.restore(state["losses"])
-        self._rows, self._outliers = state["counts"]
+        self._losses.restore(kept["losses"])
+        self._rows, self._outliers = kept["counts"]
 
 
 LLM_FOUNDRY: Final = rule(

@@ -36,13 +36,13 @@ class SpikyLoss(Rule):
         self._cause = f"loss {loss:.3g}, largest of the first {_SAMPLES} rows {self._largest:.3g}"
         return loss / limit if limit > 0 else 1.0
 
-    def state(self) -> Mapping[str, object]:
+    def kept(self) -> Mapping[str, object]:
         """How many rows were sampled, and the largest."""
         return {"rows": self._rows, "largest": self._largest}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def keep(self, kept: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._rows, self._largest = state["rows"], state["largest"]
+        self._rows, self._largest = kept["rows"], kept["largest"]
 
 
 MEGATRON: Final = rule(

@@ -40,14 +40,14 @@ class SpikeScore(Rule):
         self._cause = f"{name} {_SIGMAS * excess:.1f} sd above the mean of the last {_WINDOW}"
         return excess
 
-    def state(self) -> Mapping[str, object]:
+    def kept(self) -> Mapping[str, object]:
         """The two windows."""
         return {"losses": self._losses.state(), "norms": self._norms.state()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def keep(self, kept: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._losses.restore(state["losses"])
-        self._norms.restore(state["norms"])
+        self._losses.restore(kept["losses"])
+        self._norms.restore(kept["norms"])
 
 
 def _beyond(window: Recent, value: float) -> float | None:

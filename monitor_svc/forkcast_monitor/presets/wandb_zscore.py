@@ -36,13 +36,13 @@ class ZScoreFilter(Rule):
         self._cause = f"z of the loss {z:.1f} beside the last {_WINDOW}"
         return z / _LIMIT
 
-    def state(self) -> Mapping[str, object]:
+    def kept(self) -> Mapping[str, object]:
         """The window."""
         return {"losses": self._losses.state()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def keep(self, kept: Mapping[str, Any]) -> None:
         """Restore it."""
-        self._losses.restore(state["losses"])
+        self._losses.restore(kept["losses"])
 
 
 WANDB_ZSCORE: Final = rule(

@@ -57,7 +57,7 @@ class Drift(SignalBase):
         away = -most if away < -most else min(away, most)
         mean = self._mean = self._mean + self._gain * away
         best = self._best + self._forget * scale
-        if level.rate_rose or mean < best:
+        if level.settling or mean < best:
             best = mean
         self._best = best
         rise = self._rise = mean - best
@@ -66,7 +66,7 @@ class Drift(SignalBase):
         least = self._least_norm
         if norm == norm:  # noqa: PLR0124 - a norm is logged
             least = (
-                norm if not least + _NORM_FORGET < norm or level.rate_rose else least + _NORM_FORGET
+                norm if not least + _NORM_FORGET < norm or level.settling else least + _NORM_FORGET
             )
             self._least_norm = least
             self._norm_above = norm - least
