@@ -11,7 +11,7 @@ import os
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -20,7 +20,8 @@ from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import Trigger
 from forkcast_wire import keys
-from forkcast_wire.documents import Complete, DocumentError, load
+from forkcast_wire.completion import ended
+from forkcast_wire.documents import Complete, DocumentError, RunInfo, load
 from forkcast_wire.manifest import Storage
 from forkcast_wire.manifest_error import ManifestError
 from forkcast_wire.manifest_file import load_manifest
@@ -28,9 +29,10 @@ from forkcast_wire.run_events import RunEvent, events_of, triggers_of
 from forkcast_wire.run_folder import read_manifest
 from forkcast_wire.run_records import BranchView, RecordsReader
 from forkcast_wire.run_steps import Row, abandoned, read_steps, with_recorded_losses
-from forkcast_wire.statistics import tail_of, to_table
-from forkcast_wire.store import KeyMissing, open_store
+from forkcast_wire.statistics import former_tails, tail_of, to_table
+from forkcast_wire.store import KeyMissing, StoreRefused, StoreUnavailable, open_store
 
+T = TypeVar("T")
 _BUCKET: Final = "s3://"
 #: What any run with a step on record has some of.
 _SIGNS: Final = (
@@ -63,34 +65,51 @@ _EVENTS: Final = pa.schema(
 class LoadedRun:
     """A run as its records were when it was loaded.
 
-    name: of the run; of the folder or prefix if the records do not say.
+    name: of the run; of the folder or prefix if the records do not say. run_uid: "" if nothing does.
     branches: by (epoch, step). lineage: by epoch, without epoch 0. triggers: all that fired, those
-    that opened no branch included. complete: the end on record, None without one.
+    that opened no branch included. complete: the end on record, None without one; ended: whether the run
+    has taken all steps that are wanted now.
     damaged: what is wrong with each document that is left out because it cannot be read.
     """
 
-    def __init__(self, name: str, store: Store, statistics: Path) -> None:
-        """statistics: the monitor's folder of rows; it need not exist. Raises StoreError."""
-        self.name = name
+    def __init__(
+        self, name: str, store: Store, statistics: Path, total_steps: int | None = None
+    ) -> None:
+        """statistics: the monitor's folder of rows; it need not exist. total_steps: wanted; None if only
+        the record of the end tells. Raises StoreError.
+        """
+        info = _document(store, RunInfo, keys.RUN)
+        self.name = info.name if info is not None else name
+        self._uid = info.uid if info is not None else ""
         self._store, self._statistics = store, statistics
         records = RecordsReader(store).read()
         self.branches: list[BranchView] = records.branches
         self.lineage: list[LineageEntry] = records.lineage
         self.triggers: list[Trigger] = triggers_of(records)
-        self.event_records: list[RunEvent] = events_of(records)
+        self._records = records
         self.damaged: tuple[str, ...] = records.damaged
-        self.complete = _complete(store)
+        self.complete = _document(store, Complete, keys.COMPLETE)
+        self.ended = ended(self.complete, total_steps or 0)
 
     @cached_property
     def rows(self) -> list[Row]:
         """The rows behind `steps`, by (epoch, step). Raises HistoryError, StoreError."""
         found = read_steps(self._statistics, self._store, self.lineage)
-        uid = next((row["run_uid"] for row in (*found.own, *found.adopted)), "")
         decisions = [one.decision for one in self.branches if one.decision is not None]
-        adopted = with_recorded_losses(found.adopted, uid, self.lineage, decisions)
+        adopted = with_recorded_losses(found.adopted, self.lineage, decisions)
         rows = [{**row, "adopted": False} for row in found.own]
         rows += [{**row, "adopted": True} for row in adopted]
         return sorted(rows, key=lambda row: (row["epoch"], row["step"]))
+
+    @cached_property
+    def event_records(self) -> list[RunEvent]:
+        """The events behind `events`. Raises HistoryError, StoreError."""
+        return events_of(self._records, self.rows)
+
+    @property
+    def run_uid(self) -> str:
+        """The same in every attempt. Raises HistoryError, StoreError."""
+        return self._uid or next((row["run_uid"] for row in self.rows), "")
 
     def steps(self) -> pa.Table:
         """One row a step, by (epoch, step): the columns of docs/statistics.md, and
@@ -102,10 +121,14 @@ class LoadedRun:
         Raises HistoryError if a chunk is damaged, StoreError.
         """
         rows = self.rows
-        gone = [abandoned(self.lineage, row) for row in rows]
+        gone = [self.abandoned(row) for row in rows]
         table = to_table(rows)
         table = table.append_column("adopted", pa.array([r["adopted"] for r in rows], pa.bool_()))
         return table.append_column("abandoned", pa.array(gone, pa.bool_()))
+
+    def abandoned(self, row: Row) -> bool:
+        """Whether a later collapse went back behind a row's step."""
+        return abandoned(self.lineage, row)
 
     def events(self) -> pa.Table:
         """One row an event, by (epoch, step), with the columns of `RunEvent`."""
@@ -142,9 +165,17 @@ def load_run(
         return _local(Path(text))
     storage = _bucket(text, endpoint, region, credentials_dir, ca_file)
     store = open_store(storage, Path(), write=False)
-    _check_run(text, store)
     name = storage.prefix.removesuffix("/").rpartition("/")[2]
-    return LoadedRun(name or text, store, Path(os.devnull))
+    try:
+        _check_run(text, store)
+        return LoadedRun(name or text, store, Path(os.devnull))
+    except StoreUnavailable as error:
+        remedy = "check bucket, keys and rights"
+        if not isinstance(error, StoreRefused):
+            remedy = "check the endpoint"
+        why = error.why.removeprefix("spec.storage: ")
+        said = f"{text} at {storage.endpoint}: {why}; {remedy}"
+        raise type(error)(said, why=error.why) from None
 
 
 def _local(path: Path) -> LoadedRun:
@@ -156,11 +187,13 @@ def _local(path: Path) -> LoadedRun:
     except FileNotFoundError:  # a store's folder
         store = open_store(Storage(), path, write=False)
         statistics = path / "statistics"
-        if not statistics.exists() and not tail_of(statistics).exists():
+        tails = [tail_of(statistics), *former_tails(statistics)]
+        if not any(one.exists() for one in (statistics, *tails)):
             _check_run(str(path), store)
         return LoadedRun(path.resolve().name, store, statistics)
     store = open_store(manifest.spec.storage, path, write=False)
-    return LoadedRun(manifest.metadata.name, store, path / "statistics")
+    total = manifest.spec.training.total_steps
+    return LoadedRun(manifest.metadata.name, store, path / "statistics", total)
 
 
 def _check_run(place: str, store: Store) -> None:
@@ -206,16 +239,19 @@ def _bucket(
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "storage"
-        raise ManifestError(url, f"{field}: {first['msg']}", "give s3://BUCKET/PREFIX") from None
+        said = first["msg"].removeprefix("Value error, ")
+        rule, _, remedy = said.partition("; ")
+        raise ManifestError(url, f"{field}: {rule}", remedy or "give s3://BUCKET/PREFIX") from None
 
 
 def _variable(*names: str) -> str | None:
     return next((value for name in names if (value := os.environ.get(name))), None)
 
 
-def _complete(store: Store) -> Complete | None:
+def _document(store: Store, kind: type[T], key: str) -> T | None:
+    """None if there is none, or it is damaged: the rest of the run can be read without."""
     try:
-        return load(Complete, store.get(keys.COMPLETE)[0])
+        return load(kind, store.get(key)[0])
     except (KeyMissing, DocumentError):
         return None
 

@@ -52,7 +52,6 @@ def joined(
 
 def with_recorded_losses(
     adopted: Iterable[Row],
-    run_uid: str,
     lineage: Iterable[LineageEntry],
     decisions: Sequence[Decision],
 ) -> list[Row]:
@@ -65,7 +64,7 @@ def with_recorded_losses(
         for step, loss in losses_by_step(trial) if trial is not None else ():
             place = (entry.epoch, step)
             if entry.base_step <= step < entry.state.step and place not in rows:
-                bare = {"run_uid": run_uid, "attempt": 0, "rank": 0, "loss": loss}
+                bare = {"run_uid": entry.run_uid, "attempt": 0, "rank": 0, "loss": loss}
                 rows[place] = {**bare, "epoch": entry.epoch, "step": step}
     return [rows[place] for place in sorted(rows)]
 

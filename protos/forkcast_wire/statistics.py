@@ -237,7 +237,10 @@ def merged(
 def rows_of(source: Path | BinaryIO, path: str) -> list[dict[str, Any]]:
     """The rows of one chunk; path: what an error names. Raises HistoryError."""
     try:
-        table = pq.read_table(source)
+        # without Arrow's threads: one that lets go of a file of Python's while the interpreter ends
+        # aborts the process ("terminate called without an active exception")
+        with pq.ParquetFile(source, pre_buffer=False) as file:
+            table = file.read(use_threads=False)
         for field in SCHEMA:
             there = field.name in table.schema.names
             if table.schema.field(field.name) != field if there else field.name not in _LATER:

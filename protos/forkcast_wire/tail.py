@@ -51,18 +51,19 @@ def judged(stats: pb.StepStats, index: Index, event: str | None) -> Row:
 
 
 def encoded(rows: Sequence[Row], signals: Iterable[str]) -> bytes:
-    """One frame. signals: whose components have a column, whether they are in a row or not."""
-    frame = pb.TailFrame(
-        stats=[row.stats for row in rows],
-        index=[row.index for row in rows],
-        z=[row.z for row in rows],
-        tier=[_NO_TIER if row.tier is None else row.tier for row in rows],
-        events={n: row.event for n, row in enumerate(rows) if row.event is not None},
-        components=[
-            pb.TailColumn(name=name, values=[row.components.get(name, math.nan) for row in rows])
-            for name in signals
-        ],
-    )
+    """One frame. signals: whose components have a column even if no row has one."""
+    frame = pb.TailFrame()
+    frame.stats.extend([row.stats for row in rows])
+    frame.index.extend([row.index for row in rows])
+    frame.z.extend([row.z for row in rows])
+    frame.tier.extend([_NO_TIER if row.tier is None else row.tier for row in rows])
+    for number, row in enumerate(rows):
+        if row.event is not None:
+            frame.events[number] = row.event
+    for name in dict.fromkeys(chain(signals, *(row.components for row in rows))):
+        column = frame.components.add()
+        column.name = name
+        column.values.extend([row.components.get(name, math.nan) for row in rows])
     frame.DiscardUnknownFields()  # a trainer's own: nobody would bound them
     return framed(frame)
 
@@ -112,13 +113,14 @@ def _frame(data: bytes, at: int) -> tuple[pb.TailFrame | None, int]:
 
 def _sound(frame: pb.TailFrame) -> bool:
     """Whether its lists belong together and its integers fit the columns."""
-    count = len(frame.stats)
+    if not (count := len(frame.stats)):
+        return False
     lengths = {len(frame.index), len(frame.z), len(frame.tier)}
     return (
         lengths | {len(one.values) for one in frame.components} == {count}
         and all(_NO_TIER <= tier <= _MOST_TIER for tier in frame.tier)
         and all(number < count for number in frame.events)
-        and all(getattr(one, n) <= most for one in frame.stats for n, most in MOST.items())
+        and all(max(map(attrgetter(name), frame.stats)) <= most for name, most in MOST.items())
     )
 
 
@@ -147,9 +149,9 @@ def columns(frames: Sequence[pb.TailFrame], component: str) -> dict[str, list[An
 def _values(records: Sequence[pb.StepStats], name: str) -> list[Any]:
     get = attrgetter(name)
     if name in _LISTS:
-        return [list(value) or None for value in map(get, records)]
+        return [list(value) if value else None for value in map(get, records)]
     if name == "group_grad_norms":
-        return [dict(value) for value in map(get, records)]
+        return [dict(value) if value else {} for value in map(get, records)]
     if pb.StepStats.DESCRIPTOR.fields_by_name[name].has_presence:
         return [get(one) if one.HasField(name) else None for one in records]
     return list(map(get, records))

@@ -20,9 +20,11 @@ from forkcast_wire import history, keys
 from forkcast_wire.branches import Suppression
 from forkcast_wire.documents import dump
 from forkcast_wire.manifest_file import ManifestError
-from forkcast_wire.statistics import stats_row
-from forkcast_wire.store import FolderStore, StoreError
+from forkcast_wire.statistics import rows_of, stats_row, write_chunk
+from forkcast_wire.store import FolderStore, StoreRefused, StoreUnavailable
+from tests.cli.conftest import row
 from tests.make import lineage_entry, step_stats, trigger
+from tests.ports import free_port
 from tests.versitygw import Versitygw
 
 
@@ -85,11 +87,28 @@ def test_events_are_the_departures_with_what_came_of_them(made_run):
         (250, "e1-t250", "NoAction", "NoCandidatePassed"),
     ]
     first = run.events().to_pylist()[0]
+    assert first["rule"] == "Single"
     assert (first["onset_step"], first["component"], first["tier"]) == (148, "volatility", 3)
     assert [one.step for one in run.triggers] == [150, 200, 210, 250]
     assert [one.id for one in run.branches] == ["e0-t150", "e1-t250"]
     assert [one.epoch for one in run.lineage] == [1]
     assert (run.name, run.complete.step) == ("made", 300)
+
+
+def test_events_that_opened_no_branch_are_those_the_monitor_recorded_with_a_step(made_run):
+    rows = [row(1, n, 3.0) for n in range(300, 310)]
+    rows[4] |= {"tier": 2, "event": "The loss rose.", "u_volatility": 4.0}
+    write_chunk(rows, made_run / "statistics")
+    (chunk,) = (made_run / "statistics").glob("e0-*")
+    judged = rows_of(chunk, "")
+    judged[150] |= {"tier": 3, "event": "The loss and the norm rose together."}
+    chunk.unlink()
+    write_chunk(judged, made_run / "statistics")
+    found = forkcast.load_run(made_run).events().to_pylist()
+    told = [(e["epoch"], e["step"], e["tier"], e["branch"], e["cause"]) for e in found]
+    assert told[0] == (0, 150, 3, "e0-t150", "The loss and the norm rose together.")
+    assert told[2] == (1, 304, 2, None, "The loss rose.")
+    assert (found[2]["component"], found[2]["rule"], found[2]["reason"]) == ("volatility", None, "")
 
 
 def test_frames_are_the_same_tables(made_run):
@@ -170,8 +189,19 @@ def test_a_bucket_is_read_with_the_keys_that_aws_tools_would_use(made_run, tmp_p
         for path in sorted(made_run.rglob("*")):
             if path.is_file() and ".forkcast" not in path.parts:
                 client.upload_file(str(path), "runs", f"a/b/{path.relative_to(made_run)}")
-        with pytest.raises(StoreError):
-            forkcast.load_run("s3://runs/a/b", endpoint=server.endpoint)  # without keys
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(StoreRefused, match=r"s3://runs/a/b at .* no credentials; set"):
+            forkcast.load_run("s3://runs/a/b", endpoint=server.endpoint)
+        given = {"credentials_dir": str(server.credentials)}
+        nowhere = f"http://127.0.0.1:{free_port()}"
+        with pytest.raises(StoreUnavailable, match="Connection refused; check the endpoint"):
+            forkcast.load_run("s3://runs/a/b", endpoint=nowhere, **given)
+        with pytest.raises(StoreRefused, match="check bucket, keys and rights"):
+            forkcast.load_run("s3://none/a/b", endpoint=server.endpoint, **given)
+        with pytest.raises(ManifestError, match="endpoint: must be an http:// or https:// URL"):
+            forkcast.load_run("s3://runs/a/b", endpoint="ftp://x", **given)
         given = {"endpoint": server.endpoint, "credentials_dir": str(server.credentials)}
         run = forkcast.load_run("s3://runs/a/b", **given)
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)

@@ -1,13 +1,25 @@
 """The record of the accepted steps: what a restart knows of it."""
 
+import json
+import math
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 
 from forkcast.records import Index
 from forkcast_monitor.history import History
 from forkcast_wire.codec import stats_to_wire
-from forkcast_wire.statistics import chunk_name, last_steps, read_history, read_tail, tail_of
+from forkcast_wire.statistics import (
+    HistoryError,
+    chunk_name,
+    last_steps,
+    read_history,
+    read_tail,
+    row_to_stats,
+    stats_row,
+    tail_of,
+)
 from forkcast_wire.tail import Row, decoded, framed, judged
 
 from .conftest import statistics
@@ -97,3 +109,94 @@ def test_a_chunk_holds_what_was_appended_bit_for_bit(tmp_path):
     assert {(row["index"], row["z"], row["u_volatility"]) for row in found} == {
         (0.1 + 0.2, 1 / 3, 2 / 3)
     }
+
+
+def former_line(stats, **judged):
+    """A row as earlier versions wrote it: no tier, no event."""
+    return json.dumps({**stats_row(stats), "index": 0.1, "z": 0.2, "u_volatility": None, **judged})
+
+
+@pytest.mark.parametrize("place", ["statistics/tail.jsonl", "statistics.tail.jsonl"])
+def test_the_tail_of_an_earlier_version_is_read_and_taken_over(tmp_path, place):
+    folder = tmp_path / "statistics"
+    folder.mkdir()
+    rows = statistics("u", 40, seed=4)
+    wild = replace(rows[7], loss=math.nan, grad_norm=-0.0)
+    rows[7] = wild
+    lines = [former_line(row, u_volatility=1 / 3) for row in rows]
+    (tmp_path / place).write_text("\n".join([*lines, '{"cut": ', former_line(rows[0])[:-9]]))
+    before = read_history(folder)
+    history = History(folder)
+    assert not (tmp_path / place).exists()
+    assert history.last_steps == {(0, 0): 39}
+    after = read_history(folder)
+    wanted = [repr(stats_row(row)) for row in rows]
+    assert [repr(stats_row(row_to_stats(row))) for row in before] == wanted
+    assert [repr(stats_row(row_to_stats(row))) for row in after] == wanted
+    assert {(r["index"], r["z"], r["u_volatility"]) for r in after} == {(0.1, 0.2, 1 / 3)}
+    history.append([unjudged(row) for row in statistics("u", 41)[40:]])
+    history.close()
+    assert [row["step"] for row in read_history(folder)] == list(range(41))
+    assert [History(folder).last_steps] == [{(0, 0): 40}]
+
+
+def test_a_crash_between_taking_over_a_tail_and_deleting_it_counts_no_row_twice(tmp_path):
+    folder = tmp_path / "statistics"
+    folder.mkdir()
+    former = tmp_path / "statistics.tail.jsonl"
+    former.write_text("\n".join(former_line(row) for row in statistics("u", 10)) + "\n")
+    kept = former.read_bytes()
+    History(folder)
+    former.write_bytes(kept)
+    assert [row["step"] for row in read_history(folder)] == list(range(10))
+    again = History(folder)
+    again.close()
+    assert [row["step"] for row in read_history(folder)] == list(range(10))
+
+
+def test_a_chunk_of_an_earlier_version_reads_with_null_in_the_columns_it_lacks(tmp_path):
+    one = History(tmp_path)
+    one.append([unjudged(row) for row in statistics("u", 5)])
+    one.close()
+    (path,) = tmp_path.glob("*.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["tier", "event"]), path)
+    found = read_history(tmp_path)
+    assert [(row["step"], row["tier"], row["event"]) for row in found] == [
+        (step, None, None) for step in range(5)
+    ]
+    pq.write_table(table.drop_columns(["z"]), path)
+    with pytest.raises(HistoryError, match="column z"):
+        read_history(tmp_path)
+
+
+def test_tier_and_event_are_kept_in_tail_and_chunk(tmp_path):
+    history = History(tmp_path)
+    wanted = [(0, None), (2, "the loss departed"), (3, "\u00e4")]
+    for stats, (tier, event) in zip(statistics("u", 3), wanted, strict=True):
+        history.append([replace(unjudged(stats), tier=tier, event=event)])
+    assert [(row["tier"], row["event"]) for row in read_history(tmp_path)] == wanted
+    history.close()
+    assert read_tail(tmp_path) == []
+    assert [(row["tier"], row["event"]) for row in read_history(tmp_path)] == wanted
+
+
+def test_a_component_of_a_signal_that_is_on_no_shelf_is_kept(tmp_path):
+    """A preset has signals of its own."""
+    history = History(tmp_path)
+    plain = [unjudged(row) for row in statistics("u", 3)]
+    history.append([plain[0], replace(plain[1], components={"own": 1.5})])
+    history.append(plain[2:])
+    for _ in ("tail", "chunk"):
+        assert [row["u_own"] for row in read_history(tmp_path)] == [None, 1.5, None]
+        history.close()
+    assert read_tail(tmp_path) == []
+
+
+def test_what_a_trainer_adds_to_a_record_takes_no_room_in_the_history(tmp_path):
+    row = stats_to_wire(statistics("u", 1)[0])
+    own = row.SerializeToString() + b"\xfa\x3f\xa0\x8d\x06" + b"x" * 100_000  # field 1023
+    assert len(type(row).FromString(own).SerializeToString()) > 100_000
+    history = History(tmp_path)
+    history.append([Row(type(row).FromString(own))])
+    assert history.size < 1000

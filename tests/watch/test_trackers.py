@@ -20,7 +20,7 @@ from forkcast_watch.trackers.base import figures
 from forkcast_watch.trackers.queued import MOST_WAITING
 from forkcast_wire.manifest_error import ManifestError
 from tests.make import step_stats
-from tests.waiting import until
+from tests.waiting import HANG_SECONDS, until
 
 RUN = TrackedRun("u", "my-run")
 EXTRAS = ("mlflow", "wandb")
@@ -251,13 +251,29 @@ def test_steps_that_come_again_after_a_collapse_are_those_of_the_later_epoch(pla
     tracker = place.open()
     for step in range(6):
         tracker.step(step_stats(step), None)
+    tracker.event(Told(step=5))
     for step in range(3, 8):
         tracker.step(step_stats(step, epoch=1, loss=2.0), None)
     tracker.close()
-    steps = place.read().steps
+    shown = place.read()
+    steps = shown.steps
+    assert list(shown.events) == [5]  # of an abandoned step, and the reason why it is
     assert sorted(steps) == list(range(8))
     assert [steps[n]["epoch"] for n in range(8)] == [0.0] * 3 + [1.0] * 5
     assert [steps[n]["loss"] for n in range(8)] == [1.0] * 3 + [2.0] * 5
+
+
+def test_steps_that_come_again_after_a_restart_stand_once(place):
+    first = place.open()
+    for step in range(6):
+        first.step(step_stats(step), None)
+    first.close()
+    again = place.open()
+    for step in range(4, 8):
+        again.step(step_stats(step, attempt=1, loss=2.0), None)
+    again.close()
+    losses = {step: shown["loss"] for step, shown in place.read().steps.items()}
+    assert losses == dict.fromkeys(range(4), 1.0) | dict.fromkeys(range(4, 8), 2.0)
 
 
 @pytest.mark.parametrize("name", EXTRAS)
@@ -378,7 +394,7 @@ def test_a_tracker_that_blocks_holds_up_nothing_and_keeps_the_newest():
     queued.close(seconds=0)
     assert told[1] == "tracker x: not done after 0 s; left behind"
     tracker.gate.set()
-    assert tracker.closed.wait(60)
+    assert tracker.closed.wait(HANG_SECONDS)
     assert tracker.got[-MOST_WAITING:] == list(range(100, count))
 
 

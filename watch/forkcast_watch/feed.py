@@ -16,13 +16,13 @@ from typing import Any
 import grpc
 import structlog
 
-from forkcast.records import StepStats
-from forkcast_watch.events import EventWatch, Seen, words
+from forkcast.records import StepStats, Trigger
+from forkcast_watch.events import EventWatch, Seen, event_of, words
 from forkcast_watch.monitor_process import MonitorProcess
 from forkcast_watch.ranks import RankLosses
 from forkcast_watch.run_folder import RunFolder
 from forkcast_watch.tolerance import Tolerance, log
-from forkcast_watch.trackers.base import Tracker
+from forkcast_watch.trackers import Queued, TrackedRun, Tracker, open_tracker
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import open_channel
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
@@ -40,6 +40,22 @@ _START_SECONDS, _BACKLOG_SECONDS = 30.0, 10.0
 _MOST_WAITING = 8192
 
 
+def _beside(trackers: Sequence[str | Tracker], folder: RunFolder) -> list[Queued]:
+    """Each on a thread of its own. Raises ManifestError."""
+    run = TrackedRun(folder.run_uid, folder.registration.name)
+    opened: list[Queued] = []
+    try:
+        for one in trackers:
+            tracker = open_tracker(one, run) if isinstance(one, str) else one
+            name = one if isinstance(one, str) else type(one).__name__
+            opened.append(Queued(tracker, name, log.warning))
+    except BaseException:
+        for queued in opened:
+            queued.close()
+        raise
+    return opened
+
+
 class Sink:
     """Where the records of rank 0 go: monitor, trackers, progress.json, and the events into the log."""
 
@@ -49,12 +65,15 @@ class Sink:
         *,
         monitor: str,
         start_step: int,
-        trackers: Sequence[Tracker],
+        trackers: Sequence[str | Tracker],
         tolerance: Tolerance,
         told: dict[str, Any],
     ) -> None:
-        """told: what progress.json says besides the figures of a step."""
+        """told: what progress.json says besides the figures of a step. Raises ManifestError for a tracker
+        that cannot be opened.
+        """
         self._folder, self._told = folder, told
+        self._start_step, self._trackers = start_step, _beside(trackers, folder)
         self.events: list[Seen] = []
         self.process = None if monitor else MonitorProcess(folder.path)
         if self.process is not None:
@@ -73,24 +92,21 @@ class Sink:
         self._register_at = 0.0
         self._reporter = Reporter(self._target, hello, quiet_log())
         before = len(list((folder.path / "monitor" / "triggers").glob("*.json")))
-        self._start_step, self._trackers = start_step, list(trackers)
-        self._shown = [
-            (tolerance.shield(f"tracker {type(one).__name__}", one.step), one) for one in trackers
-        ]
         self._tolerance = tolerance
         self._watch = EventWatch(self._target, folder.run_uid, before, self._happened)
         self._last: StepStats | None = None
         self._validation: float | None = None
         self._begun = time.monotonic()
 
-    def _happened(self, event: Seen) -> None:
-        if event.step < self._start_step:
+    def _happened(self, trigger: Trigger) -> None:
+        if trigger.step < self._start_step:
             return  # of an attempt before this one
+        event = event_of(trigger)
         self.events.append(event)
         log.warning("%s", words(event))
+        self._tolerance.shield("the record of events", self._folder.record)(trigger)
         for tracker in self._trackers:
-            piece = f"tracker {type(tracker).__name__}"
-            self._tolerance.shield(piece, tracker.event)(event)
+            tracker.event(event)
 
     def look(self) -> None:
         """Keep the monitor running, or registered with."""
@@ -106,8 +122,8 @@ class Sink:
         if stats.validation_loss is not None:
             self._validation = stats.validation_loss
         self._reporter.report(stats)
-        for step, _ in self._shown:
-            step(stats, None)
+        for tracker in self._trackers:
+            tracker.step(stats, None)
         self.tell("running")
 
     def tell(self, word: str, *, force: bool = False) -> None:
@@ -142,7 +158,7 @@ class Sink:
         self._watch.catch_up(_LAST_SECONDS)
         self._watch.close()
         for tracker in self._trackers:
-            self._tolerance.shield(f"closing tracker {type(tracker).__name__}", tracker.close)()
+            tracker.close()
         if self.process is not None:
             self.process.close()
         self.tell("finished", force=True)

@@ -157,9 +157,10 @@ class Watch:
         """
         if self._closed:
             return
+        if self._accelerated is not None and loss is not None:
+            self.micro_batch(loss)
+            loss = None
         if self._accelerated is not None and not _syncs(self._accelerated):
-            if loss is not None:
-                self.micro_batch(loss)
             return
         self._take(loss, grad_norm, tokens)
 

@@ -34,7 +34,7 @@ class Settings:
     FORKCAST_INSECURE_DEV say. namespace: under which that monitor knows the run.
     start_step: optimizer steps already taken, > 0 after a resume. total_steps, tokens_per_step: where
     they are known. uncertainty: as `spec.uncertainty` of a manifest. trackers: further places for
-    the steps and events.
+    the steps and events, in a text (``tensorboard:DIR``, see forkcast_watch.trackers) or of one's own.
     sample_every: steps between two samples of RMS_t, update ratio and norms by group. inside_every: of
     attention and activations; 0 for none.
     scaler: torch's GradScaler, if the loop uses one.
@@ -48,7 +48,7 @@ class Settings:
     total_steps: int | None = None
     tokens_per_step: int | None = None
     uncertainty: Mapping[str, Any] | None = None
-    trackers: Sequence[Tracker] = ()
+    trackers: Sequence[str | Tracker] = ()
     sample_every: int = 10
     inside_every: int = 50
     scaler: Any = None

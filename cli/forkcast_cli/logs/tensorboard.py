@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from forkcast_cli.logs.base import LogError, Row, WholeFormat
-from forkcast_cli.logs.crc32c import masked
 from forkcast_cli.logs.protobuf import WrongMessageError, as_int64, fields
 from forkcast_cli.logs.stream import Stream
+from forkcast_wire.crc32c import masked
 
 _HEADER: Final = struct.Struct("<QI")
 _CRC: Final = struct.Struct("<I")
