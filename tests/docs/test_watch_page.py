@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import forkcast
+from forkcast_watch.session import Watch
 from forkcast_watch.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs/watch.md").read_text()
@@ -50,4 +51,4 @@ def test_the_settings_of_the_page_exist():
         assert name in Settings.__dataclass_fields__
     called = set(re.findall(r"watch\.(\w+)\(", PAGE)) - {"watch"}
     assert called == {"step", "micro_batch", "validation", "close"}
-    assert [name for name in called if not hasattr(forkcast.watch.__globals__["Watch"], name)] == []
+    assert [name for name in called if not hasattr(Watch, name)] == []

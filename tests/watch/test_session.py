@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import threading
 
 import psutil
@@ -198,6 +200,35 @@ def test_what_is_no_step_of_the_training_is_not_sampled(toy, tmp_path):
         train(toy, optimizer, watch, steps=1)
     rows = read_history(tmp_path / "run" / "statistics")
     assert [row["validation_loss"] is not None for row in rows] == [False, True, False]
+
+
+def test_a_copy_or_a_pickle_of_a_watched_model_has_no_hook_of_ours(toy, tmp_path):
+    optimizer = adam(toy)
+    with forkcast.watch(toy, optimizer, folder=tmp_path / "run", inside_every=1) as watch:
+        copied = copy.deepcopy(toy)
+        torch.save(toy, tmp_path / "whole.pt")
+        assert b"forkcast" not in (tmp_path / "whole.pt").read_bytes()
+        saved = torch.load(tmp_path / "whole.pt", weights_only=False)
+        for other in (copied, saved):
+            other.train()
+            other.loss(batch(0)).backward()  # samples nothing of the watched one
+        train(toy, optimizer, watch, steps=2)
+    assert not watch.not_measured
+    assert all(row["attention_entropy"] for row in read_history(tmp_path / "run" / "statistics"))
+
+
+def test_a_forked_child_ends_nothing_of_its_parents(toy, tmp_path):
+    optimizer = adam(toy)
+    with forkcast.watch(toy, optimizer, folder=tmp_path / "run") as watch:
+        train(toy, optimizer, watch, steps=1)
+        child = os.fork()
+        if child == 0:
+            watch.close()  # as at the child's exit
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert watch._sink.process.lives
+        train(toy, optimizer, watch, steps=1)
+    assert len(read_history(tmp_path / "run" / "statistics")) == 2
 
 
 @pytest.mark.parametrize(

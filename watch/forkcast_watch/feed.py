@@ -9,8 +9,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -262,8 +263,8 @@ def register(target: str, folder: RunFolder) -> bool:
 def quiet_log() -> Any:
     """For the reporter, in a process whose output is the user's: below what is shown by default."""
 
-    def words(_logger: object, _name: str, event: dict[str, Any]) -> str:
+    def words(_logger: object, _name: str, event: MutableMapping[str, Any]) -> str:
         return f"{event.pop('event')} {event}"
 
-    detail: Callable[..., Any] = structlog.wrap_logger
-    return detail(log.getChild("stream"), processors=[words])
+    detail = log.getChild("stream").debug
+    return structlog.wrap_logger(SimpleNamespace(info=detail, warning=detail), processors=[words])
