@@ -27,7 +27,7 @@ from rich.table import Table
 SECTIONS = {
     "observation": "observation",
     "stream": "stream",
-    "detector": "detection",
+    "detector": "detector",
     "checkpoint": "checkpoints",
     "proxy": "ranking",
     "decision": "decision",

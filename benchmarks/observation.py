@@ -16,8 +16,8 @@ import served
 from figures import Row, median, quantile, times
 
 from forkcast_trainer.engine import Engine, placement
-from forkcast_trainer.report import Hello, Reporter
 from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.reporting import Hello, Reporter
 
 _ROUNDS, _BLOCK, _WARM = 12, 10, 5
 _PLAIN, _AGAIN, _ATTACHED, _STALLED, _DEAD = "plain", "plain again", "attached", "stalled", "dead"

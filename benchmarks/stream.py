@@ -18,11 +18,11 @@ from made_statistics import made_statistics
 
 from forkcast.records import StepStats
 from forkcast_trainer import report
-from forkcast_trainer.report import Hello, Reporter
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
+from forkcast_wire.reporting import Hello, Reporter
 
 _SINGLE, _COALESCED = 3_000, 20_000
 _ROUNDS = 3

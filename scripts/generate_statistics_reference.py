@@ -22,7 +22,7 @@ whatever watches the run (also with `mode: Disabled`); there it outlives the Tra
 |---|---|
 | `history/e<epoch>-a<attempt>-<first>-<last step, 12 digits>.parquet` in the store | rows of one lineage epoch and one start of the trainer, the last step included; `index` and `z` are null. A small file before each saved state, one in the place of the small ones with each checkpoint and at the latest after 1,024 rows |
 | `statistics/e<epoch>-a<attempt>-<first step, 12 digits>.parquet` in the work directory, or the monitor's volume | up to 1,024 rows of one lineage epoch and one start of the trainer |
-| `statistics.tail.jsonl` beside that folder | the newest rows, one JSON object a line, until they become a Parquet file |
+| `statistics.tail` beside that folder | the newest rows, until they become a Parquet file; binary, see below |
 
 - In the store the steps of an adopted rollout are the first rows of the epoch that it opened. A file whose
   steps are all in another file of the same epoch and attempt is left over from a crash; skip it.
@@ -35,16 +35,19 @@ whatever watches the run (also with `mode: Disabled`); there it outlives the Tra
   last one before a process leaves. `history-gap.json` in its folder then says how many steps were
   missing and why; `forkcast run`, `forkcast status` (`history_gap`) and `forkcast checkpoint ls` show it.
   The rows still wait in memory, and are written when they can be.
-- A Parquet file takes its place whole; a line that a crash cut short is no row. A row that stands in
+- A Parquet file takes its place whole; what a crash cut short in the tail is no row. A row that stands in
   both the tail and a Parquet file counts once: its key is (epoch, attempt, rank, step).
 - Where a restarted trainer took steps again, the rows of the later attempt replace those of the
   earlier one from its first row on. After a collapse the same step comes again in a new epoch; a
   lineage is the rows of epoch 0 up to the first collapse's base, then of epoch 1, and so on.
-- In the tail a NaN is `NaN` and an infinity `Infinity`, as Python's `json` writes them. In Parquet
-  both are doubles, and a missing value is null.
+- The tail is a sequence of frames, one a write: the bytes `fc 54 4c 31`, the length and the CRC-32 of
+  what follows (little-endian uint32), and a `TailFrame` message (`forkcast.proto`). A damaged frame costs
+  its own rows; a reader goes on at the next four bytes. Earlier versions wrote `statistics.tail.jsonl`,
+  one JSON object a line; it is read, and taken over by the monitor that opens it.
+- A column that was added later (`tier`, `event`, a signal's) is missing in older files: it reads as null.
 
-`forkcast_wire.statistics.read_history(folder)` reads the monitor's, `forkcast_wire.history.read(store)`
-the store's, with these rules; `forkcast report` joins them. Any Parquet reader reads the files:
+`forkcast.load_run(PLACE).steps()` reads both with these rules and joins them, see
+[analysis.md](analysis.md). Any Parquet reader reads the files:
 ```python
 import pyarrow.parquet as pq
 

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from forkcast_cli.terminal import carry_out, console, print_error, shown
+from forkcast_cli.terminal import carry_out, console, print_error, print_notice, shown
 from forkcast_wire.manifest_file import ManifestError, load_manifest
 
 if TYPE_CHECKING:
@@ -252,6 +252,43 @@ def runs(
         screen.print(f"{len(rows)} rows in {path}", soft_wrap=True)
 
 
+@app.command(rich_help_panel=_LOOK)
+def export(
+    place: Annotated[
+        str,
+        typer.Argument(help="a run's work directory, a store's folder, or s3://BUCKET/PREFIX"),
+    ],
+    to: Annotated[
+        list[str],
+        typer.Option(help="jsonl:FILE, tensorboard:DIR, mlflow:EXPERIMENT or wandb:PROJECT"),
+    ],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="until the run ends")] = False,  # noqa: FBT002
+    endpoint: Annotated[
+        str | None, typer.Option(help="of the S3 API; AWS_ENDPOINT_URL or AWS by default")
+    ] = None,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Write a run's steps and events into a tracker. Run again, it adds what is new."""
+    from forkcast_cli.export import export as export_to
+    from forkcast_wire.loaded_run import load_run
+    from forkcast_wire.statistics import HistoryError
+
+    with _one_line():
+        try:
+            targets = export_to(
+                lambda: load_run(place, endpoint=endpoint), to, follow=follow, tell=print_notice
+            )
+        except HistoryError as error:
+            raise ManifestError(place, str(error), "restore it from a copy, or delete it") from None
+        if as_json:
+            _print_json(
+                [{"to": one.spec, "steps": one.steps, "events": one.events} for one in targets]
+            )
+            return
+        for one in targets:
+            print(shown(f"{one.spec}: {one.steps} steps and {one.events} events added"))
+
+
 # -------------------------------------------------------------------------------- before and beside
 
 
@@ -281,32 +318,51 @@ def plan(
 
 
 @app.command(rich_help_panel=_MORE)
-def replay(
-    statistics: Annotated[Path, typer.Argument(help="a run, its statistics/, Parquet, JSON lines")],
+def detect(
+    log: Annotated[
+        str, typer.Argument(help="a log, a folder that holds one, or - for standard input")
+    ],
+    columns: Annotated[
+        str,
+        typer.Option(help="what is not to be guessed: step=NAME,loss=NAME,grad_norm=NAME,lr=NAME"),
+    ] = "",
     manifest: Annotated[
         Path | None, typer.Option(help="take the detector's rules from this manifest")
     ] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(help="a rule by itself, e.g. trigger.singleZ=4; repeatable")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="draw it: a path in .html, .svg or .png")
+    ] = None,
+    follow: Annotated[  # noqa: FBT002
+        bool, typer.Option("--follow", "-f", help="the file grows: tell events as they come")
+    ] = False,
+    tee: Annotated[  # noqa: FBT002
+        bool, typer.Option("--tee", help="pass standard input on; events go to the error output")
+    ] = False,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
-    """Send recorded statistics through the detector and say when it would have triggered."""
-    from forkcast_cli.replay import read
-    from forkcast_cli.replay import replay as replay_records
-    from forkcast_wire.manifest import Uncertainty
+    """Send any training log through the detector and say what it would have seen, and when.
+
+    Columns are guessed; a loss alone is enough. Exit code 0: read; 2: bad input; 3: no format fits.
+    """
+    from forkcast_cli.detect.command import detect as detect_in
+    from forkcast_cli.detect.request import request_for
 
     with _one_line():
-        log = read(statistics)
-        view = _look(statistics) if (statistics / "manifest.json").exists() else None
-        rules = view.manifest.spec.uncertainty if view is not None else Uncertainty()
-        if manifest is not None:
-            rules = load_manifest(manifest).spec.uncertainty
-        try:
-            replayed = replay_records(log, rules, view.lineage if view is not None else ())
-        except ValueError as error:
-            raise ManifestError("spec.uncertainty", str(error), "change it") from None
-        if as_json:
-            _print_json(replayed.document())
-        else:
-            print(shown("\n".join(replayed.lines())))
+        request = request_for(
+            log,
+            columns=columns,
+            manifest=manifest,
+            rules=rule or (),
+            plot=plot,
+            follow=follow,
+            tee=tee,
+            as_json=as_json,
+        )
+        code = detect_in(request)
+    raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=_MORE)
@@ -363,7 +419,7 @@ def checkpoint_verify(folder: Folder, as_json: AsJson = False) -> None:  # noqa:
     import tempfile
 
     from forkcast_cli.checkpoints import verify
-    from forkcast_cli.workdir import read_identity
+    from forkcast_wire.run_folder import read_identity
 
     with _one_line(), tempfile.TemporaryDirectory() as scratch:
         _look(folder)

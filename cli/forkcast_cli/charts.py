@@ -79,6 +79,14 @@ def thin(points: Pairs) -> list[tuple[float, float]]:
     return out
 
 
+def top_edge(values: Iterable[float]) -> float | None:
+    """A top edge that one wild value cannot push out of sight of the rest."""
+    ordered = sorted(value for value in values if math.isfinite(value))
+    if len(ordered) < 20:
+        return None
+    return min(ordered[-1], 1.6 * ordered[int(0.99 * len(ordered))] - 0.6 * ordered[0])
+
+
 def ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
     """Round numbers that cover the range."""
     if not high > low:

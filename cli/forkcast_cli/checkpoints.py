@@ -8,9 +8,9 @@ from typing import Any
 
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
-from forkcast_cli.workdir import read_manifest
 from forkcast_wire import keys
 from forkcast_wire.documents import Catalogue, history_gaps, saved_states, survey
+from forkcast_wire.run_folder import read_manifest
 from forkcast_wire.store import open_store, read_document
 
 

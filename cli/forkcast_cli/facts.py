@@ -11,8 +11,7 @@ from typing import Any
 from forkcast_cli import metrics
 from forkcast_cli.shapes import plan_model, tokens_per_step
 from forkcast_cli.view import RunReader, RunView
-from forkcast_wire import history
-from forkcast_wire.statistics import read_history
+from forkcast_wire.run_steps import read_steps
 from forkcast_wire.store import open_store
 
 
@@ -29,7 +28,9 @@ class RunFacts:
 def gather(folder: Path) -> RunFacts:
     """Everything about a run. Raises FileNotFoundError if the folder holds none."""
     view = RunReader(folder).look_past_damage()
-    rows = _rows(folder, view)
+    store = open_store(view.manifest.spec.storage, folder, write=False)
+    # the steps that an adopted rollout took are its decision's here, see `forkcast.adoption`
+    rows = read_steps(folder / "statistics", store, view.lineage).own
     points = [
         metrics.Point(row["epoch"], row["step"], _number(row["loss"]), _number(row["grad_norm"]))
         for row in rows
@@ -46,22 +47,6 @@ def gather(folder: Path) -> RunFacts:
         tokens_per_step=tokens_per_step(view.manifest.spec),
     )
     return RunFacts(view, rows, points, metrics.compute(facts))
-
-
-def _rows(folder: Path, view: RunView) -> list[dict[str, Any]]:
-    """The rows of rank 0: as the monitor judged them, and from the run's store what it never saw. The
-    steps that an adopted rollout took are its decision's (`metrics.adopted_trial`), not the run's own.
-    """
-    judged = [row for row in read_history(folder / "statistics") if row["rank"] == 0]
-    known = {(row["epoch"], row["step"]) for row in judged}
-    store = open_store(view.manifest.spec.storage, folder, write=False)
-    own = {entry.epoch: entry.state.step for entry in view.lineage}
-    rest = [
-        row
-        for row in history.read(store)
-        if (row["epoch"], row["step"]) not in known and row["step"] >= own.get(row["epoch"], 0)
-    ]
-    return sorted([*judged, *rest], key=lambda row: (row["epoch"], row["step"]))
 
 
 def _number(value: float | None) -> float:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 
+from forkcast.adoption import adopted_trial, losses_by_step
 from forkcast.decision import CONTROL, Decision, Outcome, Verdict
 from forkcast.lineage import LineageEntry
 from forkcast.lineage import limits as lineage_limits
-from forkcast.records import Trial, Trigger
+from forkcast.records import Trigger
 from forkcast.relapse import WATCHED_STEPS, aftermaths
 from forkcast.spikes import SpikeScore, merge
 
@@ -204,7 +205,7 @@ def find_events(facts: Facts) -> tuple[Event, ...]:
         mine = [point for point in facts.points if point.epoch == epoch]
         for point in mine:
             score.fold(point.step, point.loss, point.grad_norm)
-        taken = [] if rollout is None else list(zip_losses(rollout))
+        taken = [] if rollout is None else list(losses_by_step(rollout))
         first_step = entry.base_step if entry is not None else 0
         flagged = list(score.flagged)
         if rollout is not None:
@@ -220,28 +221,12 @@ def _entry(lineage: Sequence[LineageEntry], epoch: int) -> LineageEntry | None:
     return next((one for one in lineage if one.epoch == epoch), None)
 
 
-def zip_losses(trial: Trial) -> list[tuple[int, float]]:
-    """(lineage step, loss) of a trial."""
-    return list(enumerate(trial.losses, start=trial.losses_from))
-
-
 def lineage_points(
     points: Sequence[Point], lineage: Sequence[LineageEntry], epoch: int
 ) -> list[Point]:
     """The main run's steps that the lineage of ``epoch`` rests on, before its own."""
     limits = lineage_limits(lineage, epoch)
     return [p for p in points if p.epoch < epoch and p.step < limits.get(p.epoch, 0)]
-
-
-def adopted_trial(decisions: Sequence[Decision], entry: LineageEntry | None) -> Trial | None:
-    """The trial whose end state opened an epoch."""
-    if entry is None:
-        return None
-    for decision in decisions:
-        for trial in decision.trials:
-            if trial.state is not None and trial.state.key == entry.state.key:
-                return trial
-    return None
 
 
 def _recovery(losses: Mapping[int, float], first: int) -> int | None:

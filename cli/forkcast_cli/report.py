@@ -14,15 +14,15 @@ import yaml
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from forkcast.adoption import adopted_trial, losses_by_step
 from forkcast.decision import CONTROL, Outcome
 from forkcast_cli import words
-from forkcast_cli.charts import Chart, Line, Mark, smooth, svg
+from forkcast_cli.charts import Chart, Line, Mark, smooth, svg, top_edge
 from forkcast_cli.facts import RunFacts, gather
 from forkcast_cli.figures import figures, headline_tiles
-from forkcast_cli.metrics import adopted_trial, zip_losses
-from forkcast_cli.view import BranchView
 from forkcast_wire.files import replace_bytes
 from forkcast_wire.resources import Condition
+from forkcast_wire.run_records import BranchView
 from forkcast_wire.statistics import COMPONENT, components
 
 _SERIES = ("s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8")
@@ -141,7 +141,7 @@ def _loss_chart(facts: RunFacts, last: int, marks: Sequence[Mark]) -> Chart:
     decisions = [one.decision for one in facts.view.branches if one.decision is not None]
     adopted = [adopted_trial(decisions, entry) for entry in facts.view.lineage]
     lines += [
-        Line(points=zip_losses(trial), style="adopted", label="adopted rollout", width=1.3)
+        Line(points=losses_by_step(trial), style="adopted", label="adopted rollout", width=1.3)
         for trial in adopted
         if trial is not None
     ]
@@ -159,17 +159,9 @@ def _loss_chart(facts: RunFacts, last: int, marks: Sequence[Mark]) -> Chart:
         height=320,
         x_from=0,
         x_to=last,
-        y_to=_top(high),
+        y_to=top_edge(high),
         described="training and validation loss by step, with triggers and adoptions",
     )
-
-
-def _top(values: Sequence[float]) -> float | None:
-    """A top edge that one wild value cannot push out of sight of the rest."""
-    if len(values) < 20:
-        return None
-    ordered = sorted(values)
-    return min(ordered[-1], 1.6 * ordered[int(0.99 * len(ordered))] - 0.6 * ordered[0])
 
 
 def _index_chart(facts: RunFacts, last: int) -> Chart:
@@ -259,11 +251,11 @@ def branch_charts(branch: BranchView) -> list[Chart]:
     t = branch.trigger.step
     marks = [Mark(x=t, label="trigger", style="mark trigger")]
     marks += [Mark(x=t + rung, label=f"+{rung}", style="mark") for rung in rungs]
-    base = dict(zip_losses(control))
+    base = dict(losses_by_step(control))
     styles = {name: _SERIES[i % len(_SERIES)] for i, name in enumerate(order)}
     curves, gains = [], []
     for name in order:
-        losses = zip_losses(last[name])
+        losses = losses_by_step(last[name])
         width = 2.6 if name == winner else 1.3
         drawn = smooth(losses, _SMOOTHED)
         curves.append(Line(points=drawn, style=styles[name], label=name, width=width))
@@ -272,7 +264,12 @@ def branch_charts(branch: BranchView) -> list[Chart]:
             Line(points=smooth(gain, _SMOOTHED), style=styles[name], label=name, width=width)
         )
     curves.append(
-        Line(points=smooth(zip_losses(control), _SMOOTHED), style="main", label=CONTROL, width=2.0)
+        Line(
+            points=smooth(losses_by_step(control), _SMOOTHED),
+            style="main",
+            label=CONTROL,
+            width=2.0,
+        )
     )
     return [
         Chart(
@@ -281,7 +278,7 @@ def branch_charts(branch: BranchView) -> list[Chart]:
             lines=curves,
             marks=marks,
             height=260,
-            y_to=_top([y for line in curves for _, y in line.points]),
+            y_to=top_edge([y for line in curves for _, y in line.points]),
             described=f"training losses of the rollouts of {branch.id}",
         ),
         Chart(

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 from forkcast.decision import CONTROL
 from forkcast.records import Trial
 from forkcast.relapse import WATCHED_STEPS, Aftermath, aftermaths
-from forkcast_cli.view import BranchView, RunReader, RunView
+from forkcast_cli.view import RunReader, RunView
 from forkcast_wire.echo import one_line
 from forkcast_wire.files import replaced
 from forkcast_wire.manifest_file import ManifestError
+from forkcast_wire.run_records import BranchView
 from forkcast_wire.statistics import newest_steps
 from forkcast_wire.store import StoreError
 

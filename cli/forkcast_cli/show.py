@@ -17,9 +17,11 @@ from forkcast.decision import CONTROL
 from forkcast_cli import words
 from forkcast_cli.run import branch_table, panel, troubles
 from forkcast_cli.store_watch import Seen, pause
-from forkcast_cli.view import BranchView, RunReader, RunView
-from forkcast_cli.workdir import LAST_END, damaged_as_none, full, in_use
+from forkcast_cli.view import RunReader, RunView
+from forkcast_cli.workdir import LAST_END, full, in_use
 from forkcast_wire.documents import Complete
+from forkcast_wire.run_folder import damaged_as_none
+from forkcast_wire.run_records import BranchView
 
 _WATCH_SECONDS = 1.0
 _STALE_SECONDS = 15.0

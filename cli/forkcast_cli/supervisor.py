@@ -15,11 +15,12 @@ from pathlib import Path
 import structlog
 
 from forkcast_cli.ending import BAD_INPUT, FAILED, NOT_RECORDED
-from forkcast_cli.workdir import LAST_END, MANIFEST, next_attempt
+from forkcast_cli.workdir import LAST_END, next_attempt
 from forkcast_wire import beats, crash, hang, last_words
 from forkcast_wire.files import replace_bytes, sweep
 from forkcast_wire.last_words import Ended, LastWords
 from forkcast_wire.manifest import Mode, TrainingRunSpec
+from forkcast_wire.run_folder import MANIFEST
 
 _log = structlog.get_logger()
 _MONITOR, _PROXY = "unix:sockets/monitor.sock", "unix:sockets/proxy.sock"

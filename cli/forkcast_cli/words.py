@@ -6,7 +6,7 @@ from forkcast import ladder
 from forkcast.actions import Action
 from forkcast.decision import CONTROL, Decision, DraftSource, Judgement, Outcome, Verdict
 from forkcast.records import Trial, Trigger, TriggerRule
-from forkcast_cli.view import BranchView
+from forkcast_wire.run_records import BranchView
 
 _RULES = {
     TriggerRule.CONSECUTIVE: "the index stood over its threshold for several steps in a row",

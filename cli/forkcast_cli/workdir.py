@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from forkcast.records import StateKind
 from forkcast_cli.terminal import print_notice
 from forkcast_wire import keys
@@ -24,11 +22,17 @@ from forkcast_wire.documents import DocumentError, RunInfo, StateManifest, dump,
 from forkcast_wire.files import replace_bytes, sweep
 from forkcast_wire.manifest import FIXED, TrainingRun
 from forkcast_wire.manifest_file import ManifestError
-from forkcast_wire.newer import NewerManifestError, read_resolved, resolved_document
+from forkcast_wire.newer import NewerManifestError, resolved_document
+from forkcast_wire.run_folder import (
+    MANIFEST,
+    damaged_as_none,
+    read_identity,
+    read_manifest,
+    read_progress,
+)
 from forkcast_wire.statistics import read_history, read_tail
 from forkcast_wire.store import KeyMissing, StoreError, open_store
 
-MANIFEST = "manifest.json"
 _ATTEMPTS = "attempts.json"
 #: Why the trainer ended last, if it said so: reason and text.
 LAST_END = "trainer-ended.json"
@@ -224,34 +228,6 @@ def going_on(folder: Path, manifest: TrainingRun) -> TrainingRun:
     return resolve(manifest, info)
 
 
-def read_manifest(folder: Path) -> TrainingRun:
-    """The resolved manifest of a work directory; a field that is newer than the run has its default.
-
-    Raises FileNotFoundError, NotADirectoryError, and ManifestError if it is damaged, or says what this
-    version does not know.
-    """
-    path = folder / MANIFEST
-    data = path.read_bytes()
-    try:
-        return read_resolved(data)
-    except NewerManifestError:
-        raise
-    except ValueError as error:
-        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        remedy = f"`forkcast run MANIFEST --workdir {folder}` writes it anew"
-        raise ManifestError(str(path), f"is damaged ({why})", remedy) from None
-
-
-def read_identity(folder: Path) -> RunInfo:
-    """run.json of a work directory. Raises FileNotFoundError, and ManifestError if it is damaged."""
-    path = folder / keys.RUN
-    try:
-        return load(RunInfo, path.read_bytes())
-    except DocumentError as error:
-        remedy = f"`forkcast run MANIFEST --workdir {folder}` restores it from what the run saved"
-        raise ManifestError(str(path), f"is damaged ({error})", remedy) from None
-
-
 def _identity(manifest: TrainingRun) -> RunInfo:
     return RunInfo(
         uid=secrets.token_hex(8),
@@ -309,17 +285,3 @@ def _last_attempt(folder: Path) -> int:
     progress = read_progress(folder).get("attempt", -1)
     named = [int(name[1:]) for name in (*states, *chunks) if name[1:].isdecimal()]
     return int(max([-1, progress if isinstance(progress, int) else -1, *named, *rows]))
-
-
-def read_progress(folder: Path) -> dict[str, Any]:
-    """progress.json; {} if there is none or it is damaged: it only informs."""
-    found = damaged_as_none(folder / "progress.json")
-    return found if isinstance(found, dict) else {}
-
-
-def damaged_as_none(path: Path) -> Any:
-    """The JSON in a local file; None if there is no such file or it holds none."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None

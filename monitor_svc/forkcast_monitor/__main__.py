@@ -15,7 +15,6 @@ from pathlib import Path
 
 from forkcast_monitor import metrics
 from forkcast_monitor.budget import RUN_DISK_BYTES
-from forkcast_monitor.config import configure
 from forkcast_monitor.history import History
 from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import WatchedRun
@@ -45,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="forkcast_monitor", description=__doc__)
     one, many = parser.add_argument_group("one run"), parser.add_argument_group("many runs")
     one.add_argument("--manifest", type=Path, help="resolved manifest, JSON")
+    one.add_argument("--registration", type=Path, help="of a run without a manifest, JSON")
     one.add_argument("--run", type=Path, default=Path("run.json"), help="the run's identity")
     one.add_argument("--state-dir", type=Path, default=Path("monitor"))
     one.add_argument("--statistics-dir", type=Path, default=Path("statistics"))
@@ -60,8 +60,8 @@ def main() -> int:
     )
     serving.add_arguments(parser, "forkcast-monitor")
     given = parser.parse_args()
-    if (given.manifest is None) == (given.state is None):
-        parser.error("give --manifest for one run, or --state for many")
+    if sum(one is not None for one in (given.manifest, given.registration, given.state)) != 1:
+        parser.error("give --manifest or --registration for one run, or --state for many")
     configure_logging("monitor")
     die_with_parent()
     raise_file_limit()
@@ -81,7 +81,7 @@ def main() -> int:
 
 async def _serve(given: argparse.Namespace, stop: termination.Stop) -> None:
     runs = Runs(given.state, disk_bytes=given.run_disk_mib << 20)
-    if given.manifest is not None:
+    if given.state is None:
         runs.host(*_only(given))
     monitor = Monitor(runs, Limits(per_peer=given.streams_per_peer))
     service = serving.Service(
@@ -100,11 +100,21 @@ async def _serve(given: argparse.Namespace, stop: termination.Stop) -> None:
 
 
 def _only(given: argparse.Namespace) -> tuple[Registration, WatchedRun]:
-    """The run of a manifest. Raises ValueError, OSError."""
+    """The run of a manifest or a registration. Raises ValueError, OSError."""
+    if given.registration is not None:
+        registration = load(Registration, given.registration.read_bytes())
+    else:
+        registration = _registered(given)
+    history = History(given.statistics_dir)
+    uid = registration.run_uid
+    return registration, WatchedRun(registration.config(), uid, given.state_dir, history)
+
+
+def _registered(given: argparse.Namespace) -> Registration:
     manifest = read_resolved(given.manifest.read_text())
     info = load(RunInfo, given.run.read_bytes())
     spec = manifest.spec
-    registration = Registration(
+    return Registration(
         run_uid=info.uid,
         name=info.name,
         namespace=manifest.metadata.namespace or "",
@@ -112,9 +122,6 @@ def _only(given: argparse.Namespace) -> tuple[Registration, WatchedRun]:
         mode=spec.branching.mode.value,
         total_steps=spec.training.total_steps,
     )
-    history = History(given.statistics_dir)
-    config = configure(spec.uncertainty)
-    return registration, WatchedRun(config, info.uid, given.state_dir, history)
 
 
 if __name__ == "__main__":

@@ -2,96 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
-from io import FileIO
+from collections.abc import Iterable, Sequence
+from itertools import compress
 from pathlib import Path
-from typing import Any
 
 import structlog
 
-from forkcast.records import Index, StepStats
+from forkcast_monitor.appended import AppendedFile
 from forkcast_monitor.signals import SIGNALS
-from forkcast_wire import crash
-from forkcast_wire.files import flush_folder, replaced
+from forkcast_wire import crash, tail
+from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.statistics import (
-    COMPONENT,
+    former_tails,
     last_steps,
-    read_tail,
-    stats_row,
+    read_former_tails,
+    recorded,
+    tail_columns,
     tail_of,
-    write_chunk,
+    write_columns,
 )
+from forkcast_wire.tail import Row
 
 _log = structlog.get_logger()
 _CHUNK_ROWS = 1024
 #: After a chunk that could not be written; each try reads the whole tail.
 _RETRY_ROWS = 64
-
-
-class LineFile:
-    """JSON lines, appended whole or not at all. Each is with the operating system (and so safe from
-    SIGKILL) when ``append`` returns, and on the disk after ``sync``. Open only while it is written:
-    a run that rests holds no file descriptor. length: bytes so far.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: FileIO | None = None
-        self._new = not path.exists()
-        self.length = 0 if self._new else path.stat().st_size
-        self.unsynced = False
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add one line. Raises OSError; then the file is as before."""
-        line = json.dumps(row).encode() + b"\n"
-        if self._file is None:
-            self._file = self._path.open("ab", buffering=0)
-        written = 0
-        try:
-            written = self._file.write(line)
-        finally:
-            if written != len(line):
-                os.ftruncate(self._file.fileno(), self.length)
-        if written != len(line):
-            raise OSError(f"{self._path}: short write, no space left?")
-        self.length += len(line)
-        self.unsynced = True
-
-    def sync(self) -> None:
-        """Wait until all lines are on the disk. Raises OSError."""
-        if not self.unsynced:
-            return
-        assert self._file is not None
-        os.fdatasync(self._file.fileno())
-        if self._new:
-            flush_folder(self._path.parent)
-            self._new = False
-        self.unsynced = False
-
-    def replace(self, rows: list[dict[str, Any]]) -> None:
-        """Hold exactly these rows, atomically and on the disk."""
-        with replaced(self._path) as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-        self._close()
-        self._new = self.unsynced = False
-        self.length = self._path.stat().st_size
-
-    def rest(self) -> None:
-        """Give the file descriptor back. Raises OSError."""
-        self.sync()
-        self._close()
-
-    def abandon(self) -> None:
-        """No more lines, and nothing of those there are matters."""
-        self.unsynced = False
-        self._close()
-
-    def _close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
 
 
 class History:
@@ -104,50 +39,56 @@ class History:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        if (former := folder / "tail.jsonl").exists():  # where earlier versions kept it
-            former.replace(tail_of(folder))
-        tail = read_tail(folder)
-        self._rows, self._chunk_at = len(tail), _CHUNK_ROWS
+        path = tail_of(folder)
+        frames, whole = tail.decoded(path.read_bytes() if path.exists() else b"")
+        self._rows, self._chunk_at = 0, _CHUNK_ROWS
         self.last_steps = last_steps(folder)
-        for row in tail:
-            self._note(row)
+        for frame in frames:
+            self._note(frame.stats)
         self._closed_bytes = _bytes_of_chunks(folder)
-        self._file = LineFile(tail_of(folder))
-        self._file.replace(tail)  # drops a line that a crash cut short
+        self._file = AppendedFile(path)
+        if not whole:  # drops what a crash cut short
+            self._file.replace(b"".join(map(tail.framed, frames)))
+        self._take_over()
 
-    def append(self, stats: StepStats, index: Index | None) -> None:
-        """Add one row; without an index it was recorded but not judged. Raises OSError, and then
-        the history is as before.
-        """
-        row = stats_row(stats)
-        row["index"], row["z"] = (index.index, index.z) if index else (0.0, 0.0)
-        for name in SIGNALS:
-            row[COMPONENT + name] = index.components.get(name) if index else None
+    def _take_over(self) -> None:
+        """Rows of a tail that an earlier version wrote, into this one's."""
+        former = former_tails(self.folder)
+        if rows := [row for one in read_former_tails(self.folder) if (row := recorded(one))]:
+            self._file.append(tail.encoded(rows, SIGNALS))
+            self._file.sync()
+            self._note([row.stats for row in rows])
+        for path in former:
+            path.unlink()
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows, at once. Raises OSError, and then the history is as before."""
         crash.reach("before-append")
-        self._file.append(row)
+        self._file.append(tail.encoded(rows, SIGNALS))
         crash.reach("after-append")
-        self._rows += 1
-        self._note(row)
+        self._note([row.stats for row in rows])
         if self._rows >= self._chunk_at:
             try:
                 self.rotate()
-            except Exception as error:  # noqa: BLE001  the row is safe in the tail, and acknowledged
+            except Exception as error:  # noqa: BLE001  the rows are safe in the tail
                 self._chunk_at = self._rows + _RETRY_ROWS
-                _log.warning("monitor.chunk_not_written", run=stats.run_uid, error=str(error))
+                run = rows[0].stats.run_uid
+                _log.warning("monitor.chunk_not_written", run=run, error=str(error))
 
     def rotate(self) -> None:
         """Close the tail into a Parquet chunk for each (epoch, attempt) in it."""
         if not self._rows:
             return
-        groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        for row in read_tail(self.folder):  # kept in memory they would be 2 MB a run
-            groups.setdefault((row["epoch"], row["attempt"]), []).append(row)
+        # read again: kept in memory they would be 200 kB a run
+        columns = tail_columns(self.folder)
+        keys = list(zip(columns["epoch"], columns["attempt"], strict=True))
         crash.reach("before-chunk")
-        for rows in groups.values():
-            write_chunk(rows, self.folder)
+        for key in dict.fromkeys(keys):
+            chosen = [one == key for one in keys]
+            write_columns({n: list(compress(c, chosen)) for n, c in columns.items()}, self.folder)
         crash.reach("after-chunk")
         self._closed_bytes = _bytes_of_chunks(self.folder)
-        self._file.replace([])
+        self._file.clear()
         self._rows, self._chunk_at = 0, _CHUNK_ROWS
 
     def close(self) -> None:
@@ -186,9 +127,11 @@ class History:
         """Rows until the tail becomes a chunk."""
         return self._chunk_at - self._rows
 
-    def _note(self, row: Mapping[str, Any]) -> None:
-        key = (row["epoch"], row["attempt"])
-        self.last_steps[key] = max(row["step"], self.last_steps.get(key, -1))
+    def _note(self, records: Iterable[pb.StepStats]) -> None:
+        for one in records:
+            key = (one.epoch, one.attempt)
+            self.last_steps[key] = max(one.step, self.last_steps.get(key, -1))
+            self._rows += 1
 
 
 def _bytes_of_chunks(folder: Path) -> int:

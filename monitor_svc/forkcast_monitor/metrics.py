@@ -85,6 +85,7 @@ class RunSeries:
         if own:
             for gauge in _ZERO_AT_FIRST:
                 gauge.labels(*self.labels)
+        self._gauges: dict[Gauge, Gauge] = {}
         for rule in TriggerRule:
             TRIGGERS.labels(*self.labels, rule.value)
         for code in CODES:
@@ -102,21 +103,27 @@ class RunSeries:
 
     def stands(self, last: StepStats | None, index: Index | None, lag: int) -> None:
         """Where the run stands after a batch."""
-        if not self._own:
-            return
         if last is not None:
-            LOSS.labels(*self.labels).set(last.loss)
-            GRAD_NORM.labels(*self.labels).set(last.grad_norm)
-            EPOCH.labels(*self.labels).set(last.epoch)
+            self._set(LOSS, last.loss)
+            self._set(GRAD_NORM, last.grad_norm)
+            self._set(EPOCH, last.epoch)
         if index is not None:
-            INDEX.labels(*self.labels).set(index.index)
-            ZSCORE.labels(*self.labels).set(index.z)
-        LAG.labels(*self.labels).set(lag)
+            self._set(INDEX, index.index)
+            self._set(ZSCORE, index.z)
+        self._set(LAG, lag)
 
     def streams(self, count: int) -> None:
         """Open Report streams."""
-        if self._own:
-            STREAMS.labels(*self.labels).set(count)
+        self._set(STREAMS, count)
+
+    def _set(self, gauge: Gauge, value: float) -> None:
+        """A series comes with its first value, and is looked up by its labels only then."""
+        if not self._own:
+            return
+        series = self._gauges.get(gauge)
+        if series is None:
+            series = self._gauges[gauge] = gauge.labels(*self.labels)
+        series.set(value)
 
     def dropped(self, steps: int) -> None:
         """Steps that the trainer's ring had to drop."""

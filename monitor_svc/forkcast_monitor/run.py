@@ -13,19 +13,23 @@ from typing import Any
 
 import structlog
 
-from forkcast.records import StepStats, Trigger, Window, window_row
+from forkcast.records import Index, StepStats, Trigger, Window, window_row
 from forkcast_monitor.attempts import ALL, Attempt, Attempts
 from forkcast_monitor.budget import RUN_DISK_BYTES, OverBudgetError
 from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.detector import Detector
-from forkcast_monitor.history import History, LineFile
+from forkcast_monitor.history import History
 from forkcast_monitor.signals import SIGNALS
 from forkcast_monitor.snapshots import Snapshot, Snapshots
+from forkcast_monitor.waiting import WaitingFile
 from forkcast_wire import crash
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.codec import stats_from_wire, stats_to_wire
 from forkcast_wire.documents import dump, load
 from forkcast_wire.fields import MOST_STEPS
 from forkcast_wire.files import replaced
-from forkcast_wire.statistics import read_lines, row_to_stats, sound, stats_row
+from forkcast_wire.statistics import row_to_stats
+from forkcast_wire.tail import Row, judged
 
 _log = structlog.get_logger()
 #: So many records may wait for a late one; then the late one is a gap.
@@ -71,22 +75,19 @@ class WatchedRun:
         self._last: StepStats | None = None
         self.detector = Detector(config, run_uid)
         self.epoch, self.attempt, self.next_step = 0, 0, 0
-        self._waiting: dict[int, StepStats] = {}
+        self._folded: list[Row] = []  # not yet in the history; empty between two calls
+        self._waiting: dict[int, pb.StepStats] = {}
         self._lost: dict[int, int] = {}  # declared gaps ahead: first -> last step
-        self._waiting_path = state_dir / "waiting.jsonl"
-        waited = read_lines(self._waiting_path) if self._waiting_path.exists() else []
-        waited = [row for row in waited if sound(row)]
-        self._waiting_file = LineFile(self._waiting_path)
+        self._waiting_file = WaitingFile(state_dir)
         if self._attempts.current is not None:
             self._restore(self._attempts.current, ALL, after_crash=True)
-            self._wait_again([row_to_stats(row) for row in waited])
+            self._wait_again()
 
-    def _wait_again(self, waited: list[StepStats]) -> None:
+    def _wait_again(self) -> None:
         """Take up what waited for a late record when the process died."""
-        self._waiting_file.replace([stats_row(one) for one in waited])
         self._waiting = {
             one.step: one
-            for one in waited
+            for one in self._waiting_file.found
             if (one.epoch, one.attempt) == (self.epoch, self.attempt) and one.step >= self.next_step
         }
         self._drain()
@@ -155,7 +156,7 @@ class WatchedRun:
 
     def _refold(self, row: dict[str, Any], *, record: bool) -> None:
         stats = row_to_stats(row)
-        index, trigger = self.detector.fold(stats)
+        index, trigger, _ = self._judge(stats)
         self._note(stats, index.z)
         if trigger is not None and record:
             self._record(trigger)
@@ -175,45 +176,57 @@ class WatchedRun:
     # ------------------------------------------------------------------------------------- steps
 
     def accept(self, stats: StepStats) -> Accepted:
-        """Take one record; it is durable when this returns. Records may arrive out of order by at
-        most REORDER_STEPS. Only rank 0 counts, whose loss is the mean over all ranks already.
-        Raises OSError, OverBudgetError: not taken; ValueError for a step beyond the run's end.
+        """As `accept_all`, of one record."""
+        (accepted,) = self.accept_all([stats_to_wire(stats)])
+        return accepted
+
+    def accept_all(self, records: Sequence[pb.StepStats]) -> list[Accepted]:
+        """Take records; they are durable when this returns, by one write. They may arrive out of order
+        by at most REORDER_STEPS. Only rank 0 counts, whose loss is the mean over all ranks already.
+        Raises OSError, OverBudgetError: not taken; ValueError for a record that no trainer makes, or
+        of a step beyond the run's end: those before it are taken, none after it.
         """
         with self.lock:
             if self.history.size > self.disk_bytes:
                 raise OverBudgetError("disk", f"the history holds {self.disk_bytes >> 20} MiB")
-            if stats.step > (self.total_steps or MOST_STEPS):
-                raise ValueError(f"step: the run has {self.total_steps} steps")
-            if stats.rank or stats.run_uid != self.run_uid:
-                return Accepted.DUPLICATE
-            key = (stats.epoch, stats.attempt)
-            if key != (self.epoch, self.attempt):
-                return self._record_left_behind(stats)
-            if stats.step < self.next_step or stats.step in self._waiting:
-                return Accepted.DUPLICATE
-            if stats.step > self._skip_lost():
-                self._waiting_file.append(stats_row(stats))
-                self._waiting[stats.step] = stats
-                self._drain()
-                folded = stats.step not in self._waiting
-                return Accepted.FOLDED if folded else Accepted.WAITING
-            self._fold(stats)
-            self._drain()
-            return Accepted.FOLDED
+            try:
+                return [self._accept(one, stats_from_wire(one)) for one in records]
+            finally:
+                self._write()
 
-    def _record_left_behind(self, stats: StepStats) -> Accepted:
+    def _accept(self, record: pb.StepStats, stats: StepStats) -> Accepted:
+        if stats.step > (self.total_steps or MOST_STEPS):
+            raise ValueError(f"step: the run has {self.total_steps} steps")
+        if stats.rank or stats.run_uid != self.run_uid:
+            return Accepted.DUPLICATE
+        if stats.epoch != self.epoch or stats.attempt != self.attempt:
+            return self._record_left_behind(record)
+        if stats.step < self.next_step or stats.step in self._waiting:
+            return Accepted.DUPLICATE
+        if stats.step > self._skip_lost():
+            self._waiting_file.append(record)
+            self._waiting[stats.step] = stats_to_wire(stats)  # a copy: the record keeps its batch
+            self._drain()
+            folded = stats.step not in self._waiting
+            return Accepted.FOLDED if folded else Accepted.WAITING
+        self._fold(record, stats)
+        self._drain()
+        return Accepted.FOLDED
+
+    def _record_left_behind(self, record: pb.StepStats) -> Accepted:
         """A record of an earlier epoch, beyond where the lineage left it, is kept for the reports;
         no detector sees it.
         """
-        key = (stats.epoch, stats.attempt)
+        key = (record.epoch, record.attempt)
         behind = (
             self._attempts.known(*key)
-            and stats.epoch < self.epoch
-            and stats.step >= self._attempts.limit(self.epoch, stats.epoch)
+            and record.epoch < self.epoch
+            and record.step >= self._attempts.limit(self.epoch, record.epoch)
         )
-        if not behind or stats.step <= self.history.last_steps.get(key, -1):
+        if not behind or record.step <= self.history.last_steps.get(key, -1):
             return Accepted.DUPLICATE
-        self.history.append(stats, None)
+        self._write()
+        self.history.append([Row(record)])
         return Accepted.RECORDED
 
     def lost(self, gaps: Sequence[tuple[int, int]]) -> None:
@@ -243,10 +256,11 @@ class WatchedRun:
     def _drain(self) -> None:
         """Fold what is in order now; where too much waits, what it waits for is a gap."""
         while self._waiting:
-            stats = self._waiting.get(self._skip_lost())
-            if stats is not None:
-                self._fold(stats)
-                del self._waiting[stats.step]
+            record = self._waiting.get(self._skip_lost())
+            if record is not None:
+                self._fold(record, stats_from_wire(record))
+                self._write()  # it is acknowledged already: only what is written may be let go
+                del self._waiting[record.step]
             elif len(self._waiting) > REORDER_STEPS:
                 self.next_step = min(self._waiting)
                 self._lost = {a: b for a, b in self._lost.items() if b >= self.next_step}
@@ -256,26 +270,42 @@ class WatchedRun:
 
     def _forget_waiting(self) -> None:
         self._waiting.clear()
-        if self._waiting_file.length:
-            self._waiting_file.replace([])
+        self._waiting_file.clear()
 
-    def _fold(self, stats: StepStats) -> None:
+    def _judge(self, stats: StepStats) -> tuple[Index, Trigger | None, str | None]:
+        """What the detector says of a step; the last: what begins at it, in words."""
         index, trigger = self.detector.fold(stats)
+        return index, trigger, None
+
+    def _fold(self, record: pb.StepStats, stats: StepStats) -> None:
+        """Judge a step; its row waits for `_write`. A trigger is durable before the next row is, and a
+        snapshot after its rows.
+        """
+        index, trigger, event = self._judge(stats)
+        self._folded.append(judged(record, index, event))
+        self._note(stats, index.z)
+        self.next_step = stats.step + 1
+        if trigger is not None:
+            self._write()
+            self._record(trigger)
+        if self.next_step % SNAPSHOT_STEPS == 0:
+            self._write()
+            self.snapshot()
+
+    def _write(self) -> None:
+        """Append the rows that were folded since the last time. Raises OSError."""
+        rows, self._folded = self._folded, []
+        if not rows:
+            return
         try:
-            self.history.append(stats, index)
+            self.history.append(rows)
         except OSError as error:
             # the detector is ahead of the record now: back to what is on disk
             _log.error("monitor.history_not_written", run=self.run_uid, error=str(error))
             current = self._attempts.current
             if current is not None:
-                self._restore(current, stats.step, after_crash=False)
+                self._restore(current, rows[0].stats.step, after_crash=False)
             raise
-        self._note(stats, index.z)
-        self.next_step = stats.step + 1
-        if trigger is not None:
-            self._record(trigger)
-        if self.next_step % SNAPSHOT_STEPS == 0:
-            self.snapshot()
 
     def snapshot(self) -> None:
         """Save the detector as it stands."""

@@ -20,8 +20,8 @@ from forkcast_monitor.directives import Waiting
 from forkcast_monitor.history import History
 from forkcast_monitor.registration import Registration, RunFolders
 from forkcast_monitor.run import WatchedRun
+from forkcast_monitor.standing import Standing
 from forkcast_monitor.streams import Stream
-from forkcast_wire import forkcast_pb2 as pb
 
 _log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -80,7 +80,7 @@ class Hosted:
     streams: set[Stream] = field(default_factory=set)
     directives: Waiting = field(default_factory=Waiting)
     gone: bool = False
-    stood: pb.RunSummary | None = None
+    stood: Standing | None = None
     reported: float | None = None
 
     @property

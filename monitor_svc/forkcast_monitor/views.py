@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from forkcast_monitor.run import WatchedRun
 from forkcast_monitor.runs import Hosted, seconds_since
+from forkcast_monitor.standing import Standing
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import window_to_wire
 
@@ -22,38 +23,28 @@ def window_reply(run: WatchedRun, steps: int) -> pb.WindowReply:
         )
 
 
-def summary_of_busy(hosted: Hosted, stood: pb.RunSummary) -> pb.RunSummary:
-    """Where a run stood after its last batch, while another one, or a history, is folded."""
-    told = pb.RunSummary()
-    told.CopyFrom(stood)
-    told.streams = len(hosted.streams)
-    if (seconds := seconds_since(hosted)) is not None:
-        told.seconds_since_report = seconds
-    return told
-
-
-def summary(hosted: Hosted, run: WatchedRun) -> pb.RunSummary:
-    """Where a run stands."""
-    given, last, index = hosted.registration, run.last(), run.detector.last
+def summary(hosted: Hosted, stood: Standing) -> pb.RunSummary:
+    """A run as it stood, and its streams as they are."""
+    given, last, index = hosted.registration, stood.last, stood.judged
     told = pb.RunSummary(
         run_uid=given.run_uid,
         name=given.name,
         namespace=given.namespace,
         mode=given.mode,
-        epoch=run.epoch,
-        attempt=run.attempt,
-        next_step=run.next_step,
-        total_steps=run.total_steps or given.total_steps,
+        epoch=stood.epoch,
+        attempt=stood.attempt,
+        next_step=stood.next_step,
+        total_steps=stood.total_steps or given.total_steps,
         tokens=last.tokens if last else 0,
         loss=last.loss if last else None,
         grad_norm=last.grad_norm if last else None,
         index=index.index if index else None,
         z=index.z if index else None,
-        triggers=len(run.triggers),
-        last_trigger_step=run.triggers[-1].step if run.triggers else None,
+        triggers=stood.triggers,
+        last_trigger_step=stood.last_trigger_step,
         streams=len(hosted.streams),
         seconds_since_report=seconds_since(hosted),
     )
-    if index is not None and index.ready:
-        told.over_threshold = run.detector.over_threshold
+    if stood.over_threshold is not None:
+        told.over_threshold = stood.over_threshold
     return told

@@ -432,3 +432,34 @@ class ForecastResponse(_message.Message):
     model_digest: str
     note: str
     def __init__(self, forecasts: _Optional[_Iterable[_Union[CandidateForecast, _Mapping]]] = ..., model_digest: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
+
+class TailFrame(_message.Message):
+    __slots__ = ("stats", "index", "z", "tier", "events", "components")
+    class EventsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    Z_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    stats: _containers.RepeatedCompositeFieldContainer[StepStats]
+    index: _containers.RepeatedScalarFieldContainer[float]
+    z: _containers.RepeatedScalarFieldContainer[float]
+    tier: _containers.RepeatedScalarFieldContainer[int]
+    events: _containers.ScalarMap[int, str]
+    components: _containers.RepeatedCompositeFieldContainer[TailColumn]
+    def __init__(self, stats: _Optional[_Iterable[_Union[StepStats, _Mapping]]] = ..., index: _Optional[_Iterable[float]] = ..., z: _Optional[_Iterable[float]] = ..., tier: _Optional[_Iterable[int]] = ..., events: _Optional[_Mapping[int, str]] = ..., components: _Optional[_Iterable[_Union[TailColumn, _Mapping]]] = ...) -> None: ...
+
+class TailColumn(_message.Message):
+    __slots__ = ("name", "values")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, name: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...

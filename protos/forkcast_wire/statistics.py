@@ -1,6 +1,7 @@
-"""The statistics history: one row a step, in Parquet chunks and an open tail of JSON lines.
+"""The statistics history: one row a step, in Parquet chunks and an open tail.
 
-The monitor writes it; reports and replays read it. The schema is documented in log_schema.json.
+The monitor writes it; reports and replays read it. The schema is documented in log_schema.json, the
+tail's format in `forkcast_wire.tail`; the tail of earlier versions, JSON lines, is read too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forkcast.records import StepStats
+from forkcast_wire import tail
+from forkcast_wire.codec import stats_from_wire, stats_to_wire
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
 from forkcast_wire.files import replaced
 
@@ -25,6 +28,8 @@ _INTS = ("epoch", "attempt", "rank", "step", "tokens")
 _INDEX = ("index", "z")
 #: How the columns of the index's components begin, one a signal: their names are the signals'.
 COMPONENT = "u_"
+#: Chunks of earlier versions lack them: their rows have null there.
+_LATER = {"tier": pa.int8(), "event": pa.string()}
 
 
 def _type(name: str) -> pa.DataType:
@@ -41,6 +46,7 @@ def _type(name: str) -> pa.DataType:
 SCHEMA = pa.schema(
     [(field.name, _type(field.name)) for field in fields(StepStats)]
     + [(name, pa.float64()) for name in _INDEX]
+    + list(_LATER.items())
 )
 
 
@@ -55,27 +61,39 @@ def chunk_name(epoch: int, attempt: int, first_step: int) -> str:
 
 def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows as a table: the columns of SCHEMA, and those of their components."""
-    schema = pa.schema(
-        [*SCHEMA, *(pa.field(COMPONENT + name, pa.float64()) for name in components(rows))]
-    )
-    prepared = [
-        {**row, "group_grad_norms": list((row.get("group_grad_norms") or {}).items())}
-        for row in rows
-    ]
-    return pa.Table.from_pylist(prepared, schema)
+    return _table(_columns(rows))
 
 
-def write_chunk(rows: list[dict[str, Any]], folder: Path) -> Path:
-    """Write rows as one Parquet file, atomically. One that is there already, from before a crash,
-    keeps its rows: what is left of a damaged tail may begin at the same step and hold fewer. Raises
-    HistoryError if it cannot be read; OSError.
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    names = [*SCHEMA.names, *(COMPONENT + name for name in components(rows))]
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    named = {name: pa.float64() for name in columns if name.startswith(COMPONENT)}
+    schema = pa.schema([*SCHEMA, *named.items()])
+    groups = [list((one or {}).items()) for one in columns["group_grad_norms"]]
+    given = {**columns, "group_grad_norms": groups}
+    arrays = [pa.array(given[field.name], field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def write_chunk(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
+    """As `write_columns`, from rows."""
+    return write_columns(_columns(rows), folder)
+
+
+def write_columns(columns: Mapping[str, Sequence[Any]], folder: Path) -> Path:
+    """Write rows of one (epoch, attempt), as columns, as one Parquet file, atomically. One that is
+    there already, from before a crash, keeps its rows: what is left of a damaged tail may begin at the
+    same step and hold fewer. Raises HistoryError if it cannot be read; OSError.
     """
-    first = rows[0]
-    path = folder / chunk_name(first["epoch"], first["attempt"], first["step"])
+    epoch, attempt, step = (columns[name][0] for name in ("epoch", "attempt", "step"))
+    path = folder / chunk_name(epoch, attempt, step)
     if path.exists():
-        rows = merged([*rows_of(path, str(path)), *rows])
+        columns = _columns(merged([*rows_of(path, str(path)), *tail.rows_of_columns(columns)]))
     with replaced(path) as file:
-        pq.write_table(to_table(rows), file)
+        pq.write_table(_table(columns), file)
     return path
 
 
@@ -94,13 +112,30 @@ def components(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def tail_of(folder: Path) -> Path:
     """The open tail of a history: beside its folder, which holds Parquet files alone."""
-    return folder.with_name(f"{folder.name}.tail.jsonl")
+    return folder.with_name(f"{folder.name}.tail")
+
+
+def former_tails(folder: Path) -> list[Path]:
+    """Those that earlier versions wrote, JSON lines, if they are there."""
+    paths = (folder / "tail.jsonl", folder.with_name(f"{folder.name}.tail.jsonl"))
+    return [path for path in paths if path.exists()]
 
 
 def read_tail(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the open tail; a line that a crash cut short, or that cannot be a row, is left out."""
+    """The rows of the open tail; what a crash cut short, or cannot be a row, is left out."""
+    return [*read_former_tails(folder), *tail.rows_of_columns(tail_columns(folder))]
+
+
+def tail_columns(folder: Path) -> dict[str, list[Any]]:
+    """The rows of the open tail as columns; see `forkcast_wire.tail.columns`."""
     path = tail_of(folder)
-    return [row for row in read_lines(path) if sound(row)] if path.exists() else []
+    frames, _ = tail.decoded(path.read_bytes() if path.exists() else b"")
+    return tail.columns(frames, COMPONENT)
+
+
+def read_former_tails(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the tails that earlier versions wrote; lines that cannot be a row are left out."""
+    return [row for path in former_tails(folder) for row in read_lines(path) if sound(row)]
 
 
 def sound(row: Mapping[str, Any]) -> bool:
@@ -135,6 +170,10 @@ def _fits(name: str, value: object) -> bool:
         )
     if name == "skipped":
         return isinstance(value, bool)
+    if name == "event":
+        return isinstance(value, str)
+    if name == "tier":
+        return type(value) is int and -128 <= value <= 127
     known = name in SCHEMA.names or name.startswith(COMPONENT)
     return not known or _number(value)
 
@@ -198,9 +237,13 @@ def merged(
 def rows_of(source: Path | BinaryIO, path: str) -> list[dict[str, Any]]:
     """The rows of one chunk; path: what an error names. Raises HistoryError."""
     try:
-        table = pq.read_table(source)
+        # without Arrow's threads: one that lets go of a file of Python's while the interpreter ends
+        # aborts the process ("terminate called without an active exception")
+        with pq.ParquetFile(source, pre_buffer=False) as file:
+            table = file.read(use_threads=False)
         for field in SCHEMA:
-            if field.name not in table.schema.names or table.schema.field(field.name) != field:
+            there = field.name in table.schema.names
+            if table.schema.field(field.name) != field if there else field.name not in _LATER:
                 raise HistoryError(f"{path}: no chunk of a history: column {field.name}")
         rows: list[dict[str, Any]] = table.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -210,6 +253,8 @@ def rows_of(source: Path | BinaryIO, path: str) -> list[dict[str, Any]]:
         if not _of_a_step(row):
             raise HistoryError(f"{path}: damaged: a row is of no step")
         row["group_grad_norms"] = dict(row["group_grad_norms"] or [])
+        for name in _LATER:
+            row.setdefault(name, None)
     return rows
 
 
@@ -264,6 +309,18 @@ def newest_steps(folder: Path) -> dict[int, int]:
     for row in read_tail(folder):
         newest[row["epoch"]] = max(row["step"], newest.get(row["epoch"], row["step"]))
     return newest
+
+
+def recorded(row: dict[str, Any]) -> tail.Row | None:
+    """A row of a former tail as one of the tail today; None for one that no trainer makes."""
+    found = {name: row.get(COMPONENT + name) for name in components([row])}
+    present = {name: value for name, value in found.items() if value is not None}
+    try:
+        stats = stats_to_wire(row_to_stats(row))
+        stats_from_wire(stats)  # its bounds
+    except (TypeError, ValueError):
+        return None
+    return tail.Row(stats, row.get("index") or 0.0, row.get("z") or 0.0, present)
 
 
 def row_to_stats(row: dict[str, Any]) -> StepStats:

@@ -22,8 +22,8 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from forkcast.records import StateKind, StepStats
-from forkcast_trainer.report import Hello, Reporter
 from forkcast_wire.manifest import Storage
+from forkcast_wire.reporting import Hello, Reporter
 from forkcast_wire.store.s3 import S3Store
 from tests.make import saved_state, state_ref
 from tests.ports import free_port

@@ -43,7 +43,7 @@ def loss_at(step):
 
 
 def trial(name, rung, t, gain, base, end=None):
-    steps = range(base + 1, t + rung + 1)
+    steps = range(base, t + rung)
     return Trial(
         candidate=name,
         rung=rung,
@@ -51,7 +51,7 @@ def trial(name, rung, t, gain, base, end=None):
         status=TrialStatus.OK,
         validation_loss=3.1 - gain,
         mean_weights_loss=3.1 - gain,
-        losses_from=base + 1,
+        losses_from=base,
         losses=tuple(loss_at(step) - gain for step in steps),
         spike_steps=(),
         steps_run=len(steps),

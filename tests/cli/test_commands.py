@@ -156,16 +156,6 @@ def test_runs_that_cannot_be_read_are_rows_that_say_why(made_run, monkeypatch):
     assert screen.count("not read: ") == 3
 
 
-def test_replay_folds_the_recorded_statistics(made_run, tmp_path):
-    assert json.loads(said("replay", made_run, "--json"))["steps"] == 286
-    assert said("replay", made_run / "statistics").startswith("286 steps")
-    mine = tmp_path / "mine.jsonl"
-    mine.write_text('{"step": 0, "loss": 1.0}\n')
-    assert "needs the columns step, loss, grad_norm" in said("replay", mine, code=2)
-    mine.write_text('{"step": 0, "loss": 1.0, "grad_norm": 2.0}\n')
-    assert "1 steps, no trigger" in said("replay", mine)
-
-
 def test_plan_of_the_quickstart():
     document = json.loads(said("plan", ROOT / "examples" / "quickstart.yaml", "--json"))
     assert document["model"]["parameters"] > 800_000

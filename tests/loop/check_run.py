@@ -13,7 +13,9 @@ import argparse
 import hashlib
 import json
 import re
+import struct
 import sys
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,12 +220,44 @@ def _rows(run: Run) -> Iterator[dict[str, Any]]:
     for path in sorted((run.folder / "statistics").glob("*")):
         if _CHUNK.fullmatch(path.name):
             yield from pq.read_table(path).to_pylist()
-    tail = run.folder / "statistics.tail.jsonl"
-    for line in tail.read_bytes().splitlines() if tail.exists() else ():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            run.broken.append(f"{tail}: a line that is no JSON: {line[:60]!r}")
+    tail = run.folder / "statistics.tail"
+    data = tail.read_bytes() if tail.exists() else b""
+    while data:
+        magic, length, checksum = _HEAD.unpack(data[:12].ljust(12, b"\0"))
+        frame, data = data[12 : 12 + length], data[12 + length :]
+        if magic != b"\xfcTL1" or zlib.crc32(frame) != checksum:
+            run.broken.append(f"{tail}: damaged")
+            return
+        for record in _fields(frame).get(1, []):
+            fields = _fields(record)
+            numbers = {name: fields.get(n, [0])[-1] for n, name in _NUMBERS.items()}
+            yield {"run_uid": fields.get(1, [b""])[-1].decode(), **numbers}
+
+
+#: Integers of a record by field number; 0 is not written.
+_NUMBERS = {2: "epoch", 3: "attempt", 4: "rank", 5: "step"}
+_HEAD = struct.Struct("<4sII")
+
+
+def _fields(message: bytes) -> dict[int, list[Any]]:
+    """The values of a protobuf message by field number, those of fixed width as bytes."""
+    found: dict[int, list[Any]] = defaultdict(list)
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        value, after = _varint(message, at) if key & 7 in (0, 2) else (8 if key & 7 == 1 else 4, at)
+        at = after if key & 7 == 0 else after + value
+        found[key >> 3].append(value if key & 7 == 0 else message[after:at])
+    return found
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        value |= (message[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if message[at - 1] < 128:
+            return value, at
 
 
 def _statistics(run: Run, uid: str, lineage: list[dict[str, Any]], total: int) -> None:

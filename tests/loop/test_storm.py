@@ -10,6 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from forkcast_wire.codec import stats_to_wire
+from forkcast_wire.statistics import row_to_stats, rows_of, tail_of
+from forkcast_wire.tail import Row, decoded, encoded
+
 sys.path.insert(0, str(Path(__file__).parent))
 from check_run import check
 from storm import storm
@@ -53,18 +57,21 @@ def lose_a_step(folder):
         table = pq.read_table(path[0])
         pq.write_table(pa.concat_tables([table.slice(0, 5), table.slice(6)]), path[0])
     else:
-        lines = (folder / "statistics.tail.jsonl").read_bytes().splitlines(keepends=True)
-        (folder / "statistics.tail.jsonl").write_bytes(b"".join([*lines[:5], *lines[6:]]))
+        rows = tail_rows(folder)
+        tail_of(folder / "statistics").write_bytes(encoded([*rows[:5], *rows[6:]], ()))
+
+
+def tail_rows(folder):
+    data = tail_of(folder / "statistics").read_bytes()
+    return [Row(record) for frame in decoded(data)[0] for record in frame.stats]
 
 
 def repeat_a_step(folder):
-    tail = folder / "statistics.tail.jsonl"
-    rows = [json.loads(line) for line in tail.read_bytes().splitlines()]
+    rows = tail_rows(folder)
     if not rows:
-        rows = pq.read_table(first(folder, "statistics/*.parquet")).to_pylist()
-        for row in rows:
-            row["group_grad_norms"] = dict(row["group_grad_norms"])
-    tail.write_text("".join(json.dumps(row) + "\n" for row in [*rows[-3:], *rows[-3:]]))
+        stored = rows_of(first(folder, "statistics/*.parquet"), "the first chunk")
+        rows = [Row(stats_to_wire(row_to_stats(row))) for row in stored]
+    tail_of(folder / "statistics").write_bytes(encoded([*rows[-3:], *rows[-3:]], ()))
 
 
 def lose_a_step_of_the_history(folder):

@@ -18,7 +18,7 @@ from forkcast_monitor.run import WatchedRun
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
-from forkcast_wire.statistics import read_history, tail_of
+from forkcast_wire.statistics import read_history
 from tests.waiting import HANG_SECONDS
 from tests.wire_integers import cases, name_of, put
 
@@ -164,7 +164,7 @@ def test_a_folder_that_was_poisoned_before_opens_and_the_run_goes_on(tmp_path):
     chunk = next((folder / "statistics").glob("*.parquet"))
     chunk.with_name(f"e{worst}-a0-000000000000.parquet").write_bytes(chunk.read_bytes())
     row = {**read_history(folder / "statistics")[-1], "step": 20}
-    with tail_of(folder / "statistics").open("a") as tail:
+    with (folder / "statistics.tail.jsonl").open("a") as tail:
         for poison in ({"tokens": 2**63}, {"epoch": worst}, {"step": 2**64}, {"step": None}):
             tail.write(json.dumps({**row, **poison}) + "\n")
 
@@ -236,7 +236,7 @@ def test_a_tail_that_no_chunk_can_hold_is_kept_and_costs_no_record(tmp_path, mon
         raise OverflowError("int too big to convert")
 
     with monkeypatch.context() as patch:
-        patch.setattr("forkcast_monitor.history.write_chunk", overflows)
+        patch.setattr("forkcast_monitor.history.write_columns", overflows)
         for one in statistics("a", 1200):
             run.accept(one)
     assert len(tries) < 10  # each try reads the whole tail

@@ -78,7 +78,7 @@ def test_a_flood_takes_turns_with_the_other_runs(tmp_path, monkeypatch):
 
     asyncio.run(play())
     assert sum(folded) > 300
-    assert max(a_turn) <= 3 * 16
+    assert max(a_turn) <= 3 * monitor_server._SLICE
 
 
 def test_a_batch_too_large_ends_its_stream_only(tmp_path):

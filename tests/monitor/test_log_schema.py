@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pytest
 from forkcast.records import Index, StepStats
 from forkcast_monitor.history import History
 from forkcast_monitor.signals import SIGNALS
+from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.statistics import COMPONENT, SCHEMA, read_tail
+from forkcast_wire.tail import Row, judged
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = json.loads(files("forkcast_monitor").joinpath("log_schema.json").read_text())
@@ -79,9 +82,14 @@ def rows(tmp_path):
     """The rows of a real history: from its Parquet file and from its tail."""
     history = History(tmp_path)
     index = Index(step=1, epoch=0, components={"volatility": 1.0}, index=1.0, z=2.0, ready=True)
-    history.append(stats(0), None)
-    history.append(stats(1, **SAMPLED), index)
-    history.append(stats(2, loss=math.nan, grad_norm=math.inf, skipped=True), index)
+    history.append([Row(stats_to_wire(stats(0)))])
+    wild = stats(2, loss=math.nan, grad_norm=math.inf, skipped=True)
+    history.append(
+        [
+            judged(stats_to_wire(stats(1, **SAMPLED)), index, None),
+            replace(judged(stats_to_wire(wild), index, "the loss departed"), tier=2),
+        ]
+    )
     tail = read_tail(tmp_path)
     history.close()
     (path,) = tmp_path.glob("*.parquet")
@@ -118,7 +126,7 @@ def test_every_row_keeps_to_it(rows):
 
 
 def test_a_column_is_nullable_exactly_where_the_record_may_lack_it():
-    optional = {name for name in SAMPLED if name != "group_grad_norms"}
+    optional = {*SAMPLED, "tier", "event"} - {"group_grad_norms"}
     assert {name for name, one in COLUMNS.items() if "null" in one["type"]} == optional
 
 

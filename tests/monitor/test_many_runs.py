@@ -8,11 +8,15 @@ import urllib.request
 import grpc
 import pytest
 
+from forkcast_monitor.detector import Detector
+from forkcast_monitor.registration import Registration
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_to_wire
+from forkcast_wire.statistics import read_history, row_to_stats, stats_row
 from tests.ports import free_port
 
 from .conftest import (
+    RULES,
     Talker,
     alone,
     answer,
@@ -81,6 +85,45 @@ def test_fifty_runs_are_judged_as_if_each_were_alone(
         assert json.dumps(got, sort_keys=True) == json.dumps(state, sort_keys=True)
         fired += len(expected)
     assert fired >= RUNS // 2
+
+
+def test_five_hundred_runs_keep_every_row_over_a_kill(start_monitor, connect, tmp_path):
+    """As many as one process is meant for, each with a stream of its own at the same time."""
+    runs, steps = 500, 24
+    rows = {uid(n): statistics(uid(n), steps, seed=n) for n in range(runs)}
+    monitor = start_monitor()
+
+    async def talk(until, *, created):
+        async with connect() as (channel, stub), connect() as (other, _):
+            for one in rows:
+                reply = await stub.RegisterRun(registration(one), wait_for_ready=True)
+                assert reply.created == created
+            talkers = [
+                Talker((channel, other)[n % 2], one, its, seed=n)
+                for n, (one, its) in enumerate(rows.items())
+            ]
+            await asyncio.gather(*(one.talk(until) for one in talkers))
+            listed = await stub.ListRuns(pb.ListRunsRequest())
+            assert [one.next_step for one in listed.runs] == [until] * runs
+
+    asyncio.run(talk(steps // 2, created=True))
+    monitor.kill()
+    monitor.start()
+    asyncio.run(talk(steps, created=False))
+    assert monitor.stop() == 0
+    given = Registration(
+        run_uid="any", name="x", namespace="y", uncertainty=RULES, mode="Enforce", total_steps=0
+    )
+    config = given.config()
+    for one, its in rows.items():
+        folder = tmp_path / "state" / "runs" / one
+        found = read_history(folder / "statistics")
+        assert [stats_row(row_to_stats(row)) for row in found] == [stats_row(row) for row in its]
+        detector = Detector(config, one)
+        for row in its:
+            detector.fold(row)
+        got = newest_snapshot(folder / "monitor")["detector"]
+        assert got == json.loads(json.dumps(detector.state()))
 
 
 def test_a_run_is_registered_before_it_reports_and_forgotten_after(

@@ -24,7 +24,7 @@ from forkcast_wire.statistics import read_history
 from tests.make import little_text, tiny_run
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
-PACKAGES = ("core", "protos", "trainer", "monitor_svc", "proxy_svc", "operator", "cli")
+PACKAGES = ("core", "protos", "trainer", "monitor_svc", "proxy_svc", "operator", "watch", "cli")
 #: The file of a thing, where it goes, its registry's import and line.
 TOYS = {
     "jumpy": ("monitor_svc/forkcast_monitor/signals", "Jumpy", "SIGNALS"),

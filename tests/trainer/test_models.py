@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from forkcast.parameter_groups import GROUPS, group_of
 from forkcast_trainer.data.tokens import open_tokenizer
 from forkcast_trainer.errors import TrainerError
-from forkcast_trainer.models import GROUPS, MODELS, build, group_of
+from forkcast_trainer.models import MODELS, build
 from forkcast_trainer.models.gpt2 import SHAPES
 from forkcast_wire.manifest import Model, ModelSize
 

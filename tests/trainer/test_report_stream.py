@@ -3,9 +3,9 @@
 import pytest
 
 from forkcast.records import StepStats
-from forkcast_trainer import report
-from forkcast_trainer.report import Hello, Reporter
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire import reporting
+from forkcast_wire.reporting import MOST_IN_FLIGHT, Hello, Reporter
 from tests.waiting import until
 from tests.wire_integers import cases, name_of, put
 
@@ -100,30 +100,30 @@ def test_a_monitor_that_gives_any_credit_and_acknowledges_nothing_gets_so_much_a
     """What is in flight is bounded by this side, and nobody waits for it."""
     monitor.listener.credit, monitor.listener.acknowledge = (1 << 32) - 1, False
     until(lambda: reporter._live is not None, "the answer to hello")
-    for sent in range(1, report.MOST_IN_FLIGHT + 1):
+    for sent in range(1, MOST_IN_FLIGHT + 1):
         reporter.report(stats(sent))
         until(lambda sent=sent: monitor.listener.batches >= sent, "a batch a record")
     for step in range(1000, 1500):
         reporter.report(stats(step))
     with reporter._changed:
         live = reporter._live
-        assert live.credit == len(live.in_flight) == report.MOST_IN_FLIGHT
+        assert live.credit == len(live.in_flight) == MOST_IN_FLIGHT
         assert not reporter._may_go_on(live)
-    assert monitor.listener.batches == report.MOST_IN_FLIGHT
+    assert monitor.listener.batches == MOST_IN_FLIGHT
 
 
 def test_a_monitor_that_tells_directives_without_end_fills_no_memory():
-    reporter, stream = Reporter("", hello()), report._Stream(hello(), 0)
+    reporter, stream = Reporter("", hello()), reporting._Stream(hello(), 0)
     for number in range(5):
         told = [pb.Directive(run_uid="u", id=f"{number}-{n}") for n in range(1000)]
         reporter._take(stream, pb.Ack(seq=0, credit=1, directives=told))
-        assert len(reporter._inbox) <= report.MOST_DIRECTIVES
+        assert len(reporter._inbox) <= reporting.MOST_DIRECTIVES
     assert reporter.directives()[-1].id == "4-999"
     assert reporter.directives() == []
 
 
 def test_what_the_ring_dropped_is_told_as_one_gap(monitor, monkeypatch):
-    monkeypatch.setattr(report, "RING_STEPS", 20)
+    monkeypatch.setattr(reporting, "RING_STEPS", 20)
     monitor.stop()
     one = Reporter(monitor.target, hello())
     for step in range(100):
@@ -166,13 +166,13 @@ def test_nobody_waits_for_a_monitor_that_does_not_answer(monitor, state):
     one = Reporter(monitor.target, hello())
     for step in range(20_000):
         one.report(stats(step))  # a monitor that never answers: waiting for it has no end
-    assert one.dropped == 20_000 - report.RING_STEPS
+    assert one.dropped == 20_000 - reporting.RING_STEPS
     one.close()
     assert not one._thread.is_alive()
 
 
 def test_gaps_stay_bounded_and_cover_what_was_lost():
-    gaps = report._joined([(2 * n, 2 * n) for n in range(1000)])
+    gaps = reporting._joined([(2 * n, 2 * n) for n in range(1000)])
     assert len(gaps) == 256
     covered = {step for low, high in gaps for step in range(low, high + 1)}
     assert set(range(0, 2000, 2)) <= covered
@@ -185,7 +185,7 @@ def test_gaps_stay_bounded_and_cover_what_was_lost():
 )
 def test_a_monitor_that_acknowledges_impossible_numbers_costs_what_is_queued_at_most(path, value):
     reporter = Reporter("", hello())
-    stream = report._Stream(hello(), 0)
+    stream = reporting._Stream(hello(), 0)
     reporter._ring.extend(stats(step) for step in range(20))
     stream.in_flight.append((1, 10, []))
     ack = pb.Ack(seq=1, credit=1, resume_from=0)

@@ -10,9 +10,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from forkcast_trainer.report import Hello, Reporter
 from forkcast_wire import channel
 from forkcast_wire.manifest import Storage
+from forkcast_wire.reporting import Hello, Reporter
 from forkcast_wire.store import StoreUnavailable
 from forkcast_wire.store.s3 import S3Store
 from tests.make import step_stats

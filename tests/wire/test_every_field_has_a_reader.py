@@ -19,7 +19,7 @@ from forkcast_wire.fields import Part
 from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("core", "protos", "trainer", "monitor_svc", "proxy_svc", "operator", "cli")
+SOURCES = ("core", "protos", "trainer", "monitor_svc", "proxy_svc", "operator", "watch", "cli")
 #: Fields whose use is the model's own check.
 PERMITS = {"spec.branching.research"}
 LOCAL = ("cli/", "manifest_file.py", "forkcast_operator/__main__.py", "forkcast_operator/local.py")

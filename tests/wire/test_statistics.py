@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from forkcast_wire.statistics import newest_steps, read_history, tail_of, write_chunk
+from forkcast_wire.statistics import newest_steps, read_history, write_chunk
 
 
 def row(epoch: int, step: int) -> dict:
@@ -23,5 +23,5 @@ def test_the_newest_step_of_each_epoch(tmp_path) -> None:
     write_chunk([row(0, step) for step in range(5)], tmp_path)
     write_chunk([row(1, step) for step in (3, 4)], tmp_path)
     last = {**row(1, 7), "run_uid": "u", "tokens": 0}
-    tail_of(tmp_path).write_text(json.dumps(last) + "\n")
+    (tmp_path.parent / f"{tmp_path.name}.tail.jsonl").write_text(json.dumps(last) + "\n")
     assert newest_steps(tmp_path) == {0: 4, 1: 7}

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from forkcast.actions import KEEP
+from forkcast.parameter_groups import group_of
 from forkcast.records import StepStats
 from forkcast.spikes import SpikeScore
 from forkcast_trainer import clipping, internals, models, randomness, stressors
@@ -151,7 +152,7 @@ class Engine:
         self.module.train()
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
-        self.groups = [models.group_of(name) for name in self.named]
+        self.groups = [group_of(name) for name in self.named]
         self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
         self.forward: Callable[..., Any] = self.module

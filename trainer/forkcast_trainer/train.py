@@ -23,7 +23,6 @@ from forkcast_trainer.errors import NoUsableStateError
 from forkcast_trainer.newer_epoch import NewerEpoch, NewerEpochReader, Newest
 from forkcast_trainer.orders import Order, Orders
 from forkcast_trainer.progress import Progress
-from forkcast_trainer.report import Hello, Reporter
 from forkcast_trainer.run_end import LEAVE_SECONDS, End, RunEnd
 from forkcast_trainer.saver import Saver
 from forkcast_wire import beats, crash, keys
@@ -36,6 +35,7 @@ from forkcast_wire.documents import (
     survey,
 )
 from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.reporting import Hello, Reporter
 from forkcast_wire.store import open_store, read_document, wait_for
 
 _log = structlog.get_logger()

@@ -5,6 +5,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
+from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.statistics import (
     HistoryError,
     last_steps,
@@ -14,9 +18,10 @@ from forkcast_wire.statistics import (
     tail_of,
     write_chunk,
 )
+from forkcast_wire.tail import Row, encoded, framed
 from tests.make import step_stats
 
-REFUSALS = (HistoryError,)
+REFUSALS = (DecodeError, HistoryError)
 _FOLDER = Path(tempfile.mkdtemp())
 
 
@@ -33,11 +38,14 @@ def row(step):
 
 
 def seeds():
-    """`c` and a chunk; `t` and a tail."""
+    """`c` and a chunk; `t` and a tail of earlier versions; `f` and a tail; `p` and what is in a frame."""
     path = write_chunk([row(step) for step in range(5)], _FOLDER)
     yield b"c" + path.read_bytes()
     path.unlink()
     yield b"t" + "\n".join(json.dumps(row(step)) for step in range(3)).encode()
+    frame = encoded([Row(stats_to_wire(row_to_stats(row(step)))) for step in range(3)], ["a"])
+    yield b"f" + frame
+    yield b"p" + frame[12:]
 
 
 def feed(data):
@@ -46,8 +54,10 @@ def feed(data):
     for path in _FOLDER.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     tail_of(_FOLDER).unlink(missing_ok=True)
-    chunk = _FOLDER / "e0-a0-000000000000.parquet"
-    (tail_of(_FOLDER) if kind == b"t" else chunk).write_bytes(content)
+    if kind == b"p":
+        content = framed(pb.TailFrame.FromString(content))
+    paths = {b"t": _FOLDER / "tail.jsonl", b"f": tail_of(_FOLDER), b"p": tail_of(_FOLDER)}
+    paths.get(kind, _FOLDER / "e0-a0-000000000000.parquet").write_bytes(content)
     for one in read_history(_FOLDER):
         row_to_stats(one)
     last_steps(_FOLDER)

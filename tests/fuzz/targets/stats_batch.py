@@ -1,16 +1,14 @@
 """A batch of statistics, as any trainer may send it."""
 
-import json
-
 from google.protobuf.message import DecodeError
 
 from forkcast_monitor.config import configure
 from forkcast_monitor.detector import Detector
-from forkcast_monitor.history import stats_row
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_from_wire, stats_to_wire
 from forkcast_wire.manifest import Uncertainty
-from forkcast_wire.statistics import sound
+from forkcast_wire.statistics import row_to_stats, to_table
+from forkcast_wire.tail import Row, columns, decoded, encoded, rows_of_columns
 from tests.make import step_stats
 
 REFUSALS = (DecodeError, ValueError)
@@ -40,5 +38,9 @@ def feed(data):
     detector = Detector(_CONFIG, "u")
     for message in batch.stats:
         stats = stats_from_wire(message)
-        assert sound(json.loads(json.dumps(stats_row(stats))))
+        frames, whole = decoded(encoded([Row(message)], ["a"]))
+        assert whole
+        (row,) = rows_of_columns(columns(frames, "u_"))
+        assert repr(row_to_stats(row)) == repr(stats)
+        to_table([row])
         detector.fold(stats)

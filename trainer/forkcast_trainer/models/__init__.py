@@ -13,7 +13,6 @@ from forkcast_wire.manifest import Model
 
 ModelBuilder: TypeAlias = Callable[[Model, int, int, int], nn.Module]
 MODELS: Mapping[str, ModelBuilder] = dict.fromkeys(gpt2.SHAPES, gpt2.build)
-GROUPS = ("embedding", "attention", "mlp", "norm", "other")
 
 
 def build(model: Model, vocabulary_size: int, positions: int, seed: int) -> nn.Module:
@@ -25,14 +24,3 @@ def build(model: Model, vocabulary_size: int, positions: int, seed: int) -> nn.M
             f"one of {', '.join(MODELS)}",
         )
     return MODELS[model.architecture](model, vocabulary_size, positions, seed)
-
-
-def group_of(name: str) -> str:
-    """Which of GROUPS a parameter belongs to, by its name."""
-    if ".wte" in name or ".wpe" in name or "lm_head" in name or "embed" in name:
-        return "embedding"
-    if ".ln_" in name or "norm" in name:
-        return "norm"
-    if ".attn." in name:
-        return "attention"
-    return "mlp" if ".mlp." in name else "other"

@@ -75,7 +75,7 @@ def build(model: Model, vocabulary_size: int, positions: int, seed: int) -> nn.M
         bos_token_id=vocabulary_size - 1,
         eos_token_id=vocabulary_size - 1,
         use_cache=False,
-        attn_implementation="sdpa",  # type: ignore[call-arg]  # taken by the base class
+        attn_implementation="sdpa",  # taken by the base class
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

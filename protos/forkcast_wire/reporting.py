@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import structlog
@@ -86,10 +87,14 @@ class _Stream:
 
 
 class Reporter:
-    """One rank's stream. Without a target it only counts."""
+    """One rank's stream. Without a target it only counts.
 
-    def __init__(self, target: str, hello: Hello) -> None:
+    log: where it says that it is not connected; in a process of the user's not this project's own.
+    """
+
+    def __init__(self, target: str, hello: Hello, log: Any = None) -> None:
         self._target, self._hello = target, hello
+        self._log = _log if log is None else log
         self._next_step = hello.start_step  # the first one not reported yet
         self._ring: deque[StepStats] = deque()
         self._first_serial = 0  # of the ring's oldest record; serials count all ever queued
@@ -99,6 +104,7 @@ class Reporter:
         self._closing = False
         self._closed = threading.Event()
         self._live: _Stream | None = None
+        self._reached = threading.Event()
         self._call: grpc.Call | None = None
         self._jitter = random.Random(hello.attempt)  # never the training's generators
         self.dropped = 0
@@ -143,6 +149,10 @@ class Reporter:
             if not self._inbox:
                 self._changed.wait(seconds)
 
+    def reached(self, seconds: float) -> bool:
+        """Wait until a monitor has answered for the first time, at most so long; whether it has."""
+        return self._reached.wait(seconds)
+
     def close(self, seconds: float = 2.0) -> None:
         """Give what is queued a last chance to go out, where somebody listens."""
         if self._thread is None:
@@ -170,9 +180,9 @@ class Reporter:
                     renewed = self._talk(MonitorStub(channel))
             except grpc.RpcError as error:
                 reason = (error.details() or "")[:_MOST_REASON]
-                _log.info("report.disconnected", code=str(error.code()), reason=reason)
+                self._log.info("report.disconnected", code=str(error.code()), reason=reason)
             except ValueError as error:  # certificates may be mounted late; the training goes on
-                _log.warning("report.not_connected", reason=str(error))
+                self._log.warning("report.not_connected", reason=str(error))
             if not renewed:  # an epoch's change is no failure
                 low, high = _RETRY_SECONDS
                 self._closed.wait(low + (high - low) * self._jitter.random() ** 2)
@@ -188,6 +198,7 @@ class Reporter:
             for ack in answers:
                 with self._changed:
                     self._live = stream
+                    self._reached.set()
                     self._take(stream, ack)
                     self._changed.notify_all()
         finally:
@@ -212,7 +223,7 @@ class Reporter:
             self._inbox[directive.id] = directive
         if len(self._inbox) > MOST_DIRECTIVES:
             kept = list(self._inbox.items())[-MOST_DIRECTIVES:]  # the newest: they are told again
-            _log.warning("report.directives_dropped", count=len(self._inbox) - len(kept))
+            self._log.warning("report.directives_dropped", count=len(self._inbox) - len(kept))
             self._inbox = dict(kept)
 
     def _has(self, hello: Hello, resume_from: int) -> bool:

@@ -1,0 +1,1 @@
+"""`forkcast detect`: the detector over a log, anybody's or our own, finished or growing."""

@@ -1,0 +1,36 @@
+"""Any text that has `name: number`, `name=number` or `name number` in its lines: the last resort, for
+loops of one's own that print.
+
+A name is up to three words. All its endings are given as names (`my train loss` is `train loss` and
+`loss`, too), unless that would drop a word which says that it is not the training loss.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from forkcast_cli.logs.base import Stateless, TextFormat, Values
+from forkcast_cli.logs.columns import spoils
+from forkcast_cli.logs.numbers_in_text import NUMBER
+
+_WORD: Final = r"[A-Za-z_][\w/.-]{0,60}"
+_PAIR: Final = re.compile(
+    rf"(?<![\w/.-])((?:{_WORD} ){{0,2}}{_WORD})(?:\s*[:=]\s*|\s+)[\[(]?\s*{NUMBER}(?![\w.])"
+)
+_LONGEST: Final = 2000
+
+
+def _read(line: str) -> Values | None:
+    values: dict[str, str] = {}
+    for name, number in _PAIR.findall(line[:_LONGEST]):
+        words = name.split(" ")
+        while words:
+            values.setdefault(" ".join(words), number)
+            if spoils(words[0]):
+                break
+            words = words[1:]
+    return values or None
+
+
+FORMAT: Final = TextFormat(name="text with names and numbers", reader=lambda: Stateless(_read))

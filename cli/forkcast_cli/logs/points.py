@@ -1,0 +1,167 @@
+"""Rows of a log as points: one a step, in the order of the log. Pure.
+
+Values of one step may stand in several rows (sparse tables, one tag at a time); a point is complete when
+a row of another step follows. What a row lacks or garbles is left out and counted, never fatal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from forkcast_cli.logs.base import Row, Values
+from forkcast_cli.logs.columns import Columns, Role
+from forkcast_cli.logs.numbers_in_text import as_number
+from forkcast_wire.fields import MOST_STEPS
+
+_SHOWN: Final = 40
+
+
+class Point(NamedTuple):
+    """A step as a log has it. loss: NaN or infinite if the log says so. grad_norm: NaN if there is none,
+    infinite if the log says that it was not finite. validation: a loss on held-out data, if one was
+    taken since the point before.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float = math.nan
+    learning_rate: float = 0.0
+    validation: float | None = None
+
+
+@dataclass(slots=True)
+class _Pending:
+    step: int
+    loss: float | None = None
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    validation: float | None = None
+
+    def point(self) -> Point | None:
+        if self.loss is None:
+            return None
+        norm = math.nan if self.grad_norm is None else self.grad_norm
+        return Point(self.step, self.loss, norm, self.learning_rate or 0.0, self.validation)
+
+
+class Assembler:
+    """Takes rows, gives (run, point). counts: what was left out, by reason. examples: by column, a value
+    that was none.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        self.counted_steps = False
+        self._pending: dict[str, _Pending] = {}
+        self._validation: dict[str, float] = {}
+        self._rank: float | None = None
+
+    def take(self, row: Row) -> Iterator[tuple[str, Point]]:
+        """The point that this row completes, if it does."""
+        values, run = row
+        columns = self.columns
+        columns.learn(values)
+        found = columns.found
+        if self._of_another_rank(values):
+            self.counts["of other ranks"] += 1
+            return
+        loss = self._number(values, found.get(Role.LOSS))
+        pending = self._pending.get(run)
+        step = self._step(values, pending, has_loss=loss is not None)
+        if step is None:
+            return
+        if pending is None or pending.step != step:
+            yield from self._complete(run)
+            pending = self._pending[run] = _Pending(step)
+        elif loss is not None and pending.loss is not None:
+            self.counts["repeated a step: the last of each was taken"] += 1
+        if loss is not None:
+            pending.loss = loss
+        self._take_others(pending, values)
+
+    def _take_others(self, pending: _Pending, values: Values) -> None:
+        found = self.columns.found
+        norm = self._number(values, found.get(Role.GRAD_NORM))
+        if norm is not None and not norm < 0:  # some write -1 for "not known"
+            pending.grad_norm = norm if math.isfinite(norm) else math.inf
+        rate = self._number(values, found.get(Role.LEARNING_RATE))
+        if rate is not None and math.isfinite(rate):
+            pending.learning_rate = rate
+        validation = self._number(values, found.get(Role.VALIDATION))
+        if validation is not None:
+            pending.validation = validation
+
+    def flush(self) -> Iterator[tuple[str, Point]]:
+        """What is pending, as if another step followed: at the end, and while a source is silent."""
+        for run, pending in list(self._pending.items()):
+            if pending.loss is not None:
+                yield from self._complete(run)
+
+    def _complete(self, run: str) -> Iterator[tuple[str, Point]]:
+        pending = self._pending.get(run)
+        if pending is None:
+            return
+        point = pending.point()
+        if point is None:  # an evaluation of a step that has no row of its own: of the next point
+            if pending.validation is not None:
+                self._validation[run] = pending.validation
+            return
+        if point.validation is None and run in self._validation:
+            point = point._replace(validation=self._validation.pop(run))
+        pending.loss = pending.validation = None
+        yield run, point
+
+    def _of_another_rank(self, values: Values) -> bool:
+        name = self.columns.found.get(Role.RANK)
+        rank = None if name is None else as_number(values.get(name))
+        if rank is None:
+            return False
+        self._rank = rank if self._rank is None else self._rank
+        return rank != self._rank
+
+    def _step(self, values: Values, pending: _Pending | None, *, has_loss: bool) -> int | None:
+        """The row's step. A log without steps is counted; a row without one is of the step before."""
+        name = self.columns.found.get(Role.STEP)
+        last = -1 if pending is None else pending.step
+        if name is None:
+            self.counted_steps = self.counted_steps or has_loss
+            return last + 1 if has_loss else max(last, 0)
+        value = values.get(name)
+        if value is None or value == "":
+            if has_loss:
+                self.counts["without a step: left out"] += 1
+                return None
+            return max(last, 0)
+        number = as_number(value)
+        if number is None or not 0 <= number <= MOST_STEPS or number != int(number):
+            if has_loss:
+                self._garbled("step", value)
+            return None
+        return int(number)
+
+    def _garbled(self, name: str, value: object) -> None:
+        self.counts[f"whose {name} is no such number: left out"] += 1
+        self.examples.setdefault(name, _shown(value))
+
+    def _number(self, values: Values, name: str | None) -> float | None:
+        value = None if name is None else values.get(name)
+        if value is None or value == "":
+            return None
+        number = as_number(value)
+        if number is None and name is not None:
+            self._garbled(name, value)
+        return number
+
+
+def _shown(value: object) -> str:
+    try:
+        text = str(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = "a number of thousands of digits"
+    return text[:_SHOWN]

@@ -1,0 +1,412 @@
+"""`forkcast detect` as a command: what it says of a log, and what it makes of resumes, runs and ranks."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from forkcast_cli.__main__ import app
+from forkcast_wire.statistics import tail_of
+from tests.cli.log_samples import SAMPLES, text
+from tests.waiting import HANG_SECONDS
+
+ROOT = Path(__file__).parents[2]
+
+
+def course(steps=400, spike=300, *, every=1, first=0):
+    """Rows of a loop of one's own: a falling loss with noise, and six high rows from ``spike`` on."""
+    noise = random.Random(7)
+    for n in range(steps):
+        level = 3.0 + math.exp(-n / 60) + noise.gauss(0, 0.02)
+        high = 4.0 if spike <= n < spike + 6 else 0.0
+        yield {
+            "epoch": round(n / 3000, 4),
+            "grad_norm": round(1.0 + noise.gauss(0, 0.05) + 20 * high, 4),
+            "learning_rate": 1e-4,
+            "loss": round(level + high, 6),
+            "step": first + n * every,
+        }
+
+
+def lines(rows):
+    return text(map(json.dumps, rows))
+
+
+def ran(*arguments, code=0):
+    done = CliRunner().invoke(app, ["detect", *map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def found(tmp_path, content, *arguments, name="log.jsonl"):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return json.loads(ran(path, "--json", *arguments))
+
+
+def only(document):
+    (run,) = document["runs"]
+    return run
+
+
+@pytest.fixture
+def expected(tmp_path):
+    """The events of the course."""
+    events = only(found(tmp_path, lines(course())))["events"]
+    assert 300 in [one["step"] for one in events] or 301 in [one["step"] for one in events]
+    return events
+
+
+def test_a_log_is_told_in_words(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(lines(course()))
+    said = ran(path).splitlines()
+    assert said[0] == f"{path}: JSON lines"
+    assert said[1] == "columns: step = step, loss = loss, grad_norm = grad_norm, lr = learning_rate"
+    assert said[2].startswith("400 rows, steps 0 to 399: ")
+    assert any(line.startswith("  step 30") for line in said)
+
+
+def test_the_datas_epoch_is_not_the_lineages(tmp_path, expected):
+    """Regression: each row was an epoch of its own, and the detector never warmed up."""
+    rows = [{name: value for name, value in row.items() if name != "epoch"} for row in course()]
+    assert only(found(tmp_path, lines(rows)))["events"] == expected
+    whole = [{**row, "epoch": row["step"] // 100} for row in course()]
+    assert only(found(tmp_path, lines(whole)))["events"] == expected
+
+
+def test_numbers_as_text_are_numbers(tmp_path, expected):
+    rows = [{name: str(value) for name, value in row.items()} for row in course()]
+    assert only(found(tmp_path, lines(rows)))["events"] == expected
+
+
+def test_a_loss_that_is_nan_in_words_is_not_finite(tmp_path):
+    for word in ("NaN", "nan", "Infinity", "-inf"):
+        rows = [{**row, "loss": word} if row["step"] == 350 else row for row in course(spike=10**6)]
+        (event,) = only(found(tmp_path, lines(rows)))["events"]
+        assert (event["step"], "not finite" in event["cause"]) == (350, True)
+
+
+def test_rows_of_evaluations_are_no_rows_of_training(tmp_path, expected):
+    rows = []
+    for row in course():
+        rows.append(row)
+        if row["step"] % 100 == 0:
+            rows.append({"epoch": 0.1, "eval_loss": 3.0, "step": row["step"]})
+    rows.append({"train_runtime": 7.0, "epoch": 1.0, "step": 399, "train_loss": 3.1})
+    run = only(found(tmp_path, lines(rows)))
+    assert (run["rows"], run["validations"], run["events"]) == (400, 4, expected)
+
+
+def test_a_last_line_that_is_cut_short_is_left_out(tmp_path, expected):
+    document = found(tmp_path, lines(course()) + b'{"step": 400, "loss": 3.')
+    assert only(document)["events"] == expected
+    assert "1 line is no JSON: left out" in document["notes"]
+
+
+def test_steps_taken_again_after_a_resume_replace_the_earlier_ones(tmp_path, expected):
+    rows = list(course())
+    lost = [{**row, "loss": row["loss"] + 0.001} for row in rows[200:290]]
+    run = only(found(tmp_path, lines([*rows[:290], *lost, *rows[290:]])))
+    assert run["rows"] == 400
+    assert run["resumes"] == [{"at": 289, "to": 200}]
+    assert any("90 rows were replaced" in note for note in run["notes"])
+
+
+def test_after_a_resume_the_detector_is_as_if_the_abandoned_rows_had_never_come(tmp_path, expected):
+    rows = list(course())
+    wild = [{**row, "loss": 50.0 + row["step"], "grad_norm": 900.0} for row in rows[200:290]]
+    events = only(found(tmp_path, lines([*rows[:200], *wild, *rows[200:]])))["events"]
+    assert [one for one in events if not one["abandoned"]] == expected
+    assert any(one["abandoned"] and one["step"] < 290 for one in events)
+
+
+def test_what_a_resume_abandoned_is_left_out_although_it_was_not_taken_again(tmp_path):
+    rows = list(course(300))
+    run = only(found(tmp_path, lines([*rows, *rows[200:250]])))
+    assert (run["rows"], run["last_step"]) == (250, 249)
+
+
+def test_a_log_that_ends_right_after_a_resume_has_resumed(tmp_path):
+    rows = list(course(250))
+    run = only(found(tmp_path, lines([*rows, rows[200]])))
+    assert (run["rows"], run["resumes"]) == (201, [{"at": 249, "to": 200}])
+
+
+def test_one_row_that_lies_behind_is_no_resume(tmp_path, expected):
+    rows = list(course())
+    run = only(found(tmp_path, lines([*rows[:200], {**rows[150], "loss": 9.0}, *rows[200:]])))
+    assert (run["rows"], run["resumes"], run["events"]) == (400, [], expected)
+    assert "1 row lies behind the steps around: left out" in run["notes"]
+
+
+def test_a_second_run_in_the_same_file_is_one(tmp_path, expected):
+    document = found(tmp_path, lines([*course(), *course(100), *course()]))
+    assert [run["rows"] for run in document["runs"]] == [400, 100, 400]
+    assert [run["name"] for run in document["runs"]] == ["run", "run 2", "run 3"]
+    assert [document["runs"][n]["events"] for n in (0, 2)] == [expected, expected]
+
+
+def test_a_last_row_of_step_zero_is_no_run(tmp_path, expected):
+    run = only(found(tmp_path, lines([*course(), {"step": 0, "loss": 3.3}])))
+    assert (run["rows"], run["events"]) == (400, expected)
+
+
+def test_gaps_and_rows_of_several_steps_are_told(tmp_path):
+    rows = [row for row in course(300, 10**6, every=10) if not 1000 <= row["step"] < 1500]
+    run = only(found(tmp_path, lines(rows)))
+    assert run["steps_per_row"] == 10
+    assert "10 steps a row: spikes shorter than about 40 steps cannot be seen" in run["notes"]
+    assert "1 gap in the steps, the longest of 500 after step 990" in run["notes"]
+
+
+def test_a_rounded_loss_and_a_bfloat16_are_told(tmp_path):
+    rows = [{**row, "loss": round(row["loss"], 2)} for row in course()]
+    notes = only(found(tmp_path, lines(rows)))["notes"]
+    assert "the loss is rounded to .01: what is smaller cannot be seen" in notes
+    rows = [{**row, "loss": round(row["loss"] * 32) / 32} for row in course()]
+    notes = only(found(tmp_path, lines(rows)))["notes"]
+    assert "the loss is a bfloat16: near 3.0 it moves in steps of 0.0156" in notes
+
+
+def test_the_loss_of_one_rank_is_told_and_a_batchs_is_not(tmp_path):
+    noise = random.Random(1)
+    heavy = [{"step": n, "loss": 3.0 + 0.05 * abs(noise.gauss(0, 1)) ** 3.5} for n in range(3000)]
+    assert any("one rank" in one for one in only(found(tmp_path, lines(heavy)))["notes"])
+    normal = [{"step": n, "loss": 3.0 + 0.05 * noise.gauss(0, 1)} for n in range(3000)]
+    assert not any("one rank" in one for one in only(found(tmp_path, lines(normal)))["notes"])
+
+
+def test_a_loss_alone_is_enough(tmp_path):
+    rows = [{"step": row["step"], "loss": row["loss"]} for row in course()]
+    run = only(found(tmp_path, lines(rows)))
+    assert run["rows"] == 400
+    assert any("no gradient norm" in note for note in run["notes"])
+
+
+def test_parquet_is_read_like_json(tmp_path, expected):
+    rows = [{**row, "step": float(row["step"])} for row in course()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    assert only(json.loads(ran(tmp_path / "log.parquet", "--json")))["events"] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("run-1.wandb", SAMPLES["W&B run file"][0]),
+        ("events.out.tfevents.1.host.2.0", SAMPLES["TensorBoard events"][0]),
+        ("trainer_state.json", SAMPLES["JSON document"][0]),
+        ("metrics.csv", SAMPLES["CSV table, Lightning"][0]),
+        ("main.log", SAMPLES["llm.c main.log"][0]),
+    ],
+)
+def test_a_folder_with_one_known_log_is_that_log(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    assert only(json.loads(ran(tmp_path, "--json")))["rows"] == 24
+
+
+def test_the_event_files_of_a_resumed_run_are_one_log(tmp_path):
+    from tests.cli.log_samples import event
+
+    for number, steps in enumerate((range(30), range(20, 60))):
+        records = b"".join(event(step, "loss", 3.0 + number) for step in steps)
+        (tmp_path / f"events.out.tfevents.{number}").write_bytes(records)
+    run = only(json.loads(ran(tmp_path, "--json")))
+    assert (run["rows"], run["resumes"]) == (60, [{"at": 29, "to": 20}])
+
+
+# ------------------------------------------------------------------------------------- our own history
+
+
+def test_our_own_history_is_folded_along_its_lineage(made_run):
+    whole = json.loads(ran(made_run, "--json"))
+    assert whole["format"] == "history of a Forkcast run"
+    assert only(whole)["rows"] == 286
+    assert only(json.loads(ran(made_run / "statistics", "--json")))["rows"] == 286
+
+
+def test_a_chunk_and_an_open_tail_are_histories_too(made_run, tmp_path):
+    (chunk, *_) = sorted((made_run / "statistics").glob("*.parquet"))
+    document = json.loads(ran(chunk, "--json"))
+    assert document["format"] == "history of a Forkcast run"
+    rows = pq.read_table(chunk).to_pylist()
+    tail = tail_of(tmp_path / "statistics")
+    tail.write_bytes(lines([{**row, "group_grad_norms": {}} for row in rows]))
+    document = json.loads(ran(tail, "--json"))
+    assert document["format"] == "history of a Forkcast run"
+    assert only(document)["rows"] == len(rows)
+
+
+# ------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        (b"", 2, "is empty"),
+        (b"\x00\x01\x02" * 99, 2, "neither text nor"),
+        (b"PAR1" + b"x" * 99, 2, "is damaged"),
+        (b"hello\nworld\n", 3, "nothing in it looks like a training loss"),
+        (lines({"step": 2.5, "loss": 3} for _ in range(9)), 2, "no row has both a step and a loss"),
+    ],
+)
+def test_a_foreign_file_is_one_line_and_an_exit_code(tmp_path, content, code, said):
+    path = tmp_path / "log"
+    path.write_bytes(content)
+    output = ran(path, code=code).splitlines()
+    assert output[0].startswith(f"error: {path}: ")
+    assert said in output[0]
+    shown = [] if code == 2 else ["it begins:", "  hello", "  world"]
+    assert output[1:] == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["/nowhere/log"], "does not exist"),
+        (["/dev/zero"], "no ordinary file"),
+        ([".", "--columns", "lost=x"], "--columns: 'lost' is no role"),
+        (["x", "--plot", "x.gif"], "end it in .html, .svg, .png"),
+        (["x", "--rule", "window"], "is no rule"),
+        (["x", "--rule", "windows=9"], "no such rule"),
+        (["x", "--rule", "window=9"], "--rule window"),
+        (["x", "--tee"], "--tee"),
+    ],
+)
+def test_a_wrong_request_is_one_line(arguments, said):
+    output = ran(*arguments, code=2)
+    assert said in output
+    assert output.count("\n") == 1
+
+
+def test_a_rule_of_the_detector_can_be_given(tmp_path):
+    run = only(
+        found(tmp_path, lines(course()), "--rule", "trigger.singleZ=1e6", "--rule", "trigger.z=1e6")
+    )
+    assert run["events"] == []
+
+
+# ---------------------------------------------------------------------------------------------- plots
+
+
+@pytest.mark.parametrize("ending", ["html", "svg"])
+def test_a_plot_is_whole_and_holds_the_events(tmp_path, ending):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(lines([*course(), *course(50)]))
+    out = tmp_path / f"plot.{ending}"
+    assert f"plot: {out}" in ran(path, "--plot", out)
+    drawn = out.read_text()
+    assert drawn.count("Gradient norm") == 2
+    assert "branch 30" in drawn or "event 30" in drawn
+    assert "var(--" not in drawn or ending == "html"
+    assert "//" not in drawn.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_png_is_one_or_the_remedy_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(lines(course()))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "write .svg or .html" in ran(path, "--plot", tmp_path / "x.png", code=2)
+
+
+# --------------------------------------------------------------------------------------------- live
+
+
+def started(*arguments, **options):
+    command = [sys.executable, "-m", "forkcast_cli", "detect", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+        **options,
+    )
+
+
+def until(pipe, wanted):
+    """Read lines until one holds it."""
+    for line in iter(pipe.readline, b""):
+        if wanted in line:
+            return line.decode()
+    raise AssertionError(f"{wanted!r} never came")
+
+
+def test_an_event_of_a_pipe_is_told_while_it_is_open():
+    with started("-") as process:
+        process.stdin.write(lines(course(310)))
+        process.stdin.flush()
+        until(process.stdout, b"step 30")
+        process.stdin.write(lines(course(320, first=0))[-2000:])
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert b"rows, steps 0 to 319" in out
+
+
+def test_a_pipe_is_passed_on_unchanged_and_events_go_beside_it():
+    content = b"a banner \xff\x00\n" + lines(course())
+    with started("-", "--tee") as process:
+        out, err = process.communicate(content)
+    assert (process.returncode, out) == (0, content)
+    assert b"  step 30" in err or b"step 30" in err
+
+
+def test_a_program_is_not_killed_by_a_log_that_fits_nothing():
+    """What is piped in is read to its end, whatever comes of it."""
+    script = (
+        "import sys\nfor n in range(200000): print('nothing here', n)\nsys.stderr.write('done')"
+    )
+    with started("-") as process:
+        program = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=process.stdin,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        _, err = process.communicate()
+    assert (program.returncode, program.stderr) == (0, b"done")
+    assert process.returncode == 3
+    assert err.startswith(b"error: standard input: nothing in it")
+
+
+def test_a_program_is_not_killed_by_a_reader_that_goes_away():
+    with started("-") as process:
+        process.stdout.close()
+        process.stdin.write(lines(course()))
+        process.stdin.write(lines(course())[:-1] * 50)
+        process.stdin.close()
+        process.wait(HANG_SECONDS)
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_a_growing_file_is_followed_until_an_interrupt(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(lines(course(310)))
+    with started("--follow", path) as process:
+        until(process.stdout, b"step 30")
+        with path.open("ab") as file:
+            file.write(lines(course(330)))  # another run: told of by a detector of its own
+        until(process.stdout, b"step 30")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert b"310 rows" in out
+    assert b"330 rows" in out
+
+
+def test_live_events_are_a_line_of_json_each(tmp_path):
+    with started("-", "--json") as process:
+        out, _ = process.communicate(lines(course()))
+    *events, last = map(json.loads, out.splitlines())
+    assert [one["event"]["step"] for one in events]
+    assert last["runs"][0]["rows"] == 400

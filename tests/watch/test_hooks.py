@@ -1,0 +1,290 @@
+"""What the hooks see of a step, against what the step was: torch alone, no monitor."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from forkcast.parameter_groups import group_of
+from forkcast_watch.gradients import Gradients
+from forkcast_watch.inside import Inside
+from forkcast_watch.late import LateReader
+from forkcast_watch.tolerance import Tolerance
+from tests.watch.toys import HEADS, WIDTH, Toy, batch
+
+
+def hooked(model, optimizer, scaler=None):
+    named = {p: name for name, p in model.named_parameters()}
+    made = Gradients(named, optimizer, scaler, Tolerance())
+    made.sampled = True
+    return made
+
+
+def numbers(gradients):
+    values, stepped = gradients.taken()
+    return {name: float(value) for name, value in values.items()}, stepped
+
+
+def norm_of(model):
+    return float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
+
+
+@pytest.fixture
+def toy():
+    torch.manual_seed(0)
+    return Toy()
+
+
+def test_the_norm_before_clipping_and_after_are_those_of_the_gradients(toy):
+    optimizer = torch.optim.AdamW(toy.parameters(), lr=1e-3)
+    gradients = hooked(toy, optimizer)
+    for step in range(3):
+        optimizer.zero_grad()
+        toy.loss(batch(step)).backward()
+        before = norm_of(toy)
+        nn.utils.clip_grad_norm_(toy.parameters(), 0.1)
+        optimizer.step()
+        seen, stepped = numbers(gradients)
+        assert stepped
+        assert seen["grad_norm"] == pytest.approx(before)
+        assert seen["grad_norm_clipped"] == pytest.approx(0.1, rel=1e-4)
+        by_group = [value for name, value in seen.items() if name.startswith("norm:")]
+        assert math.hypot(*by_group) == pytest.approx(0.1, rel=1e-4)
+        assert seen["learning_rate"] == 1e-3
+
+
+def test_with_accumulation_the_norm_is_of_the_whole_step_whatever_its_length(toy):
+    optimizer = torch.optim.SGD(toy.parameters(), lr=1e-3)
+    gradients = hooked(toy, optimizer)
+    for step, count in enumerate((3, 3, 1, 4, 4)):
+        optimizer.zero_grad()
+        for micro in range(count):
+            (toy.loss(batch(10 * step + micro)) / count).backward()
+        before = norm_of(toy)
+        optimizer.step()
+        assert numbers(gradients)[0]["grad_norm"] == pytest.approx(before)
+
+
+def test_a_step_without_the_parameter_whose_gradient_comes_last_is_measured_again_after_it(toy):
+    optimizer = torch.optim.SGD(toy.parameters(), lr=1e-3)
+    gradients = hooked(toy, optimizer)
+    for step in range(6):
+        toy.wte.requires_grad_(step not in (2, 3))
+        optimizer.zero_grad()
+        toy.loss(batch(step)).backward()
+        nn.utils.clip_grad_norm_(toy.parameters(), 1e-3)
+        optimizer.step()
+        seen, _ = numbers(gradients)
+        if step in (0, 1, 5):
+            assert seen["grad_norm"] > 1e-2
+        assert seen["grad_norm_clipped"] == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing_of_what_is_seen(toy, reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    class Saving(Toy):
+        def forward(self, ids):
+            x = self.wte(ids)
+            for block in self.h:
+                x = checkpoint(block, x, use_reentrant=reentrant)
+            return self.lm_head(x)
+
+    saving = Saving()
+    saving.load_state_dict(toy.state_dict())
+    optimizer = torch.optim.SGD(saving.parameters(), lr=1e-3)
+    gradients = hooked(saving, optimizer)
+    for step in range(3):
+        optimizer.zero_grad()
+        saving.loss(batch(step)).backward()
+        before = norm_of(saving)
+        nn.utils.clip_grad_norm_(saving.parameters(), 1e-3)
+        optimizer.step()
+        assert numbers(gradients)[0]["grad_norm"] == pytest.approx(before)
+
+
+def test_the_scale_of_a_loss_scaler_is_divided_out_and_a_step_it_leaves_out_is_seen(toy):
+    optimizer = torch.optim.SGD(toy.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    gradients = hooked(toy, optimizer, scaler)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = toy.loss(batch(step)) * (math.inf if step == 1 else 1)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        true = norm_of(toy)
+        nn.utils.clip_grad_norm_(toy.parameters(), 1e-3)
+        scaler.step(optimizer)
+        scaler.update()
+        seen, stepped = numbers(gradients)
+        assert stepped is (step != 1)
+        if stepped:
+            assert seen["grad_norm"] == pytest.approx(true)
+            assert seen["grad_norm_clipped"] == pytest.approx(1e-3, rel=1e-4)
+        else:
+            assert not math.isfinite(seen["grad_norm"])
+
+
+def test_a_closure_is_called_as_before_and_its_gradients_are_those_of_the_step(toy):
+    optimizer = torch.optim.AdamW(toy.parameters(), lr=1e-3)
+    gradients = hooked(toy, optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = toy.loss(batch(0))
+        loss.backward()
+        nn.utils.clip_grad_norm_(toy.parameters(), 1e-2)
+        return loss
+
+    assert torch.is_tensor(optimizer.step(closure))
+    seen, _ = numbers(gradients)
+    assert seen["grad_norm"] > 1e-2
+    assert seen["grad_norm_clipped"] == pytest.approx(1e-2, rel=1e-4)
+    optimizer.step(closure=closure)
+    assert numbers(gradients)[0]["grad_norm_clipped"] == pytest.approx(1e-2, rel=1e-4)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam])
+def test_update_ratio_and_rms_are_those_of_the_step_that_was_taken(toy, kind, decay):
+    optimizer = kind(toy.parameters(), lr=1e-3, weight_decay=decay)
+    gradients = hooked(toy, optimizer)
+    for step in range(4):
+        optimizer.zero_grad()
+        toy.loss(batch(step)).backward()
+        before = copy.deepcopy(toy)
+        second = {p: optimizer.state[p]["exp_avg_sq"].clone() for p in optimizer.state}
+        optimizer.step()
+        pairs = list(zip(before.parameters(), toy.parameters(), strict=True))
+        moved = torch.cat([(new - old).flatten() for old, new in pairs]).norm()
+        size = torch.cat([old.flatten() for old, _ in pairs]).norm()
+        seen, _ = numbers(gradients)
+        assert seen["update_ratio"] == pytest.approx(float(moved / size), rel=1e-2)
+        if second:
+            rms = [(p.grad**2 / v.clamp_min(1e-16)).mean().sqrt() for p, v in second.items()]
+            assert seen["rms_max"] == pytest.approx(float(torch.stack(rms).max()), rel=1e-4)
+        else:
+            assert "rms_max" not in seen
+
+
+def test_a_norm_of_half_precision_gradients_is_summed_in_full(toy):
+    half = toy.bfloat16()
+    optimizer = torch.optim.SGD(half.parameters(), lr=1e-3)
+    gradients = hooked(half, optimizer)
+    half.loss(batch(0)).backward()
+    true = float(torch.cat([p.grad.flatten().double() for p in half.parameters()]).norm())
+    optimizer.step()
+    assert numbers(gradients)[0]["grad_norm"] == pytest.approx(true, rel=1e-5)
+
+
+def test_a_piece_that_fails_is_left_out_and_the_step_is_taken(toy, caplog):
+    toy.wte = nn.Embedding(32, WIDTH, sparse=True)  # its gradient has no foreach norm
+    optimizer = torch.optim.SGD(toy.parameters(), lr=0.5)
+    before = toy.wte.weight.detach().clone()
+    gradients = hooked(toy, optimizer)
+    for step in range(2):
+        optimizer.zero_grad()
+        toy.loss(batch(step)).backward()
+        optimizer.step()
+        numbers(gradients)
+    assert not torch.equal(before, toy.wte.weight)
+    assert caplog.text.count("not measured from here on") <= 2
+
+
+def test_removed_hooks_are_gone(toy):
+    optimizer = torch.optim.AdamW(toy.parameters())
+    gradients, inside = hooked(toy, optimizer), Inside(toy, Tolerance(), called=True)
+    gradients.remove()
+    inside.remove()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    for p in toy.parameters():
+        assert not p._post_accumulate_grad_hooks
+    for module in toy.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_attention_is_what_the_model_computes_and_the_forward_pass_is_the_same(toy):
+    toy.eval()
+    toy.train()
+    for block in toy.h:
+        block.drop.p = 0.0
+    ids = batch(0)[:, :-1]
+    plain = toy(ids)
+    inside = Inside(toy, Tolerance(), called=True)
+    inside.sampled = True
+    assert torch.equal(toy(ids), plain)
+    seen = {name: float(value) for name, value in inside.taken().items()}
+    block, x = toy.h[0], toy.wte(ids)
+    q, k, _ = (
+        one[0].view(-1, HEADS, WIDTH // HEADS).transpose(0, 1)
+        for one in block.attn(block.ln_1(x)).split(WIDTH, 2)
+    )
+    logits = q @ k.transpose(1, 2) / math.sqrt(WIDTH // HEADS)
+    hidden = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
+    p = logits.masked_fill(hidden, -math.inf).softmax(-1)
+    entropy = -(p * p.clamp_min(1e-30).log()).sum(-1)[:, 1:]
+    visible = torch.arange(2, logits.shape[1] + 1).float().log()
+    assert seen["attention_entropy:0"] == pytest.approx(float((entropy / visible).mean()), rel=1e-4)
+    assert seen["attention_logit_max"] >= float(logits.masked_fill(hidden, -math.inf).max()) - 1e-5
+    assert seen["activation_sd:1"] > 0
+    inside.remove()
+
+
+def test_evaluation_is_not_sampled(toy):
+    inside = Inside(toy, Tolerance(), called=True)
+    inside.sampled = True
+    toy.eval()
+    toy(batch(0)[:, :-1])
+    toy.train()
+    with torch.no_grad():
+        toy(batch(0)[:, :-1])
+    assert not inside.taken()
+
+
+def test_a_forward_pass_that_raises_leaves_no_mode_behind(toy):
+    inside = Inside(toy, Tolerance(), called=True)
+    inside.sampled = True
+    with pytest.raises(IndexError):
+        toy(torch.full((1, 3), 1000))
+    from torch.overrides import _get_current_function_mode_stack
+
+    assert not _get_current_function_mode_stack()
+    assert not toy.h[0]._forward_hooks
+
+
+def test_values_come_back_with_their_steps_in_order():
+    late = LateReader()
+    for step in range(4):
+        late.put(step, {"loss": torch.tensor(float(step)), "rate": 0.5})
+    assert late.newest() == 3
+    assert late.take() == [(step, {"loss": float(step), "rate": 0.5}) for step in range(4)]
+    assert late.newest() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("transformer.wte.weight", "embedding"),
+        ("model.embed_tokens.weight", "embedding"),
+        ("lm_head.weight", "embedding"),
+        ("model.layers.0.input_layernorm.weight", "norm"),
+        ("model.layers.0.self_attn.q_norm.weight", "norm"),
+        ("transformer.h.0.ln_1.weight", "norm"),
+        ("transformer.h.0.attn.c_attn.weight", "attention"),
+        ("model.layers.0.self_attn.q_proj.weight", "attention"),
+        ("layers.0.attention.wq.weight", "attention"),
+        ("model.layers.0.mlp.down_proj.weight", "mlp"),
+        ("layers.0.feed_forward.w1.weight", "mlp"),
+        ("model.layers.0.block_sparse_moe.experts.0.w1.weight", "mlp"),
+        ("score.bias", "other"),
+    ],
+)
+def test_parameters_are_grouped_by_the_names_of_known_families(name, group):
+    assert group_of(name) == group

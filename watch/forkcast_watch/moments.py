@@ -1,0 +1,109 @@
+"""What Adam's moments say about a step: RMS_t before it, the size of the update after it.
+
+Nothing is copied: the update is computed again from the moments, in slices of bounded size, for a copy
+of the weights might not fit beside the user's model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forkcast_watch.norms import norms
+
+#: Elements of one slice: 64 MiB of float32 for each of its temporaries.
+_SLICE = 16 << 20
+
+
+def slices(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in groups of at most so many elements, but at least one."""
+    group: list[Tensor] = []
+    size = 0
+    for one in tensors:
+        if group and size + one.numel() > _SLICE:
+            yield group
+            group, size = [], 0
+        group.append(one)
+        size += one.numel()
+    if group:
+        yield group
+
+
+def is_adam(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the update can be computed from the state: torch's own Adam and AdamW."""
+    return isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
+
+
+@torch.no_grad()
+def rms_max(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Largest sqrt(mean(g^2 / max(v, eps^2))) over the tensors, v before the step (arXiv 2304.13013,
+    section 3). None where the optimizer keeps no second moment of each weight yet.
+    """
+    ratios = []
+    for group in optimizer.param_groups:
+        floor = float(group.get("eps", 1e-8)) ** 2
+        for part in slices(_with_moments(optimizer, group)):
+            scaled = torch._foreach_clamp_min(
+                [optimizer.state[p]["exp_avg_sq"] for p in part], floor
+            )
+            torch._foreach_sqrt_(scaled)
+            divided = torch._foreach_div([p.grad for p in part if p.grad is not None], scaled)
+            sizes = [max(p.numel(), 1) ** 0.5 for p in part]
+            ratios += list(torch._foreach_div(list(norms(divided).unbind()), sizes))
+    if not ratios:
+        return None
+    first = ratios[0].device
+    return torch.stack([one.to(first, non_blocking=True) for one in ratios]).max()
+
+
+def _with_moments(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[Tensor]:
+    """Those that have a gradient and a second moment of the same shape, as Adam keeps it."""
+    found = []
+    for p in group["params"]:
+        moment = optimizer.state[p].get("exp_avg_sq") if p in optimizer.state else None
+        if p.grad is not None and isinstance(moment, Tensor) and moment.shape == p.shape:
+            found.append(p)
+    return found
+
+
+@torch.no_grad()
+def update_ratio(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """L2 norm of the update that Adam or AdamW has just made over that of the weights, which are those
+    after it. None if it made none.
+    """
+    updates: list[Tensor] = []
+    weights: list[Tensor] = []
+    for group in optimizer.param_groups:
+        for part in slices(_with_moments(optimizer, group)):
+            sizes = norms(_adam(optimizer, group, part)) * group["lr"]
+            updates.append(sizes.norm())
+            weights.append(norms(part).norm())
+    if not updates:
+        return None
+    first = updates[0].device
+    moved = torch.stack([one.to(first, non_blocking=True) for one in updates]).norm()
+    size = torch.stack([one.to(first, non_blocking=True) for one in weights]).norm()
+    ratio: Tensor = moved / (size + 1e-30)
+    return ratio
+
+
+def _adam(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], part: Sequence[Tensor]
+) -> list[Tensor]:
+    """The direction of the last step: bias-corrected moments and decoupled decay (arXiv 1711.05101)."""
+    states = [optimizer.state[p] for p in part]
+    first, second = group["betas"]
+    taken = states[0]["step"]  # a tensor of the device's where the optimizer is fused or capturable
+    variance = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
+    root = torch._foreach_sqrt([state[variance] for state in states])
+    torch._foreach_mul_(root, (1 - second**taken) ** -0.5)
+    torch._foreach_add_(root, group["eps"])
+    direction = list(torch._foreach_div([state["exp_avg"] for state in states], root))
+    torch._foreach_mul_(direction, 1 / (1 - first**taken))
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+    if decoupled and group["weight_decay"]:
+        torch._foreach_add_(direction, list(part), alpha=group["weight_decay"])
+    return direction

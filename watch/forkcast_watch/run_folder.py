@@ -1,0 +1,111 @@
+"""The folder of a watched run, as `forkcast status`, `report` and `runs` read it: run.json,
+registration.json, attempts.json, progress.json; the monitor beside it adds statistics/ and monitor/.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from forkcast_monitor.registration import FILE, Registration
+from forkcast_watch.settings import Settings, WatchError
+from forkcast_watch.tolerance import log
+from forkcast_wire import keys
+from forkcast_wire.documents import DocumentError, RunInfo, dump, load
+from forkcast_wire.files import replace_bytes
+from forkcast_wire.manifest import Mode
+
+_PROGRESS_SECONDS = 0.5
+
+
+@dataclass
+class RunFolder:
+    """An open one; nobody else may write to it. attempt: starts before this one."""
+
+    path: Path
+    registration: Registration
+    attempt: int
+    _lock: IO[bytes]
+    _told: float = field(default=0.0)
+
+    @property
+    def run_uid(self) -> str:
+        """Of the run, the same in every attempt."""
+        return self.registration.run_uid
+
+    def tell(self, document: dict[str, Any], *, force: bool = False) -> None:
+        """Write progress.json, at most twice a second."""
+        now = time.monotonic()
+        if not force and now - self._told < _PROGRESS_SECONDS:
+            return
+        self._told = now
+        try:
+            data = json.dumps(document).encode()
+            replace_bytes(self.path / "progress.json", data, durable=False)
+        except OSError as error:
+            log.debug("progress.json not written: %s", error)
+
+    def close(self) -> None:
+        """Let others use it."""
+        self._lock.close()
+
+
+def open_folder(settings: Settings) -> RunFolder:
+    """Make the folder, or go on with the run that it holds. Raises WatchError."""
+    name, path = settings.place()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (path / "logs").mkdir(exist_ok=True)
+        lock = (path / "lock").open("wb")
+    except OSError as error:
+        why = (error.strerror or "cannot be written").lower()
+        raise WatchError("folder", f"{path}: {why}", "choose a writable one") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _opened(path, name, settings, lock)
+    except BlockingIOError:
+        lock.close()
+        raise WatchError("folder", f"{path} is in use by another run", "choose another") from None
+    except (OSError, DocumentError, ValueError) as error:
+        lock.close()
+        if isinstance(error, WatchError):
+            raise
+        raise WatchError("folder", f"{path}: {error}", "choose another") from None
+
+
+def _opened(path: Path, name: str, settings: Settings, lock: IO[bytes]) -> RunFolder:
+    if (path / "manifest.json").exists():
+        raise WatchError("folder", f"{path} holds a run of `forkcast run`", "choose another")
+    if (path / keys.RUN).exists():
+        info = load(RunInfo, (path / keys.RUN).read_bytes())
+    else:
+        info = RunInfo(uid=secrets.token_hex(8), name=name, manifest_digest="")
+        replace_bytes(path / keys.RUN, dump(info))
+    registration = Registration(
+        run_uid=info.uid,
+        name=info.name,
+        namespace=settings.namespace,
+        uncertainty=settings.rules,
+        mode=Mode.OBSERVE.value,
+        total_steps=0,  # more steps than were announced are no reason to stop watching
+    )
+    registration.check()
+    replace_bytes(path / FILE, dump(registration))
+    return RunFolder(path, registration, _next_attempt(path), lock)
+
+
+def _next_attempt(path: Path) -> int:
+    """Counted durably before it is used; what is lost is counted from what the run has written."""
+    file = path / "attempts.json"
+    try:
+        attempt = int(json.loads(file.read_bytes())) + 1
+    except (OSError, ValueError, TypeError):
+        chunks = (one.name.split("-")[1] for one in (path / "statistics").glob("e*-a*-*.parquet"))
+        attempt = max((int(one[1:]) + 1 for one in chunks if one[1:].isdecimal()), default=0)
+    replace_bytes(file, json.dumps(attempt).encode())
+    return attempt
