@@ -10,7 +10,7 @@ from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
 from forkcast_wire import keys
 from forkcast_wire.documents import Catalogue, history_gaps, saved_states, survey
-from forkcast_wire.run_folder import read_manifest
+from forkcast_wire.run_folder import storage_of
 from forkcast_wire.store import open_store, read_document
 
 
@@ -64,7 +64,7 @@ def listing(folder: Path) -> list[Saved]:
 
 
 def _store(folder: Path) -> Store:
-    return open_store(read_manifest(folder).spec.storage, folder)
+    return open_store(storage_of(folder), folder)
 
 
 def verify(folder: Path, run_uid: str, scratch: Path) -> list[Verified]:

@@ -28,14 +28,15 @@ class RunFacts:
 def gather(folder: Path) -> RunFacts:
     """Everything about a run. Raises FileNotFoundError if the folder holds none."""
     view = RunReader(folder).look_past_damage()
-    store = open_store(view.manifest.spec.storage, folder, write=False)
+    store = open_store(view.storage, folder, write=False)
     # the steps that an adopted rollout took are its decision's here, see `forkcast.adoption`
     rows = read_steps(folder / "statistics", store, view.lineage).own
     points = [
         metrics.Point(row["epoch"], row["step"], _number(row["loss"]), _number(row["grad_norm"]))
         for row in rows
     ]
-    model = plan_model(view.manifest.spec)
+    spec = view.manifest.spec if view.manifest is not None else None
+    model = plan_model(spec) if spec is not None else None
     facts = metrics.Facts(
         points=points,
         lineage=view.lineage,
@@ -43,8 +44,8 @@ def gather(folder: Path) -> RunFacts:
         triggers=[one.trigger for one in view.branches] + [one.trigger for one in view.refused],
         opened=len(view.branches),
         validation_loss=_last_validation(view, rows),
-        parameters=model.parameters if model is not None else None,
-        tokens_per_step=tokens_per_step(view.manifest.spec),
+        parameters=model.parameters if model is not None else view.progress.get("parameters"),
+        tokens_per_step=tokens_per_step(spec) if spec is not None else None,
     )
     return RunFacts(view, rows, points, metrics.compute(facts))
 

@@ -14,10 +14,10 @@ def _figure(value: float | None, form: str, unit: str = "") -> str:
 
 def headline_tiles(metrics: Metrics, view: RunView) -> list[tuple[str, str, str]]:
     """(label, value, note) of the figures at the top of the page."""
-    total = view.manifest.spec.training.total_steps
     step = view.complete.step if view.complete else view.progress.get("step", 0)
+    of_total = f"of {view.total_steps:,}; " if view.total_steps else ""
     return [
-        ("steps", f"{step:,}", f"of {total:,}; lineage epoch {len(view.lineage)}"),
+        ("steps", f"{step:,}", f"{of_total}lineage epoch {len(view.lineage)}"),
         (
             "validation perplexity",
             _figure(metrics.validation_perplexity, ".2f"),

@@ -21,6 +21,7 @@ from forkcast_cli.charts import Chart, Line, Mark, smooth, svg, top_edge
 from forkcast_cli.facts import RunFacts, gather
 from forkcast_cli.figures import figures, headline_tiles
 from forkcast_wire.files import replace_bytes
+from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.resources import Condition
 from forkcast_wire.run_records import BranchView
 from forkcast_wire.statistics import COMPONENT, components
@@ -56,7 +57,7 @@ def render(facts: RunFacts, state: Sequence[str] = (), conditions: Sequence[Cond
     )
     view = facts.view
     return environment.get_template("report.html.j2").render(
-        name=view.manifest.metadata.name,
+        name=view.name,
         state=state,
         conditions=conditions,
         damaged=view.damaged,
@@ -64,9 +65,12 @@ def render(facts: RunFacts, state: Sequence[str] = (), conditions: Sequence[Cond
         tiles=headline_tiles(facts.metrics, view),
         charts=[Markup(svg(chart)) for chart in run_charts(facts)],  # noqa: S704  escaped in svg()
         branches=[_section(one) for one in view.branches],
+        events=[
+            words.trigger_sentence(one.trigger) for one in view.refused if view.manifest is None
+        ],
         suppressed=[(one.trigger.step, words.reason(one.reason)) for one in view.refused],
         figures=figures(facts.metrics),
-        manifest=yaml.safe_dump(view.manifest.document(), sort_keys=False),
+        manifest=_settings(view.manifest),
         version=version("forkcast"),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         device=view.progress.get("device", "?"),
@@ -74,21 +78,28 @@ def render(facts: RunFacts, state: Sequence[str] = (), conditions: Sequence[Cond
     )
 
 
+def _settings(manifest: TrainingRun | None) -> str:
+    """The manifest as YAML; nothing for a watched run, whose training is set up elsewhere."""
+    return "" if manifest is None else yaml.safe_dump(manifest.document(), sort_keys=False)
+
+
 def summary(facts: RunFacts) -> str:
     """The run in two sentences."""
     view, done = facts.view, facts.view.complete
     progress = view.progress
-    total = view.manifest.spec.training.total_steps
     where = (
         f"Complete: {done.step} steps, validation loss {done.validation_loss:.4f} nats/token."
         if done is not None
-        else f"At step {progress.get('step', 0)} of {total} ({progress.get('state', 'not started')})."
+        else f"At step {progress.get('step', 0)}{view.of_total} ({progress.get('state', 'not started')})."
     )
     accepted = [
         one.decision.action.describe()
         for one in view.branches
         if one.decision and one.decision.outcome is Outcome.ACCEPTED and one.decision.action
     ]
+    if view.manifest is None:
+        events = "One event." if len(view.refused) == 1 else f"{len(view.refused) or 'No'} events."
+        return f"{where} The run is watched only. {events}"
     if not view.branches:
         return f"{where} No branch was opened."
     count = "One branch was" if len(view.branches) == 1 else f"{len(view.branches)} branches were"
@@ -119,6 +130,11 @@ def _marks(facts: RunFacts) -> list[Mark]:
         Mark(x=branch.trigger.step, label=branch.id, style="mark trigger")
         for branch in facts.view.branches
     ]
+    if facts.view.manifest is None:
+        marks += [
+            Mark(x=one.trigger.step, label=one.trigger.id, style="mark trigger")
+            for one in facts.view.refused
+        ]
     return marks + [
         Mark(x=entry.state.step, label=f"epoch {entry.epoch} adopted", style="mark adopted")
         for entry in facts.view.lineage
@@ -299,7 +315,7 @@ def report_document(facts: RunFacts) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
-        "run": facts.view.manifest.metadata.name,
+        "run": facts.view.name,
         "summary": summary(facts),
         "metrics": asdict(facts.metrics),
         "branches": [

@@ -6,7 +6,9 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -165,15 +167,15 @@ def panel(view: RunView, losses: list[float]) -> Group:
     p = view.progress
     bar, state = Progress(*Progress.get_default_columns()), p.get("state", "starting")
     bar.add_task(
-        escape(f"{view.manifest.metadata.name}  epoch {p.get('epoch', 0)}  {state}"),
-        total=p.get("total_steps", view.manifest.spec.training.total_steps),
+        escape(f"{view.name}  epoch {p.get('epoch', 0)}  {state}"),
+        total=p.get("total_steps") or view.total_steps or None,
         completed=p.get("step", 0),
     )
     line = Text()
     if p.get("loss") is not None:
         line.append(f"loss {p['loss']:.3f} nats/token  ")
         line.append(sparkline(losses[-60:]), style="cyan")
-        line.append(f"  {p['tokens_per_second']:,.0f} tokens/s")
+        line.append(f"  {pace(p)}")
         if p.get("learning_rate_factor", 1.0) != 1.0:
             line.append(f"  learning rate x{p['learning_rate_factor']:.3g}", style="yellow")
     parts: list[Progress | Text | Table] = [bar, line]
@@ -181,6 +183,13 @@ def panel(view: RunView, losses: list[float]) -> Group:
     if view.branches:
         parts.append(branch_table(view))
     return Group(*parts)
+
+
+def pace(progress: Mapping[str, Any]) -> str:
+    """How fast the run is: a watched one may not know its tokens."""
+    if "tokens_per_second" in progress:
+        return f"{progress['tokens_per_second']:,.0f} tokens/s"
+    return f"{progress.get('steps_per_second', 0.0):,.2f} steps/s"
 
 
 def troubles(view: RunView, *, running: bool) -> list[str]:

@@ -15,6 +15,7 @@ from forkcast_cli.view import RunReader, RunView
 from forkcast_wire.echo import one_line
 from forkcast_wire.files import replaced
 from forkcast_wire.manifest_file import ManifestError
+from forkcast_wire.run_folder import MANIFEST, is_watched
 from forkcast_wire.run_records import BranchView
 from forkcast_wire.statistics import newest_steps
 from forkcast_wire.store import StoreError
@@ -60,7 +61,7 @@ def find_runs(root: Path) -> list[Path]:
     found = {
         path.parent for pattern in ("", "*/", "*/*/") for path in root.glob(f"{pattern}run.json")
     }
-    return sorted(path for path in found if (path / "manifest.json").exists())
+    return sorted(path for path in found if (path / MANIFEST).exists() or is_watched(path))
 
 
 def rows_of(folder: Path, view: RunView) -> list[dict[str, Any]]:
@@ -70,7 +71,7 @@ def rows_of(folder: Path, view: RunView) -> list[dict[str, Any]]:
     where it was not adopted, or not watched for so long.
     """
     base = {
-        "run": view.manifest.metadata.name,
+        "run": view.name,
         "folder": str(folder),
         "run_complete": view.complete is not None,
         "run_loss": view.complete.validation_loss if view.complete else None,

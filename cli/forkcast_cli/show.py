@@ -15,7 +15,7 @@ from rich.text import Text
 from forkcast.canonical import plain
 from forkcast.decision import CONTROL
 from forkcast_cli import words
-from forkcast_cli.run import branch_table, panel, troubles
+from forkcast_cli.run import branch_table, pace, panel, troubles
 from forkcast_cli.store_watch import Seen, pause
 from forkcast_cli.view import RunReader, RunView
 from forkcast_cli.workdir import LAST_END, full, in_use
@@ -25,6 +25,8 @@ from forkcast_wire.run_records import BranchView
 
 _WATCH_SECONDS = 1.0
 _STALE_SECONDS = 15.0
+#: Of a watched run, the newest.
+_EVENTS_SHOWN = 5
 _AT_WORK = ("running", "held", "ending")
 
 
@@ -37,7 +39,7 @@ def state_word(folder: Path, view: RunView) -> str:
         return "complete"
     said = str(view.progress.get("state", "not started"))
     if said == "finished":
-        return "not running"
+        return "not running" if view.manifest is not None else said
     try:
         age = time.time() - (folder / "progress.json").stat().st_mtime
     except OSError:
@@ -59,7 +61,7 @@ def status_document(folder: Path, view: RunView) -> dict[str, Any]:
     """The state of a run, JSON-ready."""
     done: Complete | None = view.complete
     return {
-        "run": view.manifest.metadata.name,
+        "run": view.name,
         "state": state_word(folder, view),
         "progress": view.progress,
         "storeAway": view.away or None,
@@ -102,7 +104,7 @@ def watch(folder: Path, console: Console) -> None:
     try:
         with Live(panel(view, losses), console=console, auto_refresh=False) as live:
             while _goes_on(folder, view):
-                wait = pause(view.manifest.spec.storage, Seen(view), int(bool(view.away)))
+                wait = pause(view.storage, Seen(view), int(bool(view.away)))
                 time.sleep(max(wait, _WATCH_SECONDS))
                 view = reader.look_if_there()
                 if (loss := view.progress.get("loss")) is not None:
@@ -126,9 +128,8 @@ def status(folder: Path, view: RunView) -> Group:
     """The state of a run for people."""
     progress, state = view.progress, state_word(folder, view)
     head = Text.assemble(
-        (view.manifest.metadata.name, "bold"),
-        f"  {state}  step {progress.get('step', 0)} of "
-        f"{view.manifest.spec.training.total_steps}, epoch {progress.get('epoch', 0)}, "
+        (view.name, "bold"),
+        f"  {state}  step {progress.get('step', 0)}{view.of_total}, epoch {progress.get('epoch', 0)}, "
         f"attempt {progress.get('attempt', 0)}",
     )
     parts: list[Text | Table] = [head]
@@ -137,7 +138,7 @@ def status(folder: Path, view: RunView) -> Group:
             Text(
                 f"loss {progress['loss']:.4f} nats/token, validation "
                 f"{_number(progress.get('validation_loss'))}, "
-                f"{progress['tokens_per_second']:,.0f} tokens/s on {progress.get('device', '?')}"
+                f"{pace(progress)} on {progress.get('device', '?')}"
             )
         )
     wrong = [*troubles(view, running=state in _AT_WORK), full(folder)]
@@ -146,7 +147,10 @@ def status(folder: Path, view: RunView) -> Group:
     parts += [Text(trouble, style="yellow") for trouble in wrong if trouble]
     if view.branches:
         parts.append(branch_table(view))
-    if view.refused:
+    if view.manifest is None:
+        last = view.refused[-_EVENTS_SHOWN:]
+        parts += [Text(words.trigger_sentence(one.trigger), style="yellow") for one in last]
+    elif view.refused:
         parts.append(Text(f"{len(view.refused)} triggers opened no branch", style="dim"))
     return Group(*parts)
 
@@ -194,5 +198,5 @@ def find_branch(view: RunView, wanted: str) -> BranchView | None:
     """The branch of that id, of ``<run>-<id>``, or the last one for ``last``."""
     if wanted == "last" and view.branches:
         return view.branches[-1]
-    name = wanted.removeprefix(f"{view.manifest.metadata.name}-")
+    name = wanted.removeprefix(f"{view.name}-")
     return next((one for one in view.branches if one.id == name), None)

@@ -10,9 +10,15 @@ from forkcast.lineage import LineageEntry
 from forkcast_wire.branches import Suppression
 from forkcast_wire.completion import completion
 from forkcast_wire.documents import Complete, DocumentError
-from forkcast_wire.manifest import TrainingRun
+from forkcast_wire.manifest import Storage, TrainingRun, Uncertainty
 from forkcast_wire.manifest_file import load_manifest
-from forkcast_wire.run_folder import read_manifest, read_progress
+from forkcast_wire.run_folder import (
+    is_watched,
+    read_identity,
+    read_manifest,
+    read_progress,
+    rules_of_watched,
+)
 from forkcast_wire.run_records import BranchView, RecordsReader, refused
 from forkcast_wire.store import Remembered, StoreUnavailable, open_store
 
@@ -21,12 +27,14 @@ from forkcast_wire.store import Remembered, StoreUnavailable, open_store
 class RunView:
     """One look at a run.
 
-    complete: its end, None while it has not taken all steps wanted now. away: why the store does
+    manifest: None for a watched run, which has none. rules: of its detector. complete: its end, None while it has not taken all steps wanted now. away: why the store does
     not answer; then branches, suppressed, lineage and complete are empty, not known to be so.
     damaged: what is wrong with each document that is left out because it cannot be read.
     """
 
-    manifest: TrainingRun
+    name: str
+    manifest: TrainingRun | None
+    rules: Uncertainty
     progress: dict[str, Any]
     branches: list[BranchView]
     suppressed: list[Suppression]
@@ -34,6 +42,23 @@ class RunView:
     complete: Complete | None
     away: str = ""
     damaged: tuple[str, ...] = ()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps that are wanted now; 0 if a watched run has not said."""
+        if self.manifest is not None:
+            return self.manifest.spec.training.total_steps
+        return int(self.progress.get("total_steps") or 0)
+
+    @property
+    def of_total(self) -> str:
+        """What follows a number of steps: the total, if it is known."""
+        return f" of {self.total_steps}" if self.total_steps else ""
+
+    @property
+    def storage(self) -> Storage:
+        """Where its records are."""
+        return Storage() if self.manifest is None else self.manifest.spec.storage
 
     @property
     def active(self) -> int:
@@ -52,12 +77,19 @@ class RunReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        """folder: a work directory, or a manifest in a file. Raises FileNotFoundError where it holds
+        """folder: a work directory, that of a watched run, or a manifest in a file. Raises FileNotFoundError where it holds
         no run; StoreMisconfigured, ManifestError.
         """
         self._folder = folder
-        self._manifest = load_manifest(folder) if folder.is_file() else read_manifest(folder)
-        self._store = Remembered(open_store(self._manifest.spec.storage, folder, write=False))
+        self._manifest: TrainingRun | None = None
+        if is_watched(folder):
+            self._name, storage = read_identity(folder).name, Storage()
+            self._rules = rules_of_watched(folder)
+        else:
+            self._manifest = load_manifest(folder) if folder.is_file() else read_manifest(folder)
+            self._name, storage = self._manifest.metadata.name, self._manifest.spec.storage
+            self._rules = self._manifest.spec.uncertainty
+        self._store = Remembered(open_store(storage, folder, write=False))
         self._records = RecordsReader(self._store)
 
     def progress(self) -> dict[str, Any]:
@@ -77,13 +109,16 @@ class RunReader:
         """
         self._store.refresh()
         found = self._records.read()
+        total = 0 if self._manifest is None else self._manifest.spec.training.total_steps
         return RunView(
+            name=self._name,
             manifest=self._manifest,
+            rules=self._rules,
             progress=self.progress(),
             branches=found.branches,
             suppressed=found.suppressed,
             lineage=found.lineage,
-            complete=completion(self._store, self._manifest.spec.training.total_steps),
+            complete=completion(self._store, total),
             damaged=found.damaged,
         )
 
@@ -99,7 +134,9 @@ class RunReader:
         if last is not None:
             return replace(last, progress=progress, away=away)
         return RunView(
+            name=self._name,
             manifest=self._manifest,
+            rules=self._rules,
             progress=progress,
             branches=[],
             suppressed=[],

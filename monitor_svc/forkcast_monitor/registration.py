@@ -15,13 +15,12 @@ from forkcast_wire.documents import DocumentError, dump, load
 from forkcast_wire.fields import MOST_STEPS
 from forkcast_wire.files import replace_bytes
 from forkcast_wire.manifest import Mode, Uncertainty
+from forkcast_wire.run_folder import REGISTRATION
 
 _log = structlog.get_logger()
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MOST_JSON = 16 << 10
-#: In the folder of a run.
-FILE = "registration.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +76,7 @@ class RunFolders:
     def all(self) -> list[Registration]:
         """Every registration that can be read; the operator registers the others again."""
         found = []
-        for path in sorted(self._folder.glob(f"*/{FILE}")):
+        for path in sorted(self._folder.glob(f"*/{REGISTRATION}")):
             try:
                 found.append(load(Registration, path.read_bytes()))
             except (OSError, DocumentError) as error:
@@ -88,7 +87,7 @@ class RunFolders:
         """Make a registration durable. Raises OSError."""
         folder = self.path(registration.run_uid)
         folder.mkdir(exist_ok=True)
-        replace_bytes(folder / FILE, dump(registration))
+        replace_bytes(folder / REGISTRATION, dump(registration))
 
     def delete(self, run_uid: str) -> None:
         """Delete a run's folder; once this has begun, no restart knows the run. Raises OSError."""

@@ -30,7 +30,7 @@ from forkcast_wire.run_folder import read_manifest
 from forkcast_wire.run_records import BranchView, RecordsReader
 from forkcast_wire.run_steps import Row, abandoned, read_steps, with_recorded_losses
 from forkcast_wire.statistics import former_tails, tail_of, to_table
-from forkcast_wire.store import KeyMissing, open_store
+from forkcast_wire.store import KeyMissing, StoreRefused, StoreUnavailable, open_store
 
 T = TypeVar("T")
 _BUCKET: Final = "s3://"
@@ -165,9 +165,17 @@ def load_run(
         return _local(Path(text))
     storage = _bucket(text, endpoint, region, credentials_dir, ca_file)
     store = open_store(storage, Path(), write=False)
-    _check_run(text, store)
     name = storage.prefix.removesuffix("/").rpartition("/")[2]
-    return LoadedRun(name or text, store, Path(os.devnull))
+    try:
+        _check_run(text, store)
+        return LoadedRun(name or text, store, Path(os.devnull))
+    except StoreUnavailable as error:
+        remedy = "check bucket, keys and rights"
+        if not isinstance(error, StoreRefused):
+            remedy = "check the endpoint"
+        why = error.why.removeprefix("spec.storage: ")
+        said = f"{text} at {storage.endpoint}: {why}; {remedy}"
+        raise type(error)(said, why=error.why) from None
 
 
 def _local(path: Path) -> LoadedRun:
@@ -231,7 +239,9 @@ def _bucket(
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "storage"
-        raise ManifestError(url, f"{field}: {first['msg']}", "give s3://BUCKET/PREFIX") from None
+        said = first["msg"].removeprefix("Value error, ")
+        rule, _, remedy = said.partition("; ")
+        raise ManifestError(url, f"{field}: {rule}", remedy or "give s3://BUCKET/PREFIX") from None
 
 
 def _variable(*names: str) -> str | None:

@@ -77,6 +77,7 @@ def test_tensorboard_shows_it_whole_after_two_exports_and_several_trackers_are_t
     told = ("--to", f"tensorboard:{tmp_path}/tb", "--to", f"jsonl:{tmp_path}/x")
     for _ in range(2):
         said("export", made_run, *told)
+    assert len(list((tmp_path / "tb").iterdir())) == 1
     seen = accumulator.EventAccumulator(str(tmp_path / "tb"), size_guidance={"scalars": 0})
     seen.Reload()
     assert [one.step for one in seen.Scalars("loss")] == list(range(300))

@@ -21,9 +21,10 @@ from forkcast_wire.branches import Suppression
 from forkcast_wire.documents import dump
 from forkcast_wire.manifest_file import ManifestError
 from forkcast_wire.statistics import rows_of, stats_row, write_chunk
-from forkcast_wire.store import FolderStore, StoreError
+from forkcast_wire.store import FolderStore, StoreRefused, StoreUnavailable
 from tests.cli.conftest import row
 from tests.make import lineage_entry, step_stats, trigger
+from tests.ports import free_port
 from tests.versitygw import Versitygw
 
 
@@ -188,8 +189,19 @@ def test_a_bucket_is_read_with_the_keys_that_aws_tools_would_use(made_run, tmp_p
         for path in sorted(made_run.rglob("*")):
             if path.is_file() and ".forkcast" not in path.parts:
                 client.upload_file(str(path), "runs", f"a/b/{path.relative_to(made_run)}")
-        with pytest.raises(StoreError):
-            forkcast.load_run("s3://runs/a/b", endpoint=server.endpoint)  # without keys
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(StoreRefused, match=r"s3://runs/a/b at .* no credentials; set"):
+            forkcast.load_run("s3://runs/a/b", endpoint=server.endpoint)
+        given = {"credentials_dir": str(server.credentials)}
+        nowhere = f"http://127.0.0.1:{free_port()}"
+        with pytest.raises(StoreUnavailable, match="Connection refused; check the endpoint"):
+            forkcast.load_run("s3://runs/a/b", endpoint=nowhere, **given)
+        with pytest.raises(StoreRefused, match="check bucket, keys and rights"):
+            forkcast.load_run("s3://none/a/b", endpoint=server.endpoint, **given)
+        with pytest.raises(ManifestError, match="endpoint: must be an http:// or https:// URL"):
+            forkcast.load_run("s3://runs/a/b", endpoint="ftp://x", **given)
         given = {"endpoint": server.endpoint, "credentials_dir": str(server.credentials)}
         run = forkcast.load_run("s3://runs/a/b", **given)
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)

@@ -27,12 +27,13 @@ RULES = json.dumps({"window": 32, "warmupSteps": 40, "cooldownSteps": 30})
 
 
 def statistics(uid, steps, seed=0, spike=None):
-    """A falling, noisy loss; at ``spike`` it jumps for ten steps."""
+    """A falling, noisy loss; at ``spike`` it jumps for thirty steps, and the gradient norm with it."""
     rng = np.random.default_rng(seed)
     found = []
     for step in range(steps):
-        high = 2.0 if spike is not None and spike <= step < spike + 10 else 0.0
-        norm = math.exp(0.2 * rng.standard_normal())
+        departed = spike is not None and spike <= step < spike + 30
+        high = 2.0 if departed else 0.0
+        norm = math.exp(0.2 * rng.standard_normal()) * (4.0 if departed else 1.0)
         found.append(
             StepStats(
                 run_uid=uid,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from forkcast.parameter_groups import group_of
 from forkcast_watch.gradients import Gradients
@@ -161,7 +163,7 @@ def test_update_ratio_and_rms_are_those_of_the_step_that_was_taken(toy, kind, de
         second = {p: optimizer.state[p]["exp_avg_sq"].clone() for p in optimizer.state}
         optimizer.step()
         pairs = list(zip(before.parameters(), toy.parameters(), strict=True))
-        moved = torch.cat([(new - old).flatten() for old, new in pairs]).norm()
+        moved = torch.cat([(new - old).detach().flatten() for old, new in pairs]).norm()
         size = torch.cat([old.flatten() for old, _ in pairs]).norm()
         seen, _ = numbers(gradients)
         assert seen["update_ratio"] == pytest.approx(float(moved / size), rel=1e-2)
@@ -257,6 +259,55 @@ def test_a_forward_pass_that_raises_leaves_no_mode_behind(toy):
 
     assert not _get_current_function_mode_stack()
     assert not toy.h[0]._forward_hooks
+
+
+class Reads(TorchFunctionMode):
+    """Refuses what brings a value to the host, asked for by the code that watches. On a GPU each would wait
+    for all that is queued there.
+    """
+
+    READS = ("item", "tolist", "numpy", "cpu", "__float__", "__bool__", "__int__", "__index__")
+
+    def __init__(self, allowed):
+        super().__init__()
+        self.allowed, self.found = allowed, []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in self.READS and not any(args[0] is one for one in self.allowed()):
+            frame = sys._getframe(1)
+            if "forkcast_watch" in frame.f_code.co_filename:
+                self.found.append(f"{name} in {frame.f_code.co_filename}:{frame.f_lineno}")
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_value_is_brought_to_the_host_before_it_is_read_late(toy):
+    optimizer = torch.optim.AdamW(toy.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    gradients, inside = hooked(toy, optimizer, scaler), Inside(toy, Tolerance(), called=True)
+    # Adam's count of steps is a number of the host's
+    reads = Reads(lambda: [state["step"] for state in optimizer.state.values()])
+    with reads:
+        for step in range(3):
+            inside.sampled = True
+            scaler.scale(toy.loss(batch(step))).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(toy.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            values, _ = gradients.taken()
+            values |= inside.taken()
+    assert reads.found == []
+    assert {"grad_norm", "rms_max", "update_ratio", "attention_logit_max"} <= set(values)
+
+
+def test_a_read_in_the_code_that_watches_would_be_seen():
+    from forkcast_watch.late import LateReader
+
+    with Reads(list) as reads:
+        LateReader().put(0, {"loss": torch.tensor(1.0)})  # on the CPU it is read at once
+    assert len(reads.found) == 1
 
 
 def test_values_come_back_with_their_steps_in_order():

@@ -263,6 +263,19 @@ def test_steps_that_come_again_after_a_collapse_are_those_of_the_later_epoch(pla
     assert [steps[n]["loss"] for n in range(8)] == [1.0] * 3 + [2.0] * 5
 
 
+def test_steps_that_come_again_after_a_restart_stand_once(place):
+    first = place.open()
+    for step in range(6):
+        first.step(step_stats(step), None)
+    first.close()
+    again = place.open()
+    for step in range(4, 8):
+        again.step(step_stats(step, attempt=1, loss=2.0), None)
+    again.close()
+    losses = {step: shown["loss"] for step, shown in place.read().steps.items()}
+    assert losses == dict.fromkeys(range(4), 1.0) | dict.fromkeys(range(4, 8), 2.0)
+
+
 @pytest.mark.parametrize("name", EXTRAS)
 def test_a_missing_extra_is_one_error_with_its_remedy(name, monkeypatch):
     for module in [one for one in sys.modules if one.split(".")[0] == name]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import grpc
 
+from forkcast.records import Trigger
 from forkcast_watch.tolerance import log
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import open_channel
+from forkcast_wire.codec import trigger_from_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 
 _RETRY_SECONDS = 1.0
@@ -29,7 +31,7 @@ class Seen:
     cause: str
 
 
-def event_of(trigger: pb.Trigger) -> Seen:
+def event_of(trigger: Trigger) -> Seen:
     """A trigger of the monitor in the words of an event."""
     parts = dict(trigger.components)
     component = max(parts, key=lambda name: parts[name], default="")
@@ -43,7 +45,7 @@ def event_of(trigger: pb.Trigger) -> Seen:
         onset_step=trigger.onset_step,
         tier=3,
         component=component,
-        cause=f"{trigger.rule}: z {trigger.z:.1f}" + (f" ({said})" if said else ""),
+        cause=f"{trigger.rule.value}: z {trigger.z:.1f}" + (f" ({said})" if said else ""),
     )
 
 
@@ -57,7 +59,7 @@ class EventWatch:
     """A thread that follows the monitor's stream, over any number of connections."""
 
     def __init__(
-        self, target: str, run_uid: str, known: int, happened: Callable[[Seen], None]
+        self, target: str, run_uid: str, known: int, happened: Callable[[Trigger], None]
     ) -> None:
         """known: how many there were before; those are not news."""
         self._target, self._uid, self._happened = target, run_uid, happened
@@ -84,7 +86,7 @@ class EventWatch:
         if self._over.is_set():
             answers.cancel()
         for one in answers:
-            self._happened(event_of(one.trigger))
+            self._happened(trigger_from_wire(one.trigger))
             with self._told:
                 self._after = one.seq
                 self._told.notify_all()

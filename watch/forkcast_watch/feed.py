@@ -9,15 +9,16 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import structlog
 
-from forkcast.records import StepStats
-from forkcast_watch.events import EventWatch, Seen, words
+from forkcast.records import StepStats, Trigger
+from forkcast_watch.events import EventWatch, Seen, event_of, words
 from forkcast_watch.monitor_process import MonitorProcess
 from forkcast_watch.ranks import RankLosses
 from forkcast_watch.run_folder import RunFolder
@@ -98,11 +99,13 @@ class Sink:
         self._validation: float | None = None
         self._begun = time.monotonic()
 
-    def _happened(self, event: Seen) -> None:
-        if event.step < self._start_step:
+    def _happened(self, trigger: Trigger) -> None:
+        if trigger.step < self._start_step:
             return  # of an attempt before this one
+        event = event_of(trigger)
         self.events.append(event)
         log.warning("%s", words(event))
+        self._tolerance.shield("the record of events", self._folder.record)(trigger)
         for tracker in self._trackers:
             tracker.event(event)
 
@@ -260,8 +263,8 @@ def register(target: str, folder: RunFolder) -> bool:
 def quiet_log() -> Any:
     """For the reporter, in a process whose output is the user's: below what is shown by default."""
 
-    def words(_logger: object, _name: str, event: dict[str, Any]) -> str:
+    def words(_logger: object, _name: str, event: MutableMapping[str, Any]) -> str:
         return f"{event.pop('event')} {event}"
 
-    detail: Callable[..., Any] = structlog.wrap_logger
-    return detail(log.getChild("stream"), processors=[words])
+    detail = log.getChild("stream").debug
+    return structlog.wrap_logger(SimpleNamespace(info=detail, warning=detail), processors=[words])

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from forkcast_watch.late import Value
 from forkcast_watch.tolerance import Tolerance
+from forkcast_watch.unsaved import Unsaved
 
 #: Of the first sequence so many positions are looked at: their logits take 1 MiB a head.
 _POSITIONS = 512
@@ -42,8 +43,8 @@ class Inside:
         self._handles: list[RemovableHandle] = []
         if called:
             self._handles = [
-                model.register_forward_pre_hook(lambda *_: self.begin()),
-                model.register_forward_hook(lambda *_: self.end(), always_call=True),
+                model.register_forward_pre_hook(Unsaved(lambda *_: self.begin())),
+                model.register_forward_hook(Unsaved(lambda *_: self.end()), always_call=True),
             ]
 
     def _begin(self) -> None:
@@ -89,7 +90,8 @@ class _Seen(TorchFunctionMode):
         self._means: list[Tensor] = []
         self._deviations: list[Tensor] = []
         self._handles = [
-            block.register_forward_hook(lambda _m, _i, out: activation(out)) for block in blocks
+            block.register_forward_hook(Unsaved(lambda _m, _i, out: activation(out)))
+            for block in blocks
         ]
 
     def __torch_function__(

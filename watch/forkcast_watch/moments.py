@@ -96,7 +96,11 @@ def _adam(
     """The direction of the last step: bias-corrected moments and decoupled decay (arXiv 1711.05101)."""
     states = [optimizer.state[p] for p in part]
     first, second = group["betas"]
-    taken = states[0]["step"]  # a tensor of the device's where the optimizer is fused or capturable
+    taken = states[0]["step"]
+    if not isinstance(taken, Tensor) or taken.device.type == "cpu":
+        taken = float(
+            taken
+        )  # it is on the device if the optimizer is fused or capturable: not read
     variance = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
     root = torch._foreach_sqrt([state[variance] for state in states])
     torch._foreach_mul_(root, (1 - second**taken) ** -0.5)

@@ -12,8 +12,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from forkcast_monitor.registration import FILE
 from forkcast_watch.tolerance import log
+from forkcast_wire.run_folder import REGISTRATION
 
 _BACKOFF = (0.5, 2.0, 10.0, 60.0)
 #: Of a monitor that is asked to leave; what it has not closed into Parquet by then is in its tail.
@@ -48,7 +48,7 @@ class MonitorProcess:
                 log.warning("the monitor cannot be started: %s; training goes on", error)
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "forkcast_monitor", "--registration", FILE]
+        command = [sys.executable, "-m", "forkcast_monitor", "--registration", REGISTRATION]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         parent = {"FORKCAST_PARENT": str(os.getpid()), "FORKCAST_COMPONENT": "monitor"}
         # it computes little, and must take neither the training's cores nor its GPU

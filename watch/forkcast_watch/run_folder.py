@@ -8,17 +8,23 @@ import fcntl
 import json
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from forkcast_monitor.registration import FILE, Registration
+from forkcast.admission import Refusal
+from forkcast.records import Trigger
+from forkcast_monitor.registration import Registration
 from forkcast_watch.settings import Settings, WatchError
 from forkcast_watch.tolerance import log
 from forkcast_wire import keys
+from forkcast_wire.branches import Suppression
 from forkcast_wire.documents import DocumentError, RunInfo, dump, load
 from forkcast_wire.files import replace_bytes
 from forkcast_wire.manifest import Mode
+from forkcast_wire.run_folder import MANIFEST, REGISTRATION
+from forkcast_wire.store import AlreadyExists, FolderStore, put_document
 
 _PROGRESS_SECONDS = 0.5
 
@@ -50,6 +56,13 @@ class RunFolder:
         except OSError as error:
             log.debug("progress.json not written: %s", error)
 
+    def record(self, trigger: Trigger) -> None:
+        """A trigger that opens no branch, for `status`, `report` and `load_run`; once."""
+        store = FolderStore(self.path)
+        with suppress(AlreadyExists):
+            document = Suppression(trigger=trigger, reason=Refusal.MODE)
+            put_document(store, keys.suppressed(trigger), document)
+
     def close(self) -> None:
         """Let others use it."""
         self._lock.close()
@@ -79,7 +92,7 @@ def open_folder(settings: Settings) -> RunFolder:
 
 
 def _opened(path: Path, name: str, settings: Settings, lock: IO[bytes]) -> RunFolder:
-    if (path / "manifest.json").exists():
+    if (path / MANIFEST).exists():
         raise WatchError("folder", f"{path} holds a run of `forkcast run`", "choose another")
     if (path / keys.RUN).exists():
         info = load(RunInfo, (path / keys.RUN).read_bytes())
@@ -95,7 +108,7 @@ def _opened(path: Path, name: str, settings: Settings, lock: IO[bytes]) -> RunFo
         total_steps=0,  # more steps than were announced are no reason to stop watching
     )
     registration.check()
-    replace_bytes(path / FILE, dump(registration))
+    replace_bytes(path / REGISTRATION, dump(registration))
     return RunFolder(path, registration, _next_attempt(path), lock)
 
 

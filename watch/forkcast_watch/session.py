@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,7 +76,10 @@ class Watch:
         self._inside: Inside | None = None
         folder = open_folder(settings) if self.rank == 0 else None
         self._folder: RunFolder | None = folder
-        self._closed = False
+        self._closed, self._process = (
+            False,
+            os.getpid(),
+        )  # a forked child ends nothing of its parent's
         self._take = self._tolerance.shield("the record of steps", self._end_of_step)
         try:
             if folder is not None:
@@ -157,9 +161,10 @@ class Watch:
         """
         if self._closed:
             return
+        if self._accelerated is not None and loss is not None:
+            self.micro_batch(loss)
+            loss = None
         if self._accelerated is not None and not _syncs(self._accelerated):
-            if loss is not None:
-                self.micro_batch(loss)
             return
         self._take(loss, grad_norm, tokens)
 
@@ -196,7 +201,7 @@ class Watch:
 
     def close(self) -> None:
         """Take all hooks off, send what is left, end the monitor that was started. Idempotent."""
-        if self._closed:
+        if self._closed or os.getpid() != self._process:
             return
         self._closed = True
         atexit.unregister(self.close)

@@ -16,6 +16,7 @@ from forkcast_cli.view import RunReader
 from forkcast_monitor.config import DetectorConfig, configure
 from forkcast_wire.manifest import Uncertainty
 from forkcast_wire.manifest_file import ManifestError, load_manifest
+from forkcast_wire.run_folder import MANIFEST, is_watched
 
 STDIN: Final = "-"
 _OURS: Final = "Forkcast"
@@ -75,8 +76,9 @@ def request_for(
     except LogError as error:
         raise ManifestError("--columns", error.what, error.remedy) from None
     run = Path(target)
-    view = RunReader(run).look() if (run / "manifest.json").exists() else None
-    uncertainty = view.manifest.spec.uncertainty if view is not None else Uncertainty()
+    ours = (run / MANIFEST).exists() or is_watched(run)
+    view = RunReader(run).look() if ours else None
+    uncertainty = view.rules if view is not None else Uncertainty()
     if manifest is not None:
         uncertainty = load_manifest(manifest).spec.uncertainty
     try:

@@ -21,6 +21,7 @@ from forkcast_watch.ranks import place
 from forkcast_watch.session import Watch
 from forkcast_watch.settings import Settings, WatchError, name_of
 from forkcast_watch.tolerance import log
+from forkcast_watch.unsaved import Unsaved
 
 
 def watch(subject: Trainer, optimizer: Any, settings: Settings) -> WatchCallback:
@@ -165,7 +166,7 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]  # as mypy sees it w
                 self._losses.append(loss.detach() * (ranks if self._scaled else 1))
                 self._tokens += _count(named)
 
-        handle: RemovableHandle = model.register_forward_hook(passed, with_kwargs=True)
+        handle: RemovableHandle = model.register_forward_hook(Unsaved(passed), with_kwargs=True)
         return handle.remove
 
 

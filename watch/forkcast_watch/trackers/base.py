@@ -84,8 +84,8 @@ class Tracker(Protocol):
     """
 
     def held(self) -> Held:
-        """What the place held of the run when it was opened, for who writes a history a second time.
-        Raises ManifestError where that cannot be known.
+        """What the place holds of the run before anything is written: for who writes a history a second
+        time. It may take as long as reading all of it. Raises ManifestError where it cannot be known.
         """
 
     def step(self, stats: StepStats, index: Index | None) -> None:

@@ -17,12 +17,12 @@ class Jsonl:
     def __init__(self, target: str, run: TrackedRun) -> None:
         """Raises OSError where the file cannot be written."""
         path = Path(target or f"{run.name}.jsonl")
-        self._held = _held(path, run.uid) if path.is_file() else Held()
+        self._path, self._uid = path, run.uid
         self._file = AppendedFile(path)
 
     def held(self) -> Held:
         """See `Tracker.held`."""
-        return self._held
+        return _held(self._path, self._uid) if self._path.is_file() else Held()
 
     def step(self, stats: StepStats, index: Index | None) -> None:
         """One line."""

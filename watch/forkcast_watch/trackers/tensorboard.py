@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from pathlib import Path
@@ -26,17 +27,18 @@ class TensorBoard:
     def __init__(self, target: str, run: TrackedRun) -> None:
         """Raises OSError where the folder cannot be written."""
         folder = Path(target or f"runs/{run.name}")
-        mine = sorted(folder.glob(f"events.out.tfevents.*.{run.uid}.*"))
-        self._held = _held(mine)
-        self._next = self._held.newest[1] + 1 if self._held.newest is not None else 0
+        mine = self._mine = sorted(folder.glob(f"events.out.tfevents.*.{run.uid}.*"))
+        self._next: float = math.inf if mine else 0  # of what is there any step may come again
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{run.uid}"
         self._told: list[Event] = []
-        self._file = AppendedFile(folder / f"{name}.{len(mine)}")
+        self._path = folder / f"{name}.{len(mine)}"
+        self._file = AppendedFile(self._path)
         self._write(file_version="brain.Event:2")
+        self._empty = True
 
     def held(self) -> Held:
         """See `Tracker.held`."""
-        return self._held
+        return _held(self._mine)
 
     def step(self, stats: StepStats, index: Index | None) -> None:
         """One record with all figures."""
@@ -55,8 +57,10 @@ class TensorBoard:
         self._show(event)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; one that nothing was written to is not left behind."""
         self._file.close()
+        if self._empty:
+            self._path.unlink(missing_ok=True)
 
     def _show(self, event: Event) -> None:
         text = f"tier {int(event.tier)}, since step {event.onset_step}: {event.cause}"
@@ -74,6 +78,7 @@ class TensorBoard:
         self._write(event.step, summary={"value": values})
 
     def _write(self, step: int = 0, **content: Any) -> None:
+        self._empty = False
         self._file.append(file.record(file.Event(wall_time=time.time(), step=step, **content)))
 
 
