@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from instabilities.model import SIZES
 from instabilities.play import Clock, play
 from instabilities.training import Run, Text
 from instabilities.units import Unit
@@ -27,7 +28,8 @@ def work(options: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.recompile_limit = 64
-    text, end = Text(options.data, device), options.end
+    vocabulary = max(SIZES[unit.size].vocabulary for unit in units)
+    text, end = Text(options.data, device, vocabulary), options.end
     compiled = device == "cuda" and not options.eager
     order = [*units[options.slot : options.slot + 1], *units]
     for unit in order:

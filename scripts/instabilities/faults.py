@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from instabilities.model import VOCABULARY
-
 if TYPE_CHECKING:
     from instabilities.training import Run
 
@@ -79,7 +77,8 @@ def _rare(run: Run, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def _noisy_labels(run: Run, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     chosen = torch.rand(targets.shape, device=ids.device, generator=run.generator) < 0.3
-    return ids, torch.where(chosen, torch.randint(0, VOCABULARY, ids.shape, **run.draw), targets)
+    noise = torch.randint(0, run.size.vocabulary, ids.shape, **run.draw)
+    return ids, torch.where(chosen, noise, targets)
 
 
 def moments(run: Run, name: str) -> list[Tensor]:

@@ -22,10 +22,11 @@ class Size:
     heads: int
     rate: float
     tokens: int
+    vocabulary: int = VOCABULARY
 
 
 SIZES = {
-    "toy": Size(2, 64, 2, 3e-3, 128),
+    "toy": Size(2, 64, 2, 3e-3, 128, 512),
     "51M": Size(8, 512, 8, 1e-3, 8192),
     "124M": Size(12, 768, 12, 6e-4, 4096),
 }
@@ -76,7 +77,7 @@ class GPT2(nn.Module):
 
     def __init__(self, size: Size, qk_norm: bool) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(VOCABULARY, size.width)
+        self.tokens = nn.Embedding(size.vocabulary, size.width)
         self.positions = nn.Embedding(1024, size.width)
         self.blocks = nn.ModuleList(Block(size, qk_norm) for _ in range(size.layers))
         self.norm_out = nn.LayerNorm(size.width)

@@ -32,13 +32,13 @@ INTERNALS_EVERY, VALIDATION_EVERY = 5, 50
 class Text:
     """The tokens on the device: a training part, a held-out part, and the ids that hardly occur."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, vocabulary: int = VOCABULARY) -> None:
         tokens = np.fromfile(folder / "tokens.bin", dtype=np.uint16)
-        counts = np.bincount(tokens, minlength=VOCABULARY)
+        counts = np.bincount(tokens, minlength=vocabulary)
         cut = int(len(tokens) * 0.97)
         self.train = torch.from_numpy(tokens[:cut].astype(np.int32)).to(device)
         self.held_out = torch.from_numpy(tokens[cut:].astype(np.int32)).to(device)
-        rarest = np.argsort(counts, kind="stable")[: VOCABULARY // 20]
+        rarest = np.argsort(counts, kind="stable")[: vocabulary // 20]
         self.rare = torch.from_numpy(rarest.astype(np.int64)).to(device)
 
 

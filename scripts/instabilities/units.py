@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from instabilities.faults import FAULTS
@@ -157,19 +157,7 @@ def plans() -> dict[str, list[Unit]]:
         unit("124M", 1, False, "wsd", "-fp16", precision="fp16", faults=half, **few),
         unit("124M", 1, False, "wsd", "-t256", length=256, faults=longer, **few),
     ]
-    toy = [
-        replace(
-            u,
-            size="toy",
-            name=f"toy{i}",
-            fork=min(u.fork, 4),
-            stop=min(u.stop, 5),
-            tail=3,
-            length=32,
-        )
-        for i, u in enumerate(smoke[:4])
-    ]
-    return {"smoke": smoke, "a": a, "b": b, "c": c, "d": d, "toy": toy}
+    return {"smoke": smoke, "a": a, "b": b, "c": c, "d": d}
 
 
 def write_plans(options: argparse.Namespace) -> None:

@@ -145,23 +145,25 @@ def test_each_fault_plays_at_toy_size_and_leaves_the_control_alone(scripts, tmp_
         stop=0,
         length=32,
         precision="fp16" if half else "bf16",
-        fork=4,
-        tail=3,
+        fork=3,
+        tail=2,
         faults=("control", *names, "control") if not half else ("control", *names),
     )
-    play(unit, Run(unit, Text(tmp_path, "cpu"), "cpu", compiled=False), tmp_path, Clock(np.inf))
+    play(
+        unit, Run(unit, Text(tmp_path, "cpu", 512), "cpu", compiled=False), tmp_path, Clock(np.inf)
+    )
 
     control = np.load(tmp_path / "toy-control.npz")
     assert np.isfinite(control["loss"]).all()
-    assert len(control["loss"]) == 7
+    assert len(control["loss"]) == 5
     for name in names:
         record = np.load(tmp_path / f"toy-{name}.npz")
         labels = json.loads((tmp_path / f"toy-{name}.json").read_text())
-        assert (labels["kind"], labels["onset_step"]) == (FAULTS[name].kind, 4)
-        assert np.array_equal(record["loss"][:4], control["loss"][:4])
+        assert (labels["kind"], labels["onset_step"]) == (FAULTS[name].kind, 3)
+        assert np.array_equal(record["loss"][:3], control["loss"][:3])
         differs = [
             n
             for n in ("loss", "grad_norm", "rms_max", "update_ratio", "learning_rate", "skipped")
-            if not np.array_equal(record[n][4:], control[n][4:], equal_nan=True)
+            if not np.array_equal(record[n][3:], control[n][3:], equal_nan=True)
         ]
         assert differs, name
