@@ -148,7 +148,8 @@ def follow_main(
         stats = run.course.advance(engine)
         if step % validate_every == validate_every - 1:
             stats = replace(stats, validation_loss=engine.evaluate())
-        index, trigger = detector.fold(stats)
+        reading = detector.fold(stats)
+        index, trigger = reading.index, reading.trigger
         run.seen.append((stats, index))
         last = total - plan.horizons[-1]
         if (

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from forkcast_monitor.presets import PRESETS
 from forkcast_monitor.signals import SIGNALS
 from forkcast_operator.search import SEARCH
 from forkcast_trainer.clipping import CLIPPING
@@ -57,6 +58,7 @@ def shelves() -> dict[str, dict[str, dict[str, int]]]:
         "clipping": {name: {"leastMicroBatches": count} for name, count in least.items()},
         "search": {name: {} for name in SEARCH},
         "signals": {name: {} for name in SIGNALS},
+        "presets": {name: {} for name in PRESETS},
     }
 
 

@@ -27,6 +27,8 @@ from forkcast_wire.manifest import Uncertainty
 RECORDS: Final = Path(__file__).resolve().parents[1] / "tests" / "data" / "instabilities"
 #: Tokens of a step, both ranks.
 TOKENS: Final = {"51M": 16_384, "124M": 8_192}
+#: Steps of a run whose schedule was played to its end.
+WHOLE: Final = 3_000
 SAMPLED: Final = ("attention_logit_max", "validation_loss")
 
 
@@ -115,8 +117,8 @@ def _spread(values: Iterable[int | None]) -> str:
 
 
 def _lines(verdicts: list[Verdict]) -> Iterator[str]:
-    yield "| kind | fault | size | runs | harm | events | branches | event after onset | after the loss's departure | branch after onset | first arm |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "| kind | fault | size | runs | harm | events | branches | highest tier | event after onset | after the loss's departure | branch after onset | first arm |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     faulty = [v for v in verdicts if v.labels["onset_step"] is not None]
 
     def group(v: Verdict) -> tuple[str, str, str]:
@@ -157,12 +159,20 @@ def _lines(verdicts: list[Verdict]) -> Iterator[str]:
     yield "| healthy run | rows | events | branches | first arm |"
     yield "|---|---|---|---|---|"
     calm = [v for v in verdicts if v.labels["onset_step"] is None]
-    for v in calm:
+    whole = [v for v in calm if v.labels["kind"] == "healthy" and v.labels["rows"] >= WHOLE]
+    for v in whole:
         yield f"| {v.name} | {v.labels['rows']:,} | {v.events} | {v.branches} | {v.arm or '-'} |"
-    yield (
-        f"| **all {len(calm)}** | {sum(v.labels['rows'] for v in calm):,} | "
-        f"{sum(v.events for v in calm)} | {sum(v.branches for v in calm)} | |"
-    )
+    for title, some in (
+        (
+            f"{len(calm) - len(whole)} shorter ones and controls",
+            [v for v in calm if v not in whole],
+        ),
+        (f"**all {len(calm)}**", calm),
+    ):
+        yield (
+            f"| {title} | {sum(v.labels['rows'] for v in some):,} | "
+            f"{sum(v.events for v in some)} | {sum(v.branches for v in some)} | |"
+        )
 
 
 def main() -> None:

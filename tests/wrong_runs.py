@@ -27,7 +27,6 @@ REFUSED: dict[str, tuple[str, Any, list[str]]] = {
     "risk_over_one": ("spec.branching.acceptance", {"maxRiskQuantile": "1.2"}, ["maxRiskQuantile"]),
     "bad_mode": ("spec.branching.mode", "Enforced", ["spec.branching.mode", "Enforce"]),
     "unknown_signal": ("spec.uncertainty", {"weights": {**_WEIGHTS, "mood": "0"}}, ["spec.uncertainty.weights.mood"]),
-    "signal_missing": ("spec.uncertainty", {"weights": {"volatility": "1"}}, ["spec.uncertainty.weights", "entropy"]),
     "unknown_search": ("spec.branching.search", "Grid", ["spec.branching.search", "Lattice"]),
     "unknown_choice": ("spec.branching.actions", {"clipping": ["Keep", "Hard"]}, ["spec.branching.actions.clipping[1]", "ZClip"]),
     "decay_of_one": ("spec.uncertainty.emaDecay", "1.0", ["spec.uncertainty.emaDecay"]),

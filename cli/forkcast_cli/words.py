@@ -11,6 +11,8 @@ from forkcast_wire.run_records import BranchView
 _RULES = {
     TriggerRule.CONSECUTIVE: "the index stood over its threshold for several steps in a row",
     TriggerRule.SINGLE: "the index jumped over its single-step threshold",
+    TriggerRule.SLOW: "the loss or the gradient norm had crept up",
+    TriggerRule.INTERNAL: "the model's inside stood where no healthy run is",
     TriggerRule.VALIDATION_REGRESSION: "the validation loss came out above its trend twice",
     TriggerRule.INSTABILITY_RATE: "instability events became more frequent",
     TriggerRule.NON_FINITE: "the loss or the gradient was not finite",
@@ -52,6 +54,8 @@ def verdict(judgement: Judgement) -> str:
 
 def trigger_sentence(trigger: Trigger) -> str:
     """Why the branch was opened."""
+    if trigger.cause:
+        return f"At step {trigger.step:,}: {trigger.cause}."
     parts = sorted(trigger.components.items(), key=lambda item: -item[1])
     signals = ", ".join(f"{name} {value:+.1f}" for name, value in parts)
     since = ""

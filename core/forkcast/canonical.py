@@ -26,7 +26,12 @@ def plain(value: object) -> Json:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: plain(said)
+            for f in dataclasses.fields(value)
+            # a field that came later is not there while it says nothing: digests stay what they were
+            if (said := getattr(value, f.name)) != f.default or not f.metadata.get("later")
+        }
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

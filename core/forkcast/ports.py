@@ -11,7 +11,8 @@ import numpy as np
 
 from forkcast.actions import Action, Lattice
 from forkcast.branch import Command, Phase, Seen
-from forkcast.records import StepStats, Window
+from forkcast.level import Level
+from forkcast.records import StepStats, TriggerRule, Window
 
 
 class World(Protocol):
@@ -28,18 +29,47 @@ class World(Protocol):
 
 
 class Signal(Protocol):
-    """One source of uncertainty. A signal sees one record at a time and nothing else.
+    """One source of uncertainty. A signal sees one record at a time, and where the loss stands.
 
     weight: its share of the index beside the other signals' shares, >= 0, unless a manifest gives
-    weights.
+        weights; a signal of weight 0 is neither computed nor recorded.
+    rule: what its triggers are recorded as; None: Single or Consecutive, by what u exceeded. A signal with
+        a rule of its own speaks of a state that a base may have had already.
+    patient: whether what it sees may heal by itself, so that a branch waits for that.
+    severe, healed: of the last row: whether it asks for a branch at once; whether what departed is back.
     """
 
-    weight: float
+    @property
+    def weight(self) -> float:
+        """Its share of the index."""
 
-    def update(self, stats: StepStats) -> Mapping[str, float | None]:
-        """Raw values of this step by channel name; the signal's u is the largest robust z among
-        its channels. None if the channel has nothing to say at this step.
+    @property
+    def rule(self) -> TriggerRule | None:
+        """The rule of its triggers; None: as u is over one threshold or the other."""
+
+    @property
+    def patient(self) -> bool:
+        """Whether a departure may heal by itself."""
+
+    @property
+    def severe(self) -> bool:
+        """Whether the last row asks for a branch at once."""
+
+    @property
+    def healed(self) -> bool:
+        """Whether what departed is back."""
+
+    def update(self, stats: StepStats, level: Level) -> float | None:
+        """U of this row, in [0, 8]: 0 for nothing unusual; 3.2 for what about one healthy row in
+        100,000 reaches, or what no healthy run did. None if it has nothing to say. level: as of
+        this row, folded already.
         """
+
+    def cause(self) -> str:
+        """What the last row showed, in a few words: statistic, size, layer; data or state."""
+
+    def splice(self) -> None:
+        """What comes next does not follow what came: a gap, or a collapse."""
 
     def state(self) -> Mapping[str, object]:
         """All that a restart needs, as JSON-ready plain values; restoring it is bit-equal."""

@@ -11,7 +11,7 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from types import MappingProxyType
 
 import numpy as np
@@ -151,14 +151,30 @@ def _cell(name: str, stats: StepStats, z: float) -> float:
     return sum(value) / len(value) if isinstance(value, tuple) else float(value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier(IntEnum):
+    """How much a row asks for. CALM: nothing. WATCH: a tail as one row in a few thousand has it; a figure
+    only. EVENT: a departure, recorded and shown. BRANCH: one that has not healed by itself, or that
+    does not wait. STOP: nothing is learnt any more.
+    """
+
+    CALM = 0
+    WATCH = 1
+    EVENT = 2
+    BRANCH = 3
+    STOP = 4
+
+
+@dataclass(frozen=True, slots=True)
 class Index:
     """The Uncertainty Index at one step.
 
-    components: u_i, the robust z of each signal that was present at this step.
+    components: u_i of each signal that has something to say, in [0, 8]; 3.2 is what about one healthy row
+        in 100,000 reaches (the slow and the internal ones: what no healthy run reached).
     index: sum(w_i u_i) / sum(w_i) over the signals present.
-    z: index over its own healthy spread; thresholds apply to z. 0 during warm-up.
-    ready: False during warm-up and while a signal's history is too short to judge.
+    z: what the thresholds apply to, in the unit of the components: the largest of them, or, if that
+        is more, their sum with each weight over the largest weight. 0 during warm-up.
+    ready: False during warm-up, and after a gap until the level is known again.
+    tier: what this row asks for.
     """
 
     step: int
@@ -167,6 +183,7 @@ class Index:
     index: float
     z: float
     ready: bool
+    tier: Tier = Tier.CALM
 
 
 class TriggerRule(StrEnum):
@@ -174,11 +191,30 @@ class TriggerRule(StrEnum):
 
     CONSECUTIVE = "Consecutive"
     SINGLE = "Single"
+    SLOW = "Slow"  # the loss or the norm crept up
+    INTERNAL = "Internal"  # attention, activations or the update, whatever the loss says
     VALIDATION_REGRESSION = "ValidationRegression"
     INSTABILITY_RATE = "InstabilityRate"
     NON_FINITE = "NonFinite"
     FORCED = "Forced"
     CALM = "Calm"  # no departure: long enough without one to try a higher rate again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A departure as it is shown and recorded, when it begins and whenever its tier rises.
+
+    onset_step: the first step of the departure, <= step. component: the signal that says most, or the
+        rule where no signal does. cause: one sentence: statistic, size, how unusual, data or state.
+    """
+
+    run_uid: str
+    epoch: int
+    step: int
+    onset_step: int
+    tier: Tier
+    component: str
+    cause: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +225,8 @@ class Trigger:
     onset_step: the first step of the departure (<= step), ``step`` where there is none; base states
         are taken before it.
     thresholds: the limits in force, by name, so that the record explains itself.
+    cause: one sentence: component, statistic, how unusual, since when, data or state; empty in records
+        of earlier versions.
     """
 
     run_uid: str
@@ -200,6 +238,7 @@ class Trigger:
     index: float
     components: Mapping[str, float]
     thresholds: Mapping[str, float]
+    cause: str = field(default="", metadata={"later": True})
 
     @property
     def id(self) -> str:

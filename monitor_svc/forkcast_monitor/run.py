@@ -13,13 +13,12 @@ from typing import Any
 
 import structlog
 
-from forkcast.records import Index, StepStats, Trigger, Window, window_row
+from forkcast.records import Event, StepStats, Trigger, Window, window_row
 from forkcast_monitor.attempts import ALL, Attempt, Attempts
 from forkcast_monitor.budget import RUN_DISK_BYTES, OverBudgetError
 from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.detector import Detector
 from forkcast_monitor.history import History
-from forkcast_monitor.signals import SIGNALS
 from forkcast_monitor.snapshots import Snapshot, Snapshots
 from forkcast_monitor.waiting import WaitingFile
 from forkcast_wire import crash
@@ -38,7 +37,7 @@ SNAPSHOT_STEPS = 500
 #: Declared gaps ahead of what is judged; a trainer joins its own to so many.
 MOST_GAPS = 256
 #: Rises whenever Detector.state changes its meaning: older snapshots are then not used.
-_STATE_FORMAT = 3
+_STATE_FORMAT = 4
 
 
 class Accepted(Enum):
@@ -68,10 +67,10 @@ class WatchedRun:
         self.total_steps, self.disk_bytes = 0, RUN_DISK_BYTES
         self._attempts = Attempts(state_dir / "attempts.json")
         # a snapshot of other signals is not used: the state is folded again from the history
-        key = f"{_STATE_FORMAT} {sorted(SIGNALS)} {config}"
+        key = f"{_STATE_FORMAT} {sorted(config.preset.signals)} {config}"
         configuration = hashlib.sha256(key.encode()).hexdigest()
         self._snapshots = Snapshots(state_dir / "snapshots", configuration)
-        self._recent: deque[array[float]] = deque(maxlen=config.index.window)
+        self._recent: deque[array[float]] = deque(maxlen=config.signals.window)
         self._last: StepStats | None = None
         self.detector = Detector(config, run_uid)
         self.epoch, self.attempt, self.next_step = 0, 0, 0
@@ -137,7 +136,7 @@ class WatchedRun:
         epoch, step = (snapshot.epoch, snapshot.step) if snapshot else (0, 0)
         if snapshot:
             self.detector.restore(snapshot.detector)
-        width = self.config.index.window
+        width = self.config.signals.window
         first = {e: 0 if e > epoch else min(limits[e], ALL) - width for e in limits}
         first[epoch] = step - width if snapshot else 0
         rows = self._attempts.rows(self.history.folder, limits, first)
@@ -156,15 +155,16 @@ class WatchedRun:
 
     def _refold(self, row: dict[str, Any], *, record: bool) -> None:
         stats = row_to_stats(row)
-        index, trigger, _ = self._judge(stats)
-        self._note(stats, index.z)
-        if trigger is not None and record:
-            self._record(trigger)
+        reading = self.detector.fold(stats)
+        self._note(stats, reading.index.z)
+        if reading.trigger is not None and record:
+            self._record(reading.trigger)
 
     def _enter(self, before: int, epoch: int) -> None:
-        """The cooldown of every epoch that begins between the two."""
-        for opening in self._attempts.openings_between(before, epoch):
-            self.detector.triggers.quiet(opening.start_step + self.config.trigger.cooldown_steps)
+        """The silence of every epoch that begins between the two, under a preset that has it."""
+        quiet = self.config.trigger.tiers.quiet_steps
+        for opening in self._attempts.openings_between(before, epoch) if quiet else ():
+            self.detector.triggers.departures.quiet(opening.start_step + quiet)
 
     def _newest(self, limits: dict[int, int]) -> Snapshot | None:
         for one in self._snapshots.newest_first():
@@ -272,19 +272,17 @@ class WatchedRun:
         self._waiting.clear()
         self._waiting_file.clear()
 
-    def _judge(self, stats: StepStats) -> tuple[Index, Trigger | None, str | None]:
-        """What the detector says of a step; the last: what begins at it, in words."""
-        index, trigger = self.detector.fold(stats)
-        return index, trigger, None
-
     def _fold(self, record: pb.StepStats, stats: StepStats) -> None:
         """Judge a step; its row waits for `_write`. A trigger is durable before the next row is, and a
         snapshot after its rows.
         """
-        index, trigger, event = self._judge(stats)
-        self._folded.append(judged(record, index, event))
+        reading = self.detector.fold(stats)
+        index, event, trigger = reading.index, reading.event, reading.trigger
+        self._folded.append(judged(record, index, None if event is None else event.cause))
         self._note(stats, index.z)
         self.next_step = stats.step + 1
+        if event is not None:
+            self._tell(event)
         if trigger is not None:
             self._write()
             self._record(trigger)
@@ -370,6 +368,17 @@ class WatchedRun:
         self._recent.append(window_row(stats, z))
         self._last = stats
 
+    def _tell(self, event: Event) -> None:
+        """An event in the log, once it is in the history."""
+        _log.warning(
+            "run.event",
+            run=self.run_uid,
+            step=event.step,
+            onset=event.onset_step,
+            tier=event.tier.name.capitalize(),
+            cause=event.cause,
+        )
+
     def _record(self, trigger: Trigger) -> None:
         """Make a trigger durable, once: the same one from a replay is the same file."""
         if trigger.id in self._known_triggers:
@@ -387,5 +396,5 @@ class WatchedRun:
     def window(self, steps: int) -> Window:
         """The last steps as columns."""
         with self.lock:
-            rows = list(self._recent)[-(steps or self.config.index.window) :]
+            rows = list(self._recent)[-(steps or self.config.signals.window) :]
             return Window.of(self.run_uid, self.epoch, self.total_steps, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from forkcast.records import Index, StepStats
+from forkcast.records import Event, Index, StepStats
 from forkcast_monitor.run import WatchedRun
 
 
@@ -20,6 +20,8 @@ class Standing(NamedTuple):
     over_threshold: bool | None
     triggers: int
     last_trigger_step: int | None
+    events: int
+    last_event: Event | None
 
 
 def standing(run: WatchedRun) -> Standing:
@@ -35,4 +37,6 @@ def standing(run: WatchedRun) -> Standing:
         run.detector.over_threshold if index is not None and index.ready else None,
         len(triggers),
         triggers[-1].step if triggers else None,
+        run.detector.events,
+        run.detector.last_event,
     )

@@ -26,6 +26,7 @@ def window_reply(run: WatchedRun, steps: int) -> pb.WindowReply:
 def summary(hosted: Hosted, stood: Standing) -> pb.RunSummary:
     """A run as it stood, and its streams as they are."""
     given, last, index = hosted.registration, stood.last, stood.judged
+    event = stood.last_event
     told = pb.RunSummary(
         run_uid=given.run_uid,
         name=given.name,
@@ -42,6 +43,9 @@ def summary(hosted: Hosted, stood: Standing) -> pb.RunSummary:
         z=index.z if index else None,
         triggers=stood.triggers,
         last_trigger_step=stood.last_trigger_step,
+        events=stood.events,
+        last_event_step=event.step if event else None,
+        last_event=event.cause if event else "",
         streams=len(hosted.streams),
         seconds_since_report=seconds_since(hosted),
     )

@@ -56,6 +56,8 @@ MOST = {
 }
 MOST_LAYERS = 1024
 _MOST_GROUPS, _MOST_GROUP_NAME, _MOST_UID = 64, 64, 64
+#: Characters of a cause, a sentence of a monitor.
+_MOST_CAUSE = 1000
 _MOST_TEXT = 256
 #: Ten years: what an elapsed time may be at most.
 _MOST_SECONDS = 10 * 366 * 86_400.0
@@ -162,6 +164,7 @@ def trigger_to_wire(trigger: Trigger) -> pb.Trigger:
         index=trigger.index,
         components=trigger.components,
         thresholds=trigger.thresholds,
+        cause=trigger.cause,
     )
 
 
@@ -172,6 +175,8 @@ def trigger_from_wire(message: pb.Trigger) -> Trigger:
     _at_most(message, epoch=MOST["epoch"], step=MOST["step"], onset_step=MOST["step"])
     if len(message.run_uid) > _MOST_UID:
         raise ValueError(f"run_uid: at most {_MOST_UID} characters")
+    if len(message.cause) > _MOST_CAUSE:
+        raise ValueError(f"cause: at most {_MOST_CAUSE} characters")
     for field in ("components", "thresholds"):
         names = getattr(message, field)
         if len(names) > _MOST_GROUPS or any(len(name) > _MOST_GROUP_NAME for name in names):
@@ -186,6 +191,7 @@ def trigger_from_wire(message: pb.Trigger) -> Trigger:
         index=message.index,
         components=dict(message.components),
         thresholds=dict(message.thresholds),
+        cause=message.cause,
     )
 
 
@@ -199,7 +205,11 @@ def summary_from_wire(message: pb.RunSummary) -> pb.RunSummary:
         total_steps=MOST["step"],
         tokens=MOST["tokens"],
         last_trigger_step=MOST["step"],
+        events=MOST["step"],
+        last_event_step=MOST["step"],
     )
+    if len(message.last_event) > _MOST_CAUSE:
+        raise ValueError(f"last_event: at most {_MOST_CAUSE} characters")
     if not 0 <= message.seconds_since_report <= _MOST_SECONDS:
         raise ValueError(f"seconds_since_report: 0 to {_MOST_SECONDS:g}")
     return message

@@ -53,7 +53,7 @@ class ListRunsResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunSummary, _Mapping]]] = ...) -> None: ...
 
 class RunSummary(_message.Message):
-    __slots__ = ("run_uid", "name", "namespace", "mode", "epoch", "attempt", "next_step", "total_steps", "tokens", "loss", "grad_norm", "index", "z", "triggers", "last_trigger_step", "streams", "seconds_since_report", "over_threshold")
+    __slots__ = ("run_uid", "name", "namespace", "mode", "epoch", "attempt", "next_step", "total_steps", "tokens", "loss", "grad_norm", "index", "z", "triggers", "last_trigger_step", "streams", "seconds_since_report", "over_threshold", "events", "last_event_step", "last_event")
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,9 @@ class RunSummary(_message.Message):
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_SINCE_REPORT_FIELD_NUMBER: _ClassVar[int]
     OVER_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    LAST_EVENT_STEP_FIELD_NUMBER: _ClassVar[int]
+    LAST_EVENT_FIELD_NUMBER: _ClassVar[int]
     run_uid: str
     name: str
     namespace: str
@@ -90,7 +93,10 @@ class RunSummary(_message.Message):
     streams: int
     seconds_since_report: float
     over_threshold: bool
-    def __init__(self, run_uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., mode: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., next_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., tokens: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., index: _Optional[float] = ..., z: _Optional[float] = ..., triggers: _Optional[int] = ..., last_trigger_step: _Optional[int] = ..., streams: _Optional[int] = ..., seconds_since_report: _Optional[float] = ..., over_threshold: bool = ...) -> None: ...
+    events: int
+    last_event_step: int
+    last_event: str
+    def __init__(self, run_uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., mode: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., next_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., tokens: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., index: _Optional[float] = ..., z: _Optional[float] = ..., triggers: _Optional[int] = ..., last_trigger_step: _Optional[int] = ..., streams: _Optional[int] = ..., seconds_since_report: _Optional[float] = ..., over_threshold: bool = ..., events: _Optional[int] = ..., last_event_step: _Optional[int] = ..., last_event: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("run_uid", "epoch", "attempt", "rank", "start_step", "total_steps", "base_step")
@@ -240,7 +246,7 @@ class CheckpointNow(_message.Message):
     def __init__(self) -> None: ...
 
 class Trigger(_message.Message):
-    __slots__ = ("run_uid", "epoch", "step", "onset_step", "rule", "z", "index", "components", "thresholds")
+    __slots__ = ("run_uid", "epoch", "step", "onset_step", "rule", "z", "index", "components", "thresholds", "cause")
     class ComponentsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +270,7 @@ class Trigger(_message.Message):
     INDEX_FIELD_NUMBER: _ClassVar[int]
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
     run_uid: str
     epoch: int
     step: int
@@ -273,7 +280,8 @@ class Trigger(_message.Message):
     index: float
     components: _containers.ScalarMap[str, float]
     thresholds: _containers.ScalarMap[str, float]
-    def __init__(self, run_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., onset_step: _Optional[int] = ..., rule: _Optional[str] = ..., z: _Optional[float] = ..., index: _Optional[float] = ..., components: _Optional[_Mapping[str, float]] = ..., thresholds: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    cause: str
+    def __init__(self, run_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., onset_step: _Optional[int] = ..., rule: _Optional[str] = ..., z: _Optional[float] = ..., index: _Optional[float] = ..., components: _Optional[_Mapping[str, float]] = ..., thresholds: _Optional[_Mapping[str, float]] = ..., cause: _Optional[str] = ...) -> None: ...
 
 class WatchTriggersRequest(_message.Message):
     __slots__ = ("run_uid", "after", "after_by_run")

@@ -19,18 +19,18 @@ from forkcast_wire.fields import (
     Steps,
     StepsOrZero,
 )
-from forkcast_wire.shelves import ClippingChoice, SearchName, Shares, SignalName
+from forkcast_wire.shelves import ClippingChoice, PresetName, SearchName, Shares, SignalName
 
 
 class TriggerThresholds(Part):
-    """When the index fires."""
+    """When the index makes an event. Its unit: about one healthy step in 100,000 reaches 3.2."""
 
     z: Positive | None = None
     """Threshold that must be exceeded at `consecutiveSteps` steps in a row; 2.5 if absent."""
     consecutive_steps: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None
     """How many steps in a row; 3 if absent."""
     single_z: Positive | None = None
-    """Threshold that fires at once; 3.2 if absent."""
+    """Threshold that makes an event at once; 3.2 if absent."""
     force_every_steps: StepsOrZero = 0
     """A trigger every so many steps whatever the index says (0 = off); for tests and evaluations."""
 
@@ -38,8 +38,11 @@ class TriggerThresholds(Part):
 class Uncertainty(Part):
     """The detector. Each absent field keeps its default."""
 
+    preset: PresetName | None = None
+    """The detector: Forkcast, its first rule (Literal), or another project's; Forkcast if absent."""
     window: Annotated[int, Field(ge=16, le=65536, strict=True)] | None = None
-    """Accepted values that each signal's spread is taken over; 512 if absent."""
+    """Rows that the proxy sees, that preset Literal takes its spreads over, and in which the drift
+    signal forgets what was best by a quarter of the loss's scale; 512 if absent."""
     ema_decay: Decay | None = None
     """Decay of the moving baselines per step; 0.98 if absent."""
     weights: (
@@ -48,14 +51,18 @@ class Uncertainty(Part):
         ]
         | None
     ) = None
-    """Weights of all signals in the index, by name; they sum to 1. If absent, each signal has its own
-    share of them."""
+    """Weights of the signals in the index, by name; they sum to 1. A signal that is not named is not
+    computed. If absent, each signal has its own share. Of preset Forkcast alone."""
     trigger: TriggerThresholds | None = None
-    """When the index fires."""
+    """When the index makes an event."""
     warmup_steps: StepsOrZero | None = None
     """No trigger before so many accepted steps; 200 if absent."""
     cooldown_steps: StepsOrZero | None = None
-    """No trigger for so many steps after a trigger or a collapse; 200 if absent."""
+    """A departure that lasts asks for a branch again after so many steps, and twice as many each time; 0:
+    never. With the other presets: no event for so many steps after a trigger. 200 if absent."""
+    patience_rows: Annotated[int, Field(ge=0, le=1000, strict=True)] | None = None
+    """How many rows a departure of the loss may take to heal by itself before it asks for a branch; one
+    that is severe, slow, inside the model or not finite does not wait; 10 if absent."""
     calm_steps: StepsOrZero | None = None
     """After so many steps without a departure since a collapse a branch may be opened that raises a
     cut learning rate again; 0 = never; 1000 if absent."""

@@ -173,11 +173,17 @@ class UncertaintyStatus(Part):
     index: WrittenDecimal
     """Uncertainty Index."""
     z: WrittenDecimal
-    """Index over its own healthy spread; the thresholds apply to it."""
+    """How unusual the last step is, in the unit of the thresholds."""
     ready: bool
     """False during warm-up."""
     last_trigger_step: StepsOrZero | None = None
     """Step of the newest trigger."""
+    events: StepsOrZero = 0
+    """Departures so far, whether they asked for a branch or healed."""
+    last_event_step: StepsOrZero | None = None
+    """Step of the newest departure."""
+    last_event: Annotated[str, Field(max_length=1000)] = ""
+    """What it was, in a sentence."""
 
 
 class CheckpointInfo(Part):

@@ -55,19 +55,17 @@ class Shelf:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Marks a mapping as one of every name of a shelf to a share, which sum to 1."""
+    """Marks a mapping as one of names of a shelf to shares, which sum to 1."""
 
     shelf: str
 
     @property
     def names(self) -> list[str]:
-        """Every name that must be given."""
+        """Every name that may be given."""
         return list(SHELVES[self.shelf])
 
     def check(self, value: dict[str, float]) -> dict[str, float]:
-        """The shares themselves. Raises ValueError naming what is missing, or the sum."""
-        if missing := [name for name in self.names if name not in value]:
-            raise ValueError(f"{', '.join(missing)} missing; give every {self.shelf[:-1]} a share")
+        """The shares themselves. Raises ValueError naming the sum."""
         total = sum(value.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"must sum to 1, not {total:g}; change one of them")
@@ -84,3 +82,4 @@ SearchName = Annotated[str, _NAME, Shelf("search")]
 ClippingName = Annotated[str, _NAME, Shelf("clipping")]
 ClippingChoice = Annotated[str, _NAME, Shelf("clipping", beside=("Keep",))]
 SignalName = Annotated[str, _NAME, Shelf("signals")]
+PresetName = Annotated[str, _NAME, Shelf("presets")]

@@ -9,31 +9,34 @@ from pathlib import Path
 import pytest
 
 from forkcast.actions import Action
+from forkcast.level import AGAIN_ROWS
 from forkcast.records import StateKind, StepStats, Trigger, TriggerRule
-from forkcast_cli.log_rows import Log
-from forkcast_cli.replay import replay
+from forkcast_cli.detect.own import fold_own, read_own
+from forkcast_cli.detect.session import Session
 from forkcast_monitor.config import configure
 from forkcast_monitor.history import History
 from forkcast_monitor.run import Accepted, WatchedRun
 from forkcast_wire.manifest import Uncertainty
-from forkcast_wire.statistics import read_history, row_to_stats
 from tests.make import lineage_entry, state_ref
 
 RULES = Uncertainty(window=64, ema_decay="0.9", warmup_steps=60, cooldown_steps=50, calm_steps=80)
-#: Spike and trigger at 150; the winner ran from 140 to 200, where epoch 1 begins.
-SPIKE, BASE, ADOPTED, END = 150, 140, 200, 480
+#: A shift at 150, severe by its fourth row; the winner ran from 140 to 200, where epoch 1 begins.
+SHIFT, TRIGGER, BASE, ADOPTED, END = 150, 153, 140, 200, 480
+#: The level is learnt again after the splice; then three calm periods.
+OFFERS = [ADOPTED + AGAIN_ROWS + 80 * n - 1 for n in (1, 2, 3)]
 
 
 def stats(step: int, epoch: int, attempt: int = 0) -> StepStats:
     loss = 3.0 + 2.0 * math.exp(-step / 80) + 0.1 * math.sin(step) + 0.05 * math.sin(7.3 * step)
-    norm = math.exp(0.2 * math.sin(3.1 * step))
+    shifted = epoch == 0 and step >= SHIFT
+    norm = (4.0 if shifted else 1.0) * math.exp(0.2 * math.sin(3.1 * step))
     return StepStats(
         run_uid="u",
         epoch=epoch,
         attempt=attempt,
         rank=0,
         step=step,
-        loss=loss + (2.0 if epoch == 0 and step >= SPIKE else 0.0),
+        loss=loss + (2.0 if shifted else 0.0),
         grad_norm=norm,
         grad_norm_clipped=norm,
         learning_rate=1e-3,
@@ -49,7 +52,7 @@ def live(run: WatchedRun, until: int = END) -> None:
     """Two epochs, from wherever the monitor stands, up to step ``until`` of the second."""
     if run.epoch == 0:
         run.hello(0, 0, 0, 1000)
-        for step in range(run.next_step, SPIKE + 6):
+        for step in range(run.next_step, SHIFT + 6):
             assert run.accept(stats(step, 0)) is Accepted.FOLDED
     first = run.hello(1, ADOPTED, BASE, 1000)
     for step in range(first, until):
@@ -68,15 +71,12 @@ def whole(tmp_path_factory) -> WatchedRun:
 
 
 def test_nothing_fires_from_the_splice_and_then_calm_is_offered_again_and_again(whole) -> None:
-    assert [one.id for one in whole.triggers if one.epoch == 0] == [f"e0-t{SPIKE}"]
-    # the rollout's steps 140 to 199 were never reported: blind for as many from 200 on
-    judged = ADOPTED + min(ADOPTED - BASE, RULES.warmup_steps)
-    offers = [judged + 80 - 1, judged + 2 * 80 - 1]
-    assert [one.id for one in whole.triggers if one.epoch == 1] == [f"e1-t{at}" for at in offers]
-    assert list(calm(whole.triggers)) == [f"e1-t{at}" for at in offers]
+    assert [one.id for one in whole.triggers if one.epoch == 0] == [f"e0-t{TRIGGER}"]
+    assert [one.id for one in whole.triggers if one.epoch == 1] == [f"e1-t{at}" for at in OFFERS]
+    assert list(calm(whole.triggers)) == [f"e1-t{at}" for at in OFFERS]
 
 
-@pytest.mark.parametrize("cut", [ADOPTED, 230, 338, 339, 340, 400])
+@pytest.mark.parametrize("cut", [ADOPTED, 230, OFFERS[0] - 1, OFFERS[0], OFFERS[0] + 1, 340])
 def test_a_monitor_that_died_offers_the_same(tmp_path, whole, cut) -> None:
     live(watch(tmp_path), cut)  # and no more: killed
     again = watch(tmp_path)
@@ -87,9 +87,10 @@ def test_a_monitor_that_died_offers_the_same(tmp_path, whole, cut) -> None:
 
 def test_a_trainer_that_takes_steps_again_gets_no_second_offer(tmp_path, whole) -> None:
     run = watch(tmp_path)
-    live(run, 360)
-    assert run.hello(1, 300, BASE, 1000, attempt=1) == 300
-    for step in range(300, END):
+    live(run, OFFERS[0] + 20)
+    again = OFFERS[0] - 40
+    assert run.hello(1, again, BASE, 1000, attempt=1) == again
+    for step in range(again, END):
         run.accept(stats(step, 1, attempt=1))
     assert run.triggers == whole.triggers
 
@@ -99,7 +100,11 @@ def test_a_replay_sees_what_was_seen_live(whole) -> None:
         action=Action(learning_rate_scale=0.8, rewind_steps=10),
         state=state_ref(ADOPTED, StateKind.ROLLOUT),
         base_step=BASE,
-        trigger_step=SPIKE,
+        trigger_step=TRIGGER,
     )
-    records = [row_to_stats(row) for row in read_history(whole.history.folder)]
-    assert replay(Log(records, ()), RULES, [entry]).triggers == whole.triggers
+    session = Session({"ours": configure(RULES)}, lambda _run, _happening: None)
+    fold_own(session, read_own(whole.history.folder), [entry])
+    (run,) = session.runs
+    departures = [one for one in whole.triggers if one.rule is not TriggerRule.CALM]
+    seen = [(one.step, one.onset, one.cause) for one in run.judge.happenings]
+    assert seen == [(one.step, one.onset_step, one.cause) for one in departures]

@@ -263,7 +263,7 @@ def test_new_rules_judge_the_history_anew_and_keep_what_fired(start_monitor, con
             await Talker(channel, "a", rows).talk()
             before = (await stub.ListRuns(pb.ListRunsRequest())).runs[0]
             other = registration("a")
-            other.uncertainty_json = json.dumps({"window": 64, "warmupSteps": 500})
+            other.uncertainty_json = json.dumps({"window": 64, "warmupSteps": 200})
             assert not (await stub.RegisterRun(other)).created
             after = (await stub.ListRuns(pb.ListRunsRequest())).runs[0]
             assert (after.next_step, after.triggers) == (before.next_step, before.triggers)

@@ -1,17 +1,17 @@
-"""A toy signal: calm noise that depends on the step alone, and a jump at step 60."""
+"""A toy signal: a half at every third step, and a jump at step 60."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from forkcast.level import Level
 from forkcast.records import StepStats
-from forkcast_monitor.signals.base import SignalRules
+from forkcast_monitor.signals.base import MOST, SignalBase, SignalRules
 
 
-class Jumpy:
-    """Channel ``jump``."""
+class Jumpy(SignalBase):
+    """The most there is at step 60."""
 
     weight = 0.25
 
@@ -19,10 +19,14 @@ class Jumpy:
         self._rules = rules
         self._seen = 0
 
-    def update(self, stats: StepStats) -> Mapping[str, float | None]:
-        """100 at step 60, else below 1."""
+    def update(self, stats: StepStats, level: Level) -> float | None:
+        """See the class."""
         self._seen += 1
-        return {"jump": 100.0 if stats.step == 60 else math.sin(stats.step**2)}
+        return MOST if stats.step == 60 else 0.5 * (stats.step % 3 == 1)
+
+    def cause(self) -> str:
+        """How many steps it has seen."""
+        return f"it jumped at its step {self._seen}"
 
     def state(self) -> Mapping[str, object]:
         """How many steps it has seen."""

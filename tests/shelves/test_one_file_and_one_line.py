@@ -31,7 +31,6 @@ TOYS = {
     "backwards": ("operator/forkcast_operator/search", "Backwards", "SEARCH"),
     "halving": ("trainer/forkcast_trainer/clipping", "Halving", "CLIPPING"),
 }
-WEIGHTS = {"volatility": "0", "entropy": "0", "disagreement": "0", "jumpy": "1"}
 MANIFEST = tiny_run(
     "toys",
     data=little_text(32, maxBatches=2, everySteps=50),
@@ -41,8 +40,8 @@ MANIFEST = tiny_run(
     uncertainty={
         "window": 32,
         "warmupSteps": 20,
-        "weights": WEIGHTS,
-        "trigger": {"z": "20", "singleZ": "20"},
+        "weights": {"jumpy": "1"},
+        "trigger": {"z": "6", "singleZ": "6"},
     },
     branching={
         "mode": "DryRun",
@@ -117,7 +116,6 @@ def test_the_generated_definitions_name_them_and_are_then_up_to_date(copy: Copy)
     assert "halving" in clipping["policy"]["enum"]
     weights = spec["uncertainty"]["properties"]["weights"]
     assert "jumpy" in weights["properties"]
-    assert "jumpy" in weights["required"]
 
 
 def test_a_manifest_takes_them_here_and_not_where_they_are_not(copy: Copy, tmp_path: Path) -> None:
@@ -130,18 +128,16 @@ def test_a_manifest_takes_them_here_and_not_where_they_are_not(copy: Copy, tmp_p
     copy.python("-c", load_it, str(path))
     spec = MANIFEST["spec"]
     for parts, said in (
-        ({"uncertainty": spec["uncertainty"]}, "one of volatility, entropy, disagreement; got"),
+        (
+            {"uncertainty": spec["uncertainty"]},
+            "one of volatility, entropy, drift, disagreement; got",
+        ),
         ({"branching": {"search": "backwards"}}, "one of Lattice, Random, Bandit, Bayesian; got"),
         ({"optimizer": spec["optimizer"]}, "one of None, Norm, ZClip, ARC, SPAM; got 'halving'"),
     ):
         needed = {name: spec[name] for name in ("data", "training")}
         with pytest.raises(ValidationError, match=said):
             TrainingRunSpec.model_validate({**needed, **parts})
-    without = dict.fromkeys(("volatility", "entropy"), "0.5") | {"disagreement": "0"}
-    lacking = json.loads(json.dumps(MANIFEST))
-    lacking["spec"]["uncertainty"]["weights"] = without
-    path.write_text(yaml.safe_dump(lacking))
-    assert "jumpy missing" in copy.python("-c", load_it, str(path), code=1)
 
 
 def test_without_weights_a_signal_has_the_share_that_its_file_gives(copy: Copy) -> None:
@@ -149,9 +145,9 @@ def test_without_weights_a_signal_has_the_share_that_its_file_gives(copy: Copy) 
         "-c",
         "from forkcast_monitor.config import configure as c\n"
         "from forkcast_wire.manifest import Uncertainty\n"
-        "import json; print(json.dumps(dict(c(Uncertainty()).index.weights)))",
+        "import json; print(json.dumps(dict(c(Uncertainty()).weights)))",
     )
-    shares = {"jumpy": 0.2, "volatility": 0.4, "entropy": 0.24, "disagreement": 0.16}
+    shares = {"jumpy": 0.2, "volatility": 0.4, "entropy": 0.24, "drift": 0.16, "disagreement": 0}
     assert json.loads(said) == pytest.approx(shares)
 
 
@@ -207,10 +203,10 @@ def test_a_signal_counts_in_the_index_and_is_in_trigger_history_and_report(
     copy: Copy, run: Path
 ) -> None:
     rows = {row["step"]: row for row in read_history(run / "statistics")}
-    assert rows[60]["u_jumpy"] == rows[60]["index"] > 50  # its weight is 1
-    assert all(abs(row["u_jumpy"] or 0) < 10 for step, row in rows.items() if step < 60)
+    assert rows[60]["u_jumpy"] == rows[60]["index"] == 8  # it alone has a weight
+    assert {row["u_jumpy"] for step, row in rows.items() if step < 60} == {0.0, 0.5}
     explained = copy.python("-m", "forkcast_cli", "explain", "last", "-d", str(run))
-    assert f"jumpy {rows[60]['u_jumpy']:+.1f}" in " ".join(explained.split())
+    assert "At step 60: jumpy 8.0: it jumped at its step 61." in " ".join(explained.split())
     copy.python("-m", "forkcast_cli", "report", str(run))
     page = (run / "report.html").read_text()
     assert "jumpy" in page.partition("Parts of the index")[2]

@@ -127,6 +127,7 @@ def test_a_stuck_training_thread_is_named_with_its_stack_and_the_run_goes_on(
             return [one for one in logs if one["event"] == "trainer.hung"]
 
         until(looked(supervisor, stuck), "the step that waits")
+        until(looked(supervisor, lambda: holds_step(supervisor, RING)), "a saved state")
         until(looked(supervisor, named), "the alarm")
         waiting.touch()
         until(looked(supervisor, lambda: supervisor.finished(0)), "the end of the run")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from forkcast.records import StepStats
-from forkcast_cli.words import trigger_sentence
 from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.detector import Detector
 
@@ -83,17 +81,16 @@ class Judge:
         if self._folded % _MARK_EVERY == 0:
             self._marks.append((stats.step, self._detector.state()))
         self._folded += 1
-        if math.isnan(stats.grad_norm):  # this detector cannot do without a norm
-            stats = replace(stats, grad_norm=1.0, grad_norm_clipped=1.0)
-        index, trigger = self._detector.fold(stats)
-        if trigger is None:
-            return index.z, None
-        return index.z, Happening(
-            step=trigger.step,
-            onset=trigger.onset_step,
-            tier="branch",
-            component=trigger.rule.value,
-            cause=trigger_sentence(trigger),
+        reading = self._detector.fold(stats)
+        event = reading.event
+        if event is None:
+            return reading.index.z, None
+        return reading.index.z, Happening(
+            step=event.step,
+            onset=event.onset_step,
+            tier=event.tier.name.lower(),
+            component=event.component,
+            cause=event.cause,
         )
 
     def _noted(self, happening: Happening) -> Happening:

@@ -9,16 +9,28 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from forkcast.ports import Signal
+from forkcast.records import TriggerRule
 from forkcast_monitor.signals.base import SignalRules
 from forkcast_monitor.signals.disagreement import Disagreement
+from forkcast_monitor.signals.drift import Drift
 from forkcast_monitor.signals.entropy import InternalEntropy
 from forkcast_monitor.signals.volatility import Volatility
 
 
 class SignalKind(Protocol):
-    """What makes a signal; see `forkcast.ports.Signal` for its weight."""
+    """What makes a signal; see `forkcast.ports.Signal` for its weight, rule and patience."""
 
-    weight: float
+    @property
+    def weight(self) -> float:
+        """Its share of the index."""
+
+    @property
+    def rule(self) -> TriggerRule | None:
+        """The rule of its triggers; None: as u is over one threshold or the other."""
+
+    @property
+    def patient(self) -> bool:
+        """Whether a departure may heal by itself."""
 
     def __call__(self, rules: SignalRules) -> Signal:
         """A signal that has seen nothing."""
@@ -27,6 +39,7 @@ class SignalKind(Protocol):
 SIGNALS: Mapping[str, SignalKind] = {
     "volatility": Volatility,
     "entropy": InternalEntropy,
+    "drift": Drift,
     "disagreement": Disagreement,
 }
 

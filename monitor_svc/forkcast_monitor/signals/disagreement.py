@@ -5,43 +5,48 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from forkcast.records import StepStats
+from forkcast.level import Level
+from forkcast.records import StepStats, TriggerRule
 from forkcast.robust import Ema, usable
-from forkcast_monitor.signals.base import SignalRules
+from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
+
+#: Scales of the loss that the mean forecast was too low by: where it begins to count, and an event.
+_ERROR: Final = (2.0, 5.0)
 
 
-class Disagreement:
-    """Three forecasts of the smoothed loss, `SignalRules.horizon` steps ahead: the last value, a line through
-    two baselines of different span, the same line in log t. Channels: ``spread`` of the three now,
-    and ``error`` of the mean forecast that was made for this step.
+class Disagreement(SignalBase):
+    """Three forecasts of the smoothed loss, `SignalRules.horizon` rows ahead: the last value, a line through
+    two baselines of different span, the same line in log t. u: how far the loss came out above their
+    mean and beyond their spread, in scales of the loss.
+
+    Its weight is 0, which is what it earns on labelled logs beside the other signals (see
+    docs/experiments.md); a manifest may give it one.
     """
 
-    weight = 0.2
+    weight = 0.0
+    rule = TriggerRule.SLOW
 
     def __init__(self, rules: SignalRules) -> None:
         decay = self._decay = rules.ema_decay
         self._horizon = rules.horizon
         self._fast, self._slow = Ema(decay), Ema(1 - (1 - decay) / 4)
-        self._pending: deque[float | None] = deque(maxlen=rules.horizon)
-        self._step: int | None = None
+        self._pending: deque[tuple[float, float] | None] = deque(maxlen=rules.horizon)
+        self._error = 0.0
 
-    def update(self, stats: StepStats) -> Mapping[str, float | None]:
-        """Spread and error of this step, nats/token."""
-        if self._step is not None and stats.step != self._step + 1:
-            self._pending.clear()  # what was forecast for another step is no error of this one
-        self._step = stats.step
+    def update(self, stats: StepStats, level: Level) -> float | None:
+        """How far off the forecasts were that were made for this row."""
         if not usable(stats.loss):
             self._pending.append(None)  # no forecast was made here; the steps go on
-            return {"spread": None, "error": None}
+            return None
         self._fast.push(stats.loss)
         self._slow.push(stats.loss)
         fast, slow = self._fast.value, self._slow.value
         if fast is None or slow is None:
-            return {"spread": None, "error": None}
+            return None
         due = self._pending[0] if len(self._pending) == self._horizon else None
-        lag = 3.0 / (1 - self._decay)  # mean ages of the two baselines differ by this many steps
+        lag = 3.0 / (1 - self._decay)  # mean ages of the two baselines differ by this many rows
         slope = (fast - slow) / lag
         t = stats.step + 1.0
         forecasts = (
@@ -49,24 +54,39 @@ class Disagreement:
             fast + slope * self._horizon,
             fast + slope * t * math.log((t + self._horizon) / t),
         )
-        self._pending.append(sum(forecasts) / len(forecasts))
-        return {
-            "spread": max(forecasts) - min(forecasts),
-            "error": None if due is None else fast - due,
-        }
+        spread = max(forecasts) - min(forecasts)
+        self._pending.append((sum(forecasts) / len(forecasts), spread))
+        if due is None or level.warm:
+            return None
+        self._error = fast - due[0] - due[1]
+        begins, event = _ERROR
+        scales = self._error / level.scale if self._error > LEAST_SIZE else 0.0
+        u = EVENT * (scales - begins) / (event - begins)
+        self.healed = u <= 0
+        return min(max(u, 0.0), MOST)
+
+    def cause(self) -> str:
+        """How far off the forecasts were."""
+        return f"the smoothed loss is {self._error:.2f} nats above what {self._horizon} rows ago forecast"
+
+    def splice(self) -> None:
+        """What was forecast for another step is no error of this one."""
+        self._pending.clear()
 
     def state(self) -> Mapping[str, object]:
         """Baselines and pending forecasts."""
         return {
             "fast": self._fast.state(),
             "slow": self._slow.state(),
-            "pending": list(self._pending),
-            "step": self._step,
+            "pending": [None if one is None else list(one) for one in self._pending],
+            "error": self._error,
+            "healed": self.healed,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self._fast.restore(state["fast"])
         self._slow.restore(state["slow"])
-        self._pending = deque(state["pending"], maxlen=self._horizon)
-        self._step = state["step"]
+        pending = [None if one is None else (one[0], one[1]) for one in state["pending"]]
+        self._pending = deque(pending, maxlen=self._horizon)
+        self._error, self.healed = state["error"], state["healed"]

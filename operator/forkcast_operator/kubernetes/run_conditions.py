@@ -142,8 +142,8 @@ def _stable(case: Case) -> Said:
     if not summary.HasField("over_threshold"):
         return _unknown("WarmingUp", "the index has no healthy spread to be compared with yet")
     if summary.over_threshold:
-        return _no("OverThreshold", "z is over uncertainty.trigger.z")
-    return _yes("BelowThreshold", "z is not over uncertainty.trigger.z")
+        return _no("OverThreshold", "the run has departed from its course: see status.uncertainty")
+    return _yes("BelowThreshold", "no departure is open")
 
 
 def _checkpoint(case: Case) -> Said | None:

@@ -137,7 +137,16 @@ def _uncertainty(summary: pb.RunSummary | None) -> UncertaintyStatus | None:
     if not (_spelt(index) and _spelt(z)):
         return None
     ready = summary.HasField("over_threshold")
-    return UncertaintyStatus(index=index, z=z, ready=ready, last_trigger_step=last)
+    told = summary.HasField("last_event_step")
+    return UncertaintyStatus(
+        index=index,
+        z=z,
+        ready=ready,
+        last_trigger_step=last,
+        events=summary.events,
+        last_event_step=summary.last_event_step if told else None,
+        last_event=summary.last_event,
+    )
 
 
 def _spelt(figure: str) -> bool:

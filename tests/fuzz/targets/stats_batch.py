@@ -1,9 +1,12 @@
 """A batch of statistics, as any trainer may send it."""
 
+import json
+
 from google.protobuf.message import DecodeError
 
 from forkcast_monitor.config import configure
 from forkcast_monitor.detector import Detector
+from forkcast_monitor.signals.base import MOST
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import stats_from_wire, stats_to_wire
 from forkcast_wire.manifest import Uncertainty
@@ -32,7 +35,9 @@ def seeds():
 
 
 def feed(data):
-    """What the codec lets through can be folded, and makes a sound row of the history."""
+    """What the codec lets through can be folded and explained, makes a sound row of the history, and leaves
+    a state that can be stored.
+    """
     batch = pb.StatsBatch()
     batch.ParseFromString(data)
     detector = Detector(_CONFIG, "u")
@@ -43,4 +48,8 @@ def feed(data):
         (row,) = rows_of_columns(columns(frames, "u_"))
         assert repr(row_to_stats(row)) == repr(stats)
         to_table([row])
-        detector.fold(stats)
+        reading = detector.fold(stats)
+        assert 0 <= reading.index.z < 100
+        assert all(0 <= u <= MOST for u in reading.index.components.values())
+        assert reading.event is None or reading.event.cause
+    json.dumps(detector.state(), allow_nan=False)

@@ -1,0 +1,110 @@
+"""Drift: a loss that creeps away from its best, a gradient norm that creeps away from its least.
+
+No row of a slow divergence stands out, so nothing that looks at rows sees it. The loss's own moving
+average is compared with the best it has been; what was best is forgotten by a quarter of a scale in a
+window, so that a run whose data get harder is not held to its easiest thousand steps for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from forkcast.level import Level
+from forkcast.records import StepStats, TriggerRule
+from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
+
+#: Scales above the best, and log units above the least norm: where it begins to count, and how much more
+#: makes an event.
+_LOSS = (1.5, 1.5)
+_NORM = (0.35, 0.35)
+#: Residuals of the average are clipped at so many scales, so that a spike does not move it far.
+_CLIP = 4.0
+_FORGET_SCALES = 0.25
+_NORM_FORGET = 0.0005
+
+
+class Drift(SignalBase):
+    """u = 3.2 at 3 scales of the loss above its best, or at a norm twice its least (.7 log units)."""
+
+    weight = 0.2
+    rule = TriggerRule.SLOW
+
+    def __init__(self, rules: SignalRules) -> None:
+        self._gain = 1 - rules.ema_decay
+        self._forget = _FORGET_SCALES / rules.window
+        self._rows = 0
+        self._mean = self._best = self._least_norm = math.nan
+        self._above = self._norm_above = 0.0
+        self._rise = 0.0
+
+    def update(self, stats: StepStats, level: Level) -> float | None:
+        """How far the two have crept, in the unit of an event."""
+        if not level.finite:
+            return None
+        loss, scale = stats.loss, level.scale
+        rows = self._rows = self._rows + 1
+        norm = level.norm_level
+        if level.warm:
+            gain = max(self._gain, 1 / rows)
+            self._mean = loss if rows == 1 else self._mean + gain * (loss - self._mean)
+            self._best, self._least_norm = self._mean, norm
+            self._above = self._norm_above = self._rise = 0.0
+            return 0.0
+        most = _CLIP * scale
+        away = loss - self._mean
+        away = -most if away < -most else min(away, most)
+        mean = self._mean = self._mean + self._gain * away
+        best = self._best + self._forget * scale
+        if level.settling or mean < best:
+            best = mean
+        self._best = best
+        rise = self._rise = mean - best
+        above = self._above = rise / scale if rise > LEAST_SIZE else 0.0
+        u = (above - _LOSS[0]) / _LOSS[1]
+        least = self._least_norm
+        if norm == norm:  # noqa: PLR0124 - a norm is logged
+            least = (
+                norm if not least + _NORM_FORGET < norm or level.settling else least + _NORM_FORGET
+            )
+            self._least_norm = least
+            self._norm_above = norm - least
+            by_norm = (self._norm_above - _NORM[0]) / _NORM[1]
+            u = max(by_norm, u)
+        self.healed = u <= 0
+        if u <= 0:
+            return 0.0
+        u *= EVENT
+        return min(MOST, u)
+
+    def cause(self) -> str:
+        """Which of the two has crept, and how far."""
+        by_loss = (self._above - _LOSS[0]) / _LOSS[1]
+        if by_loss >= (self._norm_above - _NORM[0]) / _NORM[1]:
+            return f"the loss has crept {self._rise:.2f} nats above its best"
+        return f"the gradient norm has crept to x{math.exp(min(self._norm_above, 50)):.1f} of its least"
+
+    def splice(self) -> None:
+        """The average begins anew."""
+        self._rows = 0
+        self._above = self._norm_above = self._rise = 0.0
+        self.healed = True
+
+    def state(self) -> Mapping[str, object]:
+        """The average, the best and the least."""
+        known = (self._mean, self._best, self._least_norm)
+        return {
+            "rows": self._rows,
+            "levels": [None if math.isnan(value) else value for value in known],
+            "above": [self._above, self._norm_above, self._rise],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self._rows = state["rows"]
+        levels = [math.nan if value is None else value for value in state["levels"]]
+        self._mean, self._best, self._least_norm = levels
+        self._above, self._norm_above, self._rise = state["above"]
+        u = max((self._above - _LOSS[0]) / _LOSS[1], (self._norm_above - _NORM[0]) / _NORM[1])
+        self.healed = u <= 0
