@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from forkcast import ladder
 from forkcast.actions import Action
 from forkcast.decision import CONTROL, Decision, DraftSource, Judgement, Outcome, Verdict
@@ -63,6 +66,20 @@ def trigger_sentence(trigger: Trigger) -> str:
         since = f" The departure began at step {trigger.onset_step}."
     said = f" ({signals})" if signals else ""
     return f"At step {trigger.step}, {_RULES[trigger.rule]}: z {trigger.z:.1f}{said}.{since}"
+
+
+def event_sentence(step: int, onset_step: int, cause: str) -> str:
+    """An event of a watched run."""
+    since = f" since step {onset_step}" if onset_step < step else ""
+    return f"unstable at step {step}{since}: {cause}"
+
+
+def told_events(progress: Mapping[str, Any]) -> list[str]:
+    """The newest events that a watched run has told of, in sentences."""
+    return [
+        event_sentence(one["step"], one["onset_step"], one["cause"])
+        for one in progress.get("events", ())
+    ]
 
 
 def draft_sentence(decision: Decision) -> str:
