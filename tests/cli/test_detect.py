@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from forkcast_cli.__main__ import app
+from forkcast_cli.detect.log_detector import REACH
 from forkcast_monitor.presets import PRESETS
 from forkcast_wire.statistics import tail_of
 from tests.cli.log_samples import SAMPLES, event, text
@@ -141,6 +142,15 @@ def test_a_log_that_ends_right_after_a_resume_has_resumed(tmp_path):
     rows = list(course(250))
     run = only(found(tmp_path, lines([*rows, rows[200]])))
     assert (run["rows"], run["resumes"]) == (201, [{"at": 249, "to": 200}])
+
+
+def test_a_resume_from_far_is_one_too_and_it_is_said(tmp_path):
+    rows = [{"step": n, "loss": 3.0 + n % 7 / 100} for n in range(REACH + 300)]
+    again = [{"step": n, "loss": 3.0 + n % 7 / 100} for n in range(50, 200)]
+    run = only(found(tmp_path, lines([*rows, *again])))
+    assert run["resumes"] == [{"at": REACH + 299, "to": 50}]
+    assert run["last_step"] == 199
+    assert any("began anew there" in note for note in run["notes"])
 
 
 def test_one_row_that_lies_behind_is_no_resume(tmp_path, expected):
