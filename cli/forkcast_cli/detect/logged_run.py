@@ -58,6 +58,7 @@ class LoggedRun:
         self.rows = self.validations = self.stragglers = self.taken_back = 0
         self.without_norm = 0
         self.resumes: list[tuple[int, int]] = []
+        self.unreached = 0  # resumes that went back farther than what is known
         self._known: deque[StepStats] = deque(maxlen=REACH)
         self._behind: Point | None = None
 
@@ -127,6 +128,7 @@ class LoggedRun:
             self._known.pop()
             self.rows -= 1
             self.taken_back += 1
+        self.unreached += not self._known
         for detector in self.detectors.values():
             detector.go_back(step, self._known)
         self.curves.cut(step)
@@ -142,6 +144,11 @@ class LoggedRun:
             yield (
                 f"the steps go back {times} ({shown}{more}): the last value of each counts,"
                 f" {self.taken_back:,} rows were replaced"
+            )
+        if self.unreached:
+            yield (
+                f"a resume went back farther than {REACH:,} rows: the detector began anew there, and the"
+                " rows before are counted twice"
             )
         if self.jumbled:
             yield "this log seems to be of several ranks or runs at once: give one of them"
