@@ -69,7 +69,7 @@ def test_its_rules_are_those_of_a_detection_in_its_log(watched):
     given = {"columns": "", "manifest": None, "rules": (), "plot": None, "preset": ""}
     flags = dict.fromkeys(("follow", "tee", "as_json", "compare"), False)
     request = request_for(str(watched), **given, **flags)
-    assert [one.index.window for one in request.configs.values()] == [16]
+    assert [one.trigger.warmup_steps for one in request.configs.values()] == [10]
 
 
 def test_load_run_gives_its_steps_and_events(watched):
