@@ -153,6 +153,11 @@ class Reporter:
         """Wait until a monitor has answered for the first time, at most so long; whether it has."""
         return self._reached.wait(seconds)
 
+    @property
+    def connected(self) -> bool:
+        """Whether a monitor listens now."""
+        return self._live is not None
+
     def close(self, seconds: float = 2.0) -> None:
         """Give what is queued a last chance to go out, where somebody listens."""
         if self._thread is None:

@@ -158,6 +158,8 @@ def test_no_process_is_left_and_the_run_says_that_it_is_over(watched):
 def test_a_monitor_that_is_killed_or_stalled_changes_nothing(fate, bare, tmp_path):
     found, _ = train("plain", tmp_path / "run", *BASE, "--watched", "--monitor", fate)
     assert same(found, bare("plain", *BASE))
+    if fate == "killed":  # it is started again, and has been waited for
+        assert len(rows_of(tmp_path / "run")) == STEPS
     assert no_monitor_is_left(tmp_path / "run")
 
 

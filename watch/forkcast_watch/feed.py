@@ -160,10 +160,12 @@ class Sink:
     def close(self) -> None:
         """The last records and events have had their chance to go out; the monitor has ended."""
         if self.process is not None:
-            begun = time.monotonic()
-            while self.process.lives and time.monotonic() - begun < _START_SECONDS:
-                if self._reporter.reached(_PASS_SECONDS):
+            end = time.monotonic() + _START_SECONDS
+            while not self._reporter.connected and time.monotonic() < end:
+                self.process.look()  # it may have died just now
+                if self.process.hopeless:
                     break
+                time.sleep(_PASS_SECONDS)
         self._reporter.close(_LAST_SECONDS if self.process is None else _BACKLOG_SECONDS)
         self._watch.catch_up(_LAST_SECONDS)
         self._watch.close()

@@ -69,6 +69,11 @@ class MonitorProcess:
         """Whether it runs now."""
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether it has died so often that another start will hardly help."""
+        return self._deaths >= len(_BACKOFF)
+
     def close(self) -> None:
         """End it, and wait until it has."""
         process, self.process = self.process, None
