@@ -65,9 +65,7 @@ def render(facts: RunFacts, state: Sequence[str] = (), conditions: Sequence[Cond
         tiles=headline_tiles(facts.metrics, view),
         charts=[Markup(svg(chart)) for chart in run_charts(facts)],  # noqa: S704  escaped in svg()
         branches=[_section(one) for one in view.branches],
-        events=[
-            words.trigger_sentence(one.trigger) for one in view.refused if view.manifest is None
-        ],
+        events=[words.event_sentence(row) for row in facts.rows if row.get("event")],
         suppressed=[(one.trigger.step, words.reason(one.reason)) for one in view.refused],
         figures=figures(facts.metrics),
         manifest=_settings(view.manifest),
@@ -98,7 +96,8 @@ def summary(facts: RunFacts) -> str:
         if one.decision and one.decision.outcome is Outcome.ACCEPTED and one.decision.action
     ]
     if view.manifest is None:
-        events = "One event." if len(view.refused) == 1 else f"{len(view.refused) or 'No'} events."
+        told = sum(1 for row in facts.rows if row.get("event"))
+        events = "One event." if told == 1 else f"{told or 'No'} events."
         return f"{where} The run is watched only. {events}"
     if not view.branches:
         return f"{where} No branch was opened."
