@@ -1,6 +1,7 @@
 """Logs of real runs with labelled events, and how a detector is scored on them.
 
-A folder holds labels.json and one gzipped CSV a log. labels.json is a list of objects:
+A folder holds labels.json and one CSV a log, gzipped or not; an empty cell was not measured. labels.json is
+a list of objects:
 
 - name, file; steps_per_row; true_events, minor_events: lists of [onset step, end step, ...];
 - unstable_run: whether the run was unstable outside the events, too; low_resolution;
@@ -57,9 +58,9 @@ def read(folder: Path) -> Iterator[Log]:
 
 
 def _log(label: Mapping[str, Any], path: Path) -> Log:
-    with gzip.open(path, "rt") as file:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         names = file.readline().strip().split(",")
-        rows = np.loadtxt(file, delimiter=",", ndmin=2)
+        rows = np.genfromtxt(file, delimiter=",", ndmin=2)
     events, minor = (
         [(int(one[0]), int(one[1])) for one in label.get(key) or []]
         for key in ("true_events", "minor_events")

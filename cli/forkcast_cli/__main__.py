@@ -332,6 +332,12 @@ def detect(
     rule: Annotated[
         list[str] | None, typer.Option(help="a rule by itself, e.g. trigger.singleZ=4; repeatable")
     ] = None,
+    preset: Annotated[
+        str, typer.Option(help="another detector: OlmoCore, LlmFoundry, Lightning, Megatron, ...")
+    ] = "",
+    compare: Annotated[  # noqa: FBT002
+        bool, typer.Option("--compare", help="what every preset makes of it, side by side")
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="draw it: a path in .html, .svg or .png")
     ] = None,
@@ -356,6 +362,8 @@ def detect(
             columns=columns,
             manifest=manifest,
             rules=rule or (),
+            preset=preset,
+            compare=compare,
             plot=plot,
             follow=follow,
             tee=tee,

@@ -11,18 +11,23 @@ from typing import Any
 from forkcast_cli import metrics
 from forkcast_cli.shapes import plan_model, tokens_per_step
 from forkcast_cli.view import RunReader, RunView
+from forkcast_wire.run_events import RunEvent, events_of
+from forkcast_wire.run_records import RunRecords
 from forkcast_wire.run_steps import read_steps
 from forkcast_wire.store import open_store
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """A run's view, its statistics rows of rank 0 in (epoch, step) order, and its metrics."""
+    """A run's view, its statistics rows of rank 0 in (epoch, step) order, and its metrics. events: its
+    departures, whatever came of them.
+    """
 
     view: RunView
     rows: list[dict[str, Any]]
     points: list[metrics.Point]
     metrics: metrics.Metrics
+    events: list[RunEvent]
 
 
 def gather(folder: Path) -> RunFacts:
@@ -47,7 +52,10 @@ def gather(folder: Path) -> RunFacts:
         parameters=model.parameters if model is not None else view.progress.get("parameters"),
         tokens_per_step=tokens_per_step(spec) if spec is not None else None,
     )
-    return RunFacts(view, rows, points, metrics.compute(facts))
+    records = RunRecords(
+        branches=view.branches, suppressed=view.suppressed, lineage=view.lineage, damaged=()
+    )
+    return RunFacts(view, rows, points, metrics.compute(facts), events_of(records, rows))
 
 
 def _number(value: float | None) -> float:

@@ -65,7 +65,7 @@ def render(facts: RunFacts, state: Sequence[str] = (), conditions: Sequence[Cond
         tiles=headline_tiles(facts.metrics, view),
         charts=[Markup(svg(chart)) for chart in run_charts(facts)],  # noqa: S704  escaped in svg()
         branches=[_section(one) for one in view.branches],
-        events=[words.event_sentence(row) for row in facts.rows if row.get("event")],
+        events=[words.event_sentence(e.step, e.onset_step, e.cause) for e in facts.events],
         suppressed=[(one.trigger.step, words.reason(one.reason)) for one in view.refused],
         figures=figures(facts.metrics),
         manifest=_settings(view.manifest),
@@ -96,8 +96,7 @@ def summary(facts: RunFacts) -> str:
         if one.decision and one.decision.outcome is Outcome.ACCEPTED and one.decision.action
     ]
     if view.manifest is None:
-        told = sum(1 for row in facts.rows if row.get("event"))
-        events = "One event." if told == 1 else f"{told or 'No'} events."
+        events = "One event." if len(facts.events) == 1 else f"{len(facts.events) or 'No'} events."
         return f"{where} The run is watched only. {events}"
     if not view.branches:
         return f"{where} No branch was opened."
@@ -129,11 +128,7 @@ def _marks(facts: RunFacts) -> list[Mark]:
         Mark(x=branch.trigger.step, label=branch.id, style="mark trigger")
         for branch in facts.view.branches
     ]
-    if facts.view.manifest is None:
-        marks += [
-            Mark(x=one.trigger.step, label=one.trigger.id, style="mark trigger")
-            for one in facts.view.refused
-        ]
+    marks += [Mark(x=one.step, label="event", style="mark trigger") for one in facts.events]
     return marks + [
         Mark(x=entry.state.step, label=f"epoch {entry.epoch} adopted", style="mark adopted")
         for entry in facts.view.lineage

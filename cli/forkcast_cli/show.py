@@ -25,8 +25,6 @@ from forkcast_wire.run_records import BranchView
 
 _WATCH_SECONDS = 1.0
 _STALE_SECONDS = 15.0
-#: Of a watched run, the newest.
-_EVENTS_SHOWN = 5
 _AT_WORK = ("running", "held", "ending")
 
 
@@ -148,8 +146,7 @@ def status(folder: Path, view: RunView) -> Group:
     if view.branches:
         parts.append(branch_table(view))
     if view.manifest is None:
-        last = view.refused[-_EVENTS_SHOWN:]
-        parts += [Text(words.trigger_sentence(one.trigger), style="yellow") for one in last]
+        parts += [Text(line, style="yellow") for line in words.told_events(progress)]
     elif view.refused:
         parts.append(Text(f"{len(view.refused)} triggers opened no branch", style="dim"))
     return Group(*parts)

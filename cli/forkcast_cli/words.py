@@ -8,7 +8,7 @@ from typing import Any
 from forkcast import ladder
 from forkcast.actions import Action
 from forkcast.decision import CONTROL, Decision, DraftSource, Judgement, Outcome, Verdict
-from forkcast.records import Tier, Trial, Trigger, TriggerRule
+from forkcast.records import Trial, Trigger, TriggerRule
 from forkcast_wire.run_records import BranchView
 
 _RULES = {
@@ -21,13 +21,6 @@ _RULES = {
     TriggerRule.NON_FINITE: "the loss or the gradient was not finite",
     TriggerRule.FORCED: "the manifest forces a trigger at this step",
     TriggerRule.CALM: "the run had been calm long enough to try the learning rate it had before a cut",
-}
-_TIERS = {
-    Tier.CALM: "calm",
-    Tier.WATCH: "watched",
-    Tier.EVENT: "an event",
-    Tier.BRANCH: "asks for a branch",
-    Tier.STOP: "nothing is learnt any more",
 }
 _VERDICTS = {
     Verdict.ACCEPTED: "accepted",
@@ -75,10 +68,18 @@ def trigger_sentence(trigger: Trigger) -> str:
     return f"At step {trigger.step}, {_RULES[trigger.rule]}: z {trigger.z:.1f}{said}.{since}"
 
 
-def event_sentence(row: Mapping[str, Any]) -> str:
-    """What the monitor recorded with a row of the history: when, how far it went, and why."""
-    tier = _TIERS[Tier(row.get("tier") or Tier.EVENT)]
-    return f"Step {row['step']:,}, {tier}: {row['event']}."
+def event_sentence(step: int, onset_step: int, cause: str) -> str:
+    """A departure."""
+    since = f" since step {onset_step}" if onset_step < step else ""
+    return f"unstable at step {step}{since}: {cause}"
+
+
+def told_events(progress: Mapping[str, Any]) -> list[str]:
+    """The newest events that a watched run has told of, in sentences."""
+    return [
+        event_sentence(one["step"], one["onset_step"], one["cause"])
+        for one in progress.get("events", ())
+    ]
 
 
 def draft_sentence(decision: Decision) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Final
 
-#: u, and of how many healthy rows one reaches it: as on the logs, where every value is more frequent than
-#: in the simulation; above 3.2, which the logs are too short for, as the simulation falls off from there.
+#: u, and of how many healthy rows one reaches it: as on the logs or in the simulation, whichever is more
+#: frequent; above 3.2, which the logs are too short for, as the simulation falls off from there.
 _ONCE_IN: Final = (
     (1.6, 1_900),
     (2.0, 7_000),

@@ -1,7 +1,8 @@
 """A log's columns through a detector, for whoever scores detectors on labelled logs. Causal.
 
 `alarms` and `branches` take equally long float arrays by name: `step`, `loss` (nats/token) and, if the log
-has them, `grad_norm`, `lr`, and any column of `forkcast.records.StepStats`; NaN is "not measured".
+has them, `grad_norm`, `lr`, and any column of `forkcast.records.StepStats`; NaN is "not measured". Of
+`attention_entropy` it is the lowest layer's.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ def records(columns: Columns) -> Iterator[StepStats]:
     names = [name for name in _OPTIONAL if name in columns]
     nothing = [math.nan] * len(columns["loss"])
     norms, rates = columns.get("grad_norm", nothing), columns.get("lr", nothing)
+    entropies = columns.get("attention_entropy", nothing)
     for row, (step, loss) in enumerate(zip(columns["step"], columns["loss"], strict=True)):
         norm, rate = float(norms[row]), float(rates[row])
         more: dict[str, Any] = {name: float(columns[name][row]) for name in names}
+        if not math.isnan(entropy := float(entropies[row])):
+            more["attention_entropy"] = (entropy,)
         yield StepStats(
             run_uid="log",
             epoch=0,
@@ -44,7 +48,7 @@ def records(columns: Columns) -> Iterator[StepStats]:
             grad_norm_clipped=norm,
             learning_rate=0.0 if math.isnan(rate) else rate,
             tokens=0,
-            **{name: value for name, value in more.items() if not math.isnan(value)},
+            **{name: value for name, value in more.items() if value == value},  # noqa: PLR0124
         )
 
 

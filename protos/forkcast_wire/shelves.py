@@ -55,17 +55,17 @@ class Shelf:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Marks a mapping as one of every name of a shelf to a share, which sum to 1."""
+    """Marks a mapping as one of names of a shelf to shares, which sum to 1."""
 
     shelf: str
 
     @property
     def names(self) -> list[str]:
-        """Every name that must be given."""
+        """Every name that may be given."""
         return list(SHELVES[self.shelf])
 
     def check(self, value: dict[str, float]) -> dict[str, float]:
-        """The shares themselves. Raises ValueError naming what is missing, or the sum."""
+        """The shares themselves. Raises ValueError naming the sum."""
         total = sum(value.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"must sum to 1, not {total:g}; change one of them")

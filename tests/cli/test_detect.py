@@ -15,8 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from forkcast_cli.__main__ import app
+from forkcast_cli.detect.log_detector import REACH
+from forkcast_monitor.presets import PRESETS
 from forkcast_wire.statistics import tail_of
-from tests.cli.log_samples import SAMPLES, text
+from tests.cli.log_samples import SAMPLES, event, text
 from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +64,7 @@ def only(document):
 def expected(tmp_path):
     """The events of the course."""
     events = only(found(tmp_path, lines(course())))["events"]
-    assert 300 in [one["step"] for one in events] or 301 in [one["step"] for one in events]
+    assert [one["onset"] for one in events if 290 < one["step"] < 320] == [300]
     return events
 
 
@@ -142,6 +144,15 @@ def test_a_log_that_ends_right_after_a_resume_has_resumed(tmp_path):
     assert (run["rows"], run["resumes"]) == (201, [{"at": 249, "to": 200}])
 
 
+def test_a_resume_from_far_is_one_too_and_it_is_said(tmp_path):
+    rows = [{"step": n, "loss": 3.0 + n % 7 / 100} for n in range(REACH + 300)]
+    again = [{"step": n, "loss": 3.0 + n % 7 / 100} for n in range(50, 200)]
+    run = only(found(tmp_path, lines([*rows, *again])))
+    assert run["resumes"] == [{"at": REACH + 299, "to": 50}]
+    assert run["last_step"] == 199
+    assert any("began anew there" in note for note in run["notes"])
+
+
 def test_one_row_that_lies_behind_is_no_resume(tmp_path, expected):
     rows = list(course())
     run = only(found(tmp_path, lines([*rows[:200], {**rows[150], "loss": 9.0}, *rows[200:]])))
@@ -149,11 +160,31 @@ def test_one_row_that_lies_behind_is_no_resume(tmp_path, expected):
     assert "1 row lies behind the steps around: left out" in run["notes"]
 
 
+def test_steps_that_go_back_all_the_time_are_no_resumes(tmp_path):
+    steps = [*range(10), *(step for n in range(12, 2000) for step in (n, n - 1, n - 2, n))]
+    run = only(found(tmp_path, lines({"step": step, "loss": 3.0} for step in steps)))
+    assert len(run["resumes"]) <= 100
+    assert any("several ranks or runs at once" in note for note in run["notes"])
+
+
 def test_a_second_run_in_the_same_file_is_one(tmp_path, expected):
     document = found(tmp_path, lines([*course(), *course(100), *course()]))
     assert [run["rows"] for run in document["runs"]] == [400, 100, 400]
     assert [run["name"] for run in document["runs"]] == ["run", "run 2", "run 3"]
     assert [document["runs"][n]["events"] for n in (0, 2)] == [expected, expected]
+
+
+def test_rows_that_run_backwards_are_sorted_and_it_is_said(tmp_path, expected):
+    document = found(tmp_path, lines(reversed(list(course()))))
+    assert (only(document)["rows"], only(document)["events"]) == (400, expected)
+    assert "its rows run backwards: sorted by step" in document["notes"]
+
+
+def test_runs_that_a_column_names_are_told_apart(tmp_path, expected):
+    rows = [{**row, "run": name} for row in course() for name in ("first", "second")]
+    document = found(tmp_path, lines(rows))
+    assert [run["name"] for run in document["runs"]] == ["first", "second"]
+    assert [run["events"] for run in document["runs"]] == [expected, expected]
 
 
 def test_a_last_row_of_step_zero_is_no_run(tmp_path, expected):
@@ -189,7 +220,7 @@ def test_the_loss_of_one_rank_is_told_and_a_batchs_is_not(tmp_path):
 def test_a_loss_alone_is_enough(tmp_path):
     rows = [{"step": row["step"], "loss": row["loss"]} for row in course()]
     run = only(found(tmp_path, lines(rows)))
-    assert run["rows"] == 400
+    assert [one["onset"] for one in run["events"]] == [300]
     assert any("no gradient norm" in note for note in run["notes"])
 
 
@@ -215,13 +246,23 @@ def test_a_folder_with_one_known_log_is_that_log(tmp_path, name, data):
 
 
 def test_the_event_files_of_a_resumed_run_are_one_log(tmp_path):
-    from tests.cli.log_samples import event
-
     for number, steps in enumerate((range(30), range(20, 60))):
         records = b"".join(event(step, "loss", 3.0 + number) for step in steps)
         (tmp_path / f"events.out.tfevents.{number}").write_bytes(records)
     run = only(json.loads(ran(tmp_path, "--json")))
     assert (run["rows"], run["resumes"]) == (60, [{"at": 29, "to": 20}])
+
+
+def test_a_log_needs_neither_torch_nor_a_cluster(tmp_path):
+    (tmp_path / "log").write_bytes(SAMPLES["nanoGPT"][0])
+    code = (
+        "import sys; from forkcast_cli.__main__ import app; app(sys.argv[1:], standalone_mode=False);"
+        "sys.exit(str({'torch', 'transformers', 'kubernetes', 'kopf', 'grpc'} & set(sys.modules) or ''))"
+    )
+    command = [sys.executable, "-c", code, "detect", str(tmp_path / "log")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(f"{tmp_path / 'log'}: nanoGPT")
+    assert done.stderr.strip() == ""
 
 
 # ------------------------------------------------------------------------------------- our own history
@@ -232,6 +273,10 @@ def test_our_own_history_is_folded_along_its_lineage(made_run):
     assert whole["format"] == "history of a Forkcast run"
     assert only(whole)["rows"] == 286
     assert only(json.loads(ran(made_run / "statistics", "--json")))["rows"] == 286
+
+
+def test_a_run_of_ours_is_not_followed(made_run):
+    assert "use forkcast status --watch" in ran(made_run, "--follow", code=2)
 
 
 def test_a_chunk_and_an_open_tail_are_histories_too(made_run, tmp_path):
@@ -280,6 +325,7 @@ def test_a_foreign_file_is_one_line_and_an_exit_code(tmp_path, content, code, sa
         (["x", "--rule", "windows=9"], "no such rule"),
         (["x", "--rule", "window=9"], "--rule window"),
         (["x", "--tee"], "--tee"),
+        (["-", "--preset", "Nothing"], "--preset"),
     ],
 )
 def test_a_wrong_request_is_one_line(arguments, said):
@@ -293,6 +339,20 @@ def test_a_rule_of_the_detector_can_be_given(tmp_path):
         found(tmp_path, lines(course()), "--rule", "trigger.singleZ=1e6", "--rule", "trigger.z=1e6")
     )
     assert run["events"] == []
+
+
+def test_presets_are_chosen_and_compared(tmp_path, expected):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(lines(course()))
+    table = ran(path, "--compare").splitlines()
+    rows = [line.split() for line in table[[line.split()[0] for line in table].index("preset") :]]
+    assert rows[0] == ["preset", "events", "branches", "at", "steps"]
+    assert [row[0] for row in rows[1:]] == list(PRESETS)
+    compared = only(json.loads(ran(path, "--compare", "--json")))
+    assert compared["events"] == compared["presets"]["Forkcast"] == expected
+    alone = only(json.loads(ran(path, "--preset", "OlmoCore", "--json")))
+    assert alone["events"] == compared["presets"]["OlmoCore"] != expected
+    assert "one of Forkcast, Literal" in ran(path, "--preset", "olmo", code=2)
 
 
 # ---------------------------------------------------------------------------------------------- plots
@@ -362,9 +422,7 @@ def test_a_pipe_is_passed_on_unchanged_and_events_go_beside_it():
 
 def test_a_program_is_not_killed_by_a_log_that_fits_nothing():
     """What is piped in is read to its end, whatever comes of it."""
-    script = (
-        "import sys\nfor n in range(200000): print('nothing here', n)\nsys.stderr.write('done')"
-    )
+    script = "import sys\nfor n in range(20000): print('nothing here', n)\nsys.stderr.write('done')"
     with started("-") as process:
         program = subprocess.run(
             [sys.executable, "-c", script],
@@ -402,6 +460,35 @@ def test_a_growing_file_is_followed_until_an_interrupt(tmp_path):
     assert (process.returncode, err) == (0, b"")
     assert b"310 rows" in out
     assert b"330 rows" in out
+
+
+def test_a_followed_file_that_is_replaced_is_read_from_its_start(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(lines(course(310)))
+    with started("--follow", path) as process:
+        until(process.stdout, b"step 30")
+        path.rename(tmp_path / "log.1")
+        path.write_bytes(lines(course(330)))
+        until(process.stdout, b"step 30")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert b"330 rows" in out
+
+
+def test_an_event_file_that_grows_is_followed(tmp_path):
+    path = tmp_path / "events.out.tfevents.1"
+    rows = list(course(320))
+    path.write_bytes(b"".join(event(row["step"], "loss", row["loss"]) for row in rows[:200]))
+    with started("--follow", path) as process:
+        until(process.stdout, b"columns: step = step, loss = loss")
+        with path.open("ab") as file:
+            file.write(b"".join(event(row["step"], "loss", row["loss"]) for row in rows[200:]))
+        until(process.stdout, b"step 30")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert b"320 rows" in out
 
 
 def test_live_events_are_a_line_of_json_each(tmp_path):

@@ -222,6 +222,21 @@ def test_names_help_where_nothing_is_a_loss():
         read(rows, "loss=loess")
 
 
+def test_a_name_over_several_lines_is_told_in_one():
+    rows = text(json.dumps({"step": n, "a\nb": 3.0}) for n in range(50))
+    with pytest.raises(NothingFitsError, match=r"\(a b, step\)"):
+        read(rows)
+
+
+def test_documents_without_a_loss_are_not_held():
+    """Regression: thousands of rows of any size were kept until a format was chosen."""
+    log = text(json.dumps({"text": "x" * 20_000, f"name {n}": n}) for n in range(300))
+    at = iter([log, b""])
+    with pytest.raises(NothingFitsError) as caught:
+        open_log(Stream(lambda: next(at), "log"), Columns())
+    assert len(str(caught.value)) < 2000
+
+
 def test_columns_of_text_can_be_named():
     rows = text(f"round {n}: my objective = {3 + n} / 7" for n in range(30))
     assert [one.loss for one in points(rows, "step=round,loss=objective")] == [
@@ -313,6 +328,30 @@ def test_an_iteration_that_megatrons_scaler_skipped_is_no_step_and_a_nan_is_one(
     assert [one.step for one in found[""][:6]] == [0, 10, 20, 30, 50, 60]
     assert math.isnan(found[""][5].loss)
     assert "1 iterations were skipped by the loss scaler" in log.remarks()
+
+
+def test_composers_batches_go_on_over_its_epochs():
+    lines = [
+        line
+        for epoch in (1, 2)
+        for batch in range(1, 16)
+        for line in (
+            f"0: [epoch={epoch}][batch={batch}/15]:",
+            f"0: \t Train loss/train/total: {loss(batch)}",
+        )
+    ]
+    assert [one.step for one in points(text(lines))] == list(range(1, 31))
+
+
+def test_srun_labels_before_olmos_lines_are_passed_over():
+    data, _, _ = SAMPLES["OLMo, OLMo-core"]
+    labelled = text(f"0: {line}" for line in data.decode().split("\n"))
+    assert points(labelled) == points(data)
+
+
+def test_a_rate_among_torchtitans_figures_is_no_obstacle():
+    data, _, _ = SAMPLES["torchtitan"]
+    assert points(data.replace(b"memory:", b"lr: 1e-4  memory:")) == points(data)
 
 
 def test_both_runs_of_an_export_are_read_and_bins_are_said():

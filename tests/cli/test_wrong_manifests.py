@@ -47,10 +47,6 @@ WRONG = {
         _spec('uncertainty: {weights: {volatility: "0.9", entropy: "0.3", disagreement: "0.2"}}'),
         ["spec.uncertainty.weights", "sum to 1, not 1.4"],
     ),
-    "signal_missing": (
-        _spec('uncertainty: {weights: {volatility: "1"}}'),
-        ["spec.uncertainty.weights", "entropy, disagreement missing"],
-    ),
     "unknown_signal": (
         _spec('uncertainty: {weights: {volatilty: "1"}}'),
         ["spec.uncertainty.weights", "one of volatility, entropy", "did you mean volatility"],

@@ -16,17 +16,18 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from short_run import MANIFEST
 
+from forkcast.level import AGAIN_ROWS
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
 
-def run(tmp_path: Path, settled: Callable[[Path], bool], **branching) -> Path:
-    """A run whose first trigger is forced at step 60 and whose index can fire none. Its rate is far
+def run(tmp_path: Path, settled: Callable[[Path], bool], forced: int, **branching) -> Path:
+    """A run of which each ``forced``-th step is a trigger and whose index can fire none. Its rate is far
     too high: the loss stays above what a hundredth of it reaches within the steps of a rollout.
 
-    On any machine the trainer is still there when a branch has something for it: it waits at its
-    100th step for the first epoch, and at its 225th until the second branch is ``settled``.
+    On any machine the trainer is still there when a branch has something for it: it waits 40 steps
+    after the first trigger for the first epoch, and at its 225th until the second branch is ``settled``.
     """
     manifest = copy.deepcopy(MANIFEST)
     spec = manifest["spec"]
@@ -36,14 +37,14 @@ def run(tmp_path: Path, settled: Callable[[Path], bool], **branching) -> Path:
         "warmupSteps": 20,
         "cooldownSteps": 60,
         "calmSteps": 30,
-        "trigger": {"z": "1000", "singleZ": "1000", "forceEverySteps": 60},
+        "trigger": {"z": "1000", "singleZ": "1000", "forceEverySteps": forced},
     }
     spec["branching"] |= branching
     spec["branching"]["rollback"]["depths"] = [20]
     spec["branching"]["budget"]["maxBranches"] = 2
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
     folder, goes_on = tmp_path / "w", tmp_path / "goes-on"
-    waits = f"trainer/step/100:{folder}/lineage/1.json;trainer/step/225:{goes_on}"
+    waits = f"trainer/step/{forced + 40}:{folder}/lineage/1.json;trainer/step/225:{goes_on}"
     command = [sys.executable, "-m", "forkcast_cli", "run", "m.yaml", "--workdir", "w", "--quiet"]
     with subprocess.Popen(
         command, cwd=tmp_path, env={**os.environ, "FORKCAST_WAIT": waits}
@@ -67,6 +68,7 @@ def test_a_cut_that_was_accepted_is_offered_back_after_a_calm(tmp_path) -> None:
     folder = run(
         tmp_path,
         settled,
+        forced=130,  # once
         acceptance={"preset": "Literal"},
         actions={
             "learningRateScales": ["0.01"],
@@ -77,8 +79,8 @@ def test_a_cut_that_was_accepted_is_offered_back_after_a_calm(tmp_path) -> None:
     )
     assert read(folder / "lineage/1.json")["action"]["learning_rate_scale"] == 0.01
     adopted = read(folder / "lineage/1.json")["state"]["step"]
-    # silent for the cooldown, and then offered at once: the steps were calm all along
-    loan = folder / f"branches/e1-t{adopted + 60}"
+    # the level is learnt again, and then so many steps were calm
+    loan = folder / f"branches/e1-t{adopted + AGAIN_ROWS + 30 - 1}"
     assert read(loan / "branch.json")["trigger"]["rule"] == "Calm"
     decision = read(loan / "decision.json")
     actions = [one["action"] for one in decision["draft"]["candidates"]]
@@ -92,7 +94,7 @@ def test_a_cut_that_was_accepted_is_offered_back_after_a_calm(tmp_path) -> None:
 
 
 def test_the_ladder_skips_and_then_lowers_the_rate(tmp_path) -> None:
-    folder = run(tmp_path, lambda folder: (folder / "lineage/2.json").exists(), policy="Ladder")
+    folder = run(tmp_path, lambda folder: (folder / "lineage/2.json").exists(), 60, policy="Ladder")
     first, second = (read(folder / f"lineage/{epoch}.json")["action"] for epoch in (1, 2))
     assert first["skip_batches"] == first["rewind_steps"] + 1
     assert (first["learning_rate_scale"], second["learning_rate_scale"]) == (1.0, 0.5)

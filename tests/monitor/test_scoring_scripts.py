@@ -16,6 +16,7 @@ import pytest
 from forkcast_cli.metrics import poisson_interval
 from forkcast_monitor.config import configure
 from forkcast_monitor.detector import Detector
+from forkcast_monitor.scoring import records
 from forkcast_wire.manifest import Uncertainty
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -115,6 +116,17 @@ def test_logs_are_counted_by_whose_loss_they_hold(labelled, folder):
         score.add(log, np.arange(len(log.columns["step"])) == 450)
     assert (score.false, score.one_rank_false, score.other_false) == (1, 1, 2)
     assert (score.rows, score.one_rank_rows, score.other_rows) == (1100, 1100, 2200)
+
+
+def test_a_log_may_be_plain_text_and_have_cells_that_were_not_measured(labelled, tmp_path):
+    lines = ["step,loss,attention_entropy,attention_logit_max"]
+    lines += [f"{row},3.0,{0.5 if row % 2 else ''},{'' if row % 3 else 7}" for row in range(6)]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    (tmp_path / "labels.json").write_text(json.dumps([{**label("a"), "file": "a.csv"}]))
+    (log,) = labelled.read(tmp_path)
+    rows = list(records(log.columns))
+    assert [one.attention_entropy for one in rows] == [None, (0.5,)] * 3
+    assert [one.attention_logit_max for one in rows] == [7, None, None] * 2
 
 
 def test_a_label_may_say_whose_loss_it_is(labelled, tmp_path):

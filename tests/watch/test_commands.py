@@ -40,7 +40,7 @@ def said(*arguments, code=0):
 def test_status_says_where_it_is_and_what_happened(watched):
     text = said("status", watched)
     assert "mine finished step 5, epoch 0, attempt 0" in text
-    assert "At step 4, the loss or the gradient was not finite" in text
+    assert "unstable at step 4:" in text
     document = json.loads(CliRunner().invoke(app, ["status", "--json", str(watched)]).output)
     assert (document["run"], document["state"], document["suppressed"]) == ("mine", "finished", 1)
 
@@ -50,7 +50,7 @@ def test_the_report_has_the_loss_and_the_events_and_no_manifest(watched, tmp_pat
     said("report", watched, "-o", page)
     text = page.read_text()
     assert "The run is watched only. One event." in text
-    assert "At step 4, the loss or the gradient was not finite" in text
+    assert "unstable at step 4:" in text
     assert "The manifest, every default" not in text
     assert "steps/s" not in text.split("<footer>")[0]
 
@@ -92,12 +92,14 @@ def test_a_long_run_in_progress_is_shown_as_running(tmp_path):
     (folder.path / "statistics").mkdir()
     write_chunk(rows, folder.path / "statistics")
     progress = {"state": "running", "step": 3, "total_steps": 100, "loss": 1.0, "device": "cpu"}
+    progress["events"] = [{"step": 2, "onset_step": 1, "cause": "the loss jumped"}]
     replace_bytes(folder.path / "progress.json", json.dumps(progress).encode())
     folder.record(trigger(run_uid=uid, step=2))
     folder.record(trigger(run_uid=uid, step=2))  # the same event again
     text = said("status", folder.path)
     assert "run running step 3 of 100" in text
-    assert text.count("At step 2") == 1
+    assert "unstable at step 2 since step 1: the loss jumped" in text
+    assert len(forkcast.load_run(folder.path).event_records) == 1
     folder.close()
 
 

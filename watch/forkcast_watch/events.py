@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import grpc
 
@@ -15,7 +16,8 @@ from forkcast_wire.channel import open_channel
 from forkcast_wire.codec import trigger_from_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 
-_RETRY_SECONDS = 1.0
+_EVERY_SECONDS, _ANSWER_SECONDS = 1.0, 2.0
+_EVENT_TIER, _BRANCH_TIER = 2, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +36,35 @@ class Seen:
 def event_of(trigger: Trigger) -> Seen:
     """A trigger of the monitor in the words of an event."""
     parts = dict(trigger.components)
-    component = max(parts, key=lambda name: parts[name], default="")
     said = ", ".join(
         f"{name} {parts[name]:+.1f}" for name in sorted(parts, key=lambda n: -parts[n])
     )
+    figures = f"{trigger.rule.value}: z {trigger.z:.1f}" + (f" ({said})" if said else "")
     return Seen(
         run_uid=trigger.run_uid,
         epoch=trigger.epoch,
         step=trigger.step,
         onset_step=trigger.onset_step,
-        tier=3,
-        component=component,
-        cause=f"{trigger.rule.value}: z {trigger.z:.1f}" + (f" ({said})" if said else ""),
+        tier=_BRANCH_TIER,
+        component=max(parts, key=lambda name: parts[name], default=""),
+        cause=getattr(trigger, "cause", "") or figures,
+    )
+
+
+def event_in(summary: pb.RunSummary) -> Seen | None:
+    """The last event that a summary tells of, None if it tells of none."""
+    cause = getattr(summary, "last_event", "")
+    if not cause:
+        return None
+    step = int(getattr(summary, "last_event_step", 0))
+    return Seen(
+        run_uid=summary.run_uid,
+        epoch=summary.epoch,
+        step=step,
+        onset_step=step,
+        tier=_EVENT_TIER,
+        component="",
+        cause=cause,
     )
 
 
@@ -56,56 +75,91 @@ def words(event: Seen) -> str:
 
 
 class EventWatch:
-    """A thread that follows the monitor's stream, over any number of connections."""
+    """A thread that asks the monitor every second what has happened. Calls that it does not answer are
+    given up.
+    """
 
     def __init__(
-        self, target: str, run_uid: str, known: int, happened: Callable[[Trigger], None]
+        self,
+        target: str,
+        run_uid: str,
+        known: int,
+        *,
+        happened: Callable[[Seen], None],
+        triggered: Callable[[Trigger], None],
     ) -> None:
-        """known: how many there were before; those are not news."""
-        self._target, self._uid, self._happened = target, run_uid, happened
-        self._told = threading.Condition()
-        self._after = known
-        self._over = threading.Event()
-        self._call: grpc.Call | None = None
+        """known: how many triggers there were before; those are not news. happened: gets each event, those
+        of triggers included. triggered: gets each trigger, after its event.
+        """
+        self._target, self._uid, self._after = target, run_uid, known
+        self._happened, self._triggered = happened, triggered
+        self._last: tuple[int, str] | None = None
+        self._passes = threading.Condition()
+        self._begun = self._ended = 0
+        self._wake, self._over = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="forkcast-events", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._over.is_set():
+        while not self._over:
+            self._wake.clear()
+            with self._passes:
+                self._begun += 1
             try:
                 with open_channel(self._target) as channel:
-                    self._follow(MonitorStub(channel))
+                    while not self._over:
+                        self._ask(MonitorStub(channel))
+                        self._pause()
             except (grpc.RpcError, ValueError) as error:
                 log.debug("no events now: %s", error)
-            self._over.wait(_RETRY_SECONDS)
+            self._pause()
 
-    def _follow(self, stub: MonitorStub) -> None:
+    def _pause(self) -> None:
+        """The end of a pass, and the begin of the next."""
+        with self._passes:
+            self._ended = self._begun
+            self._passes.notify_all()
+        if not self._over:
+            self._wake.wait(_EVERY_SECONDS)
+        self._wake.clear()
+        with self._passes:
+            self._begun += 1
+
+    def _ask(self, stub: MonitorStub) -> None:
+        asked = pb.ListRunsRequest(run_uids=[self._uid])
+        for summary in stub.ListRuns(asked, timeout=_ANSWER_SECONDS).runs:
+            triggers = self._new_triggers(stub, summary.triggers - self._after)
+            steps = {one.step for one in triggers}
+            event = event_in(summary)
+            if event is not None and (event.step, event.cause) != self._last:
+                self._last = (event.step, event.cause)
+                if event.step not in steps:
+                    self._happened(event)
+            for trigger in triggers:
+                self._happened(event_of(trigger))
+                self._triggered(trigger)
+
+    def _new_triggers(self, stub: MonitorStub, count: int) -> list[Trigger]:
+        if count <= 0:
+            return []
         request = pb.WatchTriggersRequest(run_uid=self._uid, after=self._after)
-        answers = stub.WatchTriggers(request)
-        self._call = answers
-        if self._over.is_set():
-            answers.cancel()
-        for one in answers:
-            self._happened(trigger_from_wire(one.trigger))
-            with self._told:
-                self._after = one.seq
-                self._told.notify_all()
+        answers = stub.WatchTriggers(request, timeout=_ANSWER_SECONDS)
+        found = []
+        for one in islice(answers, count):
+            found.append(trigger_from_wire(one.trigger))
+            self._after = one.seq
+        answers.cancel()
+        return found
 
     def catch_up(self, seconds: float) -> None:
         """Wait for what the monitor has found already, at most so long."""
-        try:
-            with open_channel(self._target) as channel:
-                asked = pb.ListRunsRequest(run_uids=[self._uid])
-                found = MonitorStub(channel).ListRuns(asked, timeout=seconds).runs
-        except (grpc.RpcError, ValueError):
-            return
-        count = max((one.triggers for one in found), default=0)
-        with self._told:
-            self._told.wait_for(lambda: self._after >= count, timeout=seconds)
+        with self._passes:
+            wanted = self._begun + 1  # the pass that is on may have asked before
+            self._wake.set()
+            self._passes.wait_for(lambda: self._ended >= wanted or self._over, timeout=seconds)
 
     def close(self) -> None:
         """Stop; waits for the thread."""
-        self._over.set()
-        if self._call is not None:
-            self._call.cancel()
+        self._over = True
+        self._wake.set()
         self._thread.join()

@@ -17,8 +17,8 @@ from typing import Any
 import grpc
 import structlog
 
-from forkcast.records import StepStats, Trigger
-from forkcast_watch.events import EventWatch, Seen, event_of, words
+from forkcast.records import StepStats
+from forkcast_watch.events import EventWatch, Seen, words
 from forkcast_watch.monitor_process import MonitorProcess
 from forkcast_watch.ranks import RankLosses
 from forkcast_watch.run_folder import RunFolder
@@ -37,6 +37,8 @@ _LAST_SECONDS = 2.0
 #: A monitor of our own may still be starting when a short training ends; then it may need so many
 #: seconds, and so many to take what has waited for it.
 _START_SECONDS, _BACKLOG_SECONDS = 30.0, 10.0
+#: In progress.json, the newest.
+_EVENTS_TOLD = 5
 #: Records that wait for this thread; more are dropped, oldest first.
 _MOST_WAITING = 8192
 
@@ -94,18 +96,22 @@ class Sink:
         self._reporter = Reporter(self._target, hello, quiet_log())
         before = len(list((folder.path / "monitor" / "triggers").glob("*.json")))
         self._tolerance = tolerance
-        self._watch = EventWatch(self._target, folder.run_uid, before, self._happened)
+        self._watch = EventWatch(
+            self._target,
+            folder.run_uid,
+            before,
+            happened=self._happened,
+            triggered=tolerance.shield("the record of events", folder.record),
+        )
         self._last: StepStats | None = None
         self._validation: float | None = None
         self._begun = time.monotonic()
 
-    def _happened(self, trigger: Trigger) -> None:
-        if trigger.step < self._start_step:
+    def _happened(self, event: Seen) -> None:
+        if event.step < self._start_step:
             return  # of an attempt before this one
-        event = event_of(trigger)
         self.events.append(event)
         log.warning("%s", words(event))
-        self._tolerance.shield("the record of events", self._folder.record)(trigger)
         for tracker in self._trackers:
             tracker.event(event)
 
@@ -145,6 +151,10 @@ class Sink:
             "learning_rate": None if last is None else last.learning_rate,
             "dropped": self._reporter.dropped,
             "not_measured": dict(self._tolerance.failed),
+            "events": [
+                {"step": one.step, "onset_step": one.onset_step, "cause": one.cause}
+                for one in self.events[-_EVENTS_TOLD:]
+            ],
         }
         self._folder.tell(document, force=force)
 

@@ -17,7 +17,7 @@ from forkcast.parameter_groups import GROUPS, group_of
 from forkcast_watch.backward import BackwardEnd
 from forkcast_watch.late import Value
 from forkcast_watch.moments import is_adam, rms_max, update_ratio
-from forkcast_watch.norms import GradientNorms, gradient_norms, versions
+from forkcast_watch.norms import GradientNorms, Norms
 from forkcast_watch.tolerance import Tolerance
 
 
@@ -43,6 +43,7 @@ class Gradients:
         self._values: dict[str, Value] = {}
         self._stepped = False
         shield = tolerance.shield
+        self._take_norms = Norms(self._parameters).take
         self._measure = shield("gradient norm", self._norms)
         self._take = shield("gradients at the optimizer's step", self._ready)
         self._sample_before = shield("RMS_t and norms by group", self._sampled_before)
@@ -95,9 +96,8 @@ class Gradients:
     def _ready(self, optimizer: torch.optim.Optimizer) -> None:
         """The gradients are as the optimizer takes them."""
         self._stepped = True
-        before, unchanged = self._before, False
-        if before is not None:
-            unchanged = before.versions == versions(self._parameters)
+        before, self._before = self._before, None  # it must not keep gradients that are set to None
+        unchanged = before is not None and before.still_hold(self._parameters)
         after = before if unchanged else self._measure()
         # a fused optimizer under GradScaler divides by the scale itself, and may find an infinity
         scale = getattr(optimizer, "grad_scale", None)
@@ -137,7 +137,7 @@ class Gradients:
 
     def _norms(self) -> GradientNorms | None:
         with torch.no_grad():
-            return gradient_norms(self._parameters)
+            return self._take_norms()
 
     # ------------------------------------------------------------------------------- the session's
 

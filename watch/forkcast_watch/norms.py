@@ -21,7 +21,42 @@ class GradientNorms:
     present: tuple[int, ...]
     each: Tensor
     total: Tensor
-    versions: tuple[tuple[int, int], ...]
+    versions: list[tuple[Tensor, int]]
+
+    def still_hold(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether no gradient has been changed or replaced since."""
+        now = [p.grad for p in parameters if p.grad is not None]
+        return len(now) == len(self.versions) and all(
+            one is known and one._version == version
+            for one, (known, version) in zip(now, self.versions, strict=True)
+        )
+
+
+class Norms:
+    """Norms of the gradients of some parameters. Every step passes here, so what is the same at each
+    step is looked at once.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        self._alike = len({(p.device, p.dtype) for p in parameters}) == 1
+        self._wide = torch.float32 if parameters and parameters[0].dtype in _HALF else None
+
+    def take(self) -> GradientNorms | None:
+        """None if no parameter has a gradient."""
+        places, grads = [], []
+        for place, parameter in enumerate(self._parameters):
+            grad = parameter.grad
+            if grad is not None:
+                places.append(place)
+                grads.append(grad)
+        if not grads:
+            return None
+        if self._alike:
+            each = torch.stack(list(torch._foreach_norm(grads, 2, dtype=self._wide)))
+        else:
+            each = norms(grads)
+        return GradientNorms(tuple(places), each, each.norm(), [(g, g._version) for g in grads])
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -39,19 +74,3 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     each = [one.to(first, non_blocking=True) for one in found if one is not None]
     kind = torch.float64 if any(one.dtype == torch.float64 for one in each) else torch.float32
     return torch.stack([one.to(kind) for one in each])
-
-
-def gradient_norms(parameters: Sequence[Tensor]) -> GradientNorms | None:
-    """None if no parameter has a gradient."""
-    grads = [(place, p.grad) for place, p in enumerate(parameters) if p.grad is not None]
-    if not grads:
-        return None
-    present = tuple(place for place, _ in grads)
-    each = norms([grad for _, grad in grads])
-    return GradientNorms(present, each, each.norm(), versions(parameters))
-
-
-def versions(parameters: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
-    """Identity and version of each gradient; equal where nothing has changed them since."""
-    grads = (p.grad for p in parameters)
-    return tuple((id(one), one._version) for one in grads if one is not None)

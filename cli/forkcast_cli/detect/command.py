@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from forkcast_cli.detect import own, words
-from forkcast_cli.detect.judge import Happening
+from forkcast_cli.detect.log_detector import LogEvent
+from forkcast_cli.detect.logged_run import LoggedRun
 from forkcast_cli.detect.plot import PlotError, write_plot
 from forkcast_cli.detect.request import STDIN, Request
 from forkcast_cli.detect.session import Session
-from forkcast_cli.detect.watched import WatchedRun
 from forkcast_cli.logs import tensorboard
 from forkcast_cli.logs.base import LogError, NothingFitsError
 from forkcast_cli.logs.columns import Columns
@@ -32,6 +32,7 @@ from forkcast_cli.terminal import print_error, shown
 
 BAD_INPUT: Final = 2
 NOTHING_FITS: Final = 3
+_STATUS: Final = "use forkcast status --watch"
 #: What a folder may hold beside a history of ours, the likeliest first.
 _IN_FOLDERS: Final = (
     "*.wandb",
@@ -75,13 +76,13 @@ def _width(descriptor: int) -> int | None:
 
 
 def detect(request: Request) -> int:
-    """Read, fold, tell. The exit code."""
+    """Read, fold, report. The exit code."""
     screen, stop = _Screen(request), Stop()
-    session = Session(request.configs, _teller(request, screen))
+    session = Session(request.configs, _reporter(request, screen))
     stream: Stream | None = None
     try:
         if request.target != STDIN and own.is_own(_existing(request.target)):
-            own.fold_own(session, own.read_own(Path(request.target)), tuple(request.lineage))
+            own.fold_own(session, _own_history(request), tuple(request.lineage))
         else:
             stream = _stream(request, session.idle, stop)
             with _interrupts(stop, live=request.live):
@@ -93,8 +94,7 @@ def detect(request: Request) -> int:
             print(shown(line), file=sys.stderr)  # noqa: T201  for people
         return NOTHING_FITS
     except (LogError, OSError) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else error
-        print_error(f"{request.name}: {said}")
+        print_error(f"{request.name}: {_said(error)}")
         return BAD_INPUT
     finally:
         if request.target == STDIN and stream is not None:
@@ -139,33 +139,44 @@ def _close(request: Request, session: Session, screen: _Screen) -> int:
     else:
         if not request.live:
             screen.lines(words.opening_lines(request.name, session.format, session.columns))
-        screen.lines(words.closing_lines(session, events=not request.live))
+        screen.lines(words.closing_lines(session, list_events=not request.live))
         if len(request.configs) > 1:
             screen.lines(words.comparison_lines(session))
     if request.plot is not None:
         try:
             write_plot(session, request.name, request.plot)
         except (PlotError, OSError) as error:
-            print_error(f"--plot {request.plot}: {error}")
+            print_error(f"--plot {request.plot}: {_said(error)}")
             return BAD_INPUT
         if not request.as_json:
             screen.lines([f"plot: {request.plot}"])
     return 0
 
 
-def _teller(request: Request, screen: _Screen) -> Callable[[WatchedRun, Happening], None]:
-    """Happenings as they come, of a log that is still being written."""
+def _own_history(request: Request) -> own.History:
+    """Raises LogError, OSError."""
+    if request.follow:
+        raise LogError("is a Forkcast run, which reports events itself", _STATUS)
+    return own.read_own(Path(request.target))
 
-    def tell(run: WatchedRun, happening: Happening) -> None:
+
+def _said(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _reporter(request: Request, screen: _Screen) -> Callable[[LoggedRun, LogEvent], None]:
+    """Events as they come, of a log that is still being written."""
+
+    def report(run: LoggedRun, event: LogEvent) -> None:
         if not request.live:
             return
         if request.as_json:
-            event = {"run": run.name, **words.event_document(happening)}
-            screen.lines([_as_json({"event": event}, indent=None)])
+            found = {"run": run.name, **words.event_document(event)}
+            screen.lines([_as_json({"event": found}, indent=None)])
         else:
-            screen.lines([words.event_line(happening)])
+            screen.lines([words.event_line(event)])
 
-    return tell
+    return report
 
 
 def _as_json(document: Any, indent: int | None) -> str:

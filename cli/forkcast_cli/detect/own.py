@@ -76,13 +76,13 @@ def fold_own(session: Session, history: History, lineage: Sequence[LineageEntry]
     """The records in order. Without a lineage record a new epoch starts afresh."""
     records = history.records
     session.format = NAME
-    watched = session.begin("")
+    logged = session.begin("")
     epoch = records[0].epoch
     for stats in records:
         if stats.epoch != epoch:
             epoch = stats.epoch
-            watched.collapse(stats.step, list(before(records, lineage, epoch)))
-        session.tell_all(watched, watched.fold(stats))
+            logged.collapse(stats.step, list(before(records, lineage, epoch)))
+        session.report_all(logged, logged.fold(stats))
 
 
 def before(

@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from forkcast_cli.charts import Chart, Line, Mark, svg, top_edge
+from forkcast_cli.detect.logged_run import LoggedRun
 from forkcast_cli.detect.session import Session
-from forkcast_cli.detect.watched import WatchedRun
-from forkcast_cli.detect.words import closing_lines, opening_lines
+from forkcast_cli.detect.words import BRANCHING, closing_lines, comparison_lines, opening_lines
 from forkcast_wire.files import replace_bytes
 
 #: The endings of a picture's path.
@@ -25,7 +25,9 @@ KINDS: Final = (".html", ".svg", ".png")
 _WIDTH: Final = 980
 _MOST_LABELS: Final = 12
 _MOST_PICTURED: Final = 8
-_HIGHEST_Z: Final = 12.0
+_HIGHEST_Z: Final = 8.5
+_START: Final = 0.03
+_LEAST_POINTS: Final = 50
 _PNG_SECONDS: Final = 60
 _PNG_SCALE: Final = 2
 _BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "chrome", "microsoft-edge")
@@ -60,21 +62,21 @@ def write_plot(session: Session, name: str, path: Path) -> None:
             replace_bytes(path, picture(session).encode())
 
 
-def charts(run: WatchedRun) -> Iterator[Chart]:
+def charts(run: LoggedRun) -> Iterator[Chart]:
     """The charts of one run, from top to bottom."""
     curves = run.curves
-    happenings = run.judge.happenings
-    labelled = len(happenings) <= _MOST_LABELS
+    events = run.detector.events
+    labelled = len(events) <= _MOST_LABELS
     marks = [
         Mark(
             x=one.step,
             label=f"{one.tier} {one.step:,}" if labelled else "",
-            style="mark trigger" if one.tier in {"branch", "stop"} else "mark event",
+            style="mark trigger" if one.tier in BRANCHING else "mark event",
         )
-        for one in happenings
+        for one in events
     ]
     bare = [Mark(x=mark.x, label="", style=mark.style) for mark in marks]
-    first, last = run.first or 0, max(run.last or 0, *(one.step for one in happenings), 0)
+    first, last = run.first or 0, max(run.last or 0, *(one.step for one in events), 0)
     loss = curves.loss.points()
     lines = [Line(points=part, style="dropped", label="abandoned") for part in curves.abandoned]
     lines.append(Line(points=loss, style="main", label="loss", width=1.3))
@@ -88,7 +90,7 @@ def charts(run: WatchedRun) -> Iterator[Chart]:
         height=320,
         x_from=first,
         x_to=last,
-        y_to=top_edge([y for line in lines for _, y in line.points]),
+        y_to=_top(lines, first, last),
         described="loss by step, with events",
     )
     norms = curves.grad_norm.points()
@@ -117,6 +119,13 @@ def charts(run: WatchedRun) -> Iterator[Chart]:
     )
 
 
+def _top(lines: Sequence[Line], first: int, last: int) -> float | None:
+    """A top edge that shows the course, whatever the loss was at the start."""
+    start = first + _START * (last - first)
+    later = [y for line in lines for x, y in line.points if x >= start]
+    return top_edge(later) if len(later) > _LEAST_POINTS else None
+
+
 def page(session: Session, name: str) -> str:
     """A page that needs nothing beside it."""
     environment = Environment(
@@ -126,12 +135,13 @@ def page(session: Session, name: str) -> str:
     return template.render(
         name=name,
         lead=list(opening_lines(name, session.format, session.columns)),
-        lines=list(closing_lines(session, events=True)),
+        lines=list(closing_lines(session, list_events=True)),
         runs=[
             (run.name, [Markup(svg(chart)) for chart in charts(run)])  # noqa: S704  escaped in svg()
             for run in session.runs[:_MOST_PICTURED]
         ],
         several=len(session.runs) > 1,
+        compared=list(comparison_lines(session)) if len(session.runs[0].detectors) > 1 else [],
         left_out=max(0, len(session.runs) - _MOST_PICTURED),
     )
 

@@ -14,17 +14,20 @@ from forkcast_cli.logs.base import LogError
 from forkcast_cli.logs.columns import Role, given_columns
 from forkcast_cli.view import RunReader
 from forkcast_monitor.config import DetectorConfig, configure
+from forkcast_monitor.presets import PRESETS
 from forkcast_wire.manifest import Uncertainty
 from forkcast_wire.manifest_file import ManifestError, load_manifest
 from forkcast_wire.run_folder import MANIFEST, is_watched
 
 STDIN: Final = "-"
 _OURS: Final = "Forkcast"
+#: Of a log, which may be short: what the level itself needs. A run of ours waits for its own warm-up.
+_WARMUP_ROWS: Final = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked. configs: detectors by name, the first is the one that tells. plot: path of a
+    """What is asked. configs: detectors by name, the first is the one that is reported. plot: path of a
     picture. follow: the log is still being written. tee: what is read from a pipe is passed on.
     """
 
@@ -39,7 +42,7 @@ class Request:
 
     @property
     def live(self) -> bool:
-        """Whether happenings are told as they come."""
+        """Whether events are reported as they come."""
         return self.follow or self.target == STDIN
 
     @property
@@ -54,6 +57,8 @@ def request_for(
     columns: str,
     manifest: Path | None,
     rules: Iterable[str],
+    preset: str,
+    compare: bool,
     plot: Path | None,
     follow: bool,
     tee: bool,
@@ -78,17 +83,27 @@ def request_for(
     run = Path(target)
     ours = (run / MANIFEST).exists() or is_watched(run)
     view = RunReader(run).look() if ours else None
-    uncertainty = view.rules if view is not None else Uncertainty()
+    uncertainty = view.rules if view is not None else Uncertainty(warmup_steps=_WARMUP_ROWS)
     if manifest is not None:
         uncertainty = load_manifest(manifest).spec.uncertainty
+    if preset and preset not in PRESETS:
+        raise ManifestError("--preset", f"{preset} is none", f"one of {', '.join(PRESETS)}")
+    given = [f"preset={preset}", *rules] if preset else rules
     try:
-        config = configure(with_rules(uncertainty, rules))
+        chosen = with_rules(uncertainty, given)
+        configs = {chosen.preset or _OURS: configure(chosen)}
+        if compare:
+            others = [name for name in PRESETS if name not in configs]
+            configs |= {
+                name: configure(Uncertainty(preset=name, warmup_steps=chosen.warmup_steps))
+                for name in others
+            }
     except ValueError as error:
         raise ManifestError("spec.uncertainty", str(error), "change it") from None
     return Request(
         target=target,
         columns=named,
-        configs={_OURS: config},
+        configs=configs,
         lineage=view.lineage if view is not None else (),
         plot=plot,
         as_json=as_json,

@@ -1,12 +1,13 @@
-"""A log through the detector: which run a row is of, and what is told while it comes."""
+"""A log through the detector: which run a row is of, and what is reported while it comes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Final
 
-from forkcast_cli.detect.judge import Happening, Judge
-from forkcast_cli.detect.watched import WatchedRun
+from forkcast_cli.detect.log_detector import LogDetector, LogEvent
+from forkcast_cli.detect.logged_run import LoggedRun
 from forkcast_cli.logs.base import LogError
 from forkcast_cli.logs.columns import Columns
 from forkcast_cli.logs.opening import Log, nothing_fits
@@ -14,28 +15,33 @@ from forkcast_cli.logs.points import Assembler, Point
 from forkcast_monitor.config import DetectorConfig
 
 _MOST_RUNS: Final = 64
+#: Points that show which way the steps of a run go.
+_FIRST_POINTS: Final = 8
+_FALLING: Final = 0.8
 
-#: Told of each happening as it comes: the run, and what happened.
-Tell = Callable[[WatchedRun, Happening], None]
+#: Called with each event as it comes, and its run.
+OnEvent = Callable[[LoggedRun, LogEvent], None]
 
 
 class Session:
-    """Takes a log to its end. configs: detectors by name, the first of them is the one that is told.
+    """Takes a log to its end. configs: detectors by name, the first of them is the one that is reported.
 
     A run whose steps come back to its first one is followed by another run; runs that a log holds side by
     side have names of their own.
     """
 
-    def __init__(self, configs: Mapping[str, DetectorConfig], tell: Tell) -> None:
+    def __init__(self, configs: Mapping[str, DetectorConfig], on_event: OnEvent) -> None:
         self.format = ""
         self.columns = Columns()
-        self.runs: list[WatchedRun] = []
+        self.runs: list[LoggedRun] = []
         self._log: Log | None = None
-        self._configs, self._tell = configs, tell
+        self._configs, self._on_event = configs, on_event
         self._assembler: Assembler | None = None
-        self._current: dict[str, WatchedRun] = {}
+        self._current: dict[str, LoggedRun] = {}
         self._anew: dict[str, Point] = {}
         self._numbers: dict[str, int] = {}
+        self._waiting: dict[str, list[Point]] = {}
+        self.backward = 0
 
     def take(self, log: Log) -> None:
         """The whole log. Raises LogError, OSError."""
@@ -43,31 +49,37 @@ class Session:
         assembler = self._assembler = Assembler(log.columns)
         for row in log.rows:
             for run, point in assembler.take(row):
-                self._route(run, point)
+                self._arrive(run, point)
         self.end()
         if not self.runs:
             raise self._without_points(log)
 
     def idle(self) -> None:
-        """The source is silent: what it has said so far is complete."""
+        """The source is silent: what has come so far is complete."""
         if self._assembler is not None:
             for run, point in self._assembler.flush():
-                self._route(run, point)
+                self._arrive(run, point)
 
     def end(self) -> None:
         """No more will come."""
         self.idle()
+        for run, waiting in self._waiting.items():
+            self._route_all(run, sorted(waiting) if _falls(waiting) else waiting)
+        self.backward = sum(map(_falls, self._waiting.values()))
+        self._waiting.clear()
         for run in self._anew:
             self._current[run].stragglers += 1
         self._anew.clear()
-        for watched in self._current.values():
-            self.tell_all(watched, watched.finish())
+        for logged in self._current.values():
+            self.report_all(logged, logged.finish())
 
     def remarks(self) -> Iterator[str]:
         """What is to be known of the whole log, in words."""
         if self._log is None or self._assembler is None:
             return
         yield from self._log.remarks()
+        if self.backward:
+            yield "its rows run backwards: sorted by step"
         if self._assembler.counted_steps:
             yield "it has no column of steps: rows are counted, and step 10 is the eleventh row"
         for what, count in self._assembler.counts.items():
@@ -82,26 +94,44 @@ class Session:
             return LogError(what, "correct the log, or name its columns by --columns")
         return nothing_fits(log.columns)
 
+    def _arrive(self, run: str, point: Point) -> None:
+        """The first points of a run wait until it is known which way its steps go; if they fall, as of a
+        table with the newest row on top, so do all others.
+        """
+        waiting = self._waiting.get(run)
+        if waiting is None and run in self._current:
+            self._route(run, point)
+            return
+        waiting = self._waiting.setdefault(run, [])
+        waiting.append(point)
+        if len(waiting) == _FIRST_POINTS and not _falls(waiting):
+            del self._waiting[run]
+            self._route_all(run, waiting)
+
+    def _route_all(self, run: str, points: Iterable[Point]) -> None:
+        for point in points:
+            self._route(run, point)
+
     def _route(self, run: str, point: Point) -> None:
         """To the run that it is of. One that begins again is taken for another run once it goes on."""
-        watched = self._current.get(run)
+        logged = self._current.get(run)
         anew = self._anew.pop(run, None)
-        if watched is None:
-            watched = self.begin(run)
+        if logged is None:
+            logged = self.begin(run)
         elif anew is not None:
-            assert watched.last is not None
-            if point.step > watched.last:
-                watched.stragglers += 1
+            assert logged.last is not None
+            if point.step > logged.last:
+                logged.stragglers += 1
             else:
-                self.tell_all(watched, watched.finish())
-                watched = self.begin(run)
-                self.tell_all(watched, watched.take(anew))
-        if watched.begins_again(point):
+                self.report_all(logged, logged.finish())
+                logged = self.begin(run)
+                self.report_all(logged, logged.take(anew))
+        if logged.begins_again(point):
             self._anew[run] = point
             return
-        self.tell_all(watched, watched.take(point))
+        self.report_all(logged, logged.take(point))
 
-    def begin(self, run: str) -> WatchedRun:
+    def begin(self, run: str) -> LoggedRun:
         """A run of the log begins. Raises LogError if there are too many."""
         if len(self.runs) == _MOST_RUNS:
             raise LogError(f"holds more than {_MOST_RUNS} runs", "give fewer at a time")
@@ -109,12 +139,18 @@ class Session:
         name = run or "run"
         if number > 1:
             name = f"{name} {number}"
-        judges = {one: Judge(config, name) for one, config in self._configs.items()}
-        watched = self._current[run] = WatchedRun(name, judges)
-        self.runs.append(watched)
-        return watched
+        detectors = {one: LogDetector(config, name) for one, config in self._configs.items()}
+        logged = self._current[run] = LoggedRun(name, detectors)
+        self.runs.append(logged)
+        return logged
 
-    def tell_all(self, watched: WatchedRun, happenings: Iterator[Happening]) -> None:
+    def report_all(self, logged: LoggedRun, events: Iterator[LogEvent]) -> None:
         """Of a run, as they come."""
-        for happening in happenings:
-            self._tell(watched, happening)
+        for event in events:
+            self._on_event(logged, event)
+
+
+def _falls(points: Sequence[Point]) -> bool:
+    """Whether nearly every step is smaller than the one before."""
+    falling = sum(later.step < earlier.step for earlier, later in pairwise(points))
+    return len(points) > 2 and falling >= _FALLING * (len(points) - 1)

@@ -1,5 +1,5 @@
 """What the rows of a log are: how many steps each stands for, one rank's or a batch's, rounded or not.
-It decides what can be seen in them at all, so it is told.
+It decides what can be seen in them at all, so it is reported.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Traits:
         self._bfloat16 = True
         self._level = math.nan
         self._scale = 0.0
-        self._judged = self._far = 0
+        self._counted = self._far = 0
 
     def add(self, step: int, loss: float) -> None:
         """One more row; a step at or before the last one begins anew there."""
@@ -75,7 +75,7 @@ class Traits:
         gain = max(_GAIN, 1 / self.rows)
         rest, scale = loss - self._level, self._scale
         if self.rows > _WARM and scale > 0:
-            self._judged += 1
+            self._counted += 1
             self._far += rest > _FAR * scale
             rest = min(max(rest, -_CLIP * scale), _CLIP * scale)
         self._level += gain * rest
@@ -98,8 +98,8 @@ class Traits:
             size, after = self._longest
             which = "1 gap" if gaps == 1 else f"{gaps:,} gaps"
             yield f"{which} in the steps, the longest of {size - every:,} after step {after:,}"
-        if self._judged >= _LEAST_ROWS and self._far > _ONE_RANK * self._judged:
-            share = 100 * self._far / self._judged
+        if self._counted >= _LEAST_ROWS and self._far > _ONE_RANK * self._counted:
+            share = 100 * self._far / self._counted
             yield (
                 f"{share:.1f} % of rows lie 5 scales above their level: this looks like the loss of one"
                 " rank or micro-batch; log the mean over all of them to see more"

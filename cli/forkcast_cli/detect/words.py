@@ -1,4 +1,4 @@
-"""What `forkcast detect` says of a log: lines for people, a document for scripts."""
+"""What `forkcast detect` reports of a log: lines for people, a document for scripts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from forkcast_cli.detect.judge import Happening
+from forkcast_cli.detect.log_detector import LogEvent
+from forkcast_cli.detect.logged_run import LoggedRun
 from forkcast_cli.detect.session import Session
-from forkcast_cli.detect.watched import WatchedRun
 from forkcast_cli.logs.columns import Columns, Role
 
 _MOST_SHOWN: Final = 30
 _INDENT: Final = "  "
 _LEAST_WIDTH: Final = 30
+_MOST_STEPS: Final = 4
+#: Tiers that ask for a branch.
+BRANCHING: Final = frozenset({"branch", "stop"})
 
 
-def event_line(happening: Happening) -> str:
-    """A happening in a line."""
-    since = f" (since {happening.onset:,})" if happening.onset < happening.step else ""
-    after = "; the run then went back to an earlier step" if happening.abandoned else ""
-    return f"step {happening.step:,}{since}, {happening.tier}: {happening.cause}{after}"
+def event_line(event: LogEvent) -> str:
+    """A event in a line."""
+    after = "; the run then went back to an earlier step" if event.abandoned else ""
+    return f"step {event.step:,}, {event.tier}: {event.cause}{after}"
 
 
 def opening_lines(name: str, format_name: str, columns: Columns) -> Iterator[str]:
@@ -29,32 +31,32 @@ def opening_lines(name: str, format_name: str, columns: Columns) -> Iterator[str
     found = columns.found
     if not found:
         return
-    told = [f"{role.value} = {found[role]}" for role in Role if role in found]
+    named = [f"{role.value} = {found[role]}" for role in Role if role in found]
     missing = [role.value for role in (Role.STEP, Role.GRAD_NORM) if role not in found]
-    yield f"columns: {', '.join(told)}" + (f"; no {', no '.join(missing)}" if missing else "")
+    yield f"columns: {', '.join(named)}" + (f"; no {', no '.join(missing)}" if missing else "")
 
 
-def closing_lines(session: Session, *, events: bool) -> Iterator[str]:
-    """The runs of a log, what happened in them, and what is to be known. events: whether they are
-    listed; a log that was followed has had them told already.
+def closing_lines(session: Session, *, list_events: bool) -> Iterator[str]:
+    """The runs of a log, what happened in them, and what is to be known. list_events: not of a
+    log that was followed, whose events have been printed already.
     """
     several = len(session.runs) > 1
     for run in session.runs:
         if several:
             yield f"{run.name}:"
         yield run_line(run)
-        happenings = run.judge.happenings
-        if events:
-            yield from (f"{_INDENT}{event_line(one)}" for one in happenings[:_MOST_SHOWN])
-            if len(happenings) > _MOST_SHOWN:
-                yield f"{_INDENT}... and {len(happenings) - _MOST_SHOWN:,} more; --json has them all"
+        events = run.detector.events
+        if list_events:
+            yield from (f"{_INDENT}{event_line(one)}" for one in events[:_MOST_SHOWN])
+            if len(events) > _MOST_SHOWN:
+                yield f"{_INDENT}... and {len(events) - _MOST_SHOWN:,} more; --json has them all"
         yield from (f"{_INDENT}note: {note}" for note in run.remarks())
     yield from (f"note: {note}" for note in session.remarks())
 
 
-def run_line(run: WatchedRun) -> str:
+def run_line(run: LoggedRun) -> str:
     """How long a run is, and how many events it has."""
-    number = len(run.judge.happenings)
+    number = len(run.detector.events)
     events = "no event" if not number else "1 event" if number == 1 else f"{number:,} events"
     rows = "1 row" if run.rows == 1 else f"{run.rows:,} rows"
     span = "" if run.first is None else f", steps {run.first:,} to {run.last:,}"
@@ -63,18 +65,21 @@ def run_line(run: WatchedRun) -> str:
 
 
 def comparison_lines(session: Session) -> Iterator[str]:
-    """What each preset makes of the log: events, per 100,000 rows, and the first of them."""
-    width = max(len(name) for name in session.runs[0].judges)
+    """What each preset makes of the log: its events, those of them that ask for a branch, and where the
+    first ones are.
+    """
+    width = max(len(name) for name in session.runs[0].detectors)
     for run in session.runs:
         if len(session.runs) > 1:
             yield f"{run.name}:"
-        yield f"{'preset':{width}}  {'events':>6}  {'/100k':>7}  at steps"
-        for name, judge in run.judges.items():
-            number = len(judge.happenings)
-            rate = 1e5 * number / run.rows if run.rows else 0.0
-            steps = [f"{one.step:,}" for one in judge.happenings[:4]]
+        yield f"{'preset':{width}}  events  branches  at steps"
+        for name, detector in run.detectors.items():
+            number = len(detector.events)
+            branches = sum(one.tier in BRANCHING for one in detector.events)
+            steps = [f"{one.step:,}" for one in detector.events[:_MOST_STEPS]]
             more = " ..." if number > len(steps) else ""
-            yield f"{name:{width}}  {number:>6,}  {rate:>7.1f}  {' '.join(steps)}{more}".rstrip()
+            row = f"{name:{width}}  {number:>6,}  {branches:>8,}  {' '.join(steps)}{more}"
+            yield row.rstrip()
 
 
 def document(name: str, session: Session) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def document(name: str, session: Session) -> dict[str, Any]:
     }
 
 
-def _run_document(run: WatchedRun) -> dict[str, Any]:
+def _run_document(run: LoggedRun) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": run.name,
         "rows": run.rows,
@@ -98,25 +103,25 @@ def _run_document(run: WatchedRun) -> dict[str, Any]:
         "validations": run.validations,
         "resumes": [{"at": at, "to": to} for at, to in run.resumes],
         "notes": list(run.remarks()),
-        "events": [event_document(one) for one in run.judge.happenings],
+        "events": [event_document(one) for one in run.detector.events],
     }
-    if len(run.judges) > 1:
+    if len(run.detectors) > 1:
         found["presets"] = {
-            name: [event_document(one) for one in judge.happenings]
-            for name, judge in run.judges.items()
+            name: [event_document(one) for one in detector.events]
+            for name, detector in run.detectors.items()
         }
     return found
 
 
-def event_document(happening: Happening) -> dict[str, Any]:
+def event_document(event: LogEvent) -> dict[str, Any]:
     """JSON-ready."""
     return {
-        "step": happening.step,
-        "onset": happening.onset,
-        "tier": happening.tier,
-        "component": happening.component,
-        "cause": happening.cause,
-        "abandoned": happening.abandoned,
+        "step": event.step,
+        "onset": event.onset,
+        "tier": event.tier,
+        "component": event.component,
+        "cause": event.cause,
+        "abandoned": event.abandoned,
     }
 
 

@@ -1,7 +1,7 @@
 """The formats of logs that `forkcast detect` reads: a shelf, a format is one file and one line.
 
 A format is a module with a `FORMAT`: a TextFormat, which reads a line at a time, or a WholeFormat, which
-knows a file by its first bytes. In TEXT the order says who is asked first: a format stands before those
+knows a file by its first bytes. Order matters in TEXT: a format comes before those
 that would read its lines, too, and understand less of them.
 """
 

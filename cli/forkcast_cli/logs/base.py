@@ -1,6 +1,6 @@
 """What a reader of a log gives, and what a format is.
 
-A reader trusts nothing and judges nothing: it gives the values of a log under the log's own names, as
+A reader trusts nothing and detectors nothing: it gives the values of a log under the log's own names, as
 numbers or as text. Which name is the loss is decided by `columns`, what a step is by `points`.
 """
 
@@ -19,8 +19,8 @@ class LogError(ValueError):
     """A log that cannot be read, in one line. what: the rule that is broken. remedy: what to do."""
 
     def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(f"{what}; {remedy}")
-        self.what, self.remedy = what, remedy
+        self.what, self.remedy = " ".join(what.split()), " ".join(remedy.split())
+        super().__init__(f"{self.what}; {self.remedy}")
 
 
 class NothingFitsError(LogError):
@@ -42,7 +42,7 @@ class LineReader:
     """Reads one log line by line; may remember earlier lines."""
 
     def rows(self, line: str) -> Iterable[Row]:
-        """What the line says: mostly one row or none."""
+        """What the line holds: mostly one row or none."""
         raise NotImplementedError
 
     def remarks(self) -> list[str]:
@@ -51,7 +51,7 @@ class LineReader:
 
 
 class Stateless(LineReader):
-    """A line says what it says, whatever came before it. read: its values, or None."""
+    """Each line by itself, whatever came before it. read: its values, or None."""
 
     def __init__(self, read: Callable[[str], Values | None]) -> None:
         self._read = read

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ class Role(StrEnum):
     LEARNING_RATE = "lr"
     VALIDATION = "validation"
     RANK = "rank"
+    RUN = "run"
 
 
 #: By role, bare names, best first. `_step` of W&B counts calls of its logger: any other is better.
@@ -143,6 +144,7 @@ _KNOWN: Final[Mapping[Role, tuple[str, ...]]] = {
         "dev_loss",
         "test_loss",
     ),
+    Role.RUN: ("run", "run_name", "run_id", "run_uid", "trial", "experiment"),
     Role.RANK: ("rank", "global_rank", "process_rank", "process_index"),
 }
 _LOSS_WORDS: Final = frozenset({"loss", "nll", "xent", "crossentropyloss", "crossentropy"})
@@ -201,6 +203,8 @@ _NO_NORM: Final = frozenset(
 )
 _BARE: Final = re.compile(r"[^a-z0-9]+")
 _NUMBER: Final = re.compile(r"\d+")
+#: Names that are remembered; a log may have another one in each row.
+_MOST_NAMES: Final = 4096
 #: A name in fewer than one of so many rows of its most frequent rival is passed over.
 _SELDOM: Final = 4
 #: What some loggers put before a known name.
@@ -268,12 +272,13 @@ class Columns:
         self._seen: set[str] = set()
         self._losses: dict[str, bool] = {}
 
-    def learn(self, names: Iterable[str]) -> None:
+    def learn(self, names: Collection[str]) -> None:
         """Take notice of a row's names."""
-        fresh = [name for name in names if name not in self._seen]
-        if not fresh:
+        if self._seen.issuperset(names):
             return
-        self._seen.update(fresh)
+        fresh = [name for name in names if name not in self._seen]
+        if len(self._seen) < _MOST_NAMES:
+            self._seen.update(fresh)
         for role in Role:
             if role not in self.found and role not in self.given:
                 name = self.best(role, fresh)
@@ -315,6 +320,8 @@ class Columns:
     def _fits_loss(self, name: str) -> bool:
         fits = self._losses.get(name)
         if fits is None:
+            if len(self._losses) >= _MOST_NAMES:
+                self._losses.clear()
             fits = self._losses[name] = place(Role.LOSS, name) is not None
         return fits
 

@@ -12,7 +12,7 @@ from forkcast_cli.logs.base import LineReader, Row, TextFormat
 from forkcast_cli.logs.numbers_in_text import NUMBER
 
 _STEP: Final = re.compile(r"\[step=([\d,]+?)(?:/[\d,]+)?[,\]]")
-_METRIC: Final = re.compile(rf"\s+([A-Za-z][\w/ ().@-]*)={NUMBER}\s*")
+_METRIC: Final = re.compile(rf"(?:\d+:)?\s+([A-Za-z][\w/ ().@-]*)={NUMBER}\s*")
 
 
 class _Reader(LineReader):

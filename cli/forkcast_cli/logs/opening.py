@@ -33,9 +33,14 @@ ENOUGH: Final = 20
 ENOUGH_LIVE: Final = 5
 #: Of the formats that read a log the first is taken that reads at least one of so many rows.
 _SHARE: Final = 4
-#: Rows that a format may hold before it is chosen.
+#: Rows that a format may hold before it is chosen, of them before its first loss, and texts in them.
 _MOST_HELD: Final = 4096
+_MOST_BEFORE: Final = 64
+_LONGEST_TEXT: Final = 64
+#: Rows whose names are seen before columns are chosen, and bytes by which a format is known.
 _FIRST_ROWS: Final = 256
+_FIRST_LIVE: Final = 16
+_HEAD_LIVE: Final = 16
 _SHOWN_LINES, _SHOWN_WIDTH = 5, 100
 _RANK: Final = re.compile(r"\[(?:rank|default)(\d{1,6})\]:\s?")
 _REMEDY: Final = "name its columns by --columns step=NAME,loss=NAME"
@@ -55,29 +60,30 @@ class Log:
 
     def remarks(self) -> list[str]:
         """What is to be known of the log, in words; after its last row."""
-        said = [self.note] if self.note else []
-        said += self.reader.remarks() if self.reader is not None else []
+        notes = [self.note] if self.note else []
+        notes += self.reader.remarks() if self.reader is not None else []
         if self.other_ranks:
-            said.append(f"{self.other_ranks:,} lines of other ranks: left out")
+            notes.append(f"{self.other_ranks:,} lines of other ranks: left out")
         if self.stream.long_lines:
             lines = f"{self.stream.long_lines:,} lines longer than {LONGEST_LINE:,} characters"
-            said.append(f"{lines}: left out")
+            notes.append(f"{lines}: left out")
         if self.stream.cut_short:
-            said.append("the file is cut short: its last entry was left out")
-        return said
+            notes.append("the file is cut short: its last entry was left out")
+        return notes
 
 
 def open_log(stream: Stream, columns: Columns, *, live: bool = False) -> Log:
     """The log in the format that fits. Raises LogError, OSError."""
     stream.decompress()
-    head = stream.peek(2 if live else HEAD)
+    # the first bytes of what is still being written may take long to come
+    head = stream.peek(_HEAD_LIVE if live else HEAD)
     if not head:
         raise LogError("is empty", "give a log with a loss a line")
-    if live:  # a file's first bytes may take long to come; what is printed is text
-        return _text(stream, columns, ENOUGH_LIVE)
     for whole in WHOLE:
         if whole.fits(head):
-            return _whole(stream, whole, columns)
+            return _whole(stream, whole, columns, _FIRST_LIVE if live else _FIRST_ROWS)
+    if live:
+        return _text(stream, columns, ENOUGH_LIVE)
     if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise LogError(
             "is neither text nor a format that is known", "export it as CSV or JSON lines"
@@ -87,7 +93,7 @@ def open_log(stream: Stream, columns: Columns, *, live: bool = False) -> Log:
 
 def nothing_fits(columns: Columns, head: Sequence[str] = ()) -> NothingFitsError:
     """Why a log has no loss: its columns or, if it has none, its first lines."""
-    missing, seen = columns.missing(), columns.seen()
+    missing, seen = columns.missing(), [name[:_LONGEST_TEXT] for name in columns.seen()]
     known = ", ".join(seen[:20]) + (", ..." if len(seen) > 20 else "")
     if missing and seen:
         return NothingFitsError(f"has no column {', '.join(missing)}", f"it has: {known}")
@@ -96,9 +102,9 @@ def nothing_fits(columns: Columns, head: Sequence[str] = ()) -> NothingFitsError
     return NothingFitsError("nothing in it looks like a training loss", _REMEDY, head)
 
 
-def _whole(stream: Stream, whole: WholeFormat, columns: Columns) -> Log:
+def _whole(stream: Stream, whole: WholeFormat, columns: Columns, enough: int) -> Log:
     rows = whole.rows(stream)
-    first = list(islice(rows, _FIRST_ROWS))
+    first = list(islice(rows, enough))
     columns.decide(row.values for row in first)
     return Log(whole.name, whole.note, columns, chain(first, rows), stream)
 
@@ -116,9 +122,25 @@ class _Candidate:
     def read(self, line: str) -> int:
         """Read a line; how many losses there have been."""
         for row in self.reader.rows(line):
-            self.rows.append(row)
+            if not self.losses and len(self.rows) > _MOST_BEFORE:
+                self.rows.popleft()
+            self.rows.append(_slim(row))
             self.losses += self.columns.has_loss(row.values)
         return self.losses
+
+
+def _slim(row: Row) -> Row:
+    """A row that is held, without what is neither a number nor a name."""
+    if all(_is_short(value) for value in row.values.values()):
+        return row
+    values = {name: value for name, value in row.values.items() if _is_short(value)}
+    return Row(values, row.run)
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, int | float) or (
+        isinstance(value, str) and len(value) <= _LONGEST_TEXT
+    )
 
 
 class _Lines:

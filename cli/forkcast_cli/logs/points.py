@@ -65,6 +65,7 @@ class Assembler:
     def take(self, row: Row) -> Iterator[tuple[str, Point]]:
         """The point that this row completes, if it does."""
         values, run = row
+        run = run or self._run(values)
         columns = self.columns
         columns.learn(values)
         found = columns.found
@@ -116,6 +117,12 @@ class Assembler:
             point = point._replace(validation=self._validation.pop(run))
         pending.loss = pending.validation = None
         yield run, point
+
+    def _run(self, values: Values) -> str:
+        """The run that a row names; a number is no name, but the count of something."""
+        name = self.columns.found.get(Role.RUN)
+        run = None if name is None else values.get(name)
+        return run[:_SHOWN] if isinstance(run, str) and as_number(run) is None else ""
 
     def _of_another_rank(self, values: Values) -> bool:
         name = self.columns.found.get(Role.RANK)

@@ -13,6 +13,7 @@ import select
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -148,20 +149,30 @@ def file_source(path: Path) -> Source:
 
 
 def growing_source(path: Path, on_idle: Callable[[], None], stop: Stop) -> Source:
-    """The bytes of a file that another program appends to, until it is to stop. A file that has become
-    shorter is read again from its start. Raises OSError.
+    """The bytes of a file that another program appends to, until it is to stop. A file that was replaced,
+    or has become shorter, is read from its start. Raises OSError.
     """
     file = path.open("rb")
 
     def read() -> bytes:
+        nonlocal file
         while not (chunk := file.read1(_CHUNK)) and not stop.asked:
             on_idle()
             time.sleep(_IDLE_SECONDS)
-            if os.fstat(file.fileno()).st_size < file.tell():
-                file.seek(0)
+            if _begins_anew(path, file):
+                file.close()
+                file = path.open("rb")
         return chunk
 
     return read
+
+
+def _begins_anew(path: Path, file: BufferedReader) -> bool:
+    try:
+        there = path.stat()
+    except OSError:  # it has been moved away, and will be written again
+        return False
+    return there.st_ino != os.fstat(file.fileno()).st_ino or there.st_size < file.tell()
 
 
 def pipe_source(

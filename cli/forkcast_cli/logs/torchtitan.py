@@ -9,7 +9,8 @@ from forkcast_cli.logs.base import Stateless, TextFormat, Values
 from forkcast_cli.logs.numbers_in_text import NUMBER
 
 _STEP: Final = re.compile(
-    rf"\b(validate )?step:\s*(\d+)\s+loss:\s*{NUMBER}(?:\s+grad_norm:\s*{NUMBER})?\s+(?:memory|tps):"
+    rf"\b(validate )?step:\s*(\d+)\s+loss:\s*{NUMBER}(?:\s+grad_norm:\s*{NUMBER})?"
+    r"(?=\s.*\b(?:memory|tps|tflops|mfu|lr):)"
 )
 
 

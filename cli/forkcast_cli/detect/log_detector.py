@@ -1,4 +1,4 @@
-"""The detector as a log meets it: steps in, happenings out, and back again if a run goes back."""
+"""The detector as a log meets it: steps in, events out, and back again if a run goes back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARK_EVERY: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class LogEvent:
     """A departure as it is shown. step: where it was first seen. onset: its first step, at most that.
     tier: what it came to, in a word. cause: one sentence. abandoned: whether the run went back to an
     earlier step after it.
@@ -31,22 +31,23 @@ class Happening:
     abandoned: bool = False
 
 
-class Judge:
-    """One detector over one run. happenings: all of them, in the order of the log."""
+class LogDetector:
+    """One detector over one run. events: all of them, in the order of the log."""
 
     def __init__(self, config: DetectorConfig, run: str) -> None:
         self._config, self._run = config, run
         self._detector = Detector(config, run)
         self._marks: deque[tuple[int, dict[str, Any]]] = deque(maxlen=REACH // _MARK_EVERY)
         self._folded = 0
-        self.happenings: list[Happening] = []
+        self.events: list[LogEvent] = []
+        self._open: dict[str, int] = {}  # by component, the place of its last departure
 
-    def fold(self, stats: StepStats) -> tuple[float, Happening | None]:
+    def fold(self, stats: StepStats) -> tuple[float, LogEvent | None]:
         """Fold one step: (z, what begins or rises at it)."""
-        z, happening = self._fold(stats)
-        if happening is not None:
-            happening = self._noted(happening)
-        return z, happening
+        z, event = self._fold(stats)
+        if event is not None:
+            event = self._noted(event)
+        return z, event
 
     def go_back(self, step: int, before: Iterable[StepStats]) -> None:
         """Forget what came at ``step`` and later. before: the steps that came before it and are still
@@ -73,11 +74,12 @@ class Judge:
             self._fold(stats)
 
     def _abandon(self, step: int) -> None:
-        self.happenings = [
-            one if one.step < step else replace(one, abandoned=True) for one in self.happenings
+        self._open.clear()
+        self.events = [
+            one if one.step < step else replace(one, abandoned=True) for one in self.events
         ]
 
-    def _fold(self, stats: StepStats) -> tuple[float, Happening | None]:
+    def _fold(self, stats: StepStats) -> tuple[float, LogEvent | None]:
         if self._folded % _MARK_EVERY == 0:
             self._marks.append((stats.step, self._detector.state()))
         self._folded += 1
@@ -85,7 +87,7 @@ class Judge:
         event = reading.event
         if event is None:
             return reading.index.z, None
-        return reading.index.z, Happening(
+        return reading.index.z, LogEvent(
             step=event.step,
             onset=event.onset_step,
             tier=event.tier.name.lower(),
@@ -93,16 +95,15 @@ class Judge:
             cause=event.cause,
         )
 
-    def _noted(self, happening: Happening) -> Happening:
-        """A departure that rises is the one that it was, and keeps the step at which it was first seen."""
-        last = self.happenings[-1] if self.happenings else None
-        if last is not None and (last.onset, last.component, last.abandoned) == (
-            happening.onset,
-            happening.component,
-            False,
-        ):
-            happening = replace(happening, step=last.step)
-            self.happenings[-1] = happening
+    def _noted(self, event: LogEvent) -> LogEvent:
+        """A departure that rises, or asks again, is the one that it was, and keeps the step at which it
+        was first seen.
+        """
+        known = self._open.get(event.component)
+        if known is not None and self.events[known].onset == event.onset:
+            event = replace(event, step=self.events[known].step)
+            self.events[known] = event
         else:
-            self.happenings.append(happening)
-        return happening
+            self._open[event.component] = len(self.events)
+            self.events.append(event)
+        return event

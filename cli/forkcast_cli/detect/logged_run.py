@@ -1,7 +1,7 @@
-"""One run of a log as it is watched: its points in order, through the detector and beside it.
+"""One run of a log as it is logged: its points in order, through the detector and beside it.
 
 A run that is resumed takes steps again. The last value of a step is the one that counts: what had come
-at that step and later is taken back from curves and detectors, and its happenings are marked as
+at that step and later is taken back from curves and detectors, and its events are marked as
 abandoned. One row that lies behind, with the log going on after it, is a straggler and is left out.
 """
 
@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from forkcast.records import StepStats
-from forkcast_cli.detect.judge import REACH, Happening, Judge
+from forkcast_cli.detect.log_detector import REACH, LogDetector, LogEvent
 from forkcast_cli.detect.series import Place, Series
 from forkcast_cli.detect.traits import Traits
 from forkcast_cli.logs.points import Point
 
 _MOST_ABANDONED: Final = 64
 _MOST_TOLD: Final = 3
+_MOST_RESUMES: Final = 100
+_ROWS_A_RESUME: Final = 50
 
 
 @dataclass(slots=True)
@@ -42,13 +44,13 @@ class Curves:
             series.cut(step)
 
 
-class WatchedRun:
-    """Takes points, gives happenings. judges: detectors by name; the first one's are given."""
+class LoggedRun:
+    """Takes points, gives events. detectors: detectors by name; the first one's are given."""
 
-    def __init__(self, name: str, judges: Mapping[str, Judge]) -> None:
+    def __init__(self, name: str, detectors: Mapping[str, LogDetector]) -> None:
         self.name = name
-        self.judges = dict(judges)
-        self.judge = next(iter(self.judges.values()))
+        self.detectors = dict(detectors)
+        self.detector = next(iter(self.detectors.values()))
         self.traits = Traits()
         self.curves = Curves()
         self.first: int | None = None
@@ -56,22 +58,30 @@ class WatchedRun:
         self.rows = self.validations = self.stragglers = self.taken_back = 0
         self.without_norm = 0
         self.resumes: list[tuple[int, int]] = []
+        self.unreached = 0  # resumes that went back farther than what is known
         self._known: deque[StepStats] = deque(maxlen=REACH)
         self._behind: Point | None = None
 
-    def take(self, point: Point) -> Iterator[Happening]:
+    def take(self, point: Point) -> Iterator[LogEvent]:
         """One point; what begins or rises with it."""
         if self.last is None or point.step > self.last:
             if self._behind is not None:
                 self.stragglers, self._behind = self.stragglers + 1, None
             yield from self.fold(_stats(point, self.name))
+        elif self.jumbled:
+            self.stragglers += 1
         elif self._behind is None:
             self._behind = point
         else:
             yield from self.finish()
             yield from self.take(point)
 
-    def finish(self) -> Iterator[Happening]:
+    @property
+    def jumbled(self) -> bool:
+        """Whether the steps go back so often that these are no resumes."""
+        return len(self.resumes) >= max(_MOST_RESUMES, self.rows // _ROWS_A_RESUME)
+
+    def finish(self) -> Iterator[LogEvent]:
         """No more points for now: a point that lies behind is the first after a resume."""
         if self._behind is not None:
             behind, self._behind = self._behind, None
@@ -83,7 +93,7 @@ class WatchedRun:
         started = self.first is not None and self.last is not None and self.last > self.first
         return started and self.first is not None and point.step <= self.first
 
-    def fold(self, stats: StepStats) -> Iterator[Happening]:
+    def fold(self, stats: StepStats) -> Iterator[LogEvent]:
         """One step that follows the last one."""
         step = stats.step
         self.first = step if self.first is None else min(self.first, step)
@@ -97,17 +107,17 @@ class WatchedRun:
             self.validations += 1
             self.curves.validation.add(step, stats.validation_loss)
         self._known.append(stats)
-        for judge in self.judges.values():
-            z, happening = judge.fold(stats)
-            if judge is self.judge:
+        for detector in self.detectors.values():
+            z, event = detector.fold(stats)
+            if detector is self.detector:
                 self.curves.z.add(step, z)
-                if happening is not None:
-                    yield happening
+                if event is not None:
+                    yield event
 
     def collapse(self, step: int, before: Sequence[StepStats]) -> None:
         """A lineage of ours goes on at ``step`` in a new epoch. before: the steps that it rests on."""
-        for judge in self.judges.values():
-            judge.collapse(step, before)
+        for detector in self.detectors.values():
+            detector.collapse(step, before)
         self.curves.cut(step)
         self._known.clear()
 
@@ -118,8 +128,9 @@ class WatchedRun:
             self._known.pop()
             self.rows -= 1
             self.taken_back += 1
-        for judge in self.judges.values():
-            judge.go_back(step, self._known)
+        self.unreached += not self._known
+        for detector in self.detectors.values():
+            detector.go_back(step, self._known)
         self.curves.cut(step)
         self.last = self._known[-1].step if self._known else None
 
@@ -134,6 +145,13 @@ class WatchedRun:
                 f"the steps go back {times} ({shown}{more}): the last value of each counts,"
                 f" {self.taken_back:,} rows were replaced"
             )
+        if self.unreached:
+            yield (
+                f"a resume went back farther than {REACH:,} rows: the detector began anew there, and the"
+                " rows before are counted twice"
+            )
+        if self.jumbled:
+            yield "this log seems to be of several ranks or runs at once: give one of them"
         if self.stragglers:
             rows = "1 row lies" if self.stragglers == 1 else f"{self.stragglers:,} rows lie"
             yield f"{rows} behind the steps around: left out"
