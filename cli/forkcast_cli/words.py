@@ -68,18 +68,14 @@ def trigger_sentence(trigger: Trigger) -> str:
     return f"At step {trigger.step}, {_RULES[trigger.rule]}: z {trigger.z:.1f}{said}.{since}"
 
 
-def event_sentence(step: int, onset_step: int, cause: str) -> str:
-    """A departure."""
-    since = f" since step {onset_step}" if onset_step < step else ""
-    return f"unstable at step {step}{since}: {cause}"
+def event_sentence(step: int, cause: str) -> str:
+    """An event of a watched run; its cause says since when."""
+    return f"unstable at step {step}: {cause}"
 
 
 def told_events(progress: Mapping[str, Any]) -> list[str]:
     """The newest events that a watched run has told of, in sentences."""
-    return [
-        event_sentence(one["step"], one["onset_step"], one["cause"])
-        for one in progress.get("events", ())
-    ]
+    return [event_sentence(one["step"], one["cause"]) for one in progress.get("events", ())]
 
 
 def draft_sentence(decision: Decision) -> str:

@@ -1,10 +1,7 @@
 """`forkcast detect` as a command: what it says of a log, and what it makes of resumes, runs and ranks."""
 
 import json
-import math
-import os
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,29 +15,10 @@ from forkcast_cli.__main__ import app
 from forkcast_cli.detect.log_detector import REACH
 from forkcast_monitor.presets import PRESETS
 from forkcast_wire.statistics import tail_of
-from tests.cli.log_samples import SAMPLES, event, text
-from tests.waiting import HANG_SECONDS
+from tests.cli.log_samples import SAMPLES, event
+from tests.cli.made_course import course, lines
 
 ROOT = Path(__file__).parents[2]
-
-
-def course(steps=400, spike=300, *, every=1, first=0):
-    """Rows of a loop of one's own: a falling loss with noise, and six high rows from ``spike`` on."""
-    noise = random.Random(7)
-    for n in range(steps):
-        level = 3.0 + math.exp(-n / 60) + noise.gauss(0, 0.02)
-        high = 4.0 if spike <= n < spike + 6 else 0.0
-        yield {
-            "epoch": round(n / 3000, 4),
-            "grad_norm": round(1.0 + noise.gauss(0, 0.05) + 20 * high, 4),
-            "learning_rate": 1e-4,
-            "loss": round(level + high, 6),
-            "step": first + n * every,
-        }
-
-
-def lines(rows):
-    return text(map(json.dumps, rows))
 
 
 def ran(*arguments, code=0):
@@ -376,124 +354,3 @@ def test_a_png_is_one_or_the_remedy_is_named(tmp_path, monkeypatch):
     path.write_bytes(lines(course()))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "write .svg or .html" in ran(path, "--plot", tmp_path / "x.png", code=2)
-
-
-# --------------------------------------------------------------------------------------------- live
-
-
-def started(*arguments, **options):
-    command = [sys.executable, "-m", "forkcast_cli", "detect", *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": ""},
-        **options,
-    )
-
-
-def until(pipe, wanted):
-    """Read lines until one holds it."""
-    for line in iter(pipe.readline, b""):
-        if wanted in line:
-            return line.decode()
-    raise AssertionError(f"{wanted!r} never came")
-
-
-def test_an_event_of_a_pipe_is_told_while_it_is_open():
-    with started("-") as process:
-        process.stdin.write(lines(course(310)))
-        process.stdin.flush()
-        until(process.stdout, b"step 30")
-        process.stdin.write(lines(course(320, first=0))[-2000:])
-        out, err = process.communicate()
-    assert (process.returncode, err) == (0, b"")
-    assert b"rows, steps 0 to 319" in out
-
-
-def test_a_pipe_is_passed_on_unchanged_and_events_go_beside_it():
-    content = b"a banner \xff\x00\n" + lines(course())
-    with started("-", "--tee") as process:
-        out, err = process.communicate(content)
-    assert (process.returncode, out) == (0, content)
-    assert b"  step 30" in err or b"step 30" in err
-
-
-def test_a_program_is_not_killed_by_a_log_that_fits_nothing():
-    """What is piped in is read to its end, whatever comes of it."""
-    script = "import sys\nfor n in range(20000): print('nothing here', n)\nsys.stderr.write('done')"
-    with started("-") as process:
-        program = subprocess.run(
-            [sys.executable, "-c", script],
-            stdout=process.stdin,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-        _, err = process.communicate()
-    assert (program.returncode, program.stderr) == (0, b"done")
-    assert process.returncode == 3
-    assert err.startswith(b"error: standard input: nothing in it")
-
-
-def test_a_program_is_not_killed_by_a_reader_that_goes_away():
-    with started("-") as process:
-        process.stdout.close()
-        process.stdin.write(lines(course()))
-        process.stdin.write(lines(course())[:-1] * 50)
-        process.stdin.close()
-        process.wait(HANG_SECONDS)
-        assert process.stderr.read() == b""
-    assert process.returncode == 0
-
-
-def test_a_growing_file_is_followed_until_an_interrupt(tmp_path):
-    path = tmp_path / "log"
-    path.write_bytes(lines(course(310)))
-    with started("--follow", path) as process:
-        until(process.stdout, b"step 30")
-        with path.open("ab") as file:
-            file.write(lines(course(330)))  # another run: told of by a detector of its own
-        until(process.stdout, b"step 30")
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
-    assert (process.returncode, err) == (0, b"")
-    assert b"310 rows" in out
-    assert b"330 rows" in out
-
-
-def test_a_followed_file_that_is_replaced_is_read_from_its_start(tmp_path):
-    path = tmp_path / "log"
-    path.write_bytes(lines(course(310)))
-    with started("--follow", path) as process:
-        until(process.stdout, b"step 30")
-        path.rename(tmp_path / "log.1")
-        path.write_bytes(lines(course(330)))
-        until(process.stdout, b"step 30")
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
-    assert (process.returncode, err) == (0, b"")
-    assert b"330 rows" in out
-
-
-def test_an_event_file_that_grows_is_followed(tmp_path):
-    path = tmp_path / "events.out.tfevents.1"
-    rows = list(course(320))
-    path.write_bytes(b"".join(event(row["step"], "loss", row["loss"]) for row in rows[:200]))
-    with started("--follow", path) as process:
-        until(process.stdout, b"columns: step = step, loss = loss")
-        with path.open("ab") as file:
-            file.write(b"".join(event(row["step"], "loss", row["loss"]) for row in rows[200:]))
-        until(process.stdout, b"step 30")
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
-    assert (process.returncode, err) == (0, b"")
-    assert b"320 rows" in out
-
-
-def test_live_events_are_a_line_of_json_each(tmp_path):
-    with started("-", "--json") as process:
-        out, _ = process.communicate(lines(course()))
-    *events, last = map(json.loads, out.splitlines())
-    assert [one["event"]["step"] for one in events]
-    assert last["runs"][0]["rows"] == 400

@@ -80,7 +80,7 @@ def test_a_program_can_be_piped_as_shown(folder):
 
 
 def test_the_document_is_read_as_shown(folder, capsys):
-    from tests.cli.test_detect import course, lines
+    from tests.cli.made_course import course, lines
 
     (folder / "log.jsonl").write_bytes(lines(course()))
     found = CliRunner().invoke(app, ["detect", "log.jsonl", "--json"])

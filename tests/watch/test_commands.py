@@ -66,10 +66,10 @@ def test_it_is_among_the_runs_and_has_no_branches_and_no_states(watched):
 def test_its_rules_are_those_of_a_detection_in_its_log(watched):
     from forkcast_cli.detect.request import request_for
 
-    given = {"columns": "", "manifest": None, "rules": (), "plot": None}
-    flags = dict.fromkeys(("follow", "tee", "as_json"), False)
+    given = {"columns": "", "manifest": None, "rules": (), "plot": None, "preset": ""}
+    flags = dict.fromkeys(("follow", "tee", "as_json", "compare"), False)
     request = request_for(str(watched), **given, **flags)
-    assert [one.index.window for one in request.configs.values()] == [16]
+    assert [one.trigger.warmup_steps for one in request.configs.values()] == [10]
 
 
 def test_load_run_gives_its_steps_and_events(watched):
@@ -92,13 +92,13 @@ def test_a_long_run_in_progress_is_shown_as_running(tmp_path):
     (folder.path / "statistics").mkdir()
     write_chunk(rows, folder.path / "statistics")
     progress = {"state": "running", "step": 3, "total_steps": 100, "loss": 1.0, "device": "cpu"}
-    progress["events"] = [{"step": 2, "onset_step": 1, "cause": "the loss jumped"}]
+    progress["events"] = [{"step": 2, "cause": "the loss jumped"}]
     replace_bytes(folder.path / "progress.json", json.dumps(progress).encode())
     folder.record(trigger(run_uid=uid, step=2))
     folder.record(trigger(run_uid=uid, step=2))  # the same event again
     text = said("status", folder.path)
     assert "run running step 3 of 100" in text
-    assert "unstable at step 2 since step 1: the loss jumped" in text
+    assert "unstable at step 2: the loss jumped" in text
     assert len(forkcast.load_run(folder.path).event_records) == 1
     folder.close()
 

@@ -34,12 +34,8 @@ class Seen:
 
 
 def event_of(trigger: Trigger) -> Seen:
-    """A trigger of the monitor in the words of an event."""
-    parts = dict(trigger.components)
-    said = ", ".join(
-        f"{name} {parts[name]:+.1f}" for name in sorted(parts, key=lambda n: -parts[n])
-    )
-    figures = f"{trigger.rule.value}: z {trigger.z:.1f}" + (f" ({said})" if said else "")
+    """A trigger of the monitor as the event that it tells of."""
+    parts = trigger.components
     return Seen(
         run_uid=trigger.run_uid,
         epoch=trigger.epoch,
@@ -47,31 +43,28 @@ def event_of(trigger: Trigger) -> Seen:
         onset_step=trigger.onset_step,
         tier=_BRANCH_TIER,
         component=max(parts, key=lambda name: parts[name], default=""),
-        cause=getattr(trigger, "cause", "") or figures,
+        cause=trigger.cause or f"{trigger.rule.value}: z {trigger.z:.1f}",
     )
 
 
 def event_in(summary: pb.RunSummary) -> Seen | None:
     """The last event that a summary tells of, None if it tells of none."""
-    cause = getattr(summary, "last_event", "")
-    if not cause:
+    if not summary.last_event:
         return None
-    step = int(getattr(summary, "last_event_step", 0))
     return Seen(
         run_uid=summary.run_uid,
         epoch=summary.epoch,
-        step=step,
-        onset_step=step,
+        step=summary.last_event_step,
+        onset_step=summary.last_event_step,
         tier=_EVENT_TIER,
         component="",
-        cause=cause,
+        cause=summary.last_event,
     )
 
 
 def words(event: Seen) -> str:
-    """One line for the log."""
-    since = f" since step {event.onset_step}" if event.onset_step < event.step else ""
-    return f"unstable at step {event.step}{since}: {event.cause}"
+    """One line for the log; the cause says since when."""
+    return f"unstable at step {event.step}: {event.cause}"
 
 
 class EventWatch:

@@ -152,8 +152,7 @@ class Sink:
             "dropped": self._reporter.dropped,
             "not_measured": dict(self._tolerance.failed),
             "events": [
-                {"step": one.step, "onset_step": one.onset_step, "cause": one.cause}
-                for one in self.events[-_EVENTS_TOLD:]
+                {"step": one.step, "cause": one.cause} for one in self.events[-_EVENTS_TOLD:]
             ],
         }
         self._folder.tell(document, force=force)
