@@ -131,6 +131,10 @@ def run_lines(run: RunObject) -> list[Text]:
         figures.append(f"z {status.uncertainty.z:.2f}")
     if figures:
         lines.append(Text(", ".join(figures)))
+    if status.uncertainty is not None and status.uncertainty.last_event_step is not None:
+        told = status.uncertainty
+        count = f"{told.events} departure{'s' * (told.events != 1)}, the last"
+        lines.append(Text(f"{count} at step {told.last_event_step:,}: {told.last_event}", "yellow"))
     if (latest := status.checkpoints.latest) is not None:
         text = f"checkpoint of step {latest.step} in epoch {latest.epoch}"
         lines.append(Text(f"{text}, {status.checkpoints.count} kept"))

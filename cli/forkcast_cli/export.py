@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from forkcast.records import Index
+from forkcast.records import Index, Tier
 from forkcast_watch.trackers import TrackedRun, Tracker, open_tracker
 from forkcast_watch.trackers.base import Held, event_key
 from forkcast_wire.loaded_run import LoadedRun
@@ -112,6 +112,7 @@ def index_of(row: Row) -> Index | None:
         index=row["index"],
         z=row["z"],
         ready=True,
+        tier=Tier(row.get("tier") or 0),
     )
 
 

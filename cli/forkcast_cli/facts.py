@@ -19,8 +19,8 @@ from forkcast_wire.store import open_store
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """A run's view, its statistics rows of rank 0 in (epoch, step) order, and its metrics. events: of a
-    watched run; those of our own are its branches and the triggers that opened none.
+    """A run's view, its statistics rows of rank 0 in (epoch, step) order, and its metrics. events: its
+    departures, whatever came of them.
     """
 
     view: RunView
@@ -55,8 +55,7 @@ def gather(folder: Path) -> RunFacts:
     records = RunRecords(
         branches=view.branches, suppressed=view.suppressed, lineage=view.lineage, damaged=()
     )
-    events = events_of(records, rows) if view.manifest is None else []
-    return RunFacts(view, rows, points, metrics.compute(facts), events)
+    return RunFacts(view, rows, points, metrics.compute(facts), events_of(records, rows))
 
 
 def _number(value: float | None) -> float:

@@ -18,6 +18,9 @@ from forkcast_monitor.signals.base import MOST
 #: Rows that may be missing, or come again, beside the distances of the last few.
 _FORGIVEN_ROWS: Final = 16
 _DISTANCES: Final = 4
+#: Rows running whose gradient norm is no number while the loss is: a step that overflowed in fp16 is
+#: skipped, and the scale of the loss is halved; that is how it finds its scale.
+_OVERFLOW_ROWS: Final = 3
 #: Fields of the last index and the last event, as a state lists them.
 _INDEX: Final = tuple(field.name for field in fields(Index))
 _EVENT: Final = tuple(field.name for field in fields(Event) if field.name != "run_uid")
@@ -27,7 +30,7 @@ _CAUSES: Final = {
     EVENT_RATE: "events have become more frequent than in the 10,000 steps before",
     "forced": "the manifest forces a trigger at this step",
     "calm": "no departure for long enough to try the learning rate of before a cut",
-    NON_FINITE: "the loss or the gradient norm is not finite",
+    NON_FINITE: "the loss, or the gradient norm of three steps running, is not finite",
 }
 
 
@@ -67,6 +70,7 @@ class Detector:
         self.events = 0
         self.last_event: Event | None = None
         self._rows = 0
+        self._overflows = 0  # rows running whose norm is no number
         self._step = self._epoch = -1
         self._apart: deque[int] = deque(maxlen=_DISTANCES)  # steps between the last rows
         # since the last collapse: signals of no patience that have not said yet that the base is sound
@@ -94,7 +98,8 @@ class Detector:
                     most = u
         ready = not level.warm and self._rows > self._warmup
         z = (together if together > most else most) if ready else 0.0
-        finite = level.finite and level.norm_finite
+        self._overflows = 0 if level.norm_finite else self._overflows + 1
+        finite = level.finite and self._overflows < _OVERFLOW_ROWS
         fired = triggers.fold(
             step,
             epoch,
@@ -223,6 +228,7 @@ class Detector:
             "level": self._level.state(),
             "triggers": self.triggers.state(),
             "place": [self._rows, self._step, self._epoch, list(self._apart), self._unproven],
+            "overflows": self._overflows,
             "last": None if last is None else [getattr(last, name) for name in _INDEX],
             "events": [self.events, event and [getattr(event, name) for name in _EVENT]],
         }
@@ -234,6 +240,7 @@ class Detector:
         self._level.restore(state["level"])
         self.triggers.restore(state["triggers"])
         self._rows, self._step, self._epoch, apart, unproven = state["place"]
+        self._overflows = state["overflows"]
         self._apart = deque(apart, maxlen=_DISTANCES)
         self._unproven = list(unproven)
         self.last = self.last_event = None

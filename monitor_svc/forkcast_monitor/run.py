@@ -369,7 +369,7 @@ class WatchedRun:
         self._last = stats
 
     def _tell(self, event: Event) -> None:
-        """An event in the log, once it is in the history."""
+        """An event in the log; its row is written with the batch."""
         _log.warning(
             "run.event",
             run=self.run_uid,

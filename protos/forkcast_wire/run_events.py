@@ -6,13 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from forkcast.records import Trigger, TriggerRule
+from forkcast.records import Tier, Trigger, TriggerRule
 from forkcast_wire.run_records import RunRecords
 from forkcast_wire.statistics import COMPONENT
-
-#: Of an event that a trigger tells of.
-_BRANCH_TIER = 3
-_EVENT_TIER = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +54,7 @@ def events_of(records: RunRecords, rows: Iterable[Mapping[str, Any]]) -> list[Ru
         if row.get("event") is None:
             continue
         place = row["epoch"], row["step"]
-        tier = max(row.get("tier") or 0, _EVENT_TIER)
+        tier = max(row.get("tier") or 0, int(Tier.EVENT))
         if place in found:
             tier = max(tier, found[place].tier)
             found[place] = replace(found[place], cause=row["event"], tier=tier)
@@ -107,9 +103,10 @@ def _of_trigger(
         epoch=trigger.epoch,
         step=trigger.step,
         onset_step=trigger.onset_step,
-        tier=_BRANCH_TIER,
+        tier=int(Tier.BRANCH),
         component=component,
-        cause=f"{trigger.rule.value}: z {trigger.z:.1f}, most from {component}{since}",
+        cause=trigger.cause
+        or f"{trigger.rule.value}: z {trigger.z:.1f}, most from {component}{since}",
         rule=trigger.rule.value,
         z=trigger.z,
         branch=branch,

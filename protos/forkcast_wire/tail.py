@@ -46,8 +46,7 @@ class Row:
 
 def judged(stats: pb.StepStats, index: Index, event: str | None) -> Row:
     """A row of a step that a detector has judged."""
-    tier: int | None = getattr(index, "tier", None)  # not every detector tells one
-    return Row(stats, index.index, index.z, index.components, tier, event)
+    return Row(stats, index.index, index.z, index.components, int(index.tier), event)
 
 
 def encoded(rows: Sequence[Row], signals: Iterable[str]) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import forkcast
-from forkcast.records import Index
+from forkcast.records import Index, Tier
 from forkcast_cli.__main__ import app
 from forkcast_cli.export import index_of, missing
 from forkcast_watch.trackers.base import Held
@@ -95,8 +95,16 @@ def test_what_a_place_lacks_comes_in_the_order_of_training(made_run):
 
 
 def test_a_row_gives_back_what_was_measured_and_judged(made_run):
-    stored = row(0, 3, 2.5)
-    judged = Index(step=3, epoch=0, components={"volatility": 0.2}, index=0.1, z=0.5, ready=True)
+    stored = row(0, 3, 2.5) | {"tier": 2}
+    judged = Index(
+        step=3,
+        epoch=0,
+        components={"volatility": 0.2},
+        index=0.1,
+        z=0.5,
+        ready=True,
+        tier=Tier.EVENT,
+    )
     assert index_of(stored) == judged
     assert index_of(stats_row(step_stats(3))) is None
     assert row_to_stats(stats_row(step_stats(3))) == step_stats(3)

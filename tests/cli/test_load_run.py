@@ -77,7 +77,7 @@ def test_events_are_the_departures_with_what_came_of_them(made_run):
         (TriggerRule.CONSECUTIVE, 200, Refusal.BUDGET),
         (TriggerRule.CALM, 210, Refusal.NO_LOAN),
     ):
-        told = trigger(epoch=1, step=step, onset_step=step - 3, rule=rule)
+        told = trigger(epoch=1, step=step, onset_step=step - 3, rule=rule, cause="It departed")
         store.put(keys.suppressed(told), dump(Suppression(trigger=told, reason=why)))
     run = forkcast.load_run(made_run)
     found = [(e["step"], e["branch"], e["outcome"], e["reason"]) for e in run.events().to_pylist()]
@@ -88,6 +88,7 @@ def test_events_are_the_departures_with_what_came_of_them(made_run):
     ]
     first = run.events().to_pylist()[0]
     assert first["rule"] == "Single"
+    assert run.events()["cause"].to_pylist()[1] == "It departed"
     assert (first["onset_step"], first["component"], first["tier"]) == (148, "volatility", 3)
     assert [one.step for one in run.triggers] == [150, 200, 210, 250]
     assert [one.id for one in run.branches] == ["e0-t150", "e1-t250"]

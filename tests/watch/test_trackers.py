@@ -331,7 +331,7 @@ def test_every_column_of_a_step_is_a_figure_or_names_the_row():
     found = {name.partition("/")[0] for name in figures(whole, judged(7))}
     columns = set(whole.__dataclass_fields__)
     assert columns - found == {"run_uid", "attempt", "rank", "step"}
-    assert found - columns == {"index", "z", "u_volatility", "u_entropy"}
+    assert found - columns == {"index", "z", "tier", "u_volatility", "u_entropy"}
 
 
 # ------------------------------------------------------------------------------- behind a queue

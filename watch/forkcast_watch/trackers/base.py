@@ -105,7 +105,7 @@ def index_columns(index: Index | None) -> dict[str, float]:
     if index is None:
         return {}
     parts = {COMPONENT + name: value for name, value in index.components.items()}
-    return {"index": index.index, "z": index.z, **parts}
+    return {"index": index.index, "z": index.z, "tier": int(index.tier), **parts}
 
 
 def figures(stats: StepStats, index: Index | None) -> dict[str, float]:
