@@ -212,7 +212,8 @@ class Detector:
             said = ", ".join(f"{name} {u:.1f}" for name, u in parts if u > 0)
             return f"{said}: none alone, {index.z:.1f} together{since}"
         u, signal = index.components[fired.name], self._signals[fired.name]
-        rare = f" ({how_rare(u)})" if signal.patient else ""
+        # of levels nobody knows how rare they are
+        rare = f" ({how_rare(u)})" if signal.rule is None else ""
         return f"{fired.name} {u:.1f}{rare}{since}: {signal.cause()}"
 
     @property
