@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from forkcast_wire.fields import API_GROUP, DECIMAL_PATTERN, POWER_PATTERN, Part, Rule, Spelling
 from forkcast_wire.manifest import Metadata, TrainingRunSpec
 from forkcast_wire.resources import BranchSpec, BranchStatus, TrainingRunStatus
-from forkcast_wire.shelves import Shares, Shelf
+from forkcast_wire.shelves import Shelf
 
 Schema = dict[str, Any]
 _LIST_KEYS: Final = "x-kubernetes-list-map-keys"
@@ -171,13 +171,12 @@ def _mapping(keys: Schema, values: Schema, facts: Schema) -> Schema:
     a length, which is a rule, and a rule needs values of one type.
     """
     if "names" in keys:
-        schema = {
+        return {
             "type": "object",
             "properties": {
                 name: {**values, "description": f"Of {name}."} for name in keys["names"]
             },
         }
-        return {**schema, "required": keys["names"]} if facts.get("shares") else schema
     mapping: Schema = {
         "type": "object",
         "additionalProperties": values,
@@ -296,8 +295,6 @@ def _facts(metadata: Iterable[Any]) -> Schema:
             found["names"] = list(one.names)
         elif isinstance(one, Spelling):
             found["spelling"] = one
-        elif isinstance(one, Shares):
-            found["shares"] = True
         for name in (*_SIGNS, "min_length", "max_length", "pattern"):
             if (value := getattr(one, name, None)) is not None and not isinstance(one, FieldInfo):
                 found[name] = value
