@@ -106,5 +106,5 @@ def test_a_replay_sees_what_was_seen_live(whole) -> None:
     fold_own(session, read_own(whole.history.folder), [entry])
     (run,) = session.runs
     departures = [one for one in whole.triggers if one.rule is not TriggerRule.CALM]
-    seen = [(one.step, one.onset, one.cause) for one in run.judge.happenings]
+    seen = [(one.step, one.onset, one.cause) for one in run.detector.events]
     assert seen == [(one.step, one.onset_step, one.cause) for one in departures]
