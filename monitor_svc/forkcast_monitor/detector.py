@@ -212,8 +212,8 @@ class Detector:
             said = ", ".join(f"{name} {u:.1f}" for name, u in parts if u > 0)
             return f"{said}: none alone, {index.z:.1f} together{since}"
         u, signal = index.components[fired.name], self._signals[fired.name]
-        # of levels nobody knows how rare they are
-        rare = f" ({how_rare(u)})" if signal.rule is None else ""
+        # the table is of summed rows: of levels, and of another's rule, nobody knows how rare they are
+        rare = f" ({how_rare(u)})" if signal.patient and signal.rule is None else ""
         return f"{fired.name} {u:.1f}{rare}{since}: {signal.cause()}"
 
     @property
