@@ -11,8 +11,9 @@ import numpy as np
 
 from forkcast.actions import Action, Lattice
 from forkcast.branch import Command, Phase, Seen
+from forkcast.departures import Said
 from forkcast.level import Level
-from forkcast.records import StepStats, TriggerRule, Window
+from forkcast.records import StepStats, Window
 
 
 class World(Protocol):
@@ -28,7 +29,7 @@ class World(Protocol):
         """Make the phase durable."""
 
 
-class Signal(Protocol):
+class Signal(Said, Protocol):
     """One source of uncertainty. A signal sees one record at a time, and where the loss stands.
 
     weight: its share of the index beside the other signals' shares, >= 0, unless a manifest gives
@@ -42,22 +43,6 @@ class Signal(Protocol):
     @property
     def weight(self) -> float:
         """Its share of the index."""
-
-    @property
-    def rule(self) -> TriggerRule | None:
-        """The rule of its triggers; None: as u is over one threshold or the other."""
-
-    @property
-    def patient(self) -> bool:
-        """Whether a departure may heal by itself."""
-
-    @property
-    def severe(self) -> bool:
-        """Whether the last row asks for a branch at once."""
-
-    @property
-    def healed(self) -> bool:
-        """Whether what departed is back."""
 
     def update(self, stats: StepStats, level: Level) -> float | None:
         """U of this row, in [0, 8]: 0 for nothing unusual; 3.2 for what about one healthy row in

@@ -28,7 +28,7 @@ class Validations:
 
     def fold(self, loss: float) -> bool:
         """Whether this is the second worse validation in a row. Worse ones enter the history only
-        then: after the trigger their level is known, and it must not fire again for ever.
+        then: after the trigger their level is known, and it must not fire again at each of them.
         """
         if not usable(loss):
             return False

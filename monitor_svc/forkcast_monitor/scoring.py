@@ -1,4 +1,4 @@
-"""A log's columns through a detector, for whoever scores detectors on labelled logs. Causal.
+"""A log's columns through a detector, to score detectors on labelled logs. Causal.
 
 `alarms` and `branches` take equally long float arrays by name: `step`, `loss` (nats/token) and, if the log
 has them, `grad_norm`, `lr`, and any column of `forkcast.records.StepStats`; NaN is "not measured". Of

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 
 import grpc
 
-from forkcast.records import Trigger
+from forkcast.records import Event, Tier, Trigger
 from forkcast_watch.tolerance import log
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import open_channel
@@ -17,52 +16,38 @@ from forkcast_wire.codec import trigger_from_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
 
 _EVERY_SECONDS, _ANSWER_SECONDS = 1.0, 2.0
-_EVENT_TIER, _BRANCH_TIER = 2, 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """An event as the log and the trackers get it; see trackers.base.Event."""
-
-    run_uid: str
-    epoch: int
-    step: int
-    onset_step: int
-    tier: int
-    component: str
-    cause: str
-
-
-def event_of(trigger: Trigger) -> Seen:
+def event_of(trigger: Trigger) -> Event:
     """A trigger of the monitor as the event that it tells of."""
     parts = trigger.components
-    return Seen(
+    return Event(
         run_uid=trigger.run_uid,
         epoch=trigger.epoch,
         step=trigger.step,
         onset_step=trigger.onset_step,
-        tier=_BRANCH_TIER,
+        tier=Tier.BRANCH,
         component=max(parts, key=lambda name: parts[name], default=""),
         cause=trigger.cause or f"{trigger.rule.value}: z {trigger.z:.1f}",
     )
 
 
-def event_in(summary: pb.RunSummary) -> Seen | None:
+def event_in(summary: pb.RunSummary) -> Event | None:
     """The last event that a summary tells of, None if it tells of none."""
     if not summary.last_event:
         return None
-    return Seen(
+    return Event(
         run_uid=summary.run_uid,
         epoch=summary.epoch,
         step=summary.last_event_step,
         onset_step=summary.last_event_step,
-        tier=_EVENT_TIER,
+        tier=Tier.EVENT,
         component="",
         cause=summary.last_event,
     )
 
 
-def words(event: Seen) -> str:
+def words(event: Event) -> str:
     """One line for the log; the cause says since when."""
     return f"unstable at step {event.step}: {event.cause}"
 
@@ -78,7 +63,7 @@ class EventWatch:
         run_uid: str,
         known: int,
         *,
-        happened: Callable[[Seen], None],
+        happened: Callable[[Event], None],
         triggered: Callable[[Trigger], None],
     ) -> None:
         """known: how many triggers there were before; those are not news. happened: gets each event, those

@@ -17,8 +17,8 @@ from typing import Any
 import grpc
 import structlog
 
-from forkcast.records import StepStats
-from forkcast_watch.events import EventWatch, Seen, words
+from forkcast.records import Event, StepStats
+from forkcast_watch.events import EventWatch, words
 from forkcast_watch.monitor_process import MonitorProcess
 from forkcast_watch.ranks import RankLosses
 from forkcast_watch.run_folder import RunFolder
@@ -77,7 +77,7 @@ class Sink:
         """
         self._folder, self._told = folder, told
         self._start_step, self._trackers = start_step, _beside(trackers, folder)
-        self.events: list[Seen] = []
+        self.events: list[Event] = []
         self.process = None if monitor else MonitorProcess(folder.path)
         if self.process is not None:
             self.process.look()
@@ -107,7 +107,7 @@ class Sink:
         self._validation: float | None = None
         self._begun = time.monotonic()
 
-    def _happened(self, event: Seen) -> None:
+    def _happened(self, event: Event) -> None:
         if event.step < self._start_step:
             return  # of an attempt before this one
         self.events.append(event)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from forkcast.parameter_groups import GROUPS
-from forkcast.records import StepStats
-from forkcast_watch.events import Seen
+from forkcast.records import Event, StepStats
 from forkcast_watch.feed import Feed, Sink
 from forkcast_watch.gradients import Gradients, shards
 from forkcast_watch.inside import PIECE as INSIDE
@@ -190,7 +189,7 @@ class Watch:
         return None if self._folder is None else self._folder.path
 
     @property
-    def events(self) -> list[Seen]:
+    def events(self) -> list[Event]:
         """What the monitor has found in this attempt so far."""
         return [] if self._sink is None else list(self._sink.events)
 

@@ -1,7 +1,7 @@
 """`forkcast detect LOG`, from its options to its exit code.
 
 A program whose output is piped into it must not notice: whatever goes wrong here, and whatever becomes
-of our own output, the pipe is read to its end.
+of our own output, the pipe is read until it is closed.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ OnEvent = Callable[[LoggedRun, LogEvent], None]
 
 
 class Session:
-    """Takes a log to its end. configs: detectors by name, the first of them is the one that is reported.
+    """Takes a whole log. configs: detectors by name, the first of them is the one that is reported.
 
     A run whose steps come back to its first one is followed by another run; runs that a log holds side by
     side have names of their own.

@@ -19,7 +19,7 @@ from typing import BinaryIO, Final
 
 _CHUNK: Final = 1 << 16
 _IDLE_SECONDS: Final = 0.5
-#: What is longer is no line of a log: the rest up to its end is left out.
+#: What is longer is no line of a log: the rest of it is left out.
 LONGEST_LINE: Final = 1 << 20
 _BREAK: Final = re.compile("[\r\n]+")
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
@@ -178,7 +178,7 @@ def _begins_anew(path: Path, file: BufferedReader) -> bool:
 def pipe_source(
     file: BinaryIO, on_idle: Callable[[], None], stop: Stop, tee: BinaryIO | None = None
 ) -> Source:
-    """What another program prints, as it comes, to its end or until it is to stop. tee: gets every byte,
+    """What another program prints, as it comes, until it ends or is to stop. tee: gets every byte,
     too, at once.
     """
     descriptor = file.fileno()

@@ -13,6 +13,7 @@ from typing import Any
 from forkcast.records import StepStats
 from forkcast.robust import Ema, usable
 from forkcast_monitor.signals.base import SignalRules
+from forkcast_monitor.signals.forecasts import Forecasts
 
 Channels = dict[str, float | None]
 
@@ -84,15 +85,13 @@ class InternalEntropy:
 
 
 class Disagreement:
-    """Three forecasts of the smoothed loss, ``horizon`` rows ahead: the last value, a line through two
-    averages of different span, the same line in log t. Channels: ``spread`` of the three now, and
+    """Three forecasts of the smoothed loss, ``horizon`` rows ahead. Channels: ``spread`` of the three now, and
     ``error`` of the mean forecast that was made for this row; nats/token.
     """
 
     def __init__(self, rules: SignalRules) -> None:
-        decay = self._decay = rules.ema_decay
         self._horizon = rules.horizon
-        self._fast, self._slow = Ema(decay), Ema(1 - (1 - decay) / 4)
+        self._forecasts = Forecasts(rules.ema_decay, rules.horizon)
         self._pending: deque[float | None] = deque(maxlen=rules.horizon)
         self._step: int | None = None
 
@@ -102,40 +101,31 @@ class Disagreement:
             self._pending.clear()  # what was forecast for another step is no error of this one
         self._step = stats.step
         if usable(stats.loss):
-            self._fast.push(stats.loss)
-            self._slow.push(stats.loss)
-        fast, slow = self._fast.value, self._slow.value
-        if not usable(stats.loss) or fast is None or slow is None:
+            self._forecasts.push(stats.loss)
+        forecasts = self._forecasts.made_at(stats.step)
+        if not usable(stats.loss) or forecasts is None:
             self._pending.append(None)  # no forecast was made here; the steps go on
             return {"spread": None, "error": None}
         due = self._pending[0] if len(self._pending) == self._horizon else None
-        lag = 3.0 / (1 - self._decay)  # mean ages of the two averages differ by this many rows
-        slope = (fast - slow) / lag
-        t = stats.step + 1.0
-        forecasts = (
-            fast,
-            fast + slope * self._horizon,
-            fast + slope * t * math.log((t + self._horizon) / t),
-        )
         self._pending.append(sum(forecasts) / len(forecasts))
         return {
             "spread": max(forecasts) - min(forecasts),
-            "error": None if due is None else fast - due,
+            "error": None if due is None else forecasts[0] - due,
         }
 
     def state(self) -> Mapping[str, object]:
         """The averages and the pending forecasts."""
         return {
-            "fast": self._fast.state(),
-            "slow": self._slow.state(),
+            "fast": self._forecasts.fast.state(),
+            "slow": self._forecasts.slow.state(),
             "pending": list(self._pending),
             "step": self._step,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._fast.restore(state["fast"])
-        self._slow.restore(state["slow"])
+        self._forecasts.fast.restore(state["fast"])
+        self._forecasts.slow.restore(state["slow"])
         self._pending = deque(state["pending"], maxlen=self._horizon)
         self._step = state["step"]
 

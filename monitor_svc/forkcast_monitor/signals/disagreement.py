@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
 from forkcast.level import Level
 from forkcast.records import StepStats, TriggerRule
-from forkcast.robust import Ema, usable
+from forkcast.robust import usable
 from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, SignalRules
+from forkcast_monitor.signals.forecasts import Forecasts
 
 #: Scales of the loss that the mean forecast was too low by: where it begins to count, and an event.
 _ERROR: Final = (2.0, 5.0)
 
 
 class Disagreement(SignalBase):
-    """Three forecasts of the smoothed loss, `SignalRules.horizon` rows ahead: the last value, a line through
-    two baselines of different span, the same line in log t. u: how far the loss came out above their
+    """Three forecasts of the smoothed loss, `SignalRules.horizon` rows ahead. u: how far the loss came out above their
     mean and beyond their spread, in scales of the loss.
 
     Its weight is 0, which is what it earns on labelled logs beside the other signals (see
@@ -29,9 +28,8 @@ class Disagreement(SignalBase):
     rule = TriggerRule.SLOW
 
     def __init__(self, rules: SignalRules) -> None:
-        decay = self._decay = rules.ema_decay
         self._horizon = rules.horizon
-        self._fast, self._slow = Ema(decay), Ema(1 - (1 - decay) / 4)
+        self._forecasts = Forecasts(rules.ema_decay, rules.horizon)
         self._pending: deque[tuple[float, float] | None] = deque(maxlen=rules.horizon)
         self._error = 0.0
 
@@ -40,25 +38,16 @@ class Disagreement(SignalBase):
         if not usable(stats.loss):
             self._pending.append(None)  # no forecast was made here; the steps go on
             return None
-        self._fast.push(stats.loss)
-        self._slow.push(stats.loss)
-        fast, slow = self._fast.value, self._slow.value
-        if fast is None or slow is None:
+        self._forecasts.push(stats.loss)
+        forecasts = self._forecasts.made_at(stats.step)
+        if forecasts is None:
             return None
         due = self._pending[0] if len(self._pending) == self._horizon else None
-        lag = 3.0 / (1 - self._decay)  # mean ages of the two baselines differ by this many rows
-        slope = (fast - slow) / lag
-        t = stats.step + 1.0
-        forecasts = (
-            fast,
-            fast + slope * self._horizon,
-            fast + slope * t * math.log((t + self._horizon) / t),
-        )
         spread = max(forecasts) - min(forecasts)
         self._pending.append((sum(forecasts) / len(forecasts), spread))
         if due is None or level.warm:
             return None
-        self._error = fast - due[0] - due[1]
+        self._error = forecasts[0] - due[0] - due[1]
         begins, event = _ERROR
         scales = self._error / level.scale if self._error > LEAST_SIZE else 0.0
         u = EVENT * (scales - begins) / (event - begins)
@@ -76,8 +65,8 @@ class Disagreement(SignalBase):
     def state(self) -> Mapping[str, object]:
         """Baselines and pending forecasts."""
         return {
-            "fast": self._fast.state(),
-            "slow": self._slow.state(),
+            "fast": self._forecasts.fast.state(),
+            "slow": self._forecasts.slow.state(),
             "pending": [None if one is None else list(one) for one in self._pending],
             "error": self._error,
             "healed": self.healed,
@@ -85,8 +74,8 @@ class Disagreement(SignalBase):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
-        self._fast.restore(state["fast"])
-        self._slow.restore(state["slow"])
+        self._forecasts.fast.restore(state["fast"])
+        self._forecasts.slow.restore(state["slow"])
         pending = [None if one is None else (one[0], one[1]) for one in state["pending"]]
         self._pending = deque(pending, maxlen=self._horizon)
         self._error, self.healed = state["error"], state["healed"]

@@ -2,7 +2,7 @@
 
 No row of a slow divergence stands out, so nothing that looks at rows sees it. The loss's own moving
 average is compared with the best it has been; what was best is forgotten by a quarter of a scale in a
-window, so that a run whose data get harder is not held to its easiest thousand steps for ever.
+window, so that a run whose data get harder is not held to its easiest thousand steps.
 """
 
 from __future__ import annotations
