@@ -242,8 +242,8 @@ def rows_of(source: Path | BinaryIO, path: str) -> list[dict[str, Any]]:
         with pq.ParquetFile(source, pre_buffer=False) as file:
             table = file.read(use_threads=False)
         for field in SCHEMA:
-            there = field.name in table.schema.names
-            if table.schema.field(field.name) != field if there else field.name not in _LATER:
+            there = [table.schema.field(at) for at in table.schema.get_all_field_indices(field.name)]
+            if there != [field] and (there or field.name not in _LATER):
                 raise HistoryError(f"{path}: no chunk of a history: column {field.name}")
         rows: list[dict[str, Any]] = table.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -285,13 +285,14 @@ def last_steps(folder: Path) -> dict[tuple[int, int], int]:
     """By (epoch, attempt), the last step in the chunks; only their footers are read. Raises
     HistoryError.
     """
-    column, last = SCHEMA.get_field_index("step"), dict[tuple[int, int], int]()
+    last: dict[tuple[int, int], int] = {}
     for path in _chunks(folder, None):
         match = _CHUNK.fullmatch(path.name)
         assert match is not None
         key = (int(match[1]), int(match[2]))
         try:
             footer = pq.read_metadata(path)
+            column = footer.schema.names.index("step")
             groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
             steps = [int(group.column(column).statistics.max) for group in groups]
         except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:

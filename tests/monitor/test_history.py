@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,6 +12,7 @@ from forkcast.records import Index
 from forkcast_monitor.history import History
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.statistics import (
+    SCHEMA,
     HistoryError,
     chunk_name,
     last_steps,
@@ -168,6 +170,33 @@ def test_a_chunk_of_an_earlier_version_reads_with_null_in_the_columns_it_lacks(t
     pq.write_table(table.drop_columns(["z"]), path)
     with pytest.raises(HistoryError, match="column z"):
         read_history(tmp_path)
+
+
+@pytest.mark.parametrize("name", SCHEMA.names)
+def test_a_chunk_with_a_column_twice_or_of_another_kind_is_refused_by_name(tmp_path, name):
+    one = History(tmp_path)
+    one.append([unjudged(row) for row in statistics("u", 2)])
+    one.close()
+    (path,) = tmp_path.glob("*.parquet")
+    table = pq.read_table(path)
+    other = pa.array([b"?"] * len(table), pa.binary())
+    for changed in (
+        table.append_column(SCHEMA.field(name), table.column(name)),
+        table.append_column(name, other),
+        table.set_column(table.schema.get_field_index(name), name, other),
+    ):
+        pq.write_table(changed, path)
+        with pytest.raises(HistoryError, match=f"column {name}$"):
+            read_history(tmp_path)
+
+
+def test_the_last_step_is_read_from_the_step_column_wherever_it_stands(tmp_path):
+    path = tmp_path / "e0-a0-000000000000.parquet"
+    pq.write_table(pa.table({"loss": [2.5, 2.4], "step": [7, 8]}), path)
+    assert last_steps(tmp_path) == {(0, 0): 8}
+    pq.write_table(pa.table({"loss": [2.5, 2.4]}), path)
+    with pytest.raises(HistoryError, match="damaged"):
+        last_steps(tmp_path)
 
 
 def test_tier_and_event_are_kept_in_tail_and_chunk(tmp_path):

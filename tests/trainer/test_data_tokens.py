@@ -141,6 +141,7 @@ def test_max_bytes_is_a_limit_and_cuts_no_character(most):
         ("short", {}, "spec.data.train", "fewer than one window of 9"),
         ("bad.parquet", {}, "spec.data.train.uri", "Parquet magic bytes"),
         ("columns.parquet", {}, "spec.data.train.textColumn", "no column text; one of: a, b"),
+        ("twice.parquet", {}, "spec.data.train.textColumn", "has 2 columns text; rename"),
         ("other-split", {"format": "Dataset", "split": "test"}, "spec.data.train.uri", "test"),
         (
             "other-split",
@@ -160,6 +161,8 @@ def test_what_cannot_be_read_is_refused_with_field_and_remedy(tmp_path, make, so
         path.write_text("nonsense")
     elif make == "columns.parquet":
         pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), path)
+    elif make == "twice.parquet":
+        pq.write_table(pa.Table.from_arrays([["x"], ["y"]], names=["text", "text"]), path)
     elif make == "other-split":
         path.mkdir()
         pq.write_table(pa.table({"text": ["x"]}), path / "train-00000-of-00001.parquet")

@@ -150,6 +150,9 @@ def _parquet(path: Path, column: str, field: str, counts: Counts) -> Iterator[st
                 known = ", ".join(names)
                 rule = f"{path} has no column {column}"
                 raise DataError(f"{field}.textColumn", rule, f"one of: {known}")
+            if names.count(column) > 1:
+                rule = f"{path} has {names.count(column)} columns {column}"
+                raise DataError(f"{field}.textColumn", rule, "rename all but one of them")
             kind = file.schema_arrow.field(column).type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
