@@ -242,7 +242,9 @@ def rows_of(source: Path | BinaryIO, path: str) -> list[dict[str, Any]]:
         with pq.ParquetFile(source, pre_buffer=False) as file:
             table = file.read(use_threads=False)
         for field in SCHEMA:
-            there = [table.schema.field(at) for at in table.schema.get_all_field_indices(field.name)]
+            there = [
+                table.schema.field(at) for at in table.schema.get_all_field_indices(field.name)
+            ]
             if there != [field] and (there or field.name not in _LATER):
                 raise HistoryError(f"{path}: no chunk of a history: column {field.name}")
         rows: list[dict[str, Any]] = table.to_pylist()
