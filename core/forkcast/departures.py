@@ -35,6 +35,8 @@ _ARMED: Final = 0.2
 #: So many rows running that are not finite leave nothing to train.
 STOP_ROWS: Final = 50
 _MOST_DOUBLINGS: Final = 8
+#: A member is looked up in its class by a slow path; these two are wanted at every row.
+_CALM, _WATCHED = Tier.CALM, Tier.WATCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +194,7 @@ class Departures:
 
     def __init__(self, rules: TierRules) -> None:
         self.rules = rules
+        self._watched = _WATCH * rules.single_z
         self._each: dict[str, Departure] = {}
         self._quiet_until = 0
         self._not_finite = 0
@@ -272,7 +275,7 @@ class Departures:
 
     def tier(self, z: float) -> Tier:
         """What a row asks for whose index is z."""
-        tier = Tier.WATCH if z > _WATCH * self.rules.single_z else Tier.CALM
+        tier = _WATCHED if z > self._watched else _CALM
         if not self._each:
             return tier
         for departure in self._each.values():
@@ -284,6 +287,11 @@ class Departures:
         """What this signal says is known: an event, that asks for nothing more while it lasts."""
         if name in self._each:
             self._each[name].muted, self._each[name].tier = True, Tier.EVENT
+
+    @property
+    def none(self) -> bool:
+        """Whether nothing has departed, not even a little."""
+        return not self._each
 
     @property
     def open(self) -> bool:

@@ -60,6 +60,7 @@ class TriggerMachine:
     def __init__(self, rules: TriggerRules) -> None:
         self.rules = rules
         self.departures = Departures(rules.tiers)
+        self._forces = rules.force_every_steps > 0
         self._validations = Validations()
         self._rate = EventRate()
         self._epoch = 0
@@ -78,7 +79,11 @@ class TriggerMachine:
         validation_loss: float | None = None,
     ) -> Fired | None:
         """What fires at this row, or None. us, signals, z, judged, finite: see `Departures.fold`."""
-        risen = self.departures.fold(step, us, signals, z, judged=judged, finite=finite)
+        departures = self.departures
+        quiet = not z and finite and departures.none and validation_loss is None
+        if quiet and not epoch and not self._forces:
+            return None
+        risen = departures.fold(step, us, signals, z, judged=judged, finite=finite)
         fired = None if risen is None else self._of(risen, us, signals)
         if validation_loss is not None and self._validations.fold(validation_loss):
             fired = _higher(

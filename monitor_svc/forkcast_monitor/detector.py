@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Final
+from dataclasses import fields, replace
+from typing import Any, Final, NamedTuple
 
 from forkcast.departures import NON_FINITE, TOGETHER
 from forkcast.level import Level
@@ -22,7 +22,7 @@ _DISTANCES: Final = 4
 #: skipped, and the scale of the loss is halved; that is how it finds its scale.
 _OVERFLOW_ROWS: Final = 3
 #: Fields of the last index and the last event, as a state lists them.
-_INDEX: Final = tuple(field.name for field in fields(Index))
+_INDEX: Final = Index._fields
 _EVENT: Final = tuple(field.name for field in fields(Event) if field.name != "run_uid")
 _OF_THE_BASE: Final = "; the base of this epoch had it already"
 _CAUSES: Final = {
@@ -34,8 +34,7 @@ _CAUSES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What the detector makes of one row. event: if a departure begins, or rises, at it; trigger: if it
     asks for a branch.
     """
@@ -73,16 +72,20 @@ class Detector:
         self._overflows = 0  # rows running whose norm is no number
         self._step = self._epoch = -1
         self._apart: deque[int] = deque(maxlen=_DISTANCES)  # steps between the last rows
+        self._every_step = False  # whether the last rows were one step apart
         # since the last collapse: signals of no patience that have not said yet that the base is sound
         self._unproven: list[str] = []
 
     def fold(self, stats: StepStats) -> Reading:
         """Fold one row."""
         step, epoch = stats.step, stats.epoch
-        self._place(step, epoch)
+        if step - self._step == 1 and epoch == self._epoch and self._every_step:
+            self._step = step
+        else:
+            self._place(step, epoch)
         level, triggers = self._level, self.triggers
         level.fold(stats)
-        self._rows += 1
+        rows = self._rows = self._rows + 1
         components: dict[str, float] = {}
         most = together = weighted = total = 0.0
         for name, update, weight, share in self._folds:
@@ -91,12 +94,12 @@ class Detector:
                 continue
             components[name] = u
             total += weight
-            if u:
+            if u > 0:
                 weighted += weight * u
                 together += share * u
                 if u > most:
                     most = u
-        ready = not level.warm and self._rows > self._warmup
+        ready = rows > self._warmup and not level.warm
         z = (together if together > most else most) if ready else 0.0
         self._overflows = 0 if level.norm_finite else self._overflows + 1
         finite = level.finite and self._overflows < _OVERFLOW_ROWS
@@ -112,31 +115,33 @@ class Detector:
         )
         base = ""
         if ready and self._unproven:
-            limit = self.config.trigger.tiers.z
-            self._unproven = [name for name in self._unproven if components.get(name, MOST) > limit]
-            if fired is not None and fired.name in self._unproven:
-                self._unproven.remove(fired.name)
-                base = _OF_THE_BASE
-                if fired.tier >= Tier.BRANCH:  # another branch from there would have it, too
-                    base += ": it is damaged"
-                    triggers.departures.mute(fired.name)
-                    fired = replace(fired, tier=Tier.EVENT)
-        index = self.last = Index(
-            step,
-            epoch,
-            components,
-            weighted / total if total else 0.0,
-            z,
-            ready,
-            triggers.departures.tier(z),
-        )
+            fired, base = self._beside_the_base(fired, components)
+        mean = weighted / total if weighted else 0.0
+        tier = triggers.departures.tier(z)
+        index = self.last = Index(step, epoch, components, mean, z, ready, tier)
         if fired is None:
             return Reading(index, None, None)
         return self._reading(index, fired, base)
 
+    def _beside_the_base(
+        self, fired: Fired | None, us: Mapping[str, float]
+    ) -> tuple[Fired | None, str]:
+        """After a collapse: what fired, no branch if the base had it already; and the words for it."""
+        limit = self.config.trigger.tiers.z
+        self._unproven = [name for name in self._unproven if us.get(name, MOST) > limit]
+        if fired is None or fired.name not in self._unproven:
+            return fired, ""
+        self._unproven.remove(fired.name)
+        if fired.tier < Tier.BRANCH:
+            return fired, _OF_THE_BASE
+        # another branch from there would have it, too
+        self.triggers.departures.mute(fired.name)
+        return replace(fired, tier=Tier.EVENT), f"{_OF_THE_BASE}: it is damaged"
+
     def _place(self, step: int, epoch: int) -> None:
         """Where this row stands beside the last: next to it, or after a gap or a collapse."""
         before, self._step = self._step, step
+        self._every_step = False
         if epoch != self._epoch:
             spliced = self._epoch >= 0
             self._epoch = epoch
@@ -158,6 +163,7 @@ class Detector:
                 self._splice()
         if apart > 0:
             self._apart.append(apart)
+            self._every_step = all(one == 1 for one in self._apart)
 
     def _splice(self) -> None:
         self._level.splice()
@@ -243,6 +249,7 @@ class Detector:
         self._rows, self._step, self._epoch, apart, unproven = state["place"]
         self._overflows = state["overflows"]
         self._apart = deque(apart, maxlen=_DISTANCES)
+        self._every_step = False  # the next row finds out
         self._unproven = list(unproven)
         self.last = self.last_event = None
         if state["last"] is not None:

@@ -43,8 +43,11 @@ class _Limit:
 
     def u(self, level: float) -> float:
         """The level in the unit of an event, in [0, MOST]."""
+        falls = self.event < self.begins
+        if level >= self.begins if falls else level <= self.begins:
+            return 0.0
         if level <= 0:
-            return MOST if self.event < self.begins else 0.0
+            return MOST
         far = math.log(level) - math.log(self.begins)
         u = EVENT * far / (math.log(self.event) - math.log(self.begins))
         return min(max(u, 0.0), MOST)
