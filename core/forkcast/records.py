@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
 from types import MappingProxyType
 
 import numpy as np
@@ -165,9 +164,10 @@ class Tier(IntEnum):
     STOP = 4
 
 
-class Index(NamedTuple):
-    """The Uncertainty Index at one step; a tuple, because there is one for every row, and a frozen
-    dataclass takes four times as long to make.
+@dataclass(slots=True)
+class Index:
+    """The Uncertainty Index at one step. Nobody changes it; it is not frozen, because there is one for every
+    row, and a frozen dataclass takes four times as long to make.
 
     components: u_i of each signal that has something to say, in [0, 8]; 3.2 is what about one healthy row
         in 100,000 reaches (the slow and the internal ones: what no healthy run reached).

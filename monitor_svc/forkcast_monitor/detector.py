@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
 
 from forkcast.departures import NON_FINITE, TOGETHER
 from forkcast.level import Level
@@ -22,7 +22,7 @@ _DISTANCES: Final = 4
 #: skipped, and the scale of the loss is halved; that is how it finds its scale.
 _OVERFLOW_ROWS: Final = 3
 #: Fields of the last index and the last event, as a state lists them.
-_INDEX: Final = Index._fields
+_INDEX: Final = tuple(field.name for field in fields(Index))
 _EVENT: Final = tuple(field.name for field in fields(Event) if field.name != "run_uid")
 _OF_THE_BASE: Final = "; the base of this epoch had it already"
 _CAUSES: Final = {
@@ -34,7 +34,8 @@ _CAUSES: Final = {
 }
 
 
-class Reading(NamedTuple):
+@dataclass(slots=True)
+class Reading:
     """What the detector makes of one row. event: if a departure begins, or rises, at it; trigger: if it
     asks for a branch.
     """
