@@ -73,7 +73,7 @@ class Detector:
         self._overflows = 0  # rows running whose norm is no number
         self._step = self._epoch = -1
         self._apart: deque[int] = deque(maxlen=_DISTANCES)  # steps between the last rows
-        self._every_step = False  # whether the last rows were one step apart
+        self._every_step = False  # whether the last rows were all one step apart
         # since the last collapse: signals of no patience that have not said yet that the base is sound
         self._unproven: list[str] = []
 
@@ -164,7 +164,7 @@ class Detector:
                 self._splice()
         if apart > 0:
             self._apart.append(apart)
-            self._every_step = all(one == 1 for one in self._apart)
+            self._every_step = self._apart.count(1) == _DISTANCES
 
     def _splice(self) -> None:
         self._level.splice()
