@@ -60,7 +60,6 @@ class TriggerMachine:
     def __init__(self, rules: TriggerRules) -> None:
         self.rules = rules
         self.departures = Departures(rules.tiers)
-        self._forces = rules.force_every_steps > 0
         self._validations = Validations()
         self._rate = EventRate()
         self._epoch = 0
@@ -79,11 +78,7 @@ class TriggerMachine:
         validation_loss: float | None = None,
     ) -> Fired | None:
         """What fires at this row, or None. us, signals, z, judged, finite: see `Departures.fold`."""
-        departures = self.departures
-        quiet = not z and finite and departures.none and validation_loss is None
-        if quiet and not epoch and not self._forces:
-            return None
-        risen = departures.fold(step, us, signals, z, judged=judged, finite=finite)
+        risen = self.departures.fold(step, us, signals, z, judged=judged, finite=finite)
         fired = None if risen is None else self._of(risen, us, signals)
         if validation_loss is not None and self._validations.fold(validation_loss):
             fired = _higher(
@@ -121,6 +116,11 @@ class TriggerMachine:
         trouble = trouble or z > self.rules.tiers.z or self.departures.open
         self._calm = self._calm + 1 if judged and not trouble else 0
         return 0 < self.rules.calm_steps <= self._calm
+
+    @property
+    def idle(self) -> bool:
+        """Whether a row of which nothing is to be said, in epoch 0, would change nothing."""
+        return self.departures.none and not self.rules.force_every_steps
 
     def missed(self, first: int, last: int) -> None:
         """Steps that left no row, first to last."""

@@ -24,6 +24,8 @@ _OVERFLOW_ROWS: Final = 3
 #: Fields of the last index and the last event, as a state lists them.
 _INDEX: Final = tuple(field.name for field in fields(Index))
 _EVENT: Final = tuple(field.name for field in fields(Event) if field.name != "run_uid")
+#: A member is looked up in its class by a slow path, and this one is wanted at nearly every row.
+_CALM: Final = Tier.CALM
 _OF_THE_BASE: Final = "; the base of this epoch had it already"
 _CAUSES: Final = {
     VALIDATION: "the validation loss came out above its trend twice in a row",
@@ -104,21 +106,24 @@ class Detector:
         z = (together if together > most else most) if ready else 0.0
         self._overflows = 0 if level.norm_finite else self._overflows + 1
         finite = level.finite and self._overflows < _OVERFLOW_ROWS
-        fired = triggers.fold(
-            step,
-            epoch,
-            components,
-            self._signals,
-            z,
-            judged=ready,
-            finite=finite,
-            validation_loss=stats.validation_loss,
-        )
-        base = ""
-        if ready and self._unproven:
-            fired, base = self._beside_the_base(fired, components)
+        fired, base, tier = None, "", _CALM
+        validation = stats.validation_loss
+        heard = validation is not None or self._unproven
+        if z or epoch or heard or not finite or not triggers.idle:
+            fired = triggers.fold(
+                step,
+                epoch,
+                components,
+                self._signals,
+                z,
+                judged=ready,
+                finite=finite,
+                validation_loss=validation,
+            )
+            if ready and self._unproven:
+                fired, base = self._beside_the_base(fired, components)
+            tier = triggers.departures.tier(z)
         mean = weighted / total if weighted else 0.0
-        tier = triggers.departures.tier(z)
         index = self.last = Index(step, epoch, components, mean, z, ready, tier)
         if fired is None:
             return Reading(index, None, None)
