@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from forkcast_monitor.appended import AppendedFile
 from forkcast_monitor.history import History
 from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import SNAPSHOT_STEPS, Accepted, WatchedRun
+from forkcast_wire.appended import AppendedFile
 from forkcast_wire.codec import stats_to_wire
 from forkcast_wire.statistics import read_history, stats_row
 
