@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from forkcast.branch import MOVES
+from forkcast.phases import MOVES
 
 PAGE = Path(__file__).parents[1] / "docs/concepts.md"
 BEGIN, END = "<!-- branch machine: scripts/draw_branch.py -->\n", "<!-- end -->\n"

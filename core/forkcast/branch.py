@@ -18,312 +18,43 @@ A phase before Collapsing goes there, or to Releasing, where another operator ha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Final, TypeAlias
+from dataclasses import replace
 
-from forkcast import acceptance, ladder
-from forkcast.acceptance import AcceptanceRules
+from forkcast import acceptance
 from forkcast.actions import Action
-from forkcast.decision import (
-    CONTROL,
-    SCHEMA_VERSION,
-    Candidate,
-    Circumstances,
-    Cost,
-    Decision,
-    Draft,
-    Outcome,
-    Reason,
+from forkcast.branch_rules import BranchRules, Policy
+from forkcast.commands import (
+    AppendLineage,
+    Command,
+    DraftCandidates,
+    HoldMain,
+    PinBases,
+    PinState,
+    PostCollapse,
+    RecordDecision,
+    Release,
+    RunRollout,
+    StopRollout,
 )
-from forkcast.lineage import LineageEntry
+from forkcast.conclusion import control_of, decision_of, entry_of
+from forkcast.decision import CONTROL, Candidate, Decision, Outcome, Reason
+from forkcast.phases import (
+    Collapsing,
+    Deciding,
+    Drafting,
+    Finished,
+    Forking,
+    Phase,
+    Releasing,
+    Verifying,
+)
 from forkcast.records import StateRef, Trial, Trigger
-
-# ---------------------------------------------------------------------------- what the world shows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutSeen:
-    """One rollout as it stands: its desired rung, the trials it has published, its failure."""
-
-    until: int | None
-    trials: Mapping[int, Trial]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What one look at the world shows. Absent things are None or empty, never guessed.
-
-    bases: the pinned base states, newest first; None until the pin is durable, () where no state
-        from before the departure exists.
-    main_losses: the main run's training losses by step, from the oldest base to where it stands.
-    main_over_threshold: whether the index is still over its threshold at the main run's last step.
-    lineage: the record of epoch (trigger.epoch + 1), whichever operator wrote it.
-    durable_epoch: highest epoch of which a checkpoint with a valid manifest exists.
-    expired: the branch's deadline has passed. run_finished: the trainer has ended the run.
-    released: no rollout, pin or hold of this branch is left.
-    """
-
-    bases: tuple[StateRef, ...] | None
-    draft: Draft | None
-    rollouts: Mapping[str, RolloutSeen]
-    main_losses: Mapping[int, float]
-    main_over_threshold: bool
-    decision: Decision | None
-    lineage: LineageEntry | None
-    durable_epoch: int
-    expired: bool
-    run_finished: bool
-    released: bool
-
-
-# ---------------------------------------------------------------------------------------- commands
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HoldMain:
-    """Ask the trainer to wait at its next step boundary (executor Process only)."""
-
-    branch: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PinBases:
-    """Choose base states from before ``before_step`` and pin them in the catalogue."""
-
-    branch: str
-    before_step: int
-    depths: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DraftCandidates:
-    """Draw the candidates, ask the proxy, rank, and record the draft (create-only)."""
-
-    branch: str
-    trigger: Trigger
-    bases: tuple[StateRef, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRollout:
-    """Let the rollout exist and run until ``until`` steps after the trigger."""
-
-    branch: str
-    candidate: str
-    action: Action
-    base: StateRef
-    trigger_step: int
-    until: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopRollout:
-    """Let the rollout not run any more; its records stay."""
-
-    branch: str
-    candidate: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PinState:
-    """Pin the winner's end state, before the decision that names it is written."""
-
-    branch: str
-    state: StateRef
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordDecision:
-    """Write decision.json, create-only. Another decision already there is the one that holds."""
-
-    branch: str
-    decision: Decision
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppendLineage:
-    """Create the lineage record of the next epoch. Losing the race is not an error."""
-
-    branch: str
-    entry: LineageEntry
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PostCollapse:
-    """Tell the trainer that a newer epoch exists and what it adopts."""
-
-    branch: str
-    entry: LineageEntry
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """Stop what runs, unpin, let the main run go on, record the outcome."""
-
-    branch: str
-    outcome: Outcome
-    reason: Reason
-
-
-Command: TypeAlias = (
-    HoldMain
-    | PinBases
-    | DraftCandidates
-    | RunRollout
-    | StopRollout
-    | PinState
-    | RecordDecision
-    | AppendLineage
-    | PostCollapse
-    | Release
-)
-
-# ------------------------------------------------------------------------------------------ phases
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forking:
-    """Base states are being chosen and pinned."""
-
-    branch: str
-    trigger: Trigger
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drafting:
-    """Candidates are being drawn and ranked."""
-
-    branch: str
-    trigger: Trigger
-    bases: tuple[StateRef, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verifying:
-    """``entrants`` run to ``rung``, including the control except under policy Ladder; any other
-    rollout is stopped.
-    """
-
-    branch: str
-    trigger: Trigger
-    bases: tuple[StateRef, ...]
-    draft: Draft
-    entrants: tuple[str, ...]
-    rung: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deciding:
-    """Everything is measured; the decision is being recorded."""
-
-    branch: str
-    trigger: Trigger
-    bases: tuple[StateRef, ...]
-    draft: Draft
-    cut_short: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collapsing:
-    """The decision stands and is carried into the main run."""
-
-    branch: str
-    trigger: Trigger
-    decision: Decision
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Releasing:
-    """Nothing is left to decide; what the branch holds is given back."""
-
-    branch: str
-    trigger: Trigger
-    outcome: Outcome
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """The end. A finished branch holds no resources."""
-
-    branch: str
-    trigger: Trigger
-    outcome: Outcome
-    reason: Reason
-
-
-Phase: TypeAlias = Forking | Drafting | Verifying | Deciding | Collapsing | Releasing | Finished
-
-#: Legal moves, phase to phase (staying is always legal).
-MOVES: Final[Mapping[type, tuple[type, ...]]] = {
-    Forking: (Drafting, Collapsing, Releasing),
-    Drafting: (Verifying, Collapsing, Releasing),
-    Verifying: (Verifying, Deciding, Collapsing, Releasing),
-    Deciding: (Collapsing, Releasing),
-    Collapsing: (Releasing,),
-    Releasing: (Finished,),
-    Finished: (),
-}
-
-PHASES: Final[Mapping[str, type]] = {kind.__name__: kind for kind in MOVES}
-
-
-class Policy(StrEnum):
-    """How a branch chooses. Forkcast: by verified rollouts. Ladder: by a fixed rule, unverified."""
-
-    FORKCAST = "Forkcast"
-    LADDER = "Ladder"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BranchRules:
-    """The rules a branch is opened with; frozen for its life, whatever the manifest says later.
-
-    rungs: steps after the trigger at which all entrants are compared, rising.
-    confirm_steps: the confirm rung, after the last of ``rungs``; 0 for none.
-    confirm_finalists: how many go on to it beside the control.
-    depths: wanted distances of the base states before the departure, steps; 0 is the newest.
-    hold_main: whether the main run waits at t while the branch is open.
-    apply: False in mode DryRun.
-    """
-
-    rungs: tuple[int, ...] = (10, 25, 50)
-    confirm_steps: int = 200
-    confirm_finalists: int = 2
-    depths: tuple[int, ...] = (0, 200)
-    hold_main: bool = True
-    apply: bool = True
-    policy: Policy = Policy.FORKCAST
-    acceptance: AcceptanceRules = field(default_factory=AcceptanceRules)
-
-    def __post_init__(self) -> None:
-        ladder = (*self.rungs, self.confirm_steps) if self.confirm_steps else self.rungs
-        if not self.rungs or list(ladder) != sorted(set(ladder)) or ladder[0] < 1:
-            raise ValueError(f"branch: rungs must rise from >= 1, confirm last; got {ladder}")
-
-    def recorded(self) -> Mapping[str, str | int | float | bool]:
-        """The rules as they stand in decision.json."""
-        rules = self.acceptance
-        return {
-            "policy": self.policy.value,
-            "preset": rules.preset.value,
-            "maxRiskQuantile": rules.max_risk,
-            "maxVolatilityRatio": rules.max_volatility_ratio,
-            "unknownMargin": rules.unknown_margin,
-            "rungs": ",".join(map(str, self.rungs)),
-            "confirmSteps": self.confirm_steps,
-            "confirmFinalists": self.confirm_finalists,
-            "apply": self.apply,
-        }
+from forkcast.seen import Seen
 
 
 def branch_name(run: str, trigger: Trigger) -> str:
     """``<run>-e<epoch>-t<step>``: one trigger, one name, so one branch."""
     return f"{run}-{trigger.id}"
-
-
-# ------------------------------------------------------------------------------------------ decide
 
 
 def decide(phase: Phase, seen: Seen, rules: BranchRules) -> tuple[Phase, tuple[Command, ...]]:
@@ -418,12 +149,6 @@ def base_of(action: Action, trigger: Trigger, bases: tuple[StateRef, ...]) -> St
     raise KeyError(f"no base {action.rewind_steps} steps before {trigger.step}")
 
 
-def control_of(trigger: Trigger, bases: tuple[StateRef, ...]) -> Candidate:
-    """The control: rewind to the newest base, change nothing."""
-    newest = max(bases, key=lambda base: base.step)
-    return Candidate(name=CONTROL, action=Action(rewind_steps=trigger.step - newest.step))
-
-
 def _entrant(phase: Verifying, name: str) -> Candidate:
     if name == CONTROL:
         return control_of(phase.trigger, phase.bases)
@@ -503,7 +228,7 @@ def _carry_out(
 
 
 def _conclude(phase: Deciding, seen: Seen, rules: BranchRules) -> tuple[Phase, tuple[Command, ...]]:
-    decision = _decision(phase, seen, rules)
+    decision = decision_of(phase, seen, rules)
     record = RecordDecision(branch=phase.branch, decision=decision)
     if decision.adopted is not None:
         return phase, (
@@ -512,102 +237,6 @@ def _conclude(phase: Deciding, seen: Seen, rules: BranchRules) -> tuple[Phase, t
             record,
         )
     return phase, (*_hold(phase, rules), record)
-
-
-def _decision(phase: Deciding, seen: Seen, rules: BranchRules) -> Decision:
-    trials = {name: rollout.trials for name, rollout in seen.rollouts.items()}
-    circumstances = Circumstances.of(
-        seen.main_losses.get(phase.trigger.step),
-        over_threshold=seen.main_over_threshold,
-        cut_short=phase.cut_short,
-        run_finished=seen.run_finished and not seen.expired,
-    )
-    end = _end(phase.trigger, phase.draft, trials, circumstances, rules)
-    winner = end.winner
-    action = None
-    if winner is not None:
-        control = control_of(phase.trigger, phase.bases)
-        action = control.action if winner == CONTROL else phase.draft.candidate(winner).action
-    finals = [by[max(by)] for by in trials.values() if by]
-    return Decision(
-        schema_version=SCHEMA_VERSION,
-        run_uid=phase.trigger.run_uid,
-        branch=phase.branch,
-        epoch=phase.trigger.epoch,
-        trigger=phase.trigger,
-        bases=phase.bases,
-        draft=phase.draft,
-        trials=tuple(trial for name in sorted(trials) for _, trial in sorted(trials[name].items())),
-        judgements=end.judgements,
-        outcome=end.outcome,
-        reason=end.reason,
-        cause_step=end.cause_step,
-        applied=rules.apply and end.outcome.adopts,
-        winner=winner,
-        action=action,
-        adopted=trials[winner][max(trials[winner])].state if winner is not None else None,
-        rules=rules.recorded(),
-        cost=Cost(
-            rollout_steps=sum(trial.steps_run for trial in finals),
-            rollout_seconds=sum(trial.seconds for trial in finals),
-        ),
-        circumstances=circumstances,
-    )
-
-
-def _end(
-    trigger: Trigger,
-    draft: Draft,
-    trials: Mapping[str, Mapping[int, Trial]],
-    circumstances: Circumstances,
-    rules: BranchRules,
-) -> acceptance.Conclusion:
-    """How the branch ends by its policy; a winner whose end state is missing adopts nothing."""
-    evidence = acceptance.Evidence(
-        trigger=trigger,
-        draft=draft,
-        trials=trials,
-        circumstances=circumstances,
-        rung=rules.rungs[-1],
-        confirm_rung=rules.confirm_steps,
-    )
-    if rules.policy is Policy.LADDER:
-        end = ladder.conclude(evidence)
-    else:
-        end = acceptance.conclude(evidence, rules.acceptance)
-    if end.winner is not None and trials[end.winner][max(trials[end.winner])].state is None:
-        missing = Reason.WINNER_STATE_MISSING  # it measured well, but its state is not durable
-        return replace(end, outcome=Outcome.NO_ACTION, reason=missing, winner=None)
-    return end
-
-
-def redecide(decision: Decision, rules: BranchRules) -> acceptance.Conclusion:
-    """What these rules conclude from a recorded decision's evidence; by the rules of its branch.json
-    the recorded outcome. Raises ValueError for a decision of schema 1, which lacks a part of it.
-    """
-    if decision.circumstances is None:
-        version = decision.schema_version
-        raise ValueError(f"decision of {decision.branch}: schema {version} lacks its circumstances")
-    trials: dict[str, dict[int, Trial]] = {}
-    for trial in decision.trials:
-        trials.setdefault(trial.candidate, {})[trial.rung] = trial
-    return _end(decision.trigger, decision.draft, trials, decision.circumstances, rules)
-
-
-def entry_of(decision: Decision) -> LineageEntry:
-    """The lineage record that a decision asks for. Raises ValueError if it adopts nothing."""
-    if decision.adopted is None or decision.action is None:
-        raise ValueError(f"decision of {decision.branch} adopts nothing: {decision.outcome}")
-    return LineageEntry(
-        epoch=decision.epoch + 1,
-        run_uid=decision.run_uid,
-        branch=decision.branch,
-        decision_digest=decision.digest,
-        action=decision.action,
-        state=decision.adopted,
-        base_step=decision.trigger.step - decision.action.rewind_steps,
-        trigger_step=decision.trigger.step,
-    )
 
 
 def _collapse(phase: Collapsing, seen: Seen) -> tuple[Phase, tuple[Command, ...]]:

@@ -221,7 +221,7 @@ class Circumstances:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """Everything that one decision rests on: with the rules of its branch.json enough to take it
-    again (`branch.redecide`), from schema 2 on.
+    again (`conclusion.redecide`), from schema 2 on.
 
     epoch: the lineage epoch in which the trigger fired; an adopted state opens epoch + 1.
     applied: False in mode DryRun, where the outcome is recorded and nothing is changed.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from forkcast.branch import BranchRules, Phase, decide
+from forkcast.branch import decide
+from forkcast.branch_rules import BranchRules
+from forkcast.phases import Phase
 from forkcast.ports import World
 
 

@@ -10,10 +10,12 @@ from typing import Protocol
 import numpy as np
 
 from forkcast.actions import Action, Lattice
-from forkcast.branch import Command, Phase, Seen
+from forkcast.commands import Command
 from forkcast.departures import Said
 from forkcast.level import Level
+from forkcast.phases import Phase
 from forkcast.records import StepStats, Window
+from forkcast.seen import Seen
 
 
 class World(Protocol):

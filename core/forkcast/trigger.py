@@ -189,6 +189,11 @@ class TriggerMachine:
         self._calm = self._calm + 1 if judged and not trouble else 0
         return 0 < self.rules.calm_steps <= self._calm
 
+    @property
+    def idle(self) -> bool:
+        """Whether a row of which nothing is to be said, in epoch 0, would change nothing."""
+        return self.departures.none and not self.rules.force_every_steps
+
     def missed(self, first: int, last: int) -> None:
         """Steps that left no row, first to last."""
         self._rate.missed(first, last)

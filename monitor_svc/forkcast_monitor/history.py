@@ -8,10 +8,10 @@ from pathlib import Path
 
 import structlog
 
-from forkcast_monitor.appended import AppendedFile
 from forkcast_monitor.signals import SIGNALS
 from forkcast_wire import crash, tail
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.appended import AppendedFile
 from forkcast_wire.statistics import (
     former_tails,
     last_steps,
@@ -33,7 +33,7 @@ class History:
     """Append-only; survives SIGKILL at any point. A row is in the tail's file before its ack; full
     tails become Parquet chunks, and rows that a crash left in both count once.
 
-    last_steps: by (epoch, attempt), the last step that is in it.
+    last_steps: by (epoch, attempt), the last step that is in it. file: the tail's.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,17 +46,17 @@ class History:
         for frame in frames:
             self._note(frame.stats)
         self._closed_bytes = _bytes_of_chunks(folder)
-        self._file = AppendedFile(path)
+        self.file = AppendedFile(path)
         if not whole:  # drops what a crash cut short
-            self._file.replace(b"".join(map(tail.framed, frames)))
+            self.file.replace(b"".join(map(tail.framed, frames)))
         self._take_over()
 
     def _take_over(self) -> None:
         """Rows of a tail that an earlier version wrote, into this one's."""
         former = former_tails(self.folder)
         if rows := [row for one in read_former_tails(self.folder) if (row := recorded(one))]:
-            self._file.append(tail.encoded(rows, SIGNALS))
-            self._file.sync()
+            self.file.append(tail.encoded(rows, SIGNALS))
+            self.file.sync()
             self._note([row.stats for row in rows])
         for path in former:
             path.unlink()
@@ -64,7 +64,7 @@ class History:
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows, at once. Raises OSError, and then the history is as before."""
         crash.reach("before-append")
-        self._file.append(tail.encoded(rows, SIGNALS))
+        self.file.append(tail.encoded(rows, SIGNALS))
         crash.reach("after-append")
         self._note([row.stats for row in rows])
         if self._rows >= self._chunk_at:
@@ -88,7 +88,7 @@ class History:
             write_columns({n: list(compress(c, chosen)) for n, c in columns.items()}, self.folder)
         crash.reach("after-chunk")
         self._closed_bytes = _bytes_of_chunks(self.folder)
-        self._file.clear()
+        self.file.clear()
         self._rows, self._chunk_at = 0, _CHUNK_ROWS
 
     def close(self) -> None:
@@ -98,29 +98,12 @@ class History:
         except Exception as error:  # noqa: BLE001  nothing is lost, and the other runs close too
             _log.warning("monitor.chunk_not_written", path=str(self.folder), error=str(error))
         finally:
-            self._file.rest()
-
-    def sync(self) -> None:
-        """Wait until all rows are on the disk. Raises OSError."""
-        self._file.sync()
-
-    @property
-    def unsynced(self) -> bool:
-        """Whether a row may be lost with the machine."""
-        return self._file.unsynced
-
-    def rest(self) -> None:
-        """Hold no file descriptor until the next row. Raises OSError."""
-        self._file.rest()
-
-    def abandon(self) -> None:
-        """Close the file as it is."""
-        self._file.abandon()
+            self.file.rest()
 
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return self._closed_bytes + self._file.length
+        return self._closed_bytes + self.file.length
 
     @property
     def rows_to_chunk(self) -> int:

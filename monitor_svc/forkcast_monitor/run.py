@@ -78,6 +78,7 @@ class WatchedRun:
         self._waiting: dict[int, pb.StepStats] = {}
         self._lost: dict[int, int] = {}  # declared gaps ahead: first -> last step
         self._waiting_file = WaitingFile(state_dir)
+        self._files = (history.file, self._waiting_file.file)
         if self._attempts.current is not None:
             self._restore(self._attempts.current, ALL, after_crash=True)
             self._wait_again()
@@ -278,7 +279,7 @@ class WatchedRun:
         """
         reading = self.detector.fold(stats)
         index, event, trigger = reading.index, reading.event, reading.trigger
-        self._folded.append(judged(record, index, None if event is None else event.cause))
+        self._folded.append(judged(record, index, event))
         self._note(stats, index.z)
         self.next_step = stats.step + 1
         if event is not None:
@@ -317,30 +318,30 @@ class WatchedRun:
             if self.detector.last is not None:
                 self.snapshot()
             self.history.close()
-            self._waiting_file.rest()
+            self._waiting_file.file.rest()
 
     def sync(self) -> None:
         """Wait until all that was accepted is on the disk. Raises OSError."""
         with self.lock:
-            self.history.sync()
-            self._waiting_file.sync()
+            for file in self._files:
+                file.sync()
 
     @property
     def unsynced(self) -> bool:
         """Whether something that was accepted may be lost with the machine."""
-        return self.history.unsynced or self._waiting_file.unsynced
+        return any(file.unsynced for file in self._files)
 
     def rest(self) -> None:
         """Hold no file descriptors until the next record. Raises OSError."""
         with self.lock:
-            self.history.rest()
-            self._waiting_file.rest()
+            for file in self._files:
+                file.rest()
 
     def abandon(self) -> None:
         """Close the files as they are: the run is about to be deleted."""
         with self.lock:
-            self.history.abandon()
-            self._waiting_file.abandon()
+            for file in self._files:
+                file.abandon()
 
     def syncs_within(self, records: int) -> bool:
         """Whether taking so many records may wait for the disk, and not only hand lines to the

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from forkcast_monitor.appended import AppendedFile
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire import tail
+from forkcast_wire.appended import AppendedFile
 from forkcast_wire.statistics import read_lines, recorded, sound
 
 
 class WaitingFile:
     """The waiting records of one run in a file of a history tail's format; empty most of the time.
-    found: those that a process before left.
+    found: those that a process before left. file: where they are.
     """
 
     def __init__(self, folder: Path) -> None:
         path, former = folder / "waiting.tail", folder / "waiting.jsonl"
         frames, whole = tail.decoded(path.read_bytes() if path.exists() else b"")
         self.found = [one for frame in frames for one in frame.stats]
-        self._file = AppendedFile(path)
+        self.file = AppendedFile(path)
         if former.exists():  # what an earlier version wrote
             rows = [recorded(row) for row in read_lines(former) if sound(row)]
             self.found += [row.stats for row in rows if row is not None]
@@ -30,33 +30,16 @@ class WaitingFile:
 
     def append(self, record: pb.StepStats) -> None:
         """Keep one. Raises OSError; then the file is as before."""
-        self._file.append(_bytes_of([record]))
+        self.file.append(_bytes_of([record]))
 
     def replace(self, records: Sequence[pb.StepStats]) -> None:
         """Hold exactly these, atomically and on the disk. Raises OSError."""
-        self._file.replace(_bytes_of(records))
+        self.file.replace(_bytes_of(records))
 
     def clear(self) -> None:
         """Hold none. Raises OSError."""
-        if self._file.length:
-            self._file.replace(b"")
-
-    def sync(self) -> None:
-        """Wait until all are on the disk. Raises OSError."""
-        self._file.sync()
-
-    @property
-    def unsynced(self) -> bool:
-        """Whether one may be lost with the machine."""
-        return self._file.unsynced
-
-    def rest(self) -> None:
-        """Hold no file descriptor until the next record. Raises OSError."""
-        self._file.rest()
-
-    def abandon(self) -> None:
-        """Close the file as it is."""
-        self._file.abandon()
+        if self.file.length:
+            self.file.replace(b"")
 
 
 def _bytes_of(records: Sequence[pb.StepStats]) -> bytes:

@@ -11,7 +11,9 @@ import structlog
 
 from forkcast import loan
 from forkcast.admission import Budget, Open, Refusal, RunSeen, Suppress, admit
-from forkcast.branch import BranchRules, Finished, Phase, branch_name
+from forkcast.branch import branch_name
+from forkcast.branch_rules import BranchRules
+from forkcast.phases import Finished, Phase
 from forkcast.ports import Store
 from forkcast.records import Trigger, TriggerRule
 from forkcast_operator import clock

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from forkcast import ladder, loan
 from forkcast.acceptance import AcceptanceRules, Preset
 from forkcast.actions import KEEP, Lattice
-from forkcast.branch import BranchRules, Policy
+from forkcast.branch_rules import BranchRules, Policy
 from forkcast.lineage import LineageEntry
 from forkcast.records import StateRef, Trigger, TriggerRule
 from forkcast_wire.manifest import Mode, TrainingRunSpec

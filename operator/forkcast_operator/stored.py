@@ -15,29 +15,28 @@ import structlog
 
 from forkcast import ladder, lineage
 from forkcast.actions import Action
-from forkcast.branch import (
+from forkcast.branch_rules import Policy
+from forkcast.commands import (
     AppendLineage,
     Command,
-    Deciding,
     DraftCandidates,
     HoldMain,
-    Phase,
     PinBases,
     PinState,
-    Policy,
     PostCollapse,
     RecordDecision,
     Release,
     RunRollout,
-    Seen,
     StopRollout,
 )
 from forkcast.decision import Decision
 from forkcast.directives import Collapse, Directive, Hold, Resume
 from forkcast.lineage import LineageEntry
+from forkcast.phases import Deciding, Phase
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, Window
 from forkcast.retention import choose_bases, of_lineage
+from forkcast.seen import Seen
 from forkcast_operator import clock
 from forkcast_operator.draft import draft, seed_of
 from forkcast_operator.rules import lattice_of

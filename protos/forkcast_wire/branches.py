@@ -12,18 +12,12 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from forkcast.admission import Refusal
-from forkcast.branch import (
-    PHASES,
-    BranchRules,
-    Finished,
-    Forking,
-    Phase,
-    Releasing,
-    RolloutSeen,
-)
+from forkcast.branch_rules import BranchRules
 from forkcast.decision import Decision, Draft, Outcome, Reason
+from forkcast.phases import PHASES, Finished, Forking, Phase, Releasing
 from forkcast.ports import Store
 from forkcast.records import StateRef, Trial, TrialStatus, Trigger
+from forkcast.seen import RolloutSeen
 from forkcast_wire import keys
 from forkcast_wire.documents import DocumentError, RolloutJob, RolloutUntil, dump, load
 from forkcast_wire.store import AlreadyExists, KeyMissing, put_document, read_document

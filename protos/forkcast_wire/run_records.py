@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from forkcast.admission import Refusal
-from forkcast.branch import Finished
 from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
+from forkcast.phases import Finished
 from forkcast.ports import Store
 from forkcast.records import Trial, Trigger
 from forkcast_wire import branches, keys

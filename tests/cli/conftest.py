@@ -8,7 +8,9 @@ import pytest
 
 from forkcast.acceptance import AcceptanceRules
 from forkcast.actions import Action
-from forkcast.branch import BranchRules, Finished, branch_name, entry_of
+from forkcast.branch import branch_name
+from forkcast.branch_rules import BranchRules
+from forkcast.conclusion import entry_of
 from forkcast.decision import (
     Candidate,
     Circumstances,
@@ -22,6 +24,7 @@ from forkcast.decision import (
     Reason,
     Verdict,
 )
+from forkcast.phases import Finished
 from forkcast.records import StateKind, Trial, TrialStatus, Trigger, TriggerRule
 from forkcast_wire.branches import BranchRecord, OutcomeRecord, save_phase
 from forkcast_wire.documents import Complete, RunInfo, dump

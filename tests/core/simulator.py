@@ -6,11 +6,26 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field, replace
 
-from forkcast import branch as b
 from forkcast.actions import Action
+from forkcast.branch_rules import BranchRules
+from forkcast.commands import (
+    AppendLineage,
+    Command,
+    DraftCandidates,
+    HoldMain,
+    PinBases,
+    PinState,
+    PostCollapse,
+    RecordDecision,
+    Release,
+    RunRollout,
+    StopRollout,
+)
 from forkcast.decision import CONTROL, Candidate, Decision, Draft, DraftSource, ProxyAnswer
 from forkcast.lineage import LineageEntry
+from forkcast.phases import MOVES, Finished, Forking, Phase
 from forkcast.records import StateKind, StateRef, Trial, TrialStatus, Trigger
+from forkcast.seen import RolloutSeen, Seen
 from tests import make
 
 
@@ -32,7 +47,7 @@ BASES = (state(95), state(60))
 
 @dataclass
 class Rollout:
-    job: b.RunRollout
+    job: RunRollout
     until: int | None
     trials: dict[int, Trial] = field(default_factory=dict)
     deaths: int = 0
@@ -48,7 +63,7 @@ class SimWorld:
     crash_rate: float = 0.0
     fault_rate: float = 0.0
     crash_at: int | None = None
-    phase: b.Phase | None = None
+    phase: Phase | None = None
     bases: tuple[StateRef, ...] | None = None
     pins: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
@@ -68,12 +83,12 @@ class SimWorld:
     decisions_written: int = 0
     violations: list[str] = field(default_factory=list)
 
-    def observe(self, phase: b.Phase) -> b.Seen:
-        return b.Seen(
+    def observe(self, phase: Phase) -> Seen:
+        return Seen(
             bases=self.bases,
             draft=self.draft,
             rollouts={
-                n: b.RolloutSeen(until=r.until, trials=dict(r.trials))
+                n: RolloutSeen(until=r.until, trials=dict(r.trials))
                 for n, r in self.rollouts.items()
             },
             main_losses={},
@@ -86,44 +101,44 @@ class SimWorld:
             released=self.outcome is not None,
         )
 
-    def do(self, command: b.Command) -> None:
+    def do(self, command: Command) -> None:
         self.commands += 1
         if self.fault_rate and self.chaos.random() < self.fault_rate:
-            if isinstance(command, b.HoldMain | b.PostCollapse):
+            if isinstance(command, HoldMain | PostCollapse):
                 return  # directives live in memory and may be lost unseen: they come again
             raise Crash  # the store refused: what comes after in this pass is not done either
         match command:
-            case b.HoldMain():
+            case HoldMain():
                 self.held = self.outcome is None
-            case b.PinBases():
+            case PinBases():
                 found = tuple(one for one in BASES if one.key not in self.deleted)
                 self.pins |= {one.key for one in found}
                 self.bases = found if self.bases is None else self.bases
-            case b.DraftCandidates():
+            case DraftCandidates():
                 self.draft = self.draft or self._draft()
-            case b.RunRollout():
+            case RunRollout():
                 self._needs(command.base, "I6: a rollout starts from a base that is gone")
                 if command.base.key not in self.pins:
                     self.violations.append("I6: a rollout starts from an unpinned base")
                 known = self.rollouts.setdefault(command.candidate, Rollout(command, command.until))
                 known.until = command.until
-            case b.StopRollout():
+            case StopRollout():
                 self.rollouts[command.candidate].until = None
-            case b.PinState():
+            case PinState():
                 self.pins.add(command.state.key)
-            case b.RecordDecision():
+            case RecordDecision():
                 if self.decision is None:
                     self.decision = command.decision
                     self.decisions_written += 1
-            case b.AppendLineage():
+            case AppendLineage():
                 if self.decision is None or command.entry.decision_digest != self.decision.digest:
                     self.violations.append("I7: the lineage names another decision")
                 if command.entry.state.key not in self.pins:
                     self.violations.append("I8: the adopted state is not pinned")
                 self.lineage.setdefault(command.entry.epoch, command.entry)
-            case b.PostCollapse():
+            case PostCollapse():
                 self.posted = max(self.posted, command.entry.epoch)
-            case b.Release():
+            case Release():
                 for one in self.rollouts.values():
                     one.until = None
                 self.pins.clear()
@@ -135,8 +150,8 @@ class SimWorld:
         ):
             raise Crash
 
-    def save(self, phase: b.Phase) -> None:
-        if self.phase is not None and type(phase) not in b.MOVES[type(self.phase)]:
+    def save(self, phase: Phase) -> None:
+        if self.phase is not None and type(phase) not in MOVES[type(self.phase)]:
             self.violations.append(f"illegal move {type(self.phase)} -> {type(phase)}")
         self.phase = phase
 
@@ -230,12 +245,12 @@ class SimWorld:
         )
 
 
-def run_to_end(world: SimWorld, rules: b.BranchRules, operators: int = 1) -> b.Phase:
+def run_to_end(world: SimWorld, rules: BranchRules, operators: int = 1) -> Phase:
     """Reconcile until the branch has ended. A crashed operator starts again from the saved phase."""
     from forkcast.loop import reconcile
 
-    start = b.Forking(branch="r-e0-t100", trigger=world.trigger)
-    memory: list[b.Phase] = [start] * operators
+    start = Forking(branch="r-e0-t100", trigger=world.trigger)
+    memory: list[Phase] = [start] * operators
     for _ in range(3000):
         number = world.chaos.randrange(operators)
         saved = world.phase or start
@@ -245,7 +260,7 @@ def run_to_end(world: SimWorld, rules: b.BranchRules, operators: int = 1) -> b.P
         except Crash:
             memory[number] = world.phase or start
         world.tick()
-        if isinstance(world.phase, b.Finished):
+        if isinstance(world.phase, Finished):
             return world.phase
     raise AssertionError(f"the branch never ends: {world.phase}")
 
@@ -254,7 +269,7 @@ class _Fenced:
     """Two operators may save phases out of order: the world is what counts, so a stale save that
     would move the branch backwards is dropped, as a compare-and-swap would."""
 
-    _ORDER = list(b.MOVES)
+    _ORDER = list(MOVES)
 
     def __init__(self, world: SimWorld, *, several: bool) -> None:
         self._world, self._several = world, several

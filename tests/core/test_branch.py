@@ -7,19 +7,10 @@ from dataclasses import replace
 import pytest
 
 from forkcast.actions import Action
-from forkcast.branch import (
-    MOVES,
-    BranchRules,
-    Collapsing,
-    Finished,
-    Forking,
-    PostCollapse,
-    Releasing,
-    Seen,
-    branch_name,
-    decide,
-    entry_of,
-)
+from forkcast.branch import branch_name, decide
+from forkcast.branch_rules import BranchRules
+from forkcast.commands import PostCollapse
+from forkcast.conclusion import entry_of
 from forkcast.decision import (
     Circumstances,
     Cost,
@@ -30,7 +21,9 @@ from forkcast.decision import (
     ProxyAnswer,
     Reason,
 )
+from forkcast.phases import MOVES, Collapsing, Finished, Forking, Releasing
 from forkcast.records import StateKind
+from forkcast.seen import Seen
 from tests.make import state_ref, trigger
 
 TRIGGER = trigger()

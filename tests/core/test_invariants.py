@@ -7,8 +7,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkcast.branch import BranchRules, Finished
+from forkcast.branch_rules import BranchRules
 from forkcast.decision import Outcome
+from forkcast.phases import Finished
 
 sys.path.insert(0, str(Path(__file__).parent))
 from simulator import SimWorld, run_to_end, trigger

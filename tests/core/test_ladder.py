@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from forkcast import ladder
 from forkcast.actions import Action
-from forkcast.branch import BranchRules, Finished, Policy
+from forkcast.branch_rules import BranchRules, Policy
 from forkcast.decision import Outcome, Verdict
+from forkcast.phases import Finished
 
 sys.path.insert(0, str(Path(__file__).parent))
 from simulator import SimWorld, run_to_end, state, trigger

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from forkcast.branch import MOVES
+from forkcast.phases import MOVES
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/draw_branch.py"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from forkcast_monitor.appended import AppendedFile
 from forkcast_monitor.history import History
 from forkcast_monitor.metrics import OVER_BUDGET
 from forkcast_monitor.registration import Registration
@@ -128,29 +127,6 @@ def test_a_row_that_cannot_reach_the_disk_is_not_acknowledged(tmp_path, monkeypa
             assert runs.find("a").opened.next_step == 10
 
     asyncio.run(play())
-
-
-def test_a_file_opens_again_after_it_has_rested(tmp_path):
-    file = AppendedFile(tmp_path / "pieces")
-    file.append(b"a")
-    file.rest()
-    assert not file.unsynced
-    file.append(b"b")
-    assert file.unsynced
-    file.rest()
-    assert (tmp_path / "pieces").read_bytes() == b"ab"
-
-
-def test_what_a_killed_process_left_is_synced_before_it_counts(tmp_path, monkeypatch):
-    """It may be with the operating system only; the hello of the next process acknowledges it."""
-    AppendedFile(tmp_path / "pieces").append(b"a")
-    synced, original = [], os.fdatasync
-    monkeypatch.setattr(os, "fdatasync", lambda one: (synced.append(one), original(one)))
-    file = AppendedFile(tmp_path / "pieces")
-    assert file.unsynced
-    file.sync()
-    assert len(synced) == 1
-    assert not file.unsynced
 
 
 def test_the_monitor_of_one_run_stays_for_its_trainers_last_step(tmp_path):

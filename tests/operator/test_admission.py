@@ -11,8 +11,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkcast.branch import Finished
 from forkcast.decision import Outcome, Reason
+from forkcast.phases import Finished
 from forkcast.records import Trigger
 from forkcast_operator.intake import Intake, Received
 from forkcast_wire import keys

@@ -11,9 +11,12 @@ import grpc
 import numpy as np
 import pytest
 
-from forkcast.branch import BranchRules, Deciding, Finished, Forking, Phase, Release, branch_name
+from forkcast.branch import branch_name
+from forkcast.branch_rules import BranchRules
+from forkcast.commands import Release
 from forkcast.decision import CONTROL, Decision, Outcome, Reason
 from forkcast.loop import reconcile
+from forkcast.phases import Deciding, Finished, Forking, Phase
 from forkcast.records import (
     WINDOW_COLUMNS,
     StateKind,

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkcast.branch import BranchRules, PinBases
+from forkcast.branch_rules import BranchRules
+from forkcast.commands import PinBases
 from forkcast.records import StateKind, StateRef
 from forkcast_operator.local import LocalWorld
 from forkcast_wire import catalogue, keys

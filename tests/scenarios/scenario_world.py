@@ -2,18 +2,33 @@
 
 from dataclasses import dataclass, field, replace
 
-from forkcast import branch as b
 from forkcast.actions import Action
+from forkcast.branch import base_of
+from forkcast.branch_rules import BranchRules
+from forkcast.commands import (
+    AppendLineage,
+    DraftCandidates,
+    HoldMain,
+    PinBases,
+    PinState,
+    PostCollapse,
+    RecordDecision,
+    Release,
+    RunRollout,
+    StopRollout,
+)
 from forkcast.decision import CONTROL, Candidate, Draft, DraftSource, ProxyAnswer
 from forkcast.lineage import LineageEntry
+from forkcast.phases import Phase
 from forkcast.records import Forecast, StateKind, StateRef, Trial, TrialStatus, Trigger
+from forkcast.seen import RolloutSeen, Seen
 
 ACTION = {"lr": ("learning_rate_scale", float), "wd": ("weight_decay_scale", float)} | {
     "clip": ("clipping", str),
     "reset": ("momentum_reset", bool),
     "rewind": ("rewind_steps", int),
 }
-NOTHING = b.Seen(
+NOTHING = Seen(
     bases=None,
     draft=None,
     rollouts={},
@@ -52,12 +67,12 @@ class ScenarioWorld:
     """A `World` of plain values. ``losing``: the commands of this look have no effect."""
 
     trigger: Trigger = None  # set by the scenario's first line
-    rules: b.BranchRules = field(default_factory=b.BranchRules)
+    rules: BranchRules = field(default_factory=BranchRules)
     bases: tuple = ()
     candidates: tuple = ()
-    seen: b.Seen = NOTHING
+    seen: Seen = NOTHING
     losing: bool = False
-    saved: b.Phase = None
+    saved: Phase = None
     did: list = field(default_factory=list)
     decided: list = field(default_factory=list)
 
@@ -71,37 +86,37 @@ class ScenarioWorld:
         self.seen = replace(self.seen, **facts)
 
     def rollout(self, name, **facts):
-        known = self.seen.rollouts.get(name, b.RolloutSeen(until=None, trials={}))
+        known = self.seen.rollouts.get(name, RolloutSeen(until=None, trials={}))
         self.show(rollouts={**self.seen.rollouts, name: replace(known, **facts)})
 
     def do(self, command):
         match command:
-            case b.HoldMain():
+            case HoldMain():
                 words, effect = "hold", {}
-            case b.PinBases(before_step=step):
+            case PinBases(before_step=step):
                 words, effect = f"pin before {step}", {"bases": self.bases}
-            case b.DraftCandidates():
+            case DraftCandidates():
                 words, effect = "draft", {"draft": self.draft()}
-            case b.RunRollout(candidate=name, until=until):
+            case RunRollout(candidate=name, until=until):
                 words, effect = f"run {name} to +{until}", {}
-            case b.StopRollout(candidate=name):
+            case StopRollout(candidate=name):
                 words, effect, until = f"stop {name}", {}, None
-            case b.PinState(state=ref):
+            case PinState(state=ref):
                 words, effect = f"pin {ref.key}", {}
-            case b.RecordDecision(decision=d):
+            case RecordDecision(decision=d):
                 self.decided.append(d)
                 verdicts = ", ".join(f"{j.candidate} {j.verdict}" for j in d.judgements)
                 words, effect = f"decide {d.outcome} ({d.reason}) [{verdicts}]", {"decision": d}
-            case b.AppendLineage(entry=entry):
+            case AppendLineage(entry=entry):
                 words, effect = f"open epoch {entry.epoch}", {"lineage": self.seen.lineage or entry}
-            case b.PostCollapse(entry=entry):
+            case PostCollapse(entry=entry):
                 words, effect = f"collapse to epoch {entry.epoch}", {}
-            case b.Release():
+            case Release():
                 words, effect = "release", {"released": True}
         self.did.append(words)
         if not self.losing:
             self.show(**effect)
-            if isinstance(command, b.RunRollout | b.StopRollout):
+            if isinstance(command, RunRollout | StopRollout):
                 self.rollout(name, until=until)
 
     def draft(self):
@@ -131,7 +146,7 @@ class ScenarioWorld:
         step, base = self.trigger.step + int(rung), max(self.bases, key=lambda one: one.step)
         if name != CONTROL:
             action = next(one.action for one in self.candidates if one.name == name)
-            base = b.base_of(action, self.trigger, self.bases)
+            base = base_of(action, self.trigger, self.bases)
         losses = tuple(3.0 + float(swing) * (-1) ** s for s in range(base.step, step))
         ok = status == "Ok"
         trial = Trial(

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from forkcast import branch as b
 from forkcast.acceptance import AcceptanceRules, Preset
+from forkcast.branch import branch_name
+from forkcast.branch_rules import BranchRules
+from forkcast.conclusion import redecide
 from forkcast.decision import Decision
 from forkcast.loop import reconcile
+from forkcast.phases import Finished, Forking, Releasing, Verifying
 from forkcast.records import Trigger, TriggerRule
 from forkcast_wire.documents import dump, load
 
@@ -45,7 +48,7 @@ class Scenario:
 
     def look(self, operator, arguments, said, comment):
         world = self.world
-        start = b.Forking(branch=b.branch_name("run", world.trigger), trigger=world.trigger)
+        start = Forking(branch=branch_name("run", world.trigger), trigger=world.trigger)
         phase = self.memory.get(operator) or world.saved or start
         before, world.losing, world.did = world.saved, "lost" in arguments, []
         after = reconcile(world, phase, world.rules)
@@ -70,7 +73,7 @@ class Scenario:
         )
 
     def say_rules(self, rungs="10", confirm="20", finalists="2", preset="Default", mode="Enforce"):
-        self.world.rules = b.BranchRules(
+        self.world.rules = BranchRules(
             rungs=tuple(map(int, rungs.split(","))),
             confirm_steps=int(confirm),
             confirm_finalists=int(finalists),
@@ -111,11 +114,9 @@ class Scenario:
 
 def named_phase(phase):
     match phase:
-        case b.Verifying(rung=rung):
+        case Verifying(rung=rung):
             return f"Verifying +{rung}"
-        case (
-            b.Releasing(outcome=outcome, reason=reason) | b.Finished(outcome=outcome, reason=reason)
-        ):
+        case Releasing(outcome=outcome, reason=reason) | Finished(outcome=outcome, reason=reason):
             return f"{type(phase).__name__} {outcome} ({reason})"
     return type(phase).__name__
 
@@ -130,7 +131,7 @@ def test_scenario(path):
     assert happened == text
     for decision in scenario.world.decided:
         recorded = load(Decision, dump(decision))
-        again = b.redecide(recorded, scenario.world.rules)
+        again = redecide(recorded, scenario.world.rules)
         assert (again.outcome, again.reason, again.cause_step, again.winner, again.judgements) == (
             decision.outcome,
             decision.reason,
@@ -138,4 +139,4 @@ def test_scenario(path):
             decision.winner,
             decision.judgements,
         ), "a recorded decision is enough to take it again"
-    assert isinstance(scenario.world.saved, b.Finished), "a scenario goes on to the branch's end"
+    assert isinstance(scenario.world.saved, Finished), "a scenario goes on to the branch's end"

@@ -409,28 +409,3 @@ def test_a_full_disk_is_told_once_and_ends_nothing():
     queued.close()
     assert len(told) == 1
     assert "No space left on device" in told[0]
-
-
-def test_a_record_that_the_disk_took_in_part_leaves_the_file_as_it_was(tmp_path):
-    """A limit on the file's size, as a quota has it: the write that crosses it is short."""
-    import subprocess
-
-    program = (
-        "import resource, signal, sys\n"
-        "from forkcast_watch.trackers.appended import AppendedFile\n"
-        "from pathlib import Path\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "file = AppendedFile(Path(sys.argv[1]))\n"
-        "for n in range(3):\n"
-        "    try:\n"
-        "        file.append(b'x' * 400)\n"
-        "    except OSError as error:\n"
-        "        print(error)\n"
-    )
-    path = tmp_path / "f"
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False
-    )
-    assert "No space left on device" in done.stdout, done.stderr
-    assert path.stat().st_size == 800

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from forkcast.actions import Action
-from forkcast.branch import BranchRules, Collapsing, Drafting, Finished, Forking, RolloutSeen
+from forkcast.branch_rules import BranchRules
 from forkcast.decision import Decision, Outcome, Reason
+from forkcast.phases import Collapsing, Drafting, Finished, Forking
 from forkcast.records import TrialStatus
+from forkcast.seen import RolloutSeen
 from forkcast_wire import branches, keys
 from forkcast_wire.branches import Bases, BranchRecord, OutcomeRecord
 from forkcast_wire.documents import DocumentError, RolloutJob, RolloutUntil, dump, load

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from forkcast.branch import BranchRules, Collapsing, Releasing, Verifying, redecide
+from forkcast.branch_rules import BranchRules
+from forkcast.conclusion import redecide
 from forkcast.decision import Decision, Draft, DraftSource, ProxyAnswer, Reason
+from forkcast.phases import Collapsing, Releasing, Verifying
 from forkcast_wire.branches import OutcomeRecord
 from forkcast_wire.documents import DocumentError, dump, load
 

@@ -6,8 +6,8 @@ import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
-from forkcast.branch import Collapsing, Finished, Releasing
 from forkcast.decision import Outcome
+from forkcast.phases import Collapsing, Finished, Releasing
 from forkcast_operator.kubernetes.run_facts import Failure
 from forkcast_wire.branches import StoredBranch
 from forkcast_wire.resources import BranchCondition, Condition, ConditionStatus, set_condition

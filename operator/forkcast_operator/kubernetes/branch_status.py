@@ -6,12 +6,9 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from forkcast.branch import (
-    Drafting,
-    Forking,
-    control_of,
-)
+from forkcast.conclusion import control_of
 from forkcast.decision import CONTROL, Draft, Judgement
+from forkcast.phases import Drafting, Forking
 from forkcast_operator.kubernetes.branch_conditions import conditions
 from forkcast_operator.kubernetes.rollout_state import RolloutStands, rollout_trouble
 from forkcast_operator.kubernetes.run import Run

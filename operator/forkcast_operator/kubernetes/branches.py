@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from forkcast.branch import Finished
+from forkcast.phases import Finished
 from forkcast_operator import clock
 from forkcast_operator.kubernetes import manifests, metrics
 from forkcast_operator.kubernetes.branch_status import branch_status, newest, participants

@@ -13,8 +13,8 @@ from typing import Any
 
 import structlog
 
-from forkcast.branch import Finished
 from forkcast.decision import Outcome, ProxyAnswer
+from forkcast.phases import Finished
 from forkcast.records import Trigger
 from forkcast_operator.intake import Received
 from forkcast_operator.kubernetes.cluster import EVENT, Cluster, ClusterError

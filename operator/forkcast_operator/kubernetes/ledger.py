@@ -8,9 +8,9 @@ from typing import Final
 
 import structlog
 
-from forkcast.branch import Finished, Phase, Verifying
 from forkcast.decision import Outcome
 from forkcast.loop import reconcile
+from forkcast.phases import Finished, Phase, Verifying
 from forkcast.ports import Store
 from forkcast.records import StateKind, Trigger
 from forkcast_operator.intake import Intake, Received

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from forkcast.branch import RolloutSeen
 from forkcast.records import TrialStatus
+from forkcast.seen import RolloutSeen
 from forkcast_operator.kubernetes.run import LABEL_QUEUE
 from forkcast_operator.kubernetes.run_facts import Failure
 from forkcast_operator.kubernetes.seen import (

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from forkcast.branch import RolloutSeen
 from forkcast.decision import CONTROL
+from forkcast.seen import RolloutSeen
 from forkcast_operator.kubernetes.seen import JobSeen, Work
 
 #: How long a Job waits at a rung for the next, seconds, where all entrants may run at once.

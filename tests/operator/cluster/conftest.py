@@ -9,7 +9,7 @@ from concurrent import futures
 import grpc
 import pytest
 
-from forkcast.branch import BranchRules
+from forkcast.branch_rules import BranchRules
 from forkcast.records import Trigger, TriggerRule
 from forkcast_operator.kubernetes.config import OperatorConfig
 from forkcast_operator.kubernetes.run import Run

@@ -6,8 +6,9 @@ import datetime as dt
 
 import pytest
 
-from forkcast.branch import BranchRules, Drafting
+from forkcast.branch_rules import BranchRules
 from forkcast.decision import Draft, DraftSource, ProxyAnswer
+from forkcast.phases import Drafting
 from forkcast_operator.kubernetes import metrics
 from forkcast_operator.kubernetes.branch_status import branch_status
 from forkcast_operator.kubernetes.events import branch_events

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import pytest
 
-from forkcast.branch import RolloutSeen
+from forkcast.seen import RolloutSeen
 from forkcast_operator.kubernetes.rollouts import GiveUp, Start, Stop, park_seconds, plan
 from forkcast_operator.kubernetes.seen import JobSeen, Work
 

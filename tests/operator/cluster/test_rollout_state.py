@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from forkcast.actions import Action
-from forkcast.branch import RolloutSeen, Verifying
 from forkcast.decision import Candidate, Draft, DraftSource, ProxyAnswer
+from forkcast.phases import Verifying
+from forkcast.seen import RolloutSeen
 from forkcast_operator.kubernetes.branch_status import branch_status
 from forkcast_operator.kubernetes.events import branch_events
 from forkcast_operator.kubernetes.rollout_state import (

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from forkcast.records import Index, StepStats
-from forkcast_watch.trackers.appended import AppendedFile
 from forkcast_watch.trackers.base import Event, EventKey, Held, TrackedRun, index_columns
+from forkcast_wire.appended import AppendedFile
 from forkcast_wire.statistics import read_lines, stats_row
 
 
@@ -19,6 +19,7 @@ class Jsonl:
         path = Path(target or f"{run.name}.jsonl")
         self._path, self._uid = path, run.uid
         self._file = AppendedFile(path)
+        self._file.create()
 
     def held(self) -> Held:
         """See `Tracker.held`."""

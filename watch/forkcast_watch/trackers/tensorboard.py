@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from forkcast.records import Index, StepStats
 from forkcast_watch.trackers import tensorboard_file as file
-from forkcast_watch.trackers.appended import AppendedFile
 from forkcast_watch.trackers.base import Event, EventKey, Held, TrackedRun, figures
+from forkcast_wire.appended import AppendedFile
 
 _START: Final = 1
 _DT_STRING: Final = 7
@@ -33,6 +33,7 @@ class TensorBoard:
         self._told: list[Event] = []
         self._path = folder / f"{name}.{len(mine)}"
         self._file = AppendedFile(self._path)
+        self._file.create()
         self._write(file_version="brain.Event:2")
         self._empty = True
 

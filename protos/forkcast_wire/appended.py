@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from io import FileIO
 from pathlib import Path
@@ -25,16 +26,28 @@ class AppendedFile:
 
     def append(self, piece: bytes) -> None:
         """Add a piece. Raises OSError; then the file is as before."""
-        file, written = self._open(), 0
+        file = self._open()
         try:
             written = file.write(piece)
-        finally:
-            if written != len(piece):
-                os.ftruncate(file.fileno(), self.length)
+        except OSError as error:
+            raise self._undone(file, error.errno) from None
         if written != len(piece):
-            raise OSError(f"{self._path}: short write, no space left?")
-        self.length += len(piece)
+            raise self._undone(file, errno.ENOSPC)
+        self.length += written
         self.unsynced = True
+
+    def _undone(self, file: FileIO, number: int | None) -> OSError:
+        """The error of an append, which is taken back."""
+        try:
+            os.ftruncate(file.fileno(), self.length)
+        except OSError:  # a device, or a disk that fails: a later error must not take more back
+            self.length = os.fstat(file.fileno()).st_size
+        return OSError(number, os.strerror(number or 0), str(self._path))
+
+    def create(self) -> None:
+        """Make the file and its folder where they are missing. Raises OSError if it cannot be written."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._open()
 
     def sync(self) -> None:
         """Wait until all pieces are on the disk. Raises OSError."""
@@ -50,7 +63,7 @@ class AppendedFile:
         """Hold exactly this, atomically and on the disk. Raises OSError."""
         with replaced(self._path) as file:
             file.write(content)
-        self._close()
+        self.close()
         self._named, self.unsynced = True, False
         self.length = len(content)
 
@@ -61,21 +74,22 @@ class AppendedFile:
             self.length, self.unsynced = 0, False
 
     def rest(self) -> None:
-        """Give the file descriptor back. Raises OSError."""
+        """Give the file descriptor back when all pieces are on the disk. Raises OSError."""
         self.sync()
-        self._close()
+        self.close()
 
     def abandon(self) -> None:
         """No more pieces, and nothing of those there are matters."""
         self.unsynced = False
-        self._close()
+        self.close()
+
+    def close(self) -> None:
+        """Give the file descriptor back at once; the next piece opens the file again."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def _open(self) -> FileIO:
         if self._file is None:
             self._file = self._path.open("ab", buffering=0)
         return self._file
-
-    def _close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
