@@ -76,7 +76,7 @@ class _Cause:
         """What is left of it; None of what was told already."""
         if fired is None or fired.tier is not Tier.BRANCH:
             return fired
-        late, known = fired.rule in _LATE, self._rows < _SAME_CAUSE_ROWS and epoch == self._epoch
+        late, known = fired.rule in _LATE, self.fresh and epoch == self._epoch
         again = late and self._asked.get(fired.name) == fired.onset
         if late:
             self._asked[fired.name] = fired.onset
@@ -90,6 +90,11 @@ class _Cause:
     def row(self) -> None:
         """Another row has passed."""
         self._rows += 1
+
+    @property
+    def fresh(self) -> bool:
+        """Whether what comes late may still be of this cause."""
+        return self._rows < _SAME_CAUSE_ROWS
 
     def state(self) -> list[Any]:
         """JSON-ready."""
@@ -133,10 +138,9 @@ class TriggerMachine:
         fired = None
         if risen is not None:
             fired = self._cause.fold(self._of(risen, us, signals), step, epoch)
-        told = (
-            fired is not None and not fired.note
-        )  # what is told late of a known cause is no other event
-        if risen is not None and told and self._rate.fold(step, risen.onset):
+        # what is told late, of a cause that is known, is no other event
+        other = fired is not None and not fired.note
+        if risen is not None and other and self._rate.fold(step, risen.onset):
             fired = _higher(
                 fired, Fired(EVENT_RATE, TriggerRule.INSTABILITY_RATE, Tier.BRANCH, step)
             )
@@ -192,7 +196,9 @@ class TriggerMachine:
     @property
     def idle(self) -> bool:
         """Whether a row of which nothing is to be said, in epoch 0, would change nothing."""
-        return self.departures.none and not self.rules.force_every_steps
+        if self._cause.fresh or self.rules.force_every_steps:
+            return False
+        return self.departures.none
 
     def missed(self, first: int, last: int) -> None:
         """Steps that left no row, first to last."""

@@ -154,6 +154,20 @@ def test_what_gets_worse_in_its_own_way_asks_for_its_own_branch() -> None:
     assert asked_at(machine, range(61, 65), kind=EVENT)[-1] == (64, "volatility", Tier.BRANCH)
 
 
+def test_after_a_branch_rows_of_which_nothing_is_said_count() -> None:
+    machine = TriggerMachine(RULES)
+    assert machine.idle
+    assert asked_at(machine, range(4), epoch=0, kind=EVENT)[-1] == (3, "volatility", Tier.BRANCH)
+    step = 3
+    while not machine.idle:
+        step += 1
+        fold(machine, step, epoch=0)
+    assert 100 < step < 300
+    late = fold(machine, 10_000, epoch=0, more={"drift": 3.3})
+    assert late is not None
+    assert late.tier is Tier.BRANCH
+
+
 def test_internals_that_came_first_and_a_new_epoch_hide_no_drift() -> None:
     machine = TriggerMachine(RULES)
     assert asked_at(machine, range(1), more={"entropy": 3.3}) == [(0, "entropy", Tier.BRANCH)]

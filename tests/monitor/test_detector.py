@@ -159,6 +159,16 @@ def test_a_drift_after_a_spike_that_did_not_heal_is_one_cause() -> None:
     assert f"the same cause as the branch asked for at step {triggers(found)[0].step}" in late.cause
 
 
+def test_a_drift_long_after_a_spike_that_healed_is_another_cause() -> None:
+    """Regression: rows of which nothing was to be said did not count."""
+    rows = laid_over(flat(2500), AT, AT + 8, rise=0.8, norm=3)
+    found = readings(laid_over(rows, 1500, 2500, norm=2.5))
+    spike, drift = triggers(found)[:2]
+    assert spike.rule is TriggerRule.SINGLE
+    assert (drift.rule, drift.step > 1500) == (TriggerRule.SLOW, True)
+    assert "the same cause" not in drift.cause
+
+
 def test_a_norm_that_creeps_up_is_slow() -> None:
     rows = [
         replace(row, grad_norm=row.grad_norm * math.exp(max(0, row.step - AT) / 400))
