@@ -17,7 +17,7 @@ _RULES = {
     TriggerRule.SINGLE: "the index jumped over its single-step threshold",
     TriggerRule.SLOW: "the loss or the gradient norm had crept up",
     TriggerRule.INTERNAL: "the model's inside stood where no healthy run is",
-    TriggerRule.VALIDATION_REGRESSION: "the validation loss came out above its trend twice",
+    TriggerRule.VALIDATION_REGRESSION: "the validation loss stayed above its trend",
     TriggerRule.INSTABILITY_RATE: "instability events became more frequent",
     TriggerRule.NON_FINITE: "the loss or the gradient was not finite",
     TriggerRule.FORCED: "the manifest forces a trigger at this step",

@@ -28,7 +28,7 @@ _EVENT: Final = tuple(field.name for field in fields(Event) if field.name != "ru
 _CALM: Final = Tier.CALM
 _OF_THE_BASE: Final = "; the base of this epoch had it already"
 _CAUSES: Final = {
-    VALIDATION: "the validation loss came out above its trend twice in a row",
+    VALIDATION: "the validation loss stands above its trend",
     EVENT_RATE: "events have become more frequent than in the 10,000 steps before",
     "forced": "the manifest forces a trigger at this step",
     "calm": "no departure for long enough to try the learning rate of before a cut",
@@ -188,7 +188,7 @@ class Detector:
                 onset_step=shown.onset,
                 tier=shown.tier,
                 component=shown.name,
-                cause=self._cause(index, shown) + base,
+                cause=self._cause(index, shown) + shown.note + base,
             )
             self._count(event)
         if fired.tier < Tier.BRANCH:
@@ -203,7 +203,7 @@ class Detector:
             index=index.index,
             components=dict(index.components),
             thresholds=self.config.trigger.thresholds(),
-            cause=self._cause(index, fired),
+            cause=self._cause(index, fired) + fired.note,
         )
         return Reading(index, event, trigger)
 

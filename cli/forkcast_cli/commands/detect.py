@@ -16,7 +16,9 @@ def detect(
     ],
     columns: Annotated[
         str,
-        typer.Option(help="what is not to be guessed: step=NAME,loss=NAME,grad_norm=NAME,lr=NAME"),
+        typer.Option(
+            help="what is not to be guessed: step=NAME,loss=NAME,grad_norm=NAME,lr=NAME,..."
+        ),
     ] = "",
     manifest: Annotated[
         Path | None, typer.Option(help="take the detector's rules from this manifest")

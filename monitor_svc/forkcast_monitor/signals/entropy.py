@@ -94,7 +94,8 @@ class InternalEntropy(SignalBase):
         if stats.attention_entropy:
             lowest = min(stats.attention_entropy)
             if self._take("collapse", lowest):
-                taken, self._layer = True, stats.attention_entropy.index(lowest)
+                layers = stats.attention_entropy
+                taken, self._layer = True, layers.index(lowest) if len(layers) > 1 else None
         if taken:
             self._judge()
         return self._u
@@ -132,7 +133,9 @@ class InternalEntropy(SignalBase):
         """The channel that says most, its level, and the layer if it is of one."""
         channel = self._channel or "logit"
         level = self._level(channel)
-        where = f" in layer {self._layer}" if channel == "collapse" else ""
+        where = (
+            f" in layer {self._layer}" if channel == "collapse" and self._layer is not None else ""
+        )
         return f"{LIMITS[channel].words.format(level or 0.0)}{where} in {_SAMPLES} samples running"
 
     def splice(self) -> None:
