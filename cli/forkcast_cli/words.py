@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forkcast import ladder
 from forkcast.actions import Action
+from forkcast.allowance import Allowance
 from forkcast.decision import CONTROL, Decision, DraftSource, Judgement, Outcome, Verdict
 from forkcast.records import Trial, Trigger, TriggerRule
+from forkcast_wire.branches import Suppression
 from forkcast_wire.run_records import BranchView
 
 _RULES = {
@@ -76,6 +79,20 @@ def event_sentence(step: int, cause: str) -> str:
 def told_events(progress: Mapping[str, Any]) -> list[str]:
     """The newest events that a watched run has told of, in sentences."""
     return [event_sentence(one["step"], one["cause"]) for one in progress.get("events", ())]
+
+
+def allowance_sentence(allowance: Allowance) -> str:
+    """What the branch may cost."""
+    return f"It may try {allowance.words}."
+
+
+def refused_sentence(refused: Sequence[Suppression]) -> str:
+    """How many triggers opened no branch and why, the commonest reason first, and the newest of them."""
+    counts = Counter(one.reason for one in refused).most_common()
+    why = "; ".join(f"{count} because {reason.words}" for reason, count in counts)
+    many = f"{len(refused)} triggers" if len(refused) > 1 else "1 trigger"
+    newest = max(one.trigger.step for one in refused)
+    return f"{many} opened no branch, the last at step {newest:,}: {why}"
 
 
 def draft_sentence(decision: Decision) -> str:
@@ -151,6 +168,8 @@ EDITED = (
 def sentences(branch: BranchView) -> list[str]:
     """The whole story of one branch."""
     said = [trigger_sentence(branch.trigger)]
+    if branch.allowance is not None:
+        said.append(allowance_sentence(branch.allowance))
     decision = branch.decision
     if decision is None:
         if branch.outcome is None:

@@ -192,6 +192,7 @@ class Detector:
             components=dict(index.components),
             thresholds=self.config.trigger.thresholds(),
             cause=self._cause(index, fired),
+            severe=fired.severe,
         )
         return Reading(index, event, trigger)
 
