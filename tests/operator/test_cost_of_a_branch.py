@@ -12,6 +12,7 @@ from forkcast_cli import words
 from forkcast_operator.__main__ import LocalOperator
 from forkcast_wire import keys
 from forkcast_wire.branches import BranchRecord, Suppression
+from forkcast_wire.documents import RunInfo
 from forkcast_wire.run_records import RecordsReader
 from forkcast_wire.store import read_document
 
@@ -33,19 +34,24 @@ def to_the_end(operator: LocalOperator, store, **hands) -> None:
     raise AssertionError("the branch has not ended")
 
 
-def asks_again(operate, monitor, trigger: Trigger) -> LocalOperator:
-    """Another operator process, to which the monitor tells a further trigger."""
-    operator, _, told = operate(trigger, spec=WIDE)
-    assert told is not monitor
+def another(store, folder, monitor, trigger: Trigger, spec=WIDE) -> LocalOperator:
+    """Another operator process, which the same monitor tells of this trigger."""
+    monitor.trigger = trigger
+    monitor.told.clear()
+    info = RunInfo(uid="u", name="run", manifest_digest="d")
+    operator = LocalOperator(spec, info, store, folder, f"unix:{folder}/m.sock", "")
+    operator.watch(monitor.told)
     return operator
 
 
-def test_a_departure_that_no_branch_heals_gets_smaller_branches_and_then_none(operate) -> None:
+def test_a_departure_that_no_branch_heals_gets_smaller_branches_and_then_none(
+    operate, tmp_path
+) -> None:
     operator, store, monitor = operate(FIRST, CUT, spec=WIDE)
     to_the_end(operator, store, better=False)
     fired = [replace(FIRST, step=FIRST.step + 200 * n) for n in range(4)]
     for again in fired[1:]:
-        to_the_end(asks_again(operate, monitor, again), store, better=False)
+        to_the_end(another(store, tmp_path, monitor, again), store, better=False)
     sizes, steps = [], []
     for trigger in fired[:3]:
         decision = read_document(store, Decision, keys.branch_file(trigger.id, "decision"))
@@ -73,14 +79,12 @@ def test_a_departure_that_no_branch_heals_gets_smaller_branches_and_then_none(op
     )
 
 
-def test_what_a_branch_may_cost_is_settled_when_it_opens(operate) -> None:
+def test_what_a_branch_may_cost_is_settled_when_it_opens(operate, tmp_path) -> None:
     """An operator that comes later, with another manifest, finds it stored."""
-    operator, store, _ = operate(FIRST, CUT, spec=WIDE)
+    operator, store, monitor = operate(FIRST, CUT, spec=WIDE)
     operator.work()
-    narrow = SPEC.model_copy(
-        update={"branching": WIDE.branching.model_copy(update={"top_k": 2})}
-    )
-    later, _, _ = operate(FIRST, spec=narrow)
+    narrow = SPEC.model_copy(update={"branching": WIDE.branching.model_copy(update={"top_k": 2})})
+    later = another(store, tmp_path, monitor, FIRST, narrow)
     to_the_end(later, store, better=False)
     record = read_document(store, BranchRecord, keys.branch_file(FIRST.id, "branch"))
     decision = read_document(store, Decision, keys.branch_file(FIRST.id, "decision"))
