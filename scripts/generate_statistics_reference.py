@@ -44,7 +44,7 @@ whatever watches the run (also with `mode: Disabled`); there it outlives the Tra
   what follows (little-endian uint32), and a `TailFrame` message (`forkcast.proto`). A damaged frame costs
   its own rows; a reader goes on at the next four bytes. Earlier versions wrote `statistics.tail.jsonl`,
   one JSON object a line; it is read, and taken over by the monitor that opens it.
-- A column that was added later (`tier`, `event`, a signal's) is missing in older files: it reads as null.
+- A column that was added later (`tier`, `event`, `onset_step`, a signal's) is missing in older files: it reads as null.
 
 `forkcast.load_run(PLACE).steps()` reads both with these rules and joins them, see
 [analysis.md](analysis.md). Any Parquet reader reads the files:

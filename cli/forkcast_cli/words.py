@@ -10,8 +10,9 @@ from forkcast import ladder
 from forkcast.actions import Action
 from forkcast.allowance import Allowance
 from forkcast.decision import CONTROL, Decision, DraftSource, Judgement, Outcome, Verdict
-from forkcast.records import Trial, Trigger, TriggerRule
+from forkcast.records import Tier, Trial, Trigger, TriggerRule
 from forkcast_wire.branches import Suppression
+from forkcast_wire.run_events import RunEvent
 from forkcast_wire.run_records import BranchView
 
 _RULES = {
@@ -19,7 +20,7 @@ _RULES = {
     TriggerRule.SINGLE: "the index jumped over its single-step threshold",
     TriggerRule.SLOW: "the loss or the gradient norm had crept up",
     TriggerRule.INTERNAL: "the model's inside stood where no healthy run is",
-    TriggerRule.VALIDATION_REGRESSION: "the validation loss came out above its trend twice",
+    TriggerRule.VALIDATION_REGRESSION: "the validation loss stayed above its trend",
     TriggerRule.INSTABILITY_RATE: "instability events became more frequent",
     TriggerRule.NON_FINITE: "the loss or the gradient was not finite",
     TriggerRule.FORCED: "the manifest forces a trigger at this step",
@@ -71,14 +72,14 @@ def trigger_sentence(trigger: Trigger) -> str:
     return f"At step {trigger.step}, {_RULES[trigger.rule]}: z {trigger.z:.1f}{said}.{since}"
 
 
-def event_sentence(step: int, cause: str) -> str:
-    """An event of a watched run; its cause says since when."""
-    return f"unstable at step {step}: {cause}"
-
-
 def told_events(progress: Mapping[str, Any]) -> list[str]:
     """The newest events that a watched run has told of, in sentences."""
-    return [event_sentence(one["step"], one["cause"]) for one in progress.get("events", ())]
+    return [f"unstable at step {one['step']}: {one['cause']}" for one in progress.get("events", ())]
+
+
+def event_row(event: RunEvent) -> list[str]:
+    """An event as a row: step, its departure's first step, tier, cause."""
+    return [str(event.step), str(event.onset_step), Tier(event.tier).name.lower(), event.cause]
 
 
 def allowance_sentence(allowance: Allowance) -> str:

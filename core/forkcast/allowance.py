@@ -10,7 +10,7 @@ a loss or norm that is not finite, each time         the whole: nothing is learn
 a trigger that the manifest forces                   the whole
 any other departure, for the first time              the whole; a half if the budget is spent early
 a rate of events, a validation loss, a calm          a half
-a departure that has had n branches already          a half, a quarter ...; none below 1 candidate
+any of these again, after n branches                 a half of that, a quarter ...; none below 1
 ===================================================  ========================================
 
 The last fifth of the budget's branches is kept for severe departures.
@@ -103,18 +103,16 @@ def allow(
     """
     if trigger.rule is TriggerRule.FORCED:
         return Allowance(candidates=most, most=most, grounds=Grounds.FORCED)
-    if trigger.rule in _HALF:
-        return Allowance(candidates=max(1, most // 2), most=most, grounds=_HALF[trigger.rule])
-    times = _times(trigger, before)
-    if trigger.rule is TriggerRule.NON_FINITE or (severe(trigger) and not times):
+    if trigger.rule is TriggerRule.NON_FINITE:
         return Allowance(candidates=most, most=most, grounds=Grounds.SEVERE)
-    if times:
-        left = most >> times
-        return Allowance(candidates=left, most=most, grounds=Grounds.AGAIN) if left else None
-    if spent_early:
-        candidates = max(1, most // 2)
-        return Allowance(candidates=candidates, most=most, grounds=Grounds.SPENT_EARLY)
-    return Allowance(candidates=most, most=most, grounds=Grounds.FIRST)
+    field, grounds = most, Grounds.SEVERE if severe(trigger) else Grounds.FIRST
+    if trigger.rule in _HALF:
+        field, grounds = max(1, most // 2), _HALF[trigger.rule]
+    if times := _times(trigger, before):
+        field, grounds = field >> times, Grounds.AGAIN
+    elif grounds is Grounds.FIRST and spent_early:
+        field, grounds = max(1, most // 2), Grounds.SPENT_EARLY
+    return Allowance(candidates=field, most=most, grounds=grounds) if field else None
 
 
 def _times(trigger: Trigger, before: Iterable[Trigger]) -> int:

@@ -192,7 +192,10 @@ class Departures:
 
     def __init__(self, rules: TierRules) -> None:
         self.rules = rules
+        self._watched = _WATCH * rules.single_z
         self._each: dict[str, Departure] = {}
+        #: Since when the u of others is over 0, while it never was over z.
+        self._onsets: dict[str, int] = {}
         self._quiet_until = 0
         self._not_finite = 0
 
@@ -218,6 +221,7 @@ class Departures:
             self._not_finite = 0
             each.pop(NON_FINITE, None)
         if not each and not together:
+            self._onsets.clear()
             return None
         judged = judged and step >= self._quiet_until
         risen: Risen | None = None
@@ -225,19 +229,31 @@ class Departures:
         for name, u in us.items():
             if u > most:
                 most = u
-            departure = each.get(name)
+            departure = each.get(name) or self._begun(name, step, u)
             if departure is None:
-                if u <= 0:
-                    continue
-                departure = each[name] = Departure()
+                continue
             tier = departure.fold(step, u, signals[name], self.rules, judged=judged)
             if tier is not None and (risen is None or tier > risen.tier):
                 risen = Risen(name, tier, _onset(departure, step))
             if departure.onset is None and departure.tier is Tier.CALM:
                 del each[name]
-        if together > most or TOGETHER in each:
+        if together > most or TOGETHER in each or TOGETHER in self._onsets:
             risen = self._fold_together(step, together, signals, judged=judged) or risen
         return self._counted(step, risen)
+
+    def _begun(self, name: str, step: int, u: float) -> Departure | None:
+        """A departure that u makes one; None if u is not over z: most rows are, and their onset is
+        all that counts of them.
+        """
+        if u <= self.rules.z and u <= self.rules.single_z:
+            if u <= 0:
+                self._onsets.pop(name, None)
+            else:
+                self._onsets.setdefault(name, step)
+            return None
+        departure = self._each[name] = Departure()
+        departure.onset = self._onsets.pop(name, None)
+        return departure
 
     def _fold_together(
         self, step: int, u: float, signals: Mapping[str, Said], *, judged: bool
@@ -245,8 +261,11 @@ class Departures:
         each = self._each
         if any(one.tier is not Tier.CALM for name, one in each.items() if name != TOGETHER):
             each.pop(TOGETHER, None)  # a signal answers for it, and what stands is known
+            self._onsets.pop(TOGETHER, None)
             return None
-        departure = each.setdefault(TOGETHER, Departure())
+        departure = each.get(TOGETHER) or self._begun(TOGETHER, step, u)
+        if departure is None:
+            return None
         said = _Bare(patient=True, healed=all(one.healed for one in signals.values()))
         tier = departure.fold(step, u, said, self.rules, judged=judged)
         if departure.onset is None and departure.tier is Tier.CALM:
@@ -268,11 +287,12 @@ class Departures:
             self._quiet_until = step + self.rules.quiet_steps
             # rows that are not finite are one departure, however many there are
             self._each = {name: one for name, one in self._each.items() if name == NON_FINITE}
+            self._onsets.clear()
         return risen
 
     def tier(self, z: float) -> Tier:
         """What a row asks for whose index is z."""
-        tier = Tier.WATCH if z > _WATCH * self.rules.single_z else Tier.CALM
+        tier = Tier.WATCH if z > self._watched else Tier.CALM
         if not self._each:
             return tier
         for departure in self._each.values():
@@ -284,6 +304,11 @@ class Departures:
         """What this signal says is known: an event, that asks for nothing more while it lasts."""
         if name in self._each:
             self._each[name].muted, self._each[name].tier = True, Tier.EVENT
+
+    @property
+    def none(self) -> bool:
+        """Whether nothing has departed, not even a little."""
+        return not self._each and not self._onsets
 
     @property
     def open(self) -> bool:
@@ -298,12 +323,14 @@ class Departures:
     def splice(self) -> None:
         """What comes next does not follow what came."""
         self._each.clear()
+        self._onsets.clear()
         self._not_finite = 0
 
     def state(self) -> dict[str, Any]:
         """All that a restart needs, JSON-ready."""
         return {
             "each": {name: one.state() for name, one in self._each.items()},
+            "onsets": dict(self._onsets),
             "quiet_until": self._quiet_until,
             "not_finite": self._not_finite,
         }
@@ -314,6 +341,7 @@ class Departures:
         for name, one in state["each"].items():
             self._each[name] = Departure()
             self._each[name].restore(one)
+        self._onsets = {name: int(step) for name, step in state["onsets"].items()}
         self._quiet_until = int(state["quiet_until"])
         self._not_finite = int(state["not_finite"])
 

@@ -23,6 +23,7 @@ hundred rows; the sum Dn finds it, and the level begins anew from the last five 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -37,6 +38,7 @@ _CLIP: Final = 2.5
 #: Mean absolute deviation of a normal distribution to its standard deviation: sqrt(pi / 2).
 _TO_SD: Final = 1.2533
 _COVER: Final = 1 / 64
+_RECENT_ROWS: Final = 5
 _STEP_DOWN: Final = 12.0
 _RENEWED_ROWS: Final = 16
 #: Share of the smallest difference seen between two rows, for a log whose losses are rounded: the
@@ -65,7 +67,7 @@ class Level:
     residual, z: nats/token and scales, against the forecast and against the cover; 0 while warm.
     scale: standard deviation of healthy rows about the forecast, nats/token.
     scale is no less than half the rounding of a log's losses.
-    cover: the level that a row has to exceed, nats/token. recent: mean of the last five losses.
+    cover: the level that a row has to exceed, nats/token.
     norm_rise: log of the gradient norm over its average, None where none is measured; norm_level: that
     average, log units. finite, norm_finite: False for a loss or a norm that is no number; a norm of 0,
     or of NaN where there never was another, is one that nobody measures. warm: whether the level is still being learnt. rate_rose: whether the
@@ -95,7 +97,6 @@ class Level:
         "norm_finite",
         "norm_level",
         "norm_rise",
-        "recent",
         "residual",
         "scale",
         "warm",
@@ -109,13 +110,13 @@ class Level:
         self._rows = self._inliers = 0
         self._to_learn = WARM_ROWS
         self._down = self._under = 0.0
-        self._last: list[float] = []
+        self._last: deque[float] = deque(maxlen=_RECENT_ROWS)
         self._smallest = 0.0
         self._last_step = self._last_tokens = -1
         self._tokens_a_step = 0.0
         self._last_rate = 0.0
         self._rate_rows = self._since_rise = 0
-        self.residual = self.z = self.recent = 0.0
+        self.residual = self.z = 0.0
         self.norm_level: float = math.nan
         self.norm_rise: float | None = None
         self.warm = self.finite = self.norm_finite = True
@@ -154,16 +155,16 @@ class Level:
         last, rows = self._last, self._rows + 1
         self._rows = rows
         if last:
-            moved = abs(loss - last[-1])
-            if moved and (moved < self._smallest or not self._smallest):
-                self._smallest = moved
+            moved = loss - last[-1]
+            if moved:
+                moved = moved if moved > 0 else -moved
+                if moved < self._smallest or not self._smallest:
+                    self._smallest = moved
         last.append(loss)
-        if len(last) > 5:
-            del last[0]
-        self.recent = sum(last) / len(last)
         if rows == 1:
             self._t1 = self._t2 = self.cover = loss
-        gain = 1 / rows if rows * self.gain_least < 1 else self.gain_least
+        gain_least = self.gain_least
+        gain = 1 / rows if rows * gain_least < 1 else gain_least
         t1, t2 = self._t1, self._t2
         fall = t1 - t2
         if fall < 0 and gain < 1:
@@ -178,24 +179,27 @@ class Level:
         floor = _ROUNDING * self._smallest
         if floor < _LEAST:
             floor = _LEAST
-        scale = self._spread if self._spread > floor else floor
+        spread = self._spread
+        scale = spread if spread > floor else floor
         residual = loss - forecast
         warm = rows <= self._to_learn
         most = _CLIP * scale
-        inlier = -most < residual < most
-        if not inlier and not (warm and self._inliers < WARM_ROWS):
+        inlier, inliers = -most < residual < most, self._inliers
+        if not inlier and not (warm and inliers < WARM_ROWS):
             clipped = most if residual > 0 else -most
         else:
             clipped = residual
         t1 = forecast * gain + (1 - gain) * t1 + gain * clipped
         self._t1, self._t2 = t1, t2 + gain * (t1 - t2)
-        self._under += self.gain_least * ((residual <= -most) - self._under)
-        if inlier or self._inliers < WARM_ROWS or self._under > _TOO_NARROW:
-            self._inliers += 1
-            share = 1 / self._inliers
-            share = share if share > self.gain_least else self.gain_least
-            self._spread += share * (_TO_SD * abs(residual) - self._spread)
-        self.scale = self._spread if self._spread > floor else floor
+        under = self._under
+        self._under = under = under + gain_least * ((residual <= -most) - under)
+        if inlier or inliers < WARM_ROWS or under > _TOO_NARROW:
+            self._inliers = inliers = inliers + 1
+            share = 1 / inliers
+            share = share if share > gain_least else gain_least
+            away = residual if residual > 0 else -residual
+            self._spread = spread = spread + share * (_TO_SD * away - spread)
+        self.scale = spread if spread > floor else floor
         self.warm, self.residual = warm, residual
         if warm:
             self.z = 0.0
@@ -206,10 +210,20 @@ class Level:
         down = self._down - below - 1
         self._down = down if down > 0 else 0.0
         if down > _STEP_DOWN:
-            self._t1 = self._t2 = self.recent
-            self._rows = _RENEWED_ROWS
-            self._to_learn = 0
-            self._down = self._under = 0.0
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """The loss has stepped down: what it stands at now is the level."""
+        self._t1 = self._t2 = self.recent
+        self._rows = _RENEWED_ROWS
+        self._to_learn = 0
+        self._down = self._under = 0.0
+
+    @property
+    def recent(self) -> float:
+        """Mean of the last losses, nats/token; 0 before the first."""
+        last = self._last
+        return sum(last) / len(last) if last else 0.0
 
     def _fold_norm(self, norm: float) -> None:
         # a norm of exactly 0 is one that nobody measured: its logarithm says nothing
@@ -247,9 +261,13 @@ class Level:
                     self._rate_rows -= 1
             self._last_rate = rate
         step, tokens = stats.step, stats.tokens
-        if 0 <= self._last_step < step and tokens > self._last_tokens > 0:
-            now = (tokens - self._last_tokens) / (step - self._last_step)
+        last_step, last_tokens = self._last_step, self._last_tokens
+        self._last_step, self._last_tokens = step, tokens
+        if 0 <= last_step < step and tokens > last_tokens > 0:
+            now = (tokens - last_tokens) / (step - last_step)
             before = self._tokens_a_step
+            if now == before:
+                return
             if before and now > before:
                 # as slowly as the scale learns: sequences of all lengths are no change of the batch
                 self._tokens_a_step += self.gain_least * (now - before)
@@ -257,11 +275,10 @@ class Level:
                 if now < 0.99 * before:  # a mean over fewer tokens scatters more
                     self._spread *= math.sqrt(min(before / now, _BATCH_MOST))
                 self._tokens_a_step = now
-        self._last_step, self._last_tokens = step, tokens
 
     _FLOATS = (
         "_t1", "_t2", "cover", "scale", "_spread", "_down", "_under", "_smallest", "_tokens_a_step", "_last_rate",
-        "norm_level", "recent",
+        "norm_level",
     )  # fmt: skip
     _WHOLE = (
         "_rows",
@@ -289,5 +306,5 @@ class Level:
             setattr(self, name, math.nan if value is None else float(value))
         for name, number in zip(self._WHOLE, whole, strict=True):
             setattr(self, name, int(number or 0))
-        self._last = [float(value or 0.0) for value in last]
+        self._last = deque((float(value or 0.0) for value in last), maxlen=_RECENT_ROWS)
         self.warm = self._rows <= self._to_learn or not self._rows

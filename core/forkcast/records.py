@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from operator import attrgetter
 from types import MappingProxyType
 
 import numpy as np
@@ -139,13 +140,16 @@ class Window:
 
 def window_row(stats: StepStats, z: float) -> array[float]:
     """One judged step as a row of a window: its columns only, whatever size the record has."""
-    return array("d", (_cell(name, stats, z) for name in WINDOW_COLUMNS))
+    row = array("d", [v if type(v) is float else _cell(v) for v in _measured(stats)])
+    row.append(z)
+    return row
 
 
-def _cell(name: str, stats: StepStats, z: float) -> float:
-    if name == "index_z":
-        return z
-    value = getattr(stats, name)
+#: All columns but the last, which the detector gives.
+_measured = attrgetter(*WINDOW_COLUMNS[:-1])
+
+
+def _cell(value: float | tuple[float, ...] | None) -> float:
     if value is None:
         return math.nan
     return sum(value) / len(value) if isinstance(value, tuple) else float(value)
@@ -164,9 +168,10 @@ class Tier(IntEnum):
     STOP = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Index:
-    """The Uncertainty Index at one step.
+    """The Uncertainty Index at one step. Nobody changes it; it is not frozen, because there is one for every
+    row, and a frozen dataclass takes four times as long to make.
 
     components: u_i of each signal that has something to say, in [0, 8]; 3.2 is what about one healthy row
         in 100,000 reaches (the slow and the internal ones: what no healthy run reached).

@@ -24,9 +24,11 @@ _OVERFLOW_ROWS: Final = 3
 #: Fields of the last index and the last event, as a state lists them.
 _INDEX: Final = tuple(field.name for field in fields(Index))
 _EVENT: Final = tuple(field.name for field in fields(Event) if field.name != "run_uid")
+#: A member is looked up in its class by a slow path, and this one is wanted at nearly every row.
+_CALM: Final = Tier.CALM
 _OF_THE_BASE: Final = "; the base of this epoch had it already"
 _CAUSES: Final = {
-    VALIDATION: "the validation loss came out above its trend twice in a row",
+    VALIDATION: "the validation loss stands above its trend",
     EVENT_RATE: "events have become more frequent than in the 10,000 steps before",
     "forced": "the manifest forces a trigger at this step",
     "calm": "no departure for long enough to try the learning rate of before a cut",
@@ -34,7 +36,7 @@ _CAUSES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reading:
     """What the detector makes of one row. event: if a departure begins, or rises, at it; trigger: if it
     asks for a branch.
@@ -73,16 +75,20 @@ class Detector:
         self._overflows = 0  # rows running whose norm is no number
         self._step = self._epoch = -1
         self._apart: deque[int] = deque(maxlen=_DISTANCES)  # steps between the last rows
+        self._every_step = False  # whether the last rows were all one step apart
         # since the last collapse: signals of no patience that have not said yet that the base is sound
         self._unproven: list[str] = []
 
     def fold(self, stats: StepStats) -> Reading:
         """Fold one row."""
         step, epoch = stats.step, stats.epoch
-        self._place(step, epoch)
+        if step - self._step == 1 and epoch == self._epoch and self._every_step:
+            self._step = step
+        else:
+            self._place(step, epoch)
         level, triggers = self._level, self.triggers
         level.fold(stats)
-        self._rows += 1
+        rows = self._rows = self._rows + 1
         components: dict[str, float] = {}
         most = together = weighted = total = 0.0
         for name, update, weight, share in self._folds:
@@ -91,52 +97,57 @@ class Detector:
                 continue
             components[name] = u
             total += weight
-            if u:
+            if u > 0:
                 weighted += weight * u
                 together += share * u
                 if u > most:
                     most = u
-        ready = not level.warm and self._rows > self._warmup
+        ready = rows > self._warmup and not level.warm
         z = (together if together > most else most) if ready else 0.0
         self._overflows = 0 if level.norm_finite else self._overflows + 1
         finite = level.finite and self._overflows < _OVERFLOW_ROWS
-        fired = triggers.fold(
-            step,
-            epoch,
-            components,
-            self._signals,
-            z,
-            judged=ready,
-            finite=finite,
-            validation_loss=stats.validation_loss,
-        )
-        base = ""
-        if ready and self._unproven:
-            limit = self.config.trigger.tiers.z
-            self._unproven = [name for name in self._unproven if components.get(name, MOST) > limit]
-            if fired is not None and fired.name in self._unproven:
-                self._unproven.remove(fired.name)
-                base = _OF_THE_BASE
-                if fired.tier >= Tier.BRANCH:  # another branch from there would have it, too
-                    base += ": it is damaged"
-                    triggers.departures.mute(fired.name)
-                    fired = replace(fired, tier=Tier.EVENT)
-        index = self.last = Index(
-            step,
-            epoch,
-            components,
-            weighted / total if total else 0.0,
-            z,
-            ready,
-            triggers.departures.tier(z),
-        )
+        fired, base, tier = None, "", _CALM
+        validation = stats.validation_loss
+        heard = validation is not None or self._unproven
+        if z or epoch or heard or not finite or not triggers.idle:
+            fired = triggers.fold(
+                step,
+                epoch,
+                components,
+                self._signals,
+                z,
+                judged=ready,
+                finite=finite,
+                validation_loss=validation,
+            )
+            if ready and self._unproven:
+                fired, base = self._beside_the_base(fired, components)
+            tier = triggers.departures.tier(z)
+        mean = weighted / total if weighted else 0.0
+        index = self.last = Index(step, epoch, components, mean, z, ready, tier)
         if fired is None:
             return Reading(index, None, None)
         return self._reading(index, fired, base)
 
+    def _beside_the_base(
+        self, fired: Fired | None, us: Mapping[str, float]
+    ) -> tuple[Fired | None, str]:
+        """After a collapse: what fired, no branch if the base had it already; and the words for it."""
+        limit = self.config.trigger.tiers.z
+        self._unproven = [name for name in self._unproven if us.get(name, MOST) > limit]
+        if fired is None or fired.name not in self._unproven:
+            return fired, ""
+        self._unproven.remove(fired.name)
+        if fired.tier < Tier.BRANCH:
+            return fired, _OF_THE_BASE
+        # another branch from there would have it, too
+        self.triggers.departures.mute(fired.name)
+        return replace(fired, tier=Tier.EVENT), f"{_OF_THE_BASE}: it is damaged"
+
     def _place(self, step: int, epoch: int) -> None:
         """Where this row stands beside the last: next to it, or after a gap or a collapse."""
         before, self._step = self._step, step
+        self._every_step = False
         if epoch != self._epoch:
             spliced = self._epoch >= 0
             self._epoch = epoch
@@ -158,6 +169,7 @@ class Detector:
                 self._splice()
         if apart > 0:
             self._apart.append(apart)
+            self._every_step = self._apart.count(1) == _DISTANCES
 
     def _splice(self) -> None:
         self._level.splice()
@@ -176,7 +188,7 @@ class Detector:
                 onset_step=shown.onset,
                 tier=shown.tier,
                 component=shown.name,
-                cause=self._cause(index, shown) + base,
+                cause=self._cause(index, shown) + shown.note + base,
             )
             self._count(event)
         if fired.tier < Tier.BRANCH:
@@ -191,7 +203,7 @@ class Detector:
             index=index.index,
             components=dict(index.components),
             thresholds=self.config.trigger.thresholds(),
-            cause=self._cause(index, fired),
+            cause=self._cause(index, fired) + fired.note,
             severe=fired.severe,
         )
         return Reading(index, event, trigger)
@@ -244,6 +256,7 @@ class Detector:
         self._rows, self._step, self._epoch, apart, unproven = state["place"]
         self._overflows = state["overflows"]
         self._apart = deque(apart, maxlen=_DISTANCES)
+        self._every_step = False  # the next row finds out
         self._unproven = list(unproven)
         self.last = self.last_event = None
         if state["last"] is not None:

@@ -279,7 +279,7 @@ class WatchedRun:
         """
         reading = self.detector.fold(stats)
         index, event, trigger = reading.index, reading.event, reading.trigger
-        self._folded.append(judged(record, index, None if event is None else event.cause))
+        self._folded.append(judged(record, index, event))
         self._note(stats, index.z)
         self.next_step = stats.step + 1
         if event is not None:

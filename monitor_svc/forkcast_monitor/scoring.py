@@ -1,8 +1,8 @@
 """A log's columns through a detector, to score detectors on labelled logs. Causal.
 
 `alarms` and `branches` take equally long float arrays by name: `step`, `loss` (nats/token) and, if the log
-has them, `grad_norm`, `lr`, and any column of `forkcast.records.StepStats`; NaN is "not measured". Of
-`attention_entropy` it is the lowest layer's.
+has them, `grad_norm`, `lr`, `rms_max`, `attention_logit_max`, `update_ratio`, `validation_loss` and
+`attention_entropy`, the last as [rows], of the lowest layer, or [rows, layers]; NaN is "not measured".
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def records(columns: Columns) -> Iterator[StepStats]:
     for row, (step, loss) in enumerate(zip(columns["step"], columns["loss"], strict=True)):
         norm, rate = float(norms[row]), float(rates[row])
         more: dict[str, Any] = {name: float(columns[name][row]) for name in names}
-        if not math.isnan(entropy := float(entropies[row])):
-            more["attention_entropy"] = (entropy,)
+        layers = [float(one) for one in np.atleast_1d(entropies[row])]
+        if not any(map(math.isnan, layers)):
+            more["attention_entropy"] = tuple(layers)
         yield StepStats(
             run_uid="log",
             epoch=0,

@@ -46,6 +46,7 @@ def summary(hosted: Hosted, stood: Standing) -> pb.RunSummary:
         events=stood.events,
         last_event_step=event.step if event else None,
         last_event=event.cause if event else "",
+        last_event_onset_step=event.onset_step if event else None,
         streams=len(hosted.streams),
         seconds_since_report=seconds_since(hosted),
     )

@@ -209,6 +209,7 @@ def summary_from_wire(message: pb.RunSummary) -> pb.RunSummary:
         last_trigger_step=MOST["step"],
         events=MOST["step"],
         last_event_step=MOST["step"],
+        last_event_onset_step=MOST["step"],
     )
     if len(message.last_event) > _MOST_CAUSE:
         raise ValueError(f"last_event: at most {_MOST_CAUSE} characters")

@@ -53,7 +53,7 @@ class ListRunsResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunSummary, _Mapping]]] = ...) -> None: ...
 
 class RunSummary(_message.Message):
-    __slots__ = ("run_uid", "name", "namespace", "mode", "epoch", "attempt", "next_step", "total_steps", "tokens", "loss", "grad_norm", "index", "z", "triggers", "last_trigger_step", "streams", "seconds_since_report", "over_threshold", "events", "last_event_step", "last_event")
+    __slots__ = ("run_uid", "name", "namespace", "mode", "epoch", "attempt", "next_step", "total_steps", "tokens", "loss", "grad_norm", "index", "z", "triggers", "last_trigger_step", "streams", "seconds_since_report", "over_threshold", "events", "last_event_step", "last_event", "last_event_onset_step")
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class RunSummary(_message.Message):
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     LAST_EVENT_STEP_FIELD_NUMBER: _ClassVar[int]
     LAST_EVENT_FIELD_NUMBER: _ClassVar[int]
+    LAST_EVENT_ONSET_STEP_FIELD_NUMBER: _ClassVar[int]
     run_uid: str
     name: str
     namespace: str
@@ -96,7 +97,8 @@ class RunSummary(_message.Message):
     events: int
     last_event_step: int
     last_event: str
-    def __init__(self, run_uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., mode: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., next_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., tokens: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., index: _Optional[float] = ..., z: _Optional[float] = ..., triggers: _Optional[int] = ..., last_trigger_step: _Optional[int] = ..., streams: _Optional[int] = ..., seconds_since_report: _Optional[float] = ..., over_threshold: bool = ..., events: _Optional[int] = ..., last_event_step: _Optional[int] = ..., last_event: _Optional[str] = ...) -> None: ...
+    last_event_onset_step: int
+    def __init__(self, run_uid: _Optional[str] = ..., name: _Optional[str] = ..., namespace: _Optional[str] = ..., mode: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., next_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., tokens: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., index: _Optional[float] = ..., z: _Optional[float] = ..., triggers: _Optional[int] = ..., last_trigger_step: _Optional[int] = ..., streams: _Optional[int] = ..., seconds_since_report: _Optional[float] = ..., over_threshold: bool = ..., events: _Optional[int] = ..., last_event_step: _Optional[int] = ..., last_event: _Optional[str] = ..., last_event_onset_step: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("run_uid", "epoch", "attempt", "rank", "start_step", "total_steps", "base_step")
@@ -444,7 +446,7 @@ class ForecastResponse(_message.Message):
     def __init__(self, forecasts: _Optional[_Iterable[_Union[CandidateForecast, _Mapping]]] = ..., model_digest: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
 
 class TailFrame(_message.Message):
-    __slots__ = ("stats", "index", "z", "tier", "events", "components")
+    __slots__ = ("stats", "index", "z", "tier", "events", "components", "onsets")
     class EventsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -452,19 +454,28 @@ class TailFrame(_message.Message):
         key: int
         value: str
         def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
+    class OnsetsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
     STATS_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    ONSETS_FIELD_NUMBER: _ClassVar[int]
     stats: _containers.RepeatedCompositeFieldContainer[StepStats]
     index: _containers.RepeatedScalarFieldContainer[float]
     z: _containers.RepeatedScalarFieldContainer[float]
     tier: _containers.RepeatedScalarFieldContainer[int]
     events: _containers.ScalarMap[int, str]
     components: _containers.RepeatedCompositeFieldContainer[TailColumn]
-    def __init__(self, stats: _Optional[_Iterable[_Union[StepStats, _Mapping]]] = ..., index: _Optional[_Iterable[float]] = ..., z: _Optional[_Iterable[float]] = ..., tier: _Optional[_Iterable[int]] = ..., events: _Optional[_Mapping[int, str]] = ..., components: _Optional[_Iterable[_Union[TailColumn, _Mapping]]] = ...) -> None: ...
+    onsets: _containers.ScalarMap[int, int]
+    def __init__(self, stats: _Optional[_Iterable[_Union[StepStats, _Mapping]]] = ..., index: _Optional[_Iterable[float]] = ..., z: _Optional[_Iterable[float]] = ..., tier: _Optional[_Iterable[int]] = ..., events: _Optional[_Mapping[int, str]] = ..., components: _Optional[_Iterable[_Union[TailColumn, _Mapping]]] = ..., onsets: _Optional[_Mapping[int, int]] = ...) -> None: ...
 
 class TailColumn(_message.Message):
     __slots__ = ("name", "values")

@@ -29,7 +29,7 @@ _INDEX = ("index", "z")
 #: How the columns of the index's components begin, one a signal: their names are the signals'.
 COMPONENT = "u_"
 #: Chunks of earlier versions lack them: their rows have null there.
-_LATER = {"tier": pa.int8(), "event": pa.string()}
+_LATER = {"tier": pa.int8(), "event": pa.string(), "onset_step": pa.int64()}
 
 
 def _type(name: str) -> pa.DataType:
@@ -48,6 +48,10 @@ SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in _INDEX]
     + list(_LATER.items())
 )
+
+
+#: Those that a chunk of any version has.
+ORIGINAL = frozenset(SCHEMA.names) - _LATER.keys()
 
 
 class HistoryError(ValueError):
@@ -174,6 +178,8 @@ def _fits(name: str, value: object) -> bool:
         return isinstance(value, str)
     if name == "tier":
         return type(value) is int and -128 <= value <= 127
+    if name == "onset_step":
+        return type(value) is int and 0 <= value <= MOST_STEPS
     known = name in SCHEMA.names or name.startswith(COMPONENT)
     return not known or _number(value)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from forkcast.records import Index, StepStats
+from forkcast.records import Event, Index, StepStats
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import MOST
 
@@ -33,7 +33,7 @@ _LISTS = ("attention_entropy", "activation_mean", "activation_sd")
 @dataclass(frozen=True, slots=True)
 class Row:
     """One step as it was accepted. index, z: 0 if no detector judged it. event: what began at this step,
-    in words.
+    in words. onset_step: the first step of the event's departure.
     """
 
     stats: pb.StepStats
@@ -42,11 +42,13 @@ class Row:
     components: Mapping[str, float] = field(default_factory=dict)
     tier: int | None = None
     event: str | None = None
+    onset_step: int | None = None
 
 
-def judged(stats: pb.StepStats, index: Index, event: str | None) -> Row:
+def judged(stats: pb.StepStats, index: Index, event: Event | None) -> Row:
     """A row of a step that a detector has judged."""
-    return Row(stats, index.index, index.z, index.components, int(index.tier), event)
+    cause, onset = (None, None) if event is None else (event.cause, event.onset_step)
+    return Row(stats, index.index, index.z, index.components, int(index.tier), cause, onset)
 
 
 def encoded(rows: Sequence[Row], signals: Iterable[str]) -> bytes:
@@ -59,6 +61,8 @@ def encoded(rows: Sequence[Row], signals: Iterable[str]) -> bytes:
     for number, row in enumerate(rows):
         if row.event is not None:
             frame.events[number] = row.event
+        if row.onset_step is not None:
+            frame.onsets[number] = row.onset_step
     for name in dict.fromkeys(chain(signals, *(row.components for row in rows))):
         column = frame.components.add()
         column.name = name
@@ -118,14 +122,15 @@ def _sound(frame: pb.TailFrame) -> bool:
     return (
         lengths | {len(one.values) for one in frame.components} == {count}
         and all(_NO_TIER <= tier <= _MOST_TIER for tier in frame.tier)
-        and all(number < count for number in frame.events)
+        and all(number < count for number in chain(frame.events, frame.onsets))
+        and all(step <= MOST["step"] for step in frame.onsets.values())
         and all(max(map(attrgetter(name), frame.stats)) <= most for name, most in MOST.items())
     )
 
 
 def columns(frames: Sequence[pb.TailFrame], component: str) -> dict[str, list[Any]]:
     """The rows of frames as columns, by name: those of StepStats in its order, ``index``, ``z``,
-    ``tier``, ``event``, and the components. component: how the names of those begin.
+    ``tier``, ``event``, ``onset_step``, and the components. component: how the names of those begin.
     """
     records = [record for frame in frames for record in frame.stats]
     found = {one.name: _values(records, one.name) for one in fields(StepStats)}
@@ -133,8 +138,8 @@ def columns(frames: Sequence[pb.TailFrame], component: str) -> dict[str, list[An
     found["z"] = list(chain.from_iterable(frame.z for frame in frames))
     tiers = chain.from_iterable(frame.tier for frame in frames)
     found["tier"] = [None if tier == _NO_TIER else tier for tier in tiers]
-    events = (map(dict(one.events).get, range(len(one.stats))) for one in frames)
-    found["event"] = list(chain.from_iterable(events))
+    found["event"] = _by_row(frames, "events")
+    found["onset_step"] = _by_row(frames, "onsets")
     named = [{one.name: one.values for one in frame.components} for frame in frames]
     for name in dict.fromkeys(chain.from_iterable(named)):
         found[component + name] = [
@@ -143,6 +148,12 @@ def columns(frames: Sequence[pb.TailFrame], component: str) -> dict[str, list[An
             for value in one.get(name) or [math.nan] * len(frame.stats)
         ]
     return found
+
+
+def _by_row(frames: Sequence[pb.TailFrame], name: str) -> list[Any]:
+    """What few rows have; None in the others."""
+    rows = (map(dict(getattr(one, name)).get, range(len(one.stats))) for one in frames)
+    return list(chain.from_iterable(rows))
 
 
 def _values(records: Sequence[pb.StepStats], name: str) -> list[Any]:

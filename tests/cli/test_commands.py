@@ -118,6 +118,18 @@ def test_report_is_one_sound_page_without_requests(made_run):
     assert path.stat().st_size < 500_000
 
 
+def test_the_report_has_a_row_for_each_departure_with_its_first_step(made_run):
+    assert re.findall(r"<tr><td>(\d+)</td><td>(\d+)</td><td>(\w+)</td>", departures(made_run)) == [
+        ("150", "148", "branch"),
+        ("250", "248", "branch"),
+    ]
+
+
+def departures(folder):
+    text = Path(said("report", folder).replace("\n", "").strip()).read_text()
+    return text.split("<h2>Departures</h2>")[1].split("</table>")[0]
+
+
 def test_report_of_a_run_that_has_barely_begun(made_run):
     import shutil
 

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from forkcast_cli.__main__ import app
 from forkcast_cli.detect.log_detector import REACH
 from forkcast_monitor.presets import PRESETS
-from forkcast_wire.statistics import tail_of
+from forkcast_wire.codec import stats_to_wire
+from forkcast_wire.statistics import row_to_stats, rows_of, tail_of
+from forkcast_wire.tail import Row, encoded
 from tests.cli.log_samples import SAMPLES, event
 from tests.cli.made_course import course, lines
 
@@ -258,15 +260,35 @@ def test_a_run_of_ours_is_not_followed(made_run):
 
 
 def test_a_chunk_and_an_open_tail_are_histories_too(made_run, tmp_path):
+    """The tail as the monitor writes it, and as an earlier version did: alone, and in a run's folder."""
     (chunk, *_) = sorted((made_run / "statistics").glob("*.parquet"))
     document = json.loads(ran(chunk, "--json"))
     assert document["format"] == "history of a Forkcast run"
-    rows = pq.read_table(chunk).to_pylist()
-    tail = tail_of(tmp_path / "statistics")
-    tail.write_bytes(lines([{**row, "group_grad_norms": {}} for row in rows]))
-    document = json.loads(ran(tail, "--json"))
+    rows = rows_of(chunk, "")
+    statistics = tmp_path / "run" / "statistics"
+    statistics.mkdir(parents=True)
+    frame = encoded([Row(stats_to_wire(row_to_stats(row))) for row in rows], ())
+    former = lines([{**row, "group_grad_norms": {}} for row in rows])
+    for tail, content in (
+        (tail_of(statistics), frame),
+        (statistics.with_name("statistics.tail.jsonl"), former),
+    ):
+        tail.write_bytes(content)
+        for place in (tail, statistics.parent):
+            document = json.loads(ran(place, "--json"))
+            assert document["format"] == "history of a Forkcast run"
+            assert only(document)["rows"] == len(rows)
+        tail.unlink()
+
+
+def test_a_history_of_an_earlier_version_is_ours_too(made_run):
+    """Regression: a chunk without the columns of later versions was taken for a foreign table."""
+    for chunk in (made_run / "statistics").glob("*.parquet"):
+        table = pq.read_table(chunk)
+        pq.write_table(table.drop_columns(["tier", "event", "onset_step"]), chunk)
+    document = json.loads(ran(made_run, "--json"))
     assert document["format"] == "history of a Forkcast run"
-    assert only(document)["rows"] == len(rows)
+    assert only(document)["rows"] == 286
 
 
 # ------------------------------------------------------------------------------------------ refusals

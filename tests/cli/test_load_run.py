@@ -98,17 +98,19 @@ def test_events_are_the_departures_with_what_came_of_them(made_run):
 
 def test_events_that_opened_no_branch_are_those_the_monitor_recorded_with_a_step(made_run):
     rows = [row(1, n, 3.0) for n in range(300, 310)]
-    rows[4] |= {"tier": 2, "event": "The loss rose.", "u_volatility": 4.0}
+    rows[4] |= {"tier": 2, "event": "The loss rose.", "onset_step": 302, "u_volatility": 4.0}
+    rows[8] |= {"tier": 2, "event": "A row of an earlier version."}
     write_chunk(rows, made_run / "statistics")
     (chunk,) = (made_run / "statistics").glob("e0-*")
     judged = rows_of(chunk, "")
-    judged[150] |= {"tier": 3, "event": "The loss and the norm rose together."}
+    judged[150] |= {"tier": 3, "event": "The loss and the norm rose.", "onset_step": 145}
     chunk.unlink()
     write_chunk(judged, made_run / "statistics")
     found = forkcast.load_run(made_run).events().to_pylist()
     told = [(e["epoch"], e["step"], e["tier"], e["branch"], e["cause"]) for e in found]
-    assert told[0] == (0, 150, 3, "e0-t150", "The loss and the norm rose together.")
+    assert told[0] == (0, 150, 3, "e0-t150", "The loss and the norm rose.")
     assert told[2] == (1, 304, 2, None, "The loss rose.")
+    assert [one["onset_step"] for one in found] == [145, 248, 302, 308]
     assert (found[2]["component"], found[2]["rule"], found[2]["reason"]) == ("volatility", None, "")
 
 

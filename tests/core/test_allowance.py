@@ -96,6 +96,13 @@ def test_a_departure_that_asks_again_gets_a_half_each_time_and_then_none() -> No
     assert sizes == [6, 3, 1, 0, 0]
 
 
+def test_a_validation_loss_that_stays_up_asks_again_for_half_of_its_half() -> None:
+    asks = make.trigger(rule=TriggerRule.VALIDATION_REGRESSION, onset_step=50)
+    before = [replace(asks, step=80 + n) for n in range(2)]
+    sizes = [size(allow(asks, 6, before[:n], spent_early=True)) for n in range(3)]
+    assert sizes == [3, 1, 0]
+
+
 def test_a_departure_that_has_become_severe_is_looked_at_anew() -> None:
     slow = make.trigger(rule=TriggerRule.SLOW)
     worse = replace(slow, step=slow.step + 10, severe=True)

@@ -44,7 +44,7 @@ def fold(
     signals = {
         "volatility": Says(patient=True, healed=not US[kind]),
         "entropy": Says(patient=False, rule=TriggerRule.INTERNAL),
-        "drift": Says(patient=False, rule=TriggerRule.SLOW),
+        "drift": Says(patient=False, healed=False, rule=TriggerRule.SLOW),
     }
     z = max(us.values())
     finite = kind != NON_FINITE
@@ -90,15 +90,117 @@ def test_an_event_is_no_trigger_until_its_patience_is_over() -> None:
     ]
 
 
-def test_a_second_worse_validation_in_a_row_fires() -> None:
+FALLING = [3.0 - 0.1 * i + 0.01 * (-1) ** i for i in range(8)]
+#: A rougher one: two validations of 2.45 after it are worse, and not beyond chance.
+ROUGH = [3.0 - 0.1 * i + 0.04 * (-1) ** (i + 1) for i in range(8)]
+
+
+def validated(losses: list[float], **more: float) -> list[Fired]:
+    """What fires when a validation comes every 100 steps, after each row with the signals ``more``."""
     machine = TriggerMachine(RULES)
-    losses = [3.0 - 0.1 * i + 0.01 * (-1) ** i for i in range(8)] + [2.6, 2.6, 2.6]
-    found = [
-        (n, one)
-        for n, loss in enumerate(losses)
-        if (one := fold(machine, 100 * n, epoch=0, validation=loss)) is not None
+    found = []
+    for n, loss in enumerate(losses):
+        us = more if n >= len(FALLING) else {}
+        found.append(fold(machine, 100 * n, epoch=0, validation=loss, more=us))
+    return [one for one in found if one is not None]
+
+
+def test_a_second_worse_validation_in_a_row_fires() -> None:
+    (one,) = validated([*FALLING, 2.6, 2.6, 2.6])
+    assert (one.name, one.rule) == (VALIDATION, TriggerRule.VALIDATION_REGRESSION)
+    assert (one.tier, one.onset) == (Tier.BRANCH, 800)
+    assert "2 running" in one.note
+
+
+@pytest.mark.parametrize(
+    ("more", "tier"),
+    [
+        ({}, Tier.EVENT),
+        ({"drift": 2.0}, Tier.BRANCH),
+        ({"volatility": 2.0}, Tier.BRANCH),
+        ({"drift": 1.0}, Tier.EVENT),
+        ({"entropy": 3.0}, Tier.EVENT),  # a level that healthy runs have, too
+    ],
+)
+def test_a_validation_is_borne_out_by_the_training_loss(more: dict[str, float], tier: Tier) -> None:
+    """Data that are harder to learn move no validation loss: the two together are the state of the run."""
+    (one,) = validated([*ROUGH, 2.45, 2.45], **more)
+    assert (one.name, one.tier) == (VALIDATION, tier)
+
+
+def asked_at(machine: TriggerMachine, steps: range, **more) -> list[tuple[int, str, Tier]]:
+    """Step, name and tier of what fires."""
+    found = [(step, fold(machine, step, **more)) for step in steps]
+    return [(step, one.name, one.tier) for step, one in found if one is not None]
+
+
+def test_a_drift_that_follows_a_branch_is_the_same_cause() -> None:
+    machine = TriggerMachine(RULES)
+    assert asked_at(machine, range(4), kind=EVENT)[-1] == (3, "volatility", Tier.BRANCH)
+    one = fold(machine, 30, EVENT, more={"drift": 3.3})
+    assert one is not None
+    assert (one.name, one.tier, one.onset) == ("drift", Tier.EVENT, 30)
+    assert "the same cause as the branch asked for at step 3" in one.note
+
+
+def test_what_lasts_longer_than_one_cause_asks_again() -> None:
+    rules = replace(RULES, tiers=TierRules(patience_rows=3))
+    machine = TriggerMachine(rules)
+    drift = {"drift": 3.3}
+    assert asked_at(machine, range(4), epoch=0, kind=EVENT)[-1] == (3, "volatility", Tier.BRANCH)
+    assert asked_at(machine, range(4, 30), epoch=0) == []
+    # told at once as an event, asked for when the first branch is far enough back, and not told in between
+    found = asked_at(machine, range(30, 400), epoch=0, more=drift)
+    assert [(name, tier) for _, name, tier in found] == [
+        ("drift", Tier.EVENT),
+        ("drift", Tier.BRANCH),
     ]
-    assert found == [(9, Fired(VALIDATION, TriggerRule.VALIDATION_REGRESSION, Tier.BRANCH, 900))]
+
+
+def test_what_gets_worse_in_its_own_way_asks_for_its_own_branch() -> None:
+    machine = TriggerMachine(RULES)
+    asked_at(machine, range(4), kind=EVENT)
+    assert asked_at(machine, range(30, 31), more={"entropy": 3.3}) == [(30, "entropy", Tier.BRANCH)]
+    assert asked_at(machine, range(40, 41), kind=NON_FINITE) == [(40, "nonFinite", Tier.BRANCH)]
+    assert asked_at(machine, range(60, 61), kind=QUIET) == []
+    assert asked_at(machine, range(61, 65), kind=EVENT)[-1] == (64, "volatility", Tier.BRANCH)
+
+
+def test_after_a_branch_rows_of_which_nothing_is_said_count() -> None:
+    machine = TriggerMachine(RULES)
+    assert machine.idle
+    assert asked_at(machine, range(4), epoch=0, kind=EVENT)[-1] == (3, "volatility", Tier.BRANCH)
+    step = 3
+    while not machine.idle:
+        step += 1
+        fold(machine, step, epoch=0)
+    assert 100 < step < 300
+    late = fold(machine, 10_000, epoch=0, more={"drift": 3.3})
+    assert late is not None
+    assert late.tier is Tier.BRANCH
+
+
+def test_internals_that_came_first_and_a_new_epoch_hide_no_drift() -> None:
+    machine = TriggerMachine(RULES)
+    assert asked_at(machine, range(1), more={"entropy": 3.3}) == [(0, "entropy", Tier.BRANCH)]
+    assert asked_at(machine, range(9, 10), more={"drift": 3.3}) == [(9, "drift", Tier.BRANCH)]
+    machine.departures.splice()
+    assert asked_at(machine, range(20, 21), epoch=2, more={"drift": 3.3}) == [
+        (20, "drift", Tier.BRANCH)
+    ]
+
+
+def test_a_validation_after_a_branch_is_the_same_cause() -> None:
+    machine = TriggerMachine(RULES)
+    for n, loss in enumerate(FALLING):
+        fold(machine, 10 * n, validation=loss)
+    asked_at(machine, range(80, 84), kind=EVENT)
+    fold(machine, 90, validation=2.6)
+    one = fold(machine, 100, validation=2.6)
+    assert one is not None
+    assert (one.name, one.tier) == (VALIDATION, Tier.EVENT)
+    assert "2 running" in one.note
+    assert "the same cause as the branch asked for at step 83" in one.note
 
 
 def test_events_that_become_more_frequent_fire_beside_the_event_that_they_come_with() -> None:

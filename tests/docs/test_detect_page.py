@@ -1,5 +1,6 @@
 """The snippets of docs/detect.md run as they stand, on logs of a few rows; its table names every format."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -66,10 +67,18 @@ def test_a_command_runs(folder, command):
 
 
 def test_columns_can_be_named_as_shown(folder):
-    (command,) = (line for line in COMMANDS if "--columns" in line)
-    done = CliRunner().invoke(app, shlex.split(command)[1:])
+    plainly, by_layer = (line for line in COMMANDS if "--columns" in line)
+    done = CliRunner().invoke(app, shlex.split(plainly)[1:])
     assert done.exit_code == 0, done.output
     assert "columns: step = iter, loss = objective" in done.output
+    head, *rows = (folder / "log.csv").read_text().replace("iter,objective", "step,loss").split()
+    layers = [f"{row},0.8,0.02" for row in rows]
+    (folder / "log.csv").write_text("\n".join([f"{head},attn/ent_0,attn/ent_1", *layers]))
+    done = CliRunner().invoke(
+        app, [*shlex.split(by_layer)[1:], "--json", "--rule", "warmupSteps=4"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["columns"]["attention_entropy"] == "attn/ent_*"
 
 
 def test_a_program_can_be_piped_as_shown(folder):

@@ -84,6 +84,18 @@ def test_a_trigger_is_durable_before_the_next_row_is(open_run, pieces, monkeypat
     assert len(pieces) == 1 + len(at_trigger)
 
 
+def test_the_row_of_an_event_has_the_onset_of_its_departure(open_run):
+    run = open_run()
+    run.accept_all(wire(statistics("u", 400, seed=1, spike=300)))
+    rows = read_history(run.history.folder)
+    told = [row for row in rows if row["event"] is not None]
+    onsets = {one.step: one.onset_step for one in run.triggers}
+    assert onsets
+    assert {row["step"]: row["onset_step"] for row in told}.items() >= onsets.items()
+    assert any(row["onset_step"] < row["step"] for row in told)
+    assert all(row["onset_step"] is None for row in rows if row["event"] is None)
+
+
 def test_a_snapshot_is_never_ahead_of_the_history(open_run, monkeypatch):
     run, at_snapshot = open_run(), []
     original = WatchedRun.snapshot

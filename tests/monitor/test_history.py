@@ -162,11 +162,12 @@ def test_a_chunk_of_an_earlier_version_reads_with_null_in_the_columns_it_lacks(t
     one.close()
     (path,) = tmp_path.glob("*.parquet")
     table = pq.read_table(path)
-    pq.write_table(table.drop_columns(["tier", "event"]), path)
-    found = read_history(tmp_path)
-    assert [(row["step"], row["tier"], row["event"]) for row in found] == [
-        (step, None, None) for step in range(5)
-    ]
+    later = ["tier", "event", "onset_step"]
+    for missing in (later, later[2:]):
+        pq.write_table(table.drop_columns(missing), path)
+        found = read_history(tmp_path)
+        assert [row["step"] for row in found] == list(range(5))
+        assert all(row[name] is None for row in found for name in later)
     pq.write_table(table.drop_columns(["z"]), path)
     with pytest.raises(HistoryError, match="column z"):
         read_history(tmp_path)
@@ -199,15 +200,21 @@ def test_the_last_step_is_read_from_the_step_column_wherever_it_stands(tmp_path)
         last_steps(tmp_path)
 
 
-def test_tier_and_event_are_kept_in_tail_and_chunk(tmp_path):
+def test_tier_event_and_onset_are_kept_in_tail_and_chunk(tmp_path):
     history = History(tmp_path)
-    wanted = [(0, None), (2, "the loss departed"), (3, "\u00e4")]
-    for stats, (tier, event) in zip(statistics("u", 3), wanted, strict=True):
-        history.append([replace(unjudged(stats), tier=tier, event=event)])
-    assert [(row["tier"], row["event"]) for row in read_history(tmp_path)] == wanted
+    wanted = [(0, None, None), (2, "the loss departed", 0), (3, "\u00e4", 2)]
+    for stats, (tier, event, onset) in zip(statistics("u", 3), wanted, strict=True):
+        history.append([replace(unjudged(stats), tier=tier, event=event, onset_step=onset)])
+
+    def kept():
+        return [(row["tier"], row["event"], row["onset_step"]) for row in read_history(tmp_path)]
+
+    assert kept() == wanted
     history.close()
     assert read_tail(tmp_path) == []
-    assert [(row["tier"], row["event"]) for row in read_history(tmp_path)] == wanted
+    assert kept() == wanted
+    table = pq.read_table(next(tmp_path.glob("*.parquet")))
+    assert table.schema.field("onset_step").type == pa.int64()
 
 
 def test_a_component_of_a_signal_that_is_on_no_shelf_is_kept(tmp_path):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forkcast.records import Index, StepStats
+from forkcast.records import Event, Index, StepStats, Tier
 from forkcast_monitor.history import History
 from forkcast_monitor.signals import SIGNALS
 from forkcast_wire.codec import stats_to_wire
@@ -69,6 +69,15 @@ SAMPLED = {
     "validation_loss": 1.4,
     "step_seconds": 0.1,
 }
+EVENT = Event(
+    run_uid="u",
+    epoch=0,
+    step=2,
+    onset_step=1,
+    tier=Tier.EVENT,
+    component="volatility",
+    cause="the loss departed",
+)
 
 
 def component_column(name):
@@ -87,7 +96,7 @@ def rows(tmp_path):
     history.append(
         [
             judged(stats_to_wire(stats(1, **SAMPLED)), index, None),
-            replace(judged(stats_to_wire(wild), index, "the loss departed"), tier=2),
+            judged(stats_to_wire(wild), replace(index, step=2, tier=Tier.EVENT), EVENT),
         ]
     )
     tail = read_tail(tmp_path)
@@ -126,7 +135,7 @@ def test_every_row_keeps_to_it(rows):
 
 
 def test_a_column_is_nullable_exactly_where_the_record_may_lack_it():
-    optional = {*SAMPLED, "tier", "event"} - {"group_grad_norms"}
+    optional = {*SAMPLED, "tier", "event", "onset_step"} - {"group_grad_norms"}
     assert {name for name, one in COLUMNS.items() if "null" in one["type"]} == optional
 
 

@@ -129,6 +129,13 @@ def test_a_log_may_be_plain_text_and_have_cells_that_were_not_measured(labelled,
     assert [one.attention_logit_max for one in rows] == [7, None, None] * 2
 
 
+def test_the_entropies_of_all_layers_may_be_given():
+    columns = {"step": [0, 1], "loss": [3.0, 3.0]}
+    layers = np.array([[0.5, 0.7], [np.nan, np.nan]])
+    rows = list(records({**columns, "attention_entropy": layers}))
+    assert [one.attention_entropy for one in rows] == [(0.5, 0.7), None]
+
+
 def test_a_label_may_say_whose_loss_it_is(labelled, tmp_path):
     write(tmp_path, [label("modded", one_rank=False), label("ours", one_rank=True)])
     assert [one.one_rank for one in labelled.read(tmp_path)] == [False, True]

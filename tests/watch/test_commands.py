@@ -50,7 +50,7 @@ def test_the_report_has_the_loss_and_the_events_and_no_manifest(watched, tmp_pat
     said("report", watched, "-o", page)
     text = page.read_text()
     assert "The run is watched only. One event." in text
-    assert "unstable at step 4:" in text
+    assert "<td>4</td><td>4</td><td>branch</td><td>" in text
     assert "The manifest, every default" not in text
     assert "steps/s" not in text.split("<footer>")[0]
 

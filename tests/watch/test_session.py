@@ -14,7 +14,9 @@ from torch import nn
 
 import forkcast
 from forkcast_watch import WatchError
+from forkcast_watch.events import event_in
 from forkcast_watch.trackers.base import Held
+from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.statistics import read_history
 from tests.watch.toys import Toy, batch
 
@@ -278,3 +280,10 @@ def test_importing_forkcast_imports_neither_torch_nor_a_framework():
         "import forkcast, sys; sys.exit(any(n in sys.modules for n in ('torch', 'numpy', 'grpc')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_event_of_a_summary_has_its_onset_and_of_an_earlier_monitor_its_step():
+    told = pb.RunSummary(run_uid="u", last_event_step=9, last_event="Rose", last_event_onset_step=0)
+    assert event_in(told).onset_step == 0
+    told.ClearField("last_event_onset_step")
+    assert event_in(told).onset_step == 9

@@ -12,35 +12,23 @@ from forkcast.records import Event, Tier, Trigger
 from forkcast_watch.tolerance import log
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import open_channel
-from forkcast_wire.codec import trigger_from_wire
+from forkcast_wire.codec import summary_from_wire, trigger_from_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
+from forkcast_wire.run_events import event_of
 
 _EVERY_SECONDS, _ANSWER_SECONDS = 1.0, 2.0
-
-
-def event_of(trigger: Trigger) -> Event:
-    """A trigger of the monitor as the event that it tells of."""
-    parts = trigger.components
-    return Event(
-        run_uid=trigger.run_uid,
-        epoch=trigger.epoch,
-        step=trigger.step,
-        onset_step=trigger.onset_step,
-        tier=Tier.BRANCH,
-        component=max(parts, key=lambda name: parts[name], default=""),
-        cause=trigger.cause or f"{trigger.rule.value}: z {trigger.z:.1f}",
-    )
 
 
 def event_in(summary: pb.RunSummary) -> Event | None:
     """The last event that a summary tells of, None if it tells of none."""
     if not summary.last_event:
         return None
+    onset = summary.HasField("last_event_onset_step")  # of a monitor of this version
     return Event(
         run_uid=summary.run_uid,
         epoch=summary.epoch,
         step=summary.last_event_step,
-        onset_step=summary.last_event_step,
+        onset_step=summary.last_event_onset_step if onset else summary.last_event_step,
         tier=Tier.EVENT,
         component="",
         cause=summary.last_event,
@@ -108,7 +96,7 @@ class EventWatch:
         for summary in stub.ListRuns(asked, timeout=_ANSWER_SECONDS).runs:
             triggers = self._new_triggers(stub, summary.triggers - self._after)
             steps = {one.step for one in triggers}
-            event = event_in(summary)
+            event = event_in(summary_from_wire(summary))
             if event is not None and (event.step, event.cause) != self._last:
                 self._last = (event.step, event.cause)
                 if event.step not in steps:

@@ -172,4 +172,6 @@ def _stats(point: Point, run: str) -> StepStats:
         learning_rate=point.learning_rate,
         tokens=0,
         validation_loss=point.validation,
+        attention_entropy=point.attention_entropy,
+        attention_logit_max=point.attention_logit_max,
     )

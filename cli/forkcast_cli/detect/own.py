@@ -18,18 +18,23 @@ from forkcast.records import StepStats
 from forkcast_cli.detect.session import Session
 from forkcast_cli.logs.base import LogError
 from forkcast_wire.statistics import (
-    SCHEMA,
+    ORIGINAL,
     HistoryError,
+    former_tails,
     merged,
     read_history,
     read_lines,
+    read_tail,
     row_to_stats,
     rows_of,
     sound,
+    tail_of,
 )
 
 NAME: Final = "history of a Forkcast run"
 _FIRST_LINE: Final = 1 << 16
+#: Of the open tail's file; see `tail_of`.
+_TAIL: Final = ".tail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ def is_own(path: Path) -> bool:
         return _folder(path) is not None
     if path.suffix == ".parquet":
         return _is_chunk(path)
+    if path.suffix == _TAIL:
+        return bool(read_tail(path.with_suffix("")))
     with path.open("rb") as file:
         first = file.readline(_FIRST_LINE)
     try:
@@ -62,6 +69,8 @@ def read_own(path: Path) -> History:
             rows = read_history(_folder(path) or path)
         elif path.suffix == ".parquet":
             rows = merged(rows_of(path, path.name))
+        elif path.suffix == _TAIL:
+            rows = merged(read_tail(path.with_suffix("")))
         else:
             rows = merged(row for row in read_lines(path) if sound(row))
     except HistoryError as error:
@@ -98,8 +107,9 @@ def before(
 def _folder(path: Path) -> Path | None:
     """The statistics of a run's folder, or of the folder itself."""
     for folder in (path / "statistics", path):
-        tail = folder.with_name(f"{folder.name}.tail.jsonl")
-        if folder.is_dir() and (tail.exists() or any(map(_is_chunk, folder.glob("e*-a*.parquet")))):
+        tails = [tail_of(folder), *former_tails(folder)]
+        chunks = folder.glob("e*-a*.parquet")
+        if folder.is_dir() and (any(one.exists() for one in tails) or any(map(_is_chunk, chunks))):
             return folder
     return None
 
@@ -112,4 +122,4 @@ def _is_chunk(path: Path) -> bool:
         names = set(pq.read_schema(path).names)
     except (pa.ArrowException, OSError, ValueError):
         return False
-    return names.issuperset(SCHEMA.names)
+    return names.issuperset(ORIGINAL)

@@ -18,6 +18,9 @@ _MOST_RUNS: Final = 64
 #: Points that show which way the steps of a run go.
 _FIRST_POINTS: Final = 8
 _FALLING: Final = 0.8
+_MOST_NAMED: Final = 4
+#: A part of its most is 1 at most, but for rounding.
+_ENTROPY_MOST: Final = 1.01
 
 #: Called with each event as it comes, and its run.
 OnEvent = Callable[[LoggedRun, LogEvent], None]
@@ -82,6 +85,19 @@ class Session:
             yield "its rows run backwards: sorted by step"
         if self._assembler.counted_steps:
             yield "it has no column of steps: rows are counted, and step 10 is the eleventh row"
+        for name in self.columns.missing():
+            yield f"no row has the column {name}"
+        for role, names in self.columns.rivals.items():
+            if role not in self.columns.found:
+                yield (
+                    f"each of {', '.join(names[:_MOST_NAMED])} could be {role.value}: none was taken; name"
+                    f" it by --columns {role.value}=NAME"
+                )
+        if self._assembler.entropy_most > _ENTROPY_MOST:
+            yield (
+                f"attention_entropy goes up to {self._assembler.entropy_most:.2g}, so it is no part of its"
+                " most (0 to 1): a collapse is seen late"
+            )
         for what, count in self._assembler.counts.items():
             rows = "1 row" if count == 1 else f"{count:,} rows"
             yield f"{rows} {what}"

@@ -13,7 +13,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
+from forkcast_cli.logs import inside
 from forkcast_cli.logs.base import LogError
+from forkcast_cli.logs.inside import Inside
 from forkcast_cli.logs.numbers_in_text import as_number
 
 
@@ -27,8 +29,15 @@ class Role(StrEnum):
     VALIDATION = "validation"
     RANK = "rank"
     RUN = "run"
+    ATTENTION_ENTROPY = Inside.ENTROPY.value
+    ATTENTION_LOGIT = Inside.LOGIT.value
 
 
+#: Roles that several columns may have, one a layer, and that are not guessed among rivals.
+INSIDE: Final[Mapping[Role, Inside]] = {
+    Role.ATTENTION_ENTROPY: Inside.ENTROPY,
+    Role.ATTENTION_LOGIT: Inside.LOGIT,
+}
 #: By role, bare names, best first. `_step` of W&B counts calls of its logger: any other is better.
 _KNOWN: Final[Mapping[Role, tuple[str, ...]]] = {
     Role.STEP: (
@@ -219,6 +228,8 @@ def bare(name: str) -> str:
 
 def place(role: Role, name: str) -> int | None:
     """How good a name is for a role, 0 the best; None if it is no name for it."""
+    if role in INSIDE:
+        return None if inside.stem(INSIDE[role], name) is None else 0
     found = bare(name)
     known = _KNOWN[role]
     for form in (found, *(found.removeprefix(p) for p in _PREFIXES if found.startswith(p))):
@@ -262,13 +273,17 @@ _UNKNOWN: Final[Mapping[Role, Callable[[list[str]], bool]]] = {
 
 
 class Columns:
-    """The names in use, by role. given: names that are not to be guessed; "" for a role that is to
-    stay empty.
+    """The names in use, by role; ``*`` in one of INSIDE stands for a layer's number. given: names that
+    are not to be guessed; "" for a role that is to stay empty.
+
+    layers: by role of INSIDE, the layer of each name. rivals: the names among which none was taken.
     """
 
     def __init__(self, given: Mapping[Role, str] | None = None) -> None:
         self.given = dict(given or {})
         self.found: dict[Role, str] = {role: name for role, name in self.given.items() if name}
+        self.layers: dict[Role, dict[str, int]] = {role: {} for role in INSIDE}
+        self.rivals: dict[Role, list[str]] = {}
         self._seen: set[str] = set()
         self._losses: dict[str, bool] = {}
 
@@ -279,11 +294,28 @@ class Columns:
         fresh = [name for name in names if name not in self._seen]
         if len(self._seen) < _MOST_NAMES:
             self._seen.update(fresh)
-        for role in Role:
+        for role in _KNOWN:
             if role not in self.found and role not in self.given:
                 name = self.best(role, fresh)
                 if name is not None:
                     self.found[role] = name
+        self._learn_inside(fresh)
+
+    def _learn_inside(self, names: Collection[str]) -> None:
+        """Take notice of new names of what is measured inside the model."""
+        for role, kind in INSIDE.items():
+            if role not in self.found and role not in self.given:
+                stem, rivals = inside.choose(kind, [*self.rivals.get(role, ()), *names])
+                if stem is not None:
+                    self.found[role] = stem
+                elif rivals:
+                    self.rivals[role] = rivals
+            stem = self.found.get(role)
+            if stem is not None:
+                for name in names:
+                    number = inside.layer(stem, name)
+                    if number is not None and len(self.layers[role]) < _MOST_NAMES:
+                        self.layers[role][name] = number
 
     @staticmethod
     def best(role: Role, names: Iterable[str]) -> str | None:
@@ -300,12 +332,13 @@ class Columns:
         A name that stands in few rows does not displace one that stands in most.
         """
         counts = Counter(name for names in rows for name in names)
-        for role in Role:
+        for role in _KNOWN:
             fitting = {name: n for name, n in counts.items() if place(role, name) is not None}
             most = max(fitting.values(), default=0)
             often = [name for name, n in fitting.items() if n * _SELDOM >= most]
             if role not in self.found and role not in self.given and often:
                 self.found[role] = self.best(role, often) or often[0]
+        self._learn_inside(counts)
         self._seen.update(counts)
 
     def has_loss(self, values: Mapping[str, Any]) -> bool:
@@ -327,7 +360,10 @@ class Columns:
 
     def missing(self) -> list[str]:
         """The given names that no row has had."""
-        return [name for name in self.given.values() if name and name not in self._seen]
+        return [name for role, name in self.given.items() if name and not self._had(role, name)]
+
+    def _had(self, role: Role, name: str) -> bool:
+        return bool(self.layers[role]) if role in INSIDE else name in self._seen
 
     def seen(self) -> list[str]:
         """All names that rows have had, sorted."""

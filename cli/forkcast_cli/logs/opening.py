@@ -37,6 +37,7 @@ _SHARE: Final = 4
 _MOST_HELD: Final = 4096
 _MOST_BEFORE: Final = 64
 _LONGEST_TEXT: Final = 64
+_MOST_LAYERS: Final = 256
 #: Rows whose names are seen before columns are chosen, and bytes by which a format is known.
 _FIRST_ROWS: Final = 256
 _FIRST_LIVE: Final = 16
@@ -130,7 +131,7 @@ class _Candidate:
 
 
 def _slim(row: Row) -> Row:
-    """A row that is held, without what is neither a number nor a name."""
+    """A row that is held, without what is neither a number, nor one a layer, nor a name."""
     if all(_is_short(value) for value in row.values.values()):
         return row
     values = {name: value for name, value in row.values.items() if _is_short(value)}
@@ -138,6 +139,8 @@ def _slim(row: Row) -> Row:
 
 
 def _is_short(value: object) -> bool:
+    if isinstance(value, list):  # one value a layer
+        return len(value) <= _MOST_LAYERS and all(isinstance(one, int | float) for one in value)
     return isinstance(value, int | float) or (
         isinstance(value, str) and len(value) <= _LONGEST_TEXT
     )

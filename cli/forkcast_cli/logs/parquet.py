@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from forkcast_cli.logs.base import LogError, Row, WholeFormat
+from forkcast_cli.logs.columns import INSIDE, place
 from forkcast_cli.logs.stream import Stream
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _BATCH: Final = 1 << 14
 
@@ -22,14 +26,22 @@ def _rows(stream: Stream) -> Iterator[Row]:
     source = pa.BufferReader(b"".join(stream.chunks())) if stream.path is None else stream.path
     try:
         with pq.ParquetFile(source) as file:
-            # lists and maps are no figures of a step
-            flat = [f.name for f in file.schema_arrow if not pa.types.is_nested(f.type)]
-            for batch in file.iter_batches(_BATCH, columns=flat):
+            taken = [f.name for f in file.schema_arrow if _is_figure(f)]
+            for batch in file.iter_batches(_BATCH, columns=taken):
                 for values in batch.to_pylist():
                     yield Row(values)
     except (pa.ArrowException, OSError, ValueError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise LogError(f"is damaged: {first}", "give an intact copy") from None
+
+
+def _is_figure(column: pa.Field) -> bool:
+    """Whether it has one value a step, or a known one a layer; other lists and maps are no figures."""
+    import pyarrow as pa
+
+    if not pa.types.is_nested(column.type):
+        return True
+    return pa.types.is_list(column.type) and any(place(r, column.name) is not None for r in INSIDE)
 
 
 FORMAT: Final = WholeFormat(name="Parquet", fits=_fits, rows=_rows)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from forkcast_cli.logs.base import Row, Values
@@ -23,7 +23,8 @@ _SHOWN: Final = 40
 class Point(NamedTuple):
     """A step as a log has it. loss: NaN or infinite if the log says so. grad_norm: NaN if there is none,
     infinite if the log says that it was not finite. validation: a loss on held-out data, if one was
-    taken since the point before.
+    taken since the point before. attention_entropy: by layer, or a single value of all; of its most, in
+    [0, 1], or in nats. attention_logit_max: of the step.
     """
 
     step: int
@@ -31,6 +32,8 @@ class Point(NamedTuple):
     grad_norm: float = math.nan
     learning_rate: float = 0.0
     validation: float | None = None
+    attention_entropy: tuple[float, ...] | None = None
+    attention_logit_max: float | None = None
 
 
 @dataclass(slots=True)
@@ -40,17 +43,35 @@ class _Pending:
     grad_norm: float | None = None
     learning_rate: float | None = None
     validation: float | None = None
+    entropies: dict[int, float] = field(default_factory=dict)
+    logit: float | None = None
+
+    def add(self, later: _Pending) -> None:
+        """Take what a later one has."""
+        self.step, self.loss = later.step, later.loss
+        self.grad_norm, self.learning_rate = later.grad_norm, later.learning_rate
+        self.validation = self.validation if later.validation is None else later.validation
+        self.entropies = later.entropies or self.entropies
+        self.logit = self.logit if later.logit is None else later.logit
 
     def point(self) -> Point | None:
         if self.loss is None:
             return None
         norm = math.nan if self.grad_norm is None else self.grad_norm
-        return Point(self.step, self.loss, norm, self.learning_rate or 0.0, self.validation)
+        return Point(
+            self.step,
+            self.loss,
+            norm,
+            self.learning_rate or 0.0,
+            self.validation,
+            _by_layer(self.entropies),
+            self.logit,
+        )
 
 
 class Assembler:
     """Takes rows, gives (run, point). counts: what was left out, by reason. examples: by column, a value
-    that was none.
+    that was none. entropy_most: the highest attention entropy so far.
     """
 
     def __init__(self, columns: Columns) -> None:
@@ -59,8 +80,9 @@ class Assembler:
         self.examples: dict[str, str] = {}
         self.counted_steps = False
         self._pending: dict[str, _Pending] = {}
-        self._validation: dict[str, float] = {}
+        self._left: dict[str, _Pending] = {}
         self._rank: float | None = None
+        self.entropy_most = 0.0
 
     def take(self, row: Row) -> Iterator[tuple[str, Point]]:
         """The point that this row completes, if it does."""
@@ -97,6 +119,26 @@ class Assembler:
         validation = self._number(values, found.get(Role.VALIDATION))
         if validation is not None:
             pending.validation = validation
+        if self.columns.layers[Role.ATTENTION_ENTROPY]:
+            for layer, entropy in self._inside(values, Role.ATTENTION_ENTROPY):
+                if entropy < 0:
+                    self._garbled(Role.ATTENTION_ENTROPY.value, entropy)
+                elif entropy or self.entropy_most:  # zeros before any other are no measurement
+                    self.entropy_most = max(self.entropy_most, entropy)
+                    pending.entropies[layer] = entropy
+        if self.columns.layers[Role.ATTENTION_LOGIT]:
+            logits = [abs(logit) for _, logit in self._inside(values, Role.ATTENTION_LOGIT)]
+            if logits:
+                pending.logit = max(logits if pending.logit is None else [*logits, pending.logit])
+
+    def _inside(self, values: Values, role: Role) -> Iterator[tuple[int, float]]:
+        """(layer, value) of what was measured; a list has one value a layer."""
+        for name, layer in self.columns.layers[role].items():
+            value = values.get(name)
+            for number, one in enumerate(value if isinstance(value, list) else [value], layer):
+                measured = self._figure(role.value, one)
+                if measured is not None and math.isfinite(measured):
+                    yield number, measured
 
     def flush(self) -> Iterator[tuple[str, Point]]:
         """What is pending, as if another step followed: at the end, and while a source is silent."""
@@ -109,13 +151,16 @@ class Assembler:
         if pending is None:
             return
         point = pending.point()
-        if point is None:  # an evaluation of a step that has no row of its own: of the next point
-            if pending.validation is not None:
-                self._validation[run] = pending.validation
+        if (
+            point is None
+        ):  # e.g. an evaluation at a step that has no row of its own: of the next point
+            self._left.setdefault(run, _Pending(pending.step)).add(pending)
             return
-        if point.validation is None and run in self._validation:
-            point = point._replace(validation=self._validation.pop(run))
-        pending.loss = pending.validation = None
+        left = self._left.pop(run, None)
+        if left is not None:
+            left.add(pending)
+            point = left.point() or point
+        self._pending[run] = _Pending(pending.step, None, pending.grad_norm, pending.learning_rate)
         yield run, point
 
     def _run(self, values: Values) -> str:
@@ -157,13 +202,25 @@ class Assembler:
         self.examples.setdefault(name, _shown(value))
 
     def _number(self, values: Values, name: str | None) -> float | None:
-        value = None if name is None else values.get(name)
+        return None if name is None else self._figure(name, values.get(name))
+
+    def _figure(self, name: str, value: object) -> float | None:
         if value is None or value == "":
             return None
         number = as_number(value)
-        if number is None and name is not None:
+        if number is None:
             self._garbled(name, value)
         return number
+
+
+def _by_layer(found: Mapping[int, float]) -> tuple[float, ...] | None:
+    """By layer from 0; the lowest alone if the log has not all of them, or counts from 1."""
+    if not found:
+        return None
+    layers = sorted(found)
+    if layers == list(range(len(layers))):
+        return tuple(found[layer] for layer in layers)
+    return (min(found.values()),)
 
 
 def _shown(value: object) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from forkcast import regressions
 from forkcast.level import Level
 from forkcast.records import StepStats, TriggerRule
 
@@ -14,8 +15,8 @@ from forkcast.records import StepStats, TriggerRule
 EVENT: Final = 3.2
 #: No component says more.
 MOST: Final = 8.0
-#: A loss that is higher by less is no departure of a run, however quiet it was, nats/token.
-LEAST_SIZE: Final = 0.06
+#: What is higher by less is no departure, nats/token; of a validation loss neither.
+LEAST_SIZE: Final = regressions.LEAST_SIZE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,11 @@
 No row of a slow divergence stands out, so nothing that looks at rows sees it. The loss's own moving
 average is compared with the best it has been; what was best is forgotten by a quarter of a scale in a
 window, so that a run whose data get harder is not held to its easiest thousand steps.
+
+Harder data look the same at first, but they stop: the loss stands a few scales higher, the norm as
+before, and the loss falls again. So a loss that has crept is an event, and asks for a branch only when
+it is the state of the run for sure: the norm has risen, too, or the loss goes on to where no data
+took a healthy run. (The third witness is a validation loss; see `forkcast.regressions`.)
 """
 
 from __future__ import annotations
@@ -19,6 +24,8 @@ from forkcast_monitor.signals.base import EVENT, LEAST_SIZE, MOST, SignalBase, S
 #: makes an event.
 _LOSS = (1.5, 1.5)
 _NORM = (0.35, 0.35)
+#: A loss this far above its best is no matter of the data: scales, nats/token.
+_FAR_SCALES, _FAR_SIZE = 5.25, 0.3
 #: Residuals of the average are clipped at so many scales, so that a spike does not move it far.
 _CLIP = 4.0
 _FORGET_SCALES = 0.25
@@ -26,10 +33,14 @@ _NORM_FORGET = 0.0005
 
 
 class Drift(SignalBase):
-    """u = 3.2 at 3 scales of the loss above its best, or at a norm twice its least (.7 log units)."""
+    """u = 3.2 at 3 scales of the loss above its best, or at a norm twice its least (.7 log units). severe,
+    and not healed: while it is the state of the run.
+    """
 
     weight = 0.2
     rule = TriggerRule.SLOW
+    #: What may be the data's never asks for a branch because it lasts.
+    patient = True
 
     def __init__(self, rules: SignalRules) -> None:
         self._gain = 1 - rules.ema_decay
@@ -50,7 +61,7 @@ class Drift(SignalBase):
             gain = max(self._gain, 1 / rows)
             self._mean = loss if rows == 1 else self._mean + gain * (loss - self._mean)
             self._best, self._least_norm = self._mean, norm
-            self._above = self._norm_above = self._rise = 0.0
+            self._clear()
             return 0.0
         most = _CLIP * scale
         away = loss - self._mean
@@ -61,8 +72,7 @@ class Drift(SignalBase):
             best = mean
         self._best = best
         rise = self._rise = mean - best
-        above = self._above = rise / scale if rise > LEAST_SIZE else 0.0
-        u = (above - _LOSS[0]) / _LOSS[1]
+        self._above = rise / scale if rise > LEAST_SIZE else 0.0
         least = self._least_norm
         if norm == norm:  # noqa: PLR0124 - a norm is logged
             least = (
@@ -70,26 +80,37 @@ class Drift(SignalBase):
             )
             self._least_norm = least
             self._norm_above = norm - least
-            by_norm = (self._norm_above - _NORM[0]) / _NORM[1]
-            u = max(by_norm, u)
-        self.healed = u <= 0
+        return self._judge()
+
+    def _judge(self) -> float:
+        """u, and whether it is the state of the run."""
+        by_loss = (self._above - _LOSS[0]) / _LOSS[1]
+        by_norm = (self._norm_above - _NORM[0]) / _NORM[1]
+        u = by_norm if by_norm > by_loss else by_loss
         if u <= 0:
+            self.severe, self.healed = False, True
             return 0.0
+        far = by_norm > 0 or self._above > _FAR_SCALES or self._rise > _FAR_SIZE
+        self.severe, self.healed = far and u > 1, not far
         u *= EVENT
-        return min(MOST, u)
+        return u if u < MOST else MOST
 
     def cause(self) -> str:
         """Which of the two has crept, and how far."""
         by_loss = (self._above - _LOSS[0]) / _LOSS[1]
         if by_loss >= (self._norm_above - _NORM[0]) / _NORM[1]:
-            return f"the loss has crept {self._rise:.2f} nats above its best"
+            crept = f"the loss has crept {self._rise:.2f} nats above its best"
+            return crept if not self.healed else f"{crept}, which harder data may do"
         return f"the gradient norm has crept to x{math.exp(min(self._norm_above, 50)):.1f} of its least"
 
     def splice(self) -> None:
         """The average begins anew."""
         self._rows = 0
+        self._clear()
+
+    def _clear(self) -> None:
         self._above = self._norm_above = self._rise = 0.0
-        self.healed = True
+        self.severe, self.healed = False, True
 
     def state(self) -> Mapping[str, object]:
         """The average, the best and the least."""
@@ -106,5 +127,4 @@ class Drift(SignalBase):
         levels = [math.nan if value is None else value for value in state["levels"]]
         self._mean, self._best, self._least_norm = levels
         self._above, self._norm_above, self._rise = state["above"]
-        u = max((self._above - _LOSS[0]) / _LOSS[1], (self._norm_above - _NORM[0]) / _NORM[1])
-        self.healed = u <= 0
+        self._judge()

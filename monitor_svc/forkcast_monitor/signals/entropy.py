@@ -15,7 +15,7 @@ it is in the hundreds in healthy runs and in failing ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,14 +37,24 @@ class _Limit:
     severe: float
     words: str
 
+    def harmless(self, level: float) -> bool:
+        """Whether the level says nothing."""
+        return level >= self.begins if self.event < self.begins else level <= self.begins
+
+    def mildest(self, samples: Sequence[float]) -> float:
+        """Of one or more."""
+        return max(samples) if self.event < self.begins else min(samples)
+
     def reached(self, level: float) -> bool:
         """Whether the level asks for a branch."""
         return level < self.severe if self.event < self.begins else level > self.severe
 
     def u(self, level: float) -> float:
         """The level in the unit of an event, in [0, MOST]."""
+        if self.harmless(level):
+            return 0.0
         if level <= 0:
-            return MOST if self.event < self.begins else 0.0
+            return MOST
         far = math.log(level) - math.log(self.begins)
         u = EVENT * far / (math.log(self.event) - math.log(self.begins))
         return min(max(u, 0.0), MOST)
@@ -84,7 +94,8 @@ class InternalEntropy(SignalBase):
         if stats.attention_entropy:
             lowest = min(stats.attention_entropy)
             if self._take("collapse", lowest):
-                taken, self._layer = True, stats.attention_entropy.index(lowest)
+                layers = stats.attention_entropy
+                taken, self._layer = True, layers.index(lowest) if len(layers) > 1 else None
         if taken:
             self._judge()
         return self._u
@@ -99,20 +110,21 @@ class InternalEntropy(SignalBase):
         return True
 
     def _level(self, channel: str) -> float | None:
-        samples, limit = self._samples.get(channel, ()), LIMITS[channel]
-        if len(samples) < _SAMPLES:
-            return None
-        return max(samples) if limit.event < limit.begins else min(samples)
+        samples = self._samples.get(channel, [])
+        return LIMITS[channel].mildest(samples) if len(samples) == _SAMPLES else None
 
     def _judge(self) -> None:
         most, known = 0.0, True
         self.severe = False
-        for channel in self._samples:
-            level = self._level(channel)
-            if level is None:
+        for channel, samples in self._samples.items():
+            limit = LIMITS[channel]
+            if len(samples) < _SAMPLES:
                 known = False  # and so it cannot be said yet that all is well
                 continue
-            u, severe = LIMITS[channel].u(level), LIMITS[channel].reached(level)
+            if limit.harmless(samples[-1]):  # and so is the mildest of them
+                continue
+            level = limit.mildest(samples)
+            u, severe = limit.u(level), limit.reached(level)
             if (severe, u) > (self.severe, most):
                 self.severe, most, self._channel = severe, u, channel
         self._u = most if most or known else None
@@ -121,7 +133,9 @@ class InternalEntropy(SignalBase):
         """The channel that says most, its level, and the layer if it is of one."""
         channel = self._channel or "logit"
         level = self._level(channel)
-        where = f" in layer {self._layer}" if channel == "collapse" else ""
+        where = (
+            f" in layer {self._layer}" if channel == "collapse" and self._layer is not None else ""
+        )
         return f"{LIMITS[channel].words.format(level or 0.0)}{where} in {_SAMPLES} samples running"
 
     def splice(self) -> None:

@@ -17,6 +17,12 @@ def seeds():
     """A few rows of every format."""
     for data, _, _ in SAMPLES.values():
         yield data
+    for entropies in (
+        '"attn_entropy/0": 0.7, "attn_entropy/1": 0',
+        '"attention_entropy": [0.7, 0]',
+    ):
+        rows = (f'{{"step": {n}, "loss": 3, {entropies}, "max_attn_logit": 9}}' for n in range(30))
+        yield "\n".join(rows).encode()
 
 
 def feed(data):

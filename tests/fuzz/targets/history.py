@@ -34,7 +34,8 @@ def row(step):
         attention_entropy=(0.5, 0.25),
         group_grad_norms={"mlp": 1.0},
     )
-    return stats_row(stats) | {"index": 0.1, "z": 0.2, "u_volatility": 0.3}
+    told = {"tier": 2, "event": "The loss rose.", "onset_step": step}
+    return stats_row(stats) | {"index": 0.1, "z": 0.2, "u_volatility": 0.3, **told}
 
 
 def seeds():
@@ -43,7 +44,9 @@ def seeds():
     yield b"c" + path.read_bytes()
     path.unlink()
     yield b"t" + "\n".join(json.dumps(row(step)) for step in range(3)).encode()
-    frame = encoded([Row(stats_to_wire(row_to_stats(row(step)))) for step in range(3)], ["a"])
+    told = {"tier": 2, "event": "The loss rose.", "onset_step": 1}
+    rows = [Row(stats_to_wire(row_to_stats(row(step))), **told) for step in range(1, 4)]
+    frame = encoded(rows, ["a"])
     yield b"f" + frame
     yield b"p" + frame[12:]
 

@@ -1,0 +1,1 @@
+"""The commands of `forkcast`, one subject a file. What is slow to import is imported when it is needed."""
