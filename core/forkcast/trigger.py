@@ -46,14 +46,16 @@ class TriggerRules:
 @dataclass(frozen=True, slots=True)
 class Fired:
     """What fired at a row. name: the signal, or the rule's own name. tier: EVENT is shown and recorded, from
-    BRANCH on it is a trigger, too. onset: first step of the departure. beside: a departure that another
-    rule's trigger came with. note: what its cause ends with, in words.
+    BRANCH on it is a trigger, too. onset: first step of the departure. severe: whether its signal calls this
+    row severe. beside: a departure that another rule's trigger came with. note: what its cause ends with, in
+    words.
     """
 
     name: str
     rule: TriggerRule
     tier: Tier
     onset: int
+    severe: bool = False
     beside: Fired | None = None
     note: str = ""
 
@@ -184,7 +186,8 @@ class TriggerMachine:
         if rule is None:
             u = us.get(risen.name, 0.0)
             rule = TriggerRule.SINGLE if u > rules.single_z else TriggerRule.CONSECUTIVE
-        return Fired(risen.name, rule, risen.tier, risen.onset)
+        severe = risen.name in signals and signals[risen.name].severe
+        return Fired(risen.name, rule, risen.tier, risen.onset, severe)
 
     def _calm_is_due(self, epoch: int, z: float, fired: Fired | None, *, judged: bool) -> bool:
         """Count this row; whether the epoch has been calm for long enough. A forced trigger is no

@@ -208,6 +208,7 @@ class Detector:
             components=dict(index.components),
             thresholds=self.config.trigger.thresholds(),
             cause=self._cause(index, fired) + fired.note,
+            severe=fired.severe,
         )
         return Reading(index, event, trigger)
 

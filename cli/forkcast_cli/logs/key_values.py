@@ -2,7 +2,8 @@
 loops of one's own that print.
 
 A name is up to three words. All its endings are given as names (`my train loss` is `train loss` and
-`loss`, too), unless that would drop a word which says that it is not the training loss.
+`loss`, too), unless that would drop a word which says that it is not the training loss. A number with a
+decimal comma is passed over: half of it would be another number.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from forkcast_cli.logs.numbers_in_text import NUMBER
 
 _WORD: Final = r"[A-Za-z_][\w/.-]{0,60}"
 _PAIR: Final = re.compile(
-    rf"(?<![\w/.-])((?:{_WORD} ){{0,2}}{_WORD})(?:\s*[:=]\s*|\s+)[\[(]?\s*{NUMBER}(?![\w.])"
+    rf"(?<![\w/.-])((?:{_WORD} ){{0,2}}{_WORD})(?:\s*[:=]\s*|\s+)(?:tensor)?[\[(]?\s*{NUMBER}(?![\w.]|,\d)"
 )
 _LONGEST: Final = 2000
 

@@ -26,6 +26,7 @@ from forkcast_cli.logs.base import (
     WholeFormat,
 )
 from forkcast_cli.logs.columns import Columns, Role
+from forkcast_cli.logs.delimited import lacks_header
 from forkcast_cli.logs.stream import LONGEST_LINE, Stream
 
 #: A format that has found so many losses is the log's; while a program is still printing, so many.
@@ -100,6 +101,9 @@ def nothing_fits(columns: Columns, head: Sequence[str] = ()) -> NothingFitsError
         return NothingFitsError(f"has no column {', '.join(missing)}", f"it has: {known}")
     if seen:
         return NothingFitsError(f"none of its columns is a training loss ({known})", _REMEDY)
+    if lacks_header(head):
+        remedy = "write a line of names above them, such as step,loss"
+        return NothingFitsError("its numbers have no names", remedy, head)
     return NothingFitsError("nothing in it looks like a training loss", _REMEDY, head)
 
 
