@@ -123,7 +123,7 @@ class TriggerMachine:
         self._calm = 0
         #: Whether a row of which less is to be said than what an event begins with would change no more, in
         #: epoch 0, than what `Departures.note` does.
-        self.idle = False
+        self.idle = self._rests()
 
     def fold(
         self,
@@ -158,8 +158,12 @@ class TriggerMachine:
         if epoch and self._calm_is_due(epoch, z, fired, judged=judged) and fired is None:
             self._calm = 0
             fired = Fired("calm", TriggerRule.CALM, Tier.BRANCH, step)
-        self.idle = self.departures.none and not self._cause.fresh and not every
+        self.idle = self._rests()
         return fired
+
+    def _rests(self) -> bool:
+        forces = self.rules.force_every_steps > 0
+        return self.departures.none and not self._cause.fresh and not forces
 
     def _worse(
         self, step: int, loss: float, us: Mapping[str, float], signals: Mapping[str, Said]
@@ -226,7 +230,7 @@ class TriggerMachine:
         self._rate.restore(state["rate"])
         self._cause.restore(state["cause"])
         self._epoch, self._calm = state["calm"]
-        self.idle = False
+        self.idle = self._rests()
 
 
 def _higher(one: Fired | None, other: Fired | None) -> Fired | None:
