@@ -91,7 +91,7 @@ class _Cause:
 
     def row(self) -> None:
         """Another row has passed."""
-        self._rows += 1
+        self._rows += self._rows < _SAME_CAUSE_ROWS
 
     @property
     def fresh(self) -> bool:
@@ -121,6 +121,9 @@ class TriggerMachine:
         self._cause = _Cause()
         self._epoch = 0
         self._calm = 0
+        #: Whether a row of which less is to be said than what an event begins with would change no more, in
+        #: epoch 0, than what `Departures.note` does.
+        self.idle = False
 
     def fold(
         self,
@@ -154,7 +157,8 @@ class TriggerMachine:
             fired = _higher(fired, Fired("forced", TriggerRule.FORCED, Tier.BRANCH, step))
         if epoch and self._calm_is_due(epoch, z, fired, judged=judged) and fired is None:
             self._calm = 0
-            return Fired("calm", TriggerRule.CALM, Tier.BRANCH, step)
+            fired = Fired("calm", TriggerRule.CALM, Tier.BRANCH, step)
+        self.idle = self.departures.none and not self._cause.fresh and not every
         return fired
 
     def _worse(
@@ -196,13 +200,6 @@ class TriggerMachine:
         self._calm = self._calm + 1 if judged and not trouble else 0
         return 0 < self.rules.calm_steps <= self._calm
 
-    @property
-    def idle(self) -> bool:
-        """Whether a row of which nothing is to be said, in epoch 0, would change nothing."""
-        if self._cause.fresh or self.rules.force_every_steps:
-            return False
-        return self.departures.none
-
     def missed(self, first: int, last: int) -> None:
         """Steps that left no row, first to last."""
         self._rate.missed(first, last)
@@ -229,6 +226,7 @@ class TriggerMachine:
         self._rate.restore(state["rate"])
         self._cause.restore(state["cause"])
         self._epoch, self._calm = state["calm"]
+        self.idle = False
 
 
 def _higher(one: Fired | None, other: Fired | None) -> Fired | None:
