@@ -15,7 +15,7 @@ from forkcast_cli.logs.columns import Columns, given_columns
 from forkcast_cli.logs.opening import open_log
 from forkcast_cli.logs.points import Assembler
 from forkcast_cli.logs.stream import LONGEST_LINE, Stream
-from forkcast_wire.crc32c import crc32c
+from forkcast_wire.tfrecords import crc32c
 from tests.cli import log_samples
 from tests.cli.log_samples import NORM, RATE, ROWS, SAMPLES, VALIDATION, loss, text
 

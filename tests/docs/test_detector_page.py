@@ -11,7 +11,6 @@ from forkcast.departures import TierRules
 from forkcast_monitor.config import configure
 from forkcast_monitor.detector import Detector
 from forkcast_monitor.presets import PRESETS
-from forkcast_monitor.signals import default_weights
 from forkcast_wire.manifest import Uncertainty
 from tests.make import step_stats
 
@@ -105,7 +104,7 @@ def test_thresholds_weights_and_presets_are_those_in_force():
         ("cooldownSteps", rules.cooldown_steps),
     ):
         assert f"`{name}` ({value})" in WORDS
-    assert default_weights() == {
+    assert configure(Uncertainty()).weights == {
         "volatility": 0.5,
         "entropy": 0.3,
         "drift": 0.2,
