@@ -106,9 +106,13 @@ class EventWatch:
         try:
             answer = stub.ListEvents(request, timeout=_ANSWER_SECONDS)
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
-                raise
-            self._ask_earlier(stub)
+            match error.code():
+                case grpc.StatusCode.UNIMPLEMENTED:
+                    self._ask_earlier(stub)
+                case grpc.StatusCode.NOT_FOUND:
+                    log.debug("the monitor does not know the run yet")
+                case _:
+                    raise
             return
         if answer.cut and not self._cut:
             self._cut = True
