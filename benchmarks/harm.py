@@ -5,7 +5,9 @@
 The quickstart's model and data without stressors, in four arms: plain training (mode Disabled), the
 loop as shipped, the loop with a branch forced every 200 steps, and the same under the preset
 `Literal`. Harm is the final validation loss above the mean of the plain seeds; an arm passes while
-that stays within max(.02, 2 sd of the plain seeds) nats/token. Every run is a real `forkcast run`.
+that stays within max(.02, 2 sd of the plain seeds) nats/token. Cost is the wall time over that of the
+plain run of the same seed; runs of one seed follow one another, so that the machine is the same to
+them. Every run is a real `forkcast run`.
 """
 
 from __future__ import annotations
@@ -103,6 +105,7 @@ def judge(runs: Sequence[Finished]) -> dict[str, Any]:
     plain = [one.validation_loss for one in runs if one.arm == "plain"]
     mean, sd = statistics.mean(plain), statistics.stdev(plain)
     tolerance = max(_LEAST_TOLERANCE, 2 * sd)
+    seconds = {one.seed: one.seconds for one in runs if one.arm == "plain"}
     arms: dict[str, Any] = {}
     for arm in dict.fromkeys(one.arm for one in runs):
         harms = [one.validation_loss - mean for one in runs if one.arm == arm]
@@ -112,6 +115,9 @@ def judge(runs: Sequence[Finished]) -> dict[str, Any]:
             "within": statistics.mean(harms) <= tolerance,
             "branches": sum(one.branches for one in runs if one.arm == arm),
             "accepted": sum(len(one.actions) for one in runs if one.arm == arm),
+            "times": statistics.mean(
+                one.seconds / seconds[one.seed] for one in runs if one.arm == arm
+            ),
             "rate_cuts": sum(one.cut_rate for one in runs if one.arm == arm),
         }
     return {"plain_mean": mean, "plain_sd": sd, "tolerance": tolerance, "arms": arms}
@@ -122,13 +128,15 @@ def show(runs: Sequence[Finished], verdict: dict[str, Any]) -> None:
     console = Console()
     table = Table(
         "arm", "mean harm", "worst harm", "within", "branches", "accepted", "runs with a rate cut",
+        "wall time",
         title=f"plain: {verdict['plain_mean']:.4f} nats/token, sd {verdict['plain_sd']:.4f}; "
         f"tolerance {verdict['tolerance']:.4f}",
     )  # fmt: skip
     for arm, row in verdict["arms"].items():
         figures = f"{row['mean_harm']:+.4f}", f"{row['worst_harm']:+.4f}"
         counts = str(row["branches"]), str(row["accepted"]), str(row["rate_cuts"])
-        table.add_row(arm, *figures, "yes" if row["within"] else "NO", *counts)
+        wall = f"x{row['times']:.3f}"
+        table.add_row(arm, *figures, "yes" if row["within"] else "NO", *counts, wall)
     console.print(table)
     each = Table("arm", "seed", "validation loss", "branches", "adopted", "seconds")
     for one in runs:
@@ -147,8 +155,10 @@ def main() -> int:
     parser.add_argument("--arms", default=",".join(_ARMS), help="beside plain; default: all")
     given = parser.parse_args()
     folder = given.workdir or Path(tempfile.mkdtemp(prefix="harm-"))
-    wanted = [("plain", seed) for seed in _PLAIN_SEEDS]
-    wanted += [(a, s) for a in given.arms.split(",") for s in _SEEDS]
+    arms = given.arms.split(",")
+    wanted = [
+        (arm, seed) for seed in _PLAIN_SEEDS for arm in ("plain", *(arms if seed in _SEEDS else ()))
+    ]
     with ThreadPoolExecutor(given.jobs) as pool:
         runs = list(pool.map(lambda one: run(*one, folder), wanted))
     verdict = judge(runs)

@@ -23,7 +23,6 @@ class Line:
     label: str = ""
     width: float = 1.6
     dots: bool = False
-    end_label: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

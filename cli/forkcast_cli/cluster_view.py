@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from forkcast.allowance import Allowance
 from forkcast.records import Trigger
 from forkcast_cli import words
 from forkcast_wire.manifest import TrainingRunSpec
@@ -105,7 +106,17 @@ class BranchObject:
             index=given.index,
             components=given.components,
             thresholds=given.thresholds,
+            cause=given.cause,
+            severe=given.severe,
         )
+
+    @property
+    def allowance(self) -> Allowance | None:
+        """What it may cost; None if it was not limited."""
+        given, candidates = self.spec.allowance, self.spec.top_k
+        if given is None:
+            return None
+        return Allowance(candidates=candidates, most=given.most, grounds=given.grounds)
 
 
 def _condition(conditions: Sequence[Condition], kind: str) -> Condition | None:
@@ -141,6 +152,9 @@ def run_lines(run: RunObject) -> list[Text]:
     if (trainer := status.trainer) is not None:
         text = f"{trainer.kind} {trainer.name}: {trainer.ready_pods} of {trainer.pods} pods ready"
         lines.append(Text(f"{text}, {trainer.restarts} restarts"))
+    if status.branches.suppressed:
+        count = f"triggers without a branch: {status.branches.suppressed}"
+        lines.append(Text(f"{count}, the last: {status.branches.last_suppressed}", style="dim"))
     if (failure := status.last_failure) is not None:
         lines.append(Text(f"last failure {failure.reason}: {failure.message}", style="dim"))
     return lines
@@ -175,6 +189,8 @@ def sentences(branch: BranchObject) -> list[str]:
     """What happened, in order."""
     status = branch.status
     said = [words.trigger_sentence(branch.trigger)]
+    if branch.allowance is not None:
+        said.append(words.allowance_sentence(branch.allowance))
     if (draft := status.draft) is not None:
         who = f"{draft.count} candidates were drafted, ranked by the {draft.source.value.lower()}"
         said.append(f"{who}{f' ({draft.note})' if draft.note else ''}.")

@@ -15,7 +15,7 @@ from forkcast_wire.loaded_run import LoadedRun
 from forkcast_wire.manifest_error import ManifestError
 from forkcast_wire.run_events import RunEvent
 from forkcast_wire.run_steps import Row
-from forkcast_wire.statistics import COMPONENT, row_to_stats
+from forkcast_wire.statistics import components_of, row_to_stats
 from forkcast_wire.store import StoreRefused, StoreUnavailable
 
 _POLL_SECONDS: Final = 2.0
@@ -100,15 +100,10 @@ def index_of(row: Row) -> Index | None:
     """The index in a row of a history; None where no monitor has judged it."""
     if row.get("z") is None:
         return None
-    parts = {
-        name.removeprefix(COMPONENT): value
-        for name, value in row.items()
-        if name.startswith(COMPONENT) and value is not None
-    }
     return Index(
         step=row["step"],
         epoch=row["epoch"],
-        components=parts,
+        components=components_of(row),
         index=row["index"],
         z=row["z"],
         ready=True,

@@ -102,7 +102,7 @@ def _rollouts(spec: TrainingRunSpec) -> int:
 def branch_steps(spec: TrainingRunSpec) -> tuple[int, int]:
     """Least and most rollout steps of one branch.
 
-    Least: every base is the newest ring state and the field falls at the first rung. Most: every
+    Least: one candidate beside the control, each from the newest ring state, to the first rung. Most: every
     finalist starts at the deepest base and reaches the last rung, and the confirmed ones go on.
     """
     rules = spec.branching
@@ -114,7 +114,7 @@ def branch_steps(spec: TrainingRunSpec) -> tuple[int, int]:
         return ladder.RUNG, deepest + ladder.RUNG
     confirmed = min(rules.confirm.finalists, rules.top_k) + 1
     longer = max(rules.confirm.steps - last, 0) * confirmed
-    return runners * first, runners * (deepest + last) + longer
+    return 2 * first, runners * (deepest + last) + longer
 
 
 def lines(planned: Plan) -> list[tuple[str, str]]:
@@ -168,7 +168,7 @@ def lines(planned: Plan) -> list[tuple[str, str]]:
             (
                 "a branch",
                 (
-                    f"{planned.rollouts} rollouts, {planned.branch_steps_least:,} to "
+                    f"at most {planned.rollouts} rollouts, {planned.branch_steps_least:,} to "
                     f"{planned.branch_steps_most:,} steps; at most {planned.branches_most} branches"
                 ),
             )

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from forkcast_cli import rate, workdir
+from forkcast_cli import rate, words, workdir
 from forkcast_cli.ending import COMPLETE, INTERRUPTED, Ending, news, of_this_start, stopped, unsaved
 from forkcast_cli.store_watch import StoreWatch
 from forkcast_cli.supervisor import Supervisor
@@ -139,6 +139,8 @@ def _until_done(
             now["statistics"] = progress.get("history_gap", "")
             now["disk"] = workdir.full(folder)
             now["records"] = "; ".join(seen.view.damaged) if seen.view is not None else ""
+            for one in seen.view.refused if seen.view is not None else ():
+                now.setdefault(f"triggers, {one.reason.value}", one.words)
             for line in news(told, now):
                 screen.print(line, soft_wrap=True)
             view = reader.local(progress, seen.view, seen.away)
@@ -182,6 +184,8 @@ def panel(view: RunView, losses: list[float]) -> Group:
     parts += [Text(trouble, style="yellow") for trouble in troubles(view, running=True)]
     if view.branches:
         parts.append(branch_table(view))
+    if view.refused:
+        parts.append(Text(words.refused_sentence(view.refused), style="dim"))
     return Group(*parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def status_document(folder: Path, view: RunView) -> dict[str, Any]:
         "openBranches": view.active,
         "branches": [branch_document(one) for one in view.branches],
         "suppressed": len(view.refused),
+        "suppressedBy": dict(Counter(one.reason.value for one in view.refused)),
         "complete": plain(done) if done is not None else None,
     }
 
@@ -82,6 +84,8 @@ def branch_document(branch: BranchView) -> dict[str, Any]:
         "epoch": branch.trigger.epoch,
         "rule": branch.trigger.rule.value,
         "z": branch.trigger.z,
+        "severe": branch.trigger.severe,
+        "allowance": plain(branch.allowance),
         "phase": branch.phase,
         "outcome": branch.outcome,
         "reason": branch.reason,
@@ -148,7 +152,7 @@ def status(folder: Path, view: RunView) -> Group:
     if view.manifest is None:
         parts += [Text(line, style="yellow") for line in words.told_events(progress)]
     elif view.refused:
-        parts.append(Text(f"{len(view.refused)} triggers opened no branch", style="dim"))
+        parts.append(Text(words.refused_sentence(view.refused), style="dim"))
     return Group(*parts)
 
 

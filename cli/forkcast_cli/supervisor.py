@@ -15,8 +15,9 @@ from pathlib import Path
 import structlog
 
 from forkcast_cli.ending import BAD_INPUT, FAILED, NOT_RECORDED
-from forkcast_cli.workdir import LAST_END, next_attempt
+from forkcast_cli.workdir import LAST_END
 from forkcast_wire import beats, crash, hang, last_words
+from forkcast_wire.attempt_numbers import next_attempt
 from forkcast_wire.files import replace_bytes, sweep
 from forkcast_wire.last_words import Ended, LastWords
 from forkcast_wire.manifest import Mode, TrainingRunSpec

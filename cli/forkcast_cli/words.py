@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forkcast import ladder
 from forkcast.actions import Action
+from forkcast.allowance import Allowance
 from forkcast.decision import CONTROL, Decision, DraftSource, Judgement, Outcome, Verdict
 from forkcast.records import Tier, Trial, Trigger, TriggerRule
+from forkcast_wire.branches import Suppression
 from forkcast_wire.run_events import RunEvent
 from forkcast_wire.run_records import BranchView
 
@@ -77,6 +80,20 @@ def told_events(progress: Mapping[str, Any]) -> list[str]:
 def event_row(event: RunEvent) -> list[str]:
     """An event as a row: step, its departure's first step, tier, cause."""
     return [str(event.step), str(event.onset_step), Tier(event.tier).name.lower(), event.cause]
+
+
+def allowance_sentence(allowance: Allowance) -> str:
+    """What the branch may cost."""
+    return f"It may try {allowance.words}."
+
+
+def refused_sentence(refused: Sequence[Suppression]) -> str:
+    """How many triggers opened no branch and why, the commonest reason first, and the newest of them."""
+    counts = Counter(one.reason for one in refused).most_common()
+    why = "; ".join(f"{count} because {reason.words}" for reason, count in counts)
+    many = f"{len(refused)} triggers" if len(refused) > 1 else "1 trigger"
+    newest = max(one.trigger.step for one in refused)
+    return f"{many} opened no branch, the last at step {newest:,}: {why}"
 
 
 def draft_sentence(decision: Decision) -> str:
@@ -152,6 +169,8 @@ EDITED = (
 def sentences(branch: BranchView) -> list[str]:
     """The whole story of one branch."""
     said = [trigger_sentence(branch.trigger)]
+    if branch.allowance is not None:
+        said.append(allowance_sentence(branch.allowance))
     decision = branch.decision
     if decision is None:
         if branch.outcome is None:

@@ -18,6 +18,7 @@ from typing import Any
 from forkcast.records import StateKind
 from forkcast_cli.terminal import print_notice
 from forkcast_wire import keys
+from forkcast_wire.attempt_numbers import has_started
 from forkcast_wire.documents import DocumentError, RunInfo, StateManifest, dump, load
 from forkcast_wire.files import replace_bytes, sweep
 from forkcast_wire.manifest import FIXED, TrainingRun
@@ -25,15 +26,12 @@ from forkcast_wire.manifest_file import ManifestError
 from forkcast_wire.newer import NewerManifestError, resolved_document
 from forkcast_wire.run_folder import (
     MANIFEST,
-    damaged_as_none,
     read_identity,
     read_manifest,
-    read_progress,
 )
-from forkcast_wire.statistics import read_history, read_tail
+from forkcast_wire.statistics import read_history
 from forkcast_wire.store import KeyMissing, StoreError, open_store
 
-_ATTEMPTS = "attempts.json"
 #: Why the trainer ended last, if it said so: reason and text.
 LAST_END = "trainer-ended.json"
 _TOTAL = "training.totalSteps"
@@ -156,7 +154,7 @@ def prepare(folder: Path, manifest: TrainingRun) -> Prepared:
 
 def _started(folder: Path) -> bool:
     """Whether a trainer was ever started here."""
-    return (folder / _ATTEMPTS).exists() or _last_attempt(folder) >= 0
+    return has_started(folder)
 
 
 def _write(
@@ -261,27 +259,3 @@ def _at(document: Any, path: str) -> Any:
     for name in path.split("."):
         document = document.get(name) if isinstance(document, dict) else None
     return document
-
-
-def next_attempt(folder: Path) -> int:
-    """The number of the trainer's next start, counted durably before it is used.
-
-    A count that is lost or damaged is taken from the numbers in what the run has written. Raises
-    OSError.
-    """
-    path = folder / _ATTEMPTS
-    known = damaged_as_none(path)
-    attempt = (known if isinstance(known, int) else _last_attempt(folder)) + 1
-    replace_bytes(path, json.dumps(attempt).encode())
-    return attempt
-
-
-def _last_attempt(folder: Path) -> int:
-    """The highest number of a start that has left a trace here; -1 if none has."""
-    kept = (keys.state_prefix(kind) for kind in (StateKind.CHECKPOINT, StateKind.RING))
-    states = [path.name for prefix in kept for path in folder.glob(f"{prefix}e*/a*")]
-    chunks = [path.name.split("-")[1] for path in (folder / "statistics").glob("e*-a*-*.parquet")]
-    rows = [row["attempt"] for row in read_tail(folder / "statistics")]
-    progress = read_progress(folder).get("attempt", -1)
-    named = [int(name[1:]) for name in (*states, *chunks) if name[1:].isdecimal()]
-    return int(max([-1, progress if isinstance(progress, int) else -1, *named, *rows]))

@@ -193,6 +193,8 @@ class Departures:
     def __init__(self, rules: TierRules) -> None:
         self.rules = rules
         self._watched = _WATCH * rules.single_z
+        #: No u up to it is more than an onset.
+        self.least = min(rules.z, rules.single_z)
         self._each: dict[str, Departure] = {}
         #: Since when the u of others is over 0, while it never was over z.
         self._onsets: dict[str, int] = {}
@@ -220,8 +222,8 @@ class Departures:
         if self._not_finite:
             self._not_finite = 0
             each.pop(NON_FINITE, None)
-        if not each and not together:
-            self._onsets.clear()
+        if not each and together <= self.least:
+            self.note(step, us, together)
             return None
         judged = judged and step >= self._quiet_until
         risen: Risen | None = None
@@ -241,11 +243,30 @@ class Departures:
             risen = self._fold_together(step, together, signals, judged=judged) or risen
         return self._counted(step, risen)
 
+    def note(self, step: int, us: Mapping[str, float], together: float) -> None:
+        """A row at which nothing begins while nothing has departed: most rows are. together: <= least."""
+        onsets = self._onsets
+        if not together:
+            if onsets:
+                onsets.clear()
+            return
+        most = 0.0
+        for name, u in us.items():
+            if u <= 0:
+                onsets.pop(name, None)
+                continue
+            if name not in onsets:
+                onsets[name] = step
+            if u > most:
+                most = u
+        if together > most:
+            onsets.setdefault(TOGETHER, step)
+
     def _begun(self, name: str, step: int, u: float) -> Departure | None:
         """A departure that u makes one; None if u is not over z: most rows are, and their onset is
         all that counts of them.
         """
-        if u <= self.rules.z and u <= self.rules.single_z:
+        if u <= self.least:
             if u <= 0:
                 self._onsets.pop(name, None)
             else:
@@ -307,8 +328,8 @@ class Departures:
 
     @property
     def none(self) -> bool:
-        """Whether nothing has departed, not even a little."""
-        return not self._each and not self._onsets
+        """Whether nothing has departed."""
+        return not self._each
 
     @property
     def open(self) -> bool:

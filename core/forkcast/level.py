@@ -148,10 +148,10 @@ class Level:
         loss = stats.loss
         self._note_schedule(stats)
         self._fold_norm(stats.grad_norm)
-        self.finite = -1e100 < loss < 1e100
-        if not self.finite:
-            self.residual = self.z = 0.0
+        if not -1e100 < loss < 1e100:
+            self.finite, self.residual, self.z = False, 0.0, 0.0
             return
+        self.finite = True
         last, rows = self._last, self._rows + 1
         self._rows = rows
         if last:

@@ -232,6 +232,8 @@ class Trigger:
     thresholds: the limits in force, by name, so that the record explains itself.
     cause: one sentence: component, statistic, how unusual, since when, data or state; empty in records
         of earlier versions.
+    severe: whether its signal calls the row severe, so that the departure was not waited for; False in
+        records of earlier versions.
     """
 
     run_uid: str
@@ -244,11 +246,17 @@ class Trigger:
     components: Mapping[str, float]
     thresholds: Mapping[str, float]
     cause: str = field(default="", metadata={"later": True})
+    severe: bool = field(default=False, metadata={"later": True})
 
     @property
     def id(self) -> str:
         """The deterministic identity ``e<epoch>-t<step>``: two monitors give the same."""
         return f"e{self.epoch}-t{self.step}"
+
+    @property
+    def departure(self) -> tuple[int, int]:
+        """What tells departures apart, epoch and onset: a departure that lasts asks again and again."""
+        return self.epoch, self.onset_step
 
 
 class StateKind(StrEnum):

@@ -46,14 +46,16 @@ class TriggerRules:
 @dataclass(frozen=True, slots=True)
 class Fired:
     """What fired at a row. name: the signal, or the rule's own name. tier: EVENT is shown and recorded, from
-    BRANCH on it is a trigger, too. onset: first step of the departure. beside: a departure that another
-    rule's trigger came with. note: what its cause ends with, in words.
+    BRANCH on it is a trigger, too. onset: first step of the departure. severe: whether its signal calls this
+    row severe. beside: a departure that another rule's trigger came with. note: what its cause ends with, in
+    words.
     """
 
     name: str
     rule: TriggerRule
     tier: Tier
     onset: int
+    severe: bool = False
     beside: Fired | None = None
     note: str = ""
 
@@ -89,7 +91,7 @@ class _Cause:
 
     def row(self) -> None:
         """Another row has passed."""
-        self._rows += 1
+        self._rows += self._rows < _SAME_CAUSE_ROWS
 
     @property
     def fresh(self) -> bool:
@@ -119,6 +121,9 @@ class TriggerMachine:
         self._cause = _Cause()
         self._epoch = 0
         self._calm = 0
+        #: Whether a row of which less is to be said than what an event begins with would change no more, in
+        #: epoch 0, than what `Departures.note` does.
+        self.idle = False
 
     def fold(
         self,
@@ -152,7 +157,8 @@ class TriggerMachine:
             fired = _higher(fired, Fired("forced", TriggerRule.FORCED, Tier.BRANCH, step))
         if epoch and self._calm_is_due(epoch, z, fired, judged=judged) and fired is None:
             self._calm = 0
-            return Fired("calm", TriggerRule.CALM, Tier.BRANCH, step)
+            fired = Fired("calm", TriggerRule.CALM, Tier.BRANCH, step)
+        self.idle = self.departures.none and not self._cause.fresh and not every
         return fired
 
     def _worse(
@@ -180,7 +186,8 @@ class TriggerMachine:
         if rule is None:
             u = us.get(risen.name, 0.0)
             rule = TriggerRule.SINGLE if u > rules.single_z else TriggerRule.CONSECUTIVE
-        return Fired(risen.name, rule, risen.tier, risen.onset)
+        severe = risen.name in signals and signals[risen.name].severe
+        return Fired(risen.name, rule, risen.tier, risen.onset, severe)
 
     def _calm_is_due(self, epoch: int, z: float, fired: Fired | None, *, judged: bool) -> bool:
         """Count this row; whether the epoch has been calm for long enough. A forced trigger is no
@@ -192,13 +199,6 @@ class TriggerMachine:
         trouble = trouble or z > self.rules.tiers.z or self.departures.open
         self._calm = self._calm + 1 if judged and not trouble else 0
         return 0 < self.rules.calm_steps <= self._calm
-
-    @property
-    def idle(self) -> bool:
-        """Whether a row of which nothing is to be said, in epoch 0, would change nothing."""
-        if self._cause.fresh or self.rules.force_every_steps:
-            return False
-        return self.departures.none
 
     def missed(self, first: int, last: int) -> None:
         """Steps that left no row, first to last."""
@@ -226,6 +226,7 @@ class TriggerMachine:
         self._rate.restore(state["rate"])
         self._cause.restore(state["cause"])
         self._epoch, self._calm = state["calm"]
+        self.idle = False
 
 
 def _higher(one: Fired | None, other: Fired | None) -> Fired | None:

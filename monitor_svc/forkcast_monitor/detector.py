@@ -106,10 +106,11 @@ class Detector:
         z = (together if together > most else most) if ready else 0.0
         self._overflows = 0 if level.norm_finite else self._overflows + 1
         finite = level.finite and self._overflows < _OVERFLOW_ROWS
-        fired, base, tier = None, "", _CALM
+        fired, base = None, ""
         validation = stats.validation_loss
         heard = validation is not None or self._unproven
-        if z or epoch or heard or not finite or not triggers.idle:
+        departures = triggers.departures
+        if z > departures.least or epoch or heard or not finite or not triggers.idle:
             fired = triggers.fold(
                 step,
                 epoch,
@@ -122,7 +123,10 @@ class Detector:
             )
             if ready and self._unproven:
                 fired, base = self._beside_the_base(fired, components)
-            tier = triggers.departures.tier(z)
+            tier = departures.tier(z)
+        else:
+            departures.note(step, components, z)
+            tier = departures.tier(z) if z else _CALM
         mean = weighted / total if weighted else 0.0
         index = self.last = Index(step, epoch, components, mean, z, ready, tier)
         if fired is None:
@@ -204,6 +208,7 @@ class Detector:
             components=dict(index.components),
             thresholds=self.config.trigger.thresholds(),
             cause=self._cause(index, fired) + fired.note,
+            severe=fired.severe,
         )
         return Reading(index, event, trigger)
 

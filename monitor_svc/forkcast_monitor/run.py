@@ -38,7 +38,7 @@ SNAPSHOT_STEPS = 500
 #: Declared gaps ahead of what is judged; a trainer joins its own to so many.
 MOST_GAPS = 256
 #: Rises whenever Detector.state changes its meaning: older snapshots are then not used.
-_STATE_FORMAT = 4
+_STATE_FORMAT = 5
 
 
 class Accepted(Enum):

@@ -53,8 +53,9 @@ def draft(
     history: Sequence[tuple[Action, float]],
     seed: int,
     proxy: ProxyStub | None,
+    top_k: int,
 ) -> Draft:
-    """The whole draft. A proxy that is down, slow or wrong costs its opinion, nothing else."""
+    """The whole draft, with at most ``top_k`` finalists. A proxy that is down, slow or wrong costs its opinion, nothing else."""
     candidates = draw(spec, lattice, window, history, seed)
     forecasts: dict[str, Forecast] = {}
     answer, horizon, model, detail = ProxyAnswer.NOT_ASKED, 0, "", ""
@@ -65,7 +66,7 @@ def draft(
     candidates = tuple(replace(c, forecast=forecasts.get(c.name)) for c in candidates)
     finalists, source = rank(
         candidates,
-        top_k=spec.branching.top_k,
+        top_k=top_k,
         max_risk=spec.branching.acceptance.max_risk_quantile,
     )
     return Draft(

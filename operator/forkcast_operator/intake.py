@@ -114,9 +114,12 @@ class Intake:
                 told.append((Received.SUPPRESSED, self._suppress(trigger, verdict.reason)))
                 seen = replace(seen, suppressed=seen.suppressed | {trigger.id})
             elif isinstance(verdict, Open) and rules is not None:
-                told.append(self._open(trigger, rules))
+                told.append(self._open(trigger, rules.within(verdict.allowance)))
                 seen = replace(
-                    seen, opened=seen.opened | {trigger.id}, active=seen.active | {trigger.id}
+                    seen,
+                    opened=seen.opened | {trigger.id},
+                    active=seen.active | {trigger.id},
+                    tried=(*seen.tried, trigger),
                 )
             else:
                 told.append((Received.KNOWN, ""))
@@ -134,6 +137,7 @@ class Intake:
                 info.key.rpartition("/")[2].removesuffix(".json")
                 for info in self._store.list(keys.SUPPRESSED_PREFIX)
             ),
+            tried=tuple(record.trigger for record in self.records()),
         )
 
     def _rules(self, spec: TrainingRunSpec, trigger: Trigger) -> BranchRules | None:
@@ -157,7 +161,8 @@ class Intake:
             put_document(self._store, keys.branch_file(trigger.id, "branch"), record)
         except AlreadyExists:  # another operator was first; its record stands
             return Received.KNOWN, ""
-        _log.info("branch.opened", branch=name, rule=trigger.rule.value)
+        allowed = rules.allowance.words if rules.allowance is not None else ""
+        _log.info("branch.opened", branch=name, rule=trigger.rule.value, allowed=allowed)
         return Received.OPENED, name
 
     def _suppress(self, trigger: Trigger, reason: Refusal) -> str:
@@ -174,4 +179,6 @@ def _budget(spec: TrainingRunSpec) -> Budget:
         branches=branching.mode in (Mode.DRY_RUN, Mode.ENFORCE),
         max_branches=branching.budget.max_branches,
         max_per_hundred_thousand_steps=branching.budget.max_per_hundred_thousand_steps,
+        candidates=None if branching.policy == "Ladder" else branching.top_k,
+        total_steps=spec.training.total_steps,
     )

@@ -263,7 +263,10 @@ class StoredWorld:
             return  # the monitor comes back; the command comes again
         lattice = lattice_of(self.spec, command.trigger, command.bases, entries)
         seed = seed_of(command.branch, self.spec.training.seed)
-        self._create("draft", draft(self.spec, lattice, window, self._history(), seed, self._proxy))
+        allowance = self.record.rules.allowance
+        top_k = self.spec.branching.top_k if allowance is None else allowance.candidates
+        drawn = draft(self.spec, lattice, window, self._history(), seed, self._proxy, top_k)
+        self._create("draft", drawn)
 
     def _history(self) -> list[tuple[Action, float]]:
         """What earlier branches measured: verified actions and their improvement, nats/token."""

@@ -70,6 +70,12 @@ class Suppression:
     trigger: Trigger
     reason: Refusal
 
+    @property
+    def words(self) -> str:
+        """For people."""
+        rule, step = self.trigger.rule.value, self.trigger.step
+        return f"{rule} at step {step:,} opened no branch: {self.reason.words}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredBranch:
@@ -193,6 +199,20 @@ def give_up(store: Store, trigger_id: str, candidate: str, rung: int, why: str) 
     )
     with contextlib.suppress(AlreadyExists):
         put_document(store, keys.rollout_trial(trigger_id, candidate, rung), trial)
+
+
+def suppressions(store: Store) -> tuple[int, Suppression | None]:
+    """How many triggers opened no branch, and the newest of them; None if there is none, or its record
+    is damaged.
+    """
+    found = {info.key: keys.suppressed_at(info.key) for info in store.list(keys.SUPPRESSED_PREFIX)}
+    newest = max(found, key=lambda key: found[key], default=None)
+    if newest is None:
+        return 0, None
+    try:
+        return len(found), read_document(store, Suppression, newest)
+    except DocumentError:
+        return len(found), None
 
 
 def decisions(store: Store) -> Iterator[Decision]:

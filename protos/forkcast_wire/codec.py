@@ -174,6 +174,7 @@ def trigger_to_wire(trigger: Trigger) -> pb.Trigger:
         components=trigger.components,
         thresholds=trigger.thresholds,
         cause=trigger.cause,
+        severe=trigger.severe,
     )
 
 
@@ -201,6 +202,7 @@ def trigger_from_wire(message: pb.Trigger) -> Trigger:
         components=dict(message.components),
         thresholds=dict(message.thresholds),
         cause=message.cause,
+        severe=message.severe,
     )
 
 

@@ -248,7 +248,7 @@ class CheckpointNow(_message.Message):
     def __init__(self) -> None: ...
 
 class Trigger(_message.Message):
-    __slots__ = ("run_uid", "epoch", "step", "onset_step", "rule", "z", "index", "components", "thresholds", "cause")
+    __slots__ = ("run_uid", "epoch", "step", "onset_step", "rule", "z", "index", "components", "thresholds", "cause", "severe")
     class ComponentsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +273,7 @@ class Trigger(_message.Message):
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
+    SEVERE_FIELD_NUMBER: _ClassVar[int]
     run_uid: str
     epoch: int
     step: int
@@ -283,7 +284,8 @@ class Trigger(_message.Message):
     components: _containers.ScalarMap[str, float]
     thresholds: _containers.ScalarMap[str, float]
     cause: str
-    def __init__(self, run_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., onset_step: _Optional[int] = ..., rule: _Optional[str] = ..., z: _Optional[float] = ..., index: _Optional[float] = ..., components: _Optional[_Mapping[str, float]] = ..., thresholds: _Optional[_Mapping[str, float]] = ..., cause: _Optional[str] = ...) -> None: ...
+    severe: bool
+    def __init__(self, run_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., onset_step: _Optional[int] = ..., rule: _Optional[str] = ..., z: _Optional[float] = ..., index: _Optional[float] = ..., components: _Optional[_Mapping[str, float]] = ..., thresholds: _Optional[_Mapping[str, float]] = ..., cause: _Optional[str] = ..., severe: bool = ...) -> None: ...
 
 class WatchTriggersRequest(_message.Message):
     __slots__ = ("run_uid", "after", "after_by_run")

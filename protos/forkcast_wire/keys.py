@@ -86,6 +86,12 @@ def suppressed(trigger: Trigger) -> str:
     return f"{SUPPRESSED_PREFIX}{trigger.id}.json"
 
 
+def suppressed_at(key: str) -> tuple[int, int]:
+    """Epoch and step of a trigger whose record is there; (-1, -1) for another key."""
+    found = re.fullmatch(rf"{SUPPRESSED_PREFIX}e(\d+)-t(\d+)\.json", key)
+    return (int(found[1]), int(found[2])) if found else (-1, -1)
+
+
 def rollouts(trigger_id: str) -> str:
     """The prefix of all rollouts of a branch."""
     return f"{ROLLOUTS_PREFIX}{trigger_id}/"

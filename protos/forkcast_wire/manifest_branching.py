@@ -144,10 +144,10 @@ class Confirm(Part):
 
 
 class Budget(Part):
-    """What branches may cost."""
+    """What branches may cost at most."""
 
     max_branches: Annotated[int, Field(ge=0, le=MOST_EPOCHS, strict=True)] = 50
-    """Branches over the run's life."""
+    """Branches over the run's life. From five on, a fifth of what is allowed is kept for severe departures."""
     max_per_hundred_thousand_steps: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 30
     """Branches in proportion to the steps taken."""
     deadline_seconds: Annotated[int, Field(ge=1, le=604_800, strict=True)] = 1800
@@ -191,7 +191,7 @@ class Branching(Part):
     candidates: Annotated[int, Field(ge=1, le=500, strict=True)] = 128
     """Actions that a branch drafts."""
     top_k: Annotated[int, Field(ge=1, le=16, strict=True)] = 6
-    """How many of them are verified by rollouts."""
+    """How many of them are verified by rollouts, at most: a departure that asks again or can wait gets fewer."""
     rungs: Annotated[list[Steps], Field(min_length=1, max_length=8)] = [10, 25, 50]
     """Steps after the trigger at which the finalists are compared, rising."""
     confirm: Confirm = Confirm()
@@ -207,7 +207,7 @@ class Branching(Part):
     acceptance: Acceptance = Acceptance()
     """When a candidate is accepted."""
     budget: Budget = Budget()
-    """What branches may cost."""
+    """What branches may cost at most."""
     research: bool = False
     """Allow actions that change the data."""
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer
 
+from forkcast.allowance import Grounds
 from forkcast.decision import DraftSource, Outcome, ProxyAnswer, Verdict
 from forkcast.records import TriggerRule
 from forkcast_wire.fields import (
@@ -240,6 +241,8 @@ class BranchesStatus(Part):
     """Ended by a failure or by the deadline; Superseded among them."""
     suppressed: Small = 0
     """Triggers that opened no branch."""
+    last_suppressed: Text = ""
+    """The newest of them and why, a sentence."""
     active_name: ObjectName | None = None
     """The one that is open."""
     last_name: ObjectName | None = None
@@ -370,6 +373,10 @@ class BranchTrigger(Part):
         Field(max_length=16),
     ] = {}
     """The limits in force, by name."""
+    cause: Text = ""
+    """What departed, how unusual it is, since when."""
+    severe: bool = False
+    """Whether its signal called the step severe."""
 
 
 class BranchAcceptance(Part):
@@ -383,6 +390,16 @@ class BranchAcceptance(Part):
     """Candidate's over the control's volatility, at most."""
     unknown_margin: NonNegative
     """Margin where the shipped table is silent, nats/token."""
+
+
+class BranchAllowance(Part):
+    """Why the branch may cost what it may: its `topK` beside the run's."""
+
+    most: Annotated[int, Field(ge=1, le=16, strict=True)]
+    """The run's `branching.topK` when the branch was opened."""
+    grounds: Grounds
+    """Forced, Severe, First: the whole of it. Again: the departure has had a branch already. SpentEarly:
+    more of the budget is spent than of the run. SlowMeasurement, Calm: it can wait."""
 
 
 class BranchSpec(Part):
@@ -404,6 +421,8 @@ class BranchSpec(Part):
     """How many actions are drafted."""
     top_k: Annotated[int, Field(ge=1, le=16, strict=True)]
     """How many of them are verified."""
+    allowance: BranchAllowance | None = None
+    """Why so many; absent under policy Ladder, and in branches of earlier versions."""
     rungs: Annotated[list[Steps], Field(min_length=1, max_length=8)]
     """Steps after the trigger at which all are compared."""
     confirm_steps: Annotated[int, Field(ge=0, le=100_000, strict=True)]

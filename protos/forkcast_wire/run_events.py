@@ -8,7 +8,7 @@ from typing import Any
 
 from forkcast.records import Event, Tier, Trigger, TriggerRule
 from forkcast_wire.run_records import RunRecords
-from forkcast_wire.statistics import COMPONENT
+from forkcast_wire.statistics import components_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +73,6 @@ def triggers_of(records: RunRecords) -> list[Trigger]:
 
 
 def _of_row(row: Mapping[str, Any], tier: int) -> RunEvent:
-    parts = {
-        name.removeprefix(COMPONENT): value
-        for name, value in row.items()
-        if name.startswith(COMPONENT) and value is not None
-    }
     onset = row.get("onset_step")
     return RunEvent(
         run_uid=row["run_uid"],
@@ -85,7 +80,7 @@ def _of_row(row: Mapping[str, Any], tier: int) -> RunEvent:
         step=row["step"],
         onset_step=row["step"] if onset is None else onset,
         tier=tier,
-        component=_foremost(parts),
+        component=_foremost(components_of(row)),
         cause=row["event"],
         rule=None,
         z=row["z"] or 0.0,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from forkcast.admission import Refusal
+from forkcast.allowance import Allowance
 from forkcast.decision import Decision
 from forkcast.lineage import LineageEntry
 from forkcast.phases import Finished
@@ -21,12 +22,13 @@ from forkcast_wire.documents import DocumentError, lineage_entries, load_at
 class BranchView:
     """One branch: its trigger, phase, decision (if there is one) and trials by candidate.
 
-    outcome, reason: how it ended and why; None and "" while it is open.
+    allowance: what it may cost; None if it was not limited. outcome, reason: how it ended and why; None and "" while it is open.
     edited: the decision is not the one whose digest the lineage or the outcome recorded.
     """
 
     id: str
     trigger: Trigger
+    allowance: Allowance | None
     phase: str
     outcome: str | None
     reason: str
@@ -43,6 +45,7 @@ class BranchView:
         return cls(
             id=branch.id,
             trigger=branch.record.trigger,
+            allowance=branch.record.rules.allowance,
             phase=type(phase).__name__,
             outcome=over.outcome.value if over else None,
             reason=over.reason.value if over else "",

@@ -114,6 +114,12 @@ def components(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [name.removeprefix(COMPONENT) for name in names]
 
 
+def components_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """What the signals said at a row, by name; of those that said nothing none."""
+    found = {name: row.get(COMPONENT + name) for name in components([row])}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def tail_of(folder: Path) -> Path:
     """The open tail of a history: beside its folder, which holds Parquet files alone."""
     return folder.with_name(f"{folder.name}.tail")
@@ -322,14 +328,12 @@ def newest_steps(folder: Path) -> dict[int, int]:
 
 def recorded(row: dict[str, Any]) -> tail.Row | None:
     """A row of a former tail as one of the tail today; None for one that no trainer makes."""
-    found = {name: row.get(COMPONENT + name) for name in components([row])}
-    present = {name: value for name, value in found.items() if value is not None}
     try:
         stats = stats_to_wire(row_to_stats(row))
         stats_from_wire(stats)  # its bounds
     except (TypeError, ValueError):
         return None
-    return tail.Row(stats, row.get("index") or 0.0, row.get("z") or 0.0, present)
+    return tail.Row(stats, row.get("index") or 0.0, row.get("z") or 0.0, components_of(row))
 
 
 def row_to_stats(row: dict[str, Any]) -> StepStats:

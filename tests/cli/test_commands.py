@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,10 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from forkcast.admission import Refusal
+from forkcast.allowance import Allowance, Grounds
+from forkcast.branch_rules import BranchRules
 from forkcast_cli.__main__ import app
 from forkcast_cli.doctor import Check
 from forkcast_cli.facts import gather
 from forkcast_cli.report import run_charts
+from forkcast_wire import keys
+from forkcast_wire.branches import Suppression, record_of
+from forkcast_wire.documents import dump
+from forkcast_wire.store import FolderStore
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +55,36 @@ def test_explain_says_why(made_run):
     assert "no such branch" in said("explain", "e9-t9", "-d", made_run, code=2)
     document = json.loads(said("explain", "made-e0-t150", "-d", made_run, "--json"))
     assert document["decision"]["winner"] == "c000"
+
+
+def test_what_a_branch_may_cost_and_why_a_trigger_opened_none_is_said_everywhere(made_run):
+    store = FolderStore(made_run)
+    record = record_of(store, "e1-t250")
+    allowance = Allowance(candidates=3, most=6, grounds=Grounds.AGAIN)
+    rules = BranchRules().within(allowance)
+    store.put(keys.branch_file("e1-t250", "branch"), dump(replace(record, rules=rules)))
+    why = {260: Refusal.RESERVED, 270: Refusal.BRANCH_ACTIVE, 280: Refusal.RESERVED}
+    for step, reason in why.items():
+        told = Suppression(trigger=replace(record.trigger, step=step), reason=reason)
+        store.put(keys.suppressed(told.trigger), dump(told))
+    allowed = "It may try 3 of 6 candidates: this departure has had a branch already."
+    refused = (
+        "3 triggers opened no branch, the last at step 280: 2 because the rest of branching.budget is "
+        "kept for severe departures; 1 because another branch is open"
+    )
+    assert allowed in " ".join(said("explain", "e1-t250", "-d", made_run).split())
+    assert "It may try" not in said("explain", "e0-t150", "-d", made_run)  # of an earlier version
+    assert refused in " ".join(said("status", made_run).split())
+    document = json.loads(said("status", made_run, "--json"))
+    assert document["suppressedBy"] == {"BudgetReserved": 2, "BranchActive": 1}
+    assert document["branches"][1]["allowance"] == {
+        "candidates": 3,
+        "grounds": "Again",
+        "most": 6,
+    }
+    page = Path(said("report", made_run).replace("\n", "").strip()).read_text()
+    assert allowed in page
+    assert f"step 270 ({Refusal.BRANCH_ACTIVE.words})" in page
 
 
 class Page(HTMLParser):

@@ -12,6 +12,7 @@ from forkcast_cli import workdir
 from forkcast_cli.__main__ import app
 from forkcast_cli.view import RunReader, look
 from forkcast_wire import keys
+from forkcast_wire.attempt_numbers import next_attempt
 from forkcast_wire.documents import DocumentError, RunInfo, StateManifest, dump, load
 from forkcast_wire.manifest_file import ManifestError
 
@@ -66,17 +67,17 @@ def test_progress_only_informs(made_run, damage):
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_lost_count_of_starts_is_taken_from_what_the_run_has_written(made_run, damage):
     (made_run / "attempts.json").write_bytes(damage)
-    assert workdir.next_attempt(made_run) == 1  # the statistics are attempt 0's
+    assert next_attempt(made_run) == 1  # the statistics are attempt 0's
     (made_run / "attempts.json").write_bytes(damage)
     (made_run / "ring/e1/a000007").mkdir(parents=True)
-    assert workdir.next_attempt(made_run) == 8
-    assert workdir.next_attempt(made_run) == 9
+    assert next_attempt(made_run) == 8
+    assert next_attempt(made_run) == 9
     (made_run / "attempts.json").unlink()
-    assert workdir.next_attempt(made_run) == 8
+    assert next_attempt(made_run) == 8
 
 
 def test_the_first_start_has_number_0(tmp_path):
-    assert workdir.next_attempt(tmp_path) == 0
+    assert next_attempt(tmp_path) == 0
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -15,6 +15,7 @@ from forkcast_cli.facts import gather
 from forkcast_cli.report import report_document
 from forkcast_cli.supervisor import Supervisor
 from forkcast_cli.view import RunReader, look
+from forkcast_wire.attempt_numbers import next_attempt
 from forkcast_wire.completion import completion, record
 from forkcast_wire.documents import Complete
 from forkcast_wire.manifest import TrainingRun
@@ -105,7 +106,7 @@ def prepared(folder, total, **schedule):
     """A start up to where its trainer begins."""
     folder.mkdir(exist_ok=True)
     made = workdir.prepare(folder, TrainingRun.model_validate(document(total, **schedule)))
-    workdir.next_attempt(folder)
+    next_attempt(folder)
     return made
 
 

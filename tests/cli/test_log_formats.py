@@ -15,7 +15,7 @@ from forkcast_cli.logs.columns import Columns, given_columns
 from forkcast_cli.logs.opening import open_log
 from forkcast_cli.logs.points import Assembler
 from forkcast_cli.logs.stream import LONGEST_LINE, Stream
-from forkcast_wire.crc32c import crc32c
+from forkcast_wire.tfrecords import crc32c
 from tests.cli import log_samples
 from tests.cli.log_samples import NORM, RATE, ROWS, SAMPLES, VALIDATION, loss, text
 
@@ -253,6 +253,58 @@ def test_a_loss_that_is_no_number_in_words_is_not_finite(value, wanted):
     assert points(text(rows))[5].loss == pytest.approx(wanted, nan_ok=True)
     lines = [f"iter {n}: loss {value if n == 5 else 3.0}, time 1ms" for n in range(30)]
     assert points(text(lines))[5].loss == pytest.approx(wanted, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "10:00:01,123 step {step:,}: loss {loss:.4f}, norm {norm:,.1f}, 1,234,567 tok/s",
+        "step={step:,} loss={loss:.4e} norm={norm:,.2f}, done",
+        '"{step:,}",{loss:.4f},"{norm:,.1f}"',
+        '{{"step": "{step:,}", "loss": {loss:.4f}, "norm": "{norm:,.1f}"}}',
+    ],
+)
+def test_commas_between_thousands_belong_to_the_number(line):
+    """Regression: step 1,000 was read as step 1, and the rest of the log as another run."""
+    rows = [line.format(step=n, loss=loss(n % 24), norm=1000.5 + n) for n in range(990, 1030)]
+    header = ["step,loss,norm"] if line.startswith('"') else []
+    found = points(text([*header, *rows]))
+    assert [one.step for one in found] == list(range(990, 1030))
+    assert [one.grad_norm for one in found] == [1000.5 + n for n in range(990, 1030)]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_decimal_comma_between_other_delimiters_is_a_point(delimiter):
+    """Regression: a spreadsheet's export was no log, or one of which half of each number was read."""
+    rows = [delimiter.join([str(n), f"{loss(n):.4f}".replace(".", ",")]) for n in range(30)]
+    found = points(text([delimiter.join(["step", "loss"]), *rows]))
+    assert [(one.step, one.loss) for one in found] == [(n, loss(n)) for n in range(30)]
+
+
+def test_half_of_a_number_with_a_decimal_comma_is_never_read():
+    rows = text(f"step {n} loss {loss(n):.4f}".replace(".", ",") for n in range(30))
+    with pytest.raises(NothingFitsError):
+        read(rows)
+
+
+def test_a_table_for_people_is_read():
+    """Regression: the line under the header was taken for the header."""
+    rows = [f"| {n} | {loss(n):.4f} |" for n in range(30)]
+    found = points(text(["| step | loss |", "|------|:----:|", *rows]))
+    assert [(one.step, one.loss) for one in found] == [(n, loss(n)) for n in range(30)]
+
+
+def test_a_tensor_that_is_printed_is_its_value():
+    end = ", device='cuda:0', grad_fn=<NllLossBackward0>)"
+    found = points(text(f"step {n} loss tensor({loss(n):.4f}{end}" for n in range(30)))
+    assert [(one.step, one.loss) for one in found] == [(n, loss(n)) for n in range(30)]
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+def test_a_table_without_names_is_told_what_it_lacks(delimiter):
+    """Regression: it was to be given names of columns that it does not have."""
+    with pytest.raises(NothingFitsError, match="a line of names above"):
+        read(text(delimiter.join([str(n), f"{loss(n):.4f}"]) for n in range(30)))
 
 
 def test_a_norm_that_is_not_finite_is_no_missing_one():

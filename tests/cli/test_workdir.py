@@ -15,6 +15,7 @@ from forkcast_cli.__main__ import app
 from forkcast_cli.run import troubles
 from forkcast_cli.show import state_word
 from forkcast_cli.view import look
+from forkcast_wire.attempt_numbers import next_attempt
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.manifest_file import ManifestError
 
@@ -33,7 +34,7 @@ def _manifest(**spec):
 @pytest.fixture
 def folder(tmp_path):
     workdir.prepare(tmp_path, _manifest())
-    workdir.next_attempt(tmp_path)
+    next_attempt(tmp_path)
     return tmp_path
 
 
@@ -45,7 +46,7 @@ def test_until_a_trainer_was_started_everything_may_be_corrected(tmp_path):
     prepared = workdir.prepare(tmp_path, right)
     assert (prepared.before, prepared.info.first_total_steps) == (None, 5)
     assert workdir.read_manifest(tmp_path).spec.storage.credentials_dir == "/creds"
-    workdir.next_attempt(tmp_path)
+    next_attempt(tmp_path)
     with pytest.raises(ManifestError, match=r"spec\.storage: cannot change"):
         workdir.prepare(tmp_path, _manifest(storage=wrong, training={"totalSteps": 5}))
 

@@ -58,6 +58,18 @@ def fired(machine: TriggerMachine, steps: range, kind: str = QUIET, **more):
     return [(step, one.rule) for step, one in found if one is not None]
 
 
+@pytest.mark.parametrize("severe", [False, True])
+def test_a_trigger_says_whether_its_signal_calls_the_row_severe(severe) -> None:
+    says = {
+        "volatility": Says(patient=True, severe=severe, healed=False),
+        "drift": Says(patient=False, severe=not severe),
+    }
+    machine, us = TriggerMachine(RULES), {"volatility": 3.3, "drift": 0.0}
+    found = [machine.fold(s, 1, us, says, 3.3, judged=True, finite=True) for s in range(4)]
+    asked = [one for one in found if one is not None and one.tier >= Tier.BRANCH]
+    assert [one.severe for one in asked] == [severe]
+
+
 def test_each_kind_of_departure_has_its_rule() -> None:
     rule = TriggerRule
     assert fired(TriggerMachine(RULES), range(1), EVENT) == [(0, rule.SINGLE)]
@@ -156,7 +168,6 @@ def test_what_gets_worse_in_its_own_way_asks_for_its_own_branch() -> None:
 
 def test_after_a_branch_rows_of_which_nothing_is_said_count() -> None:
     machine = TriggerMachine(RULES)
-    assert machine.idle
     assert asked_at(machine, range(4), epoch=0, kind=EVENT)[-1] == (3, "volatility", Tier.BRANCH)
     step = 3
     while not machine.idle:

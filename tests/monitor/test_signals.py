@@ -23,7 +23,7 @@ from forkcast_monitor.config import configure
 from forkcast_monitor.detector import Detector
 from forkcast_monitor.presets import PRESETS
 from forkcast_monitor.presets.base import Preset
-from forkcast_monitor.signals import SIGNALS, default_weights
+from forkcast_monitor.signals import SIGNALS
 from forkcast_monitor.signals.base import LEAST_SIZE, MOST, SignalBase, SignalRules
 from forkcast_wire.manifest import Uncertainty
 from tests.made_runs import healthy, laid_over
@@ -295,8 +295,9 @@ def test_after_a_splice_nothing_is_said_of_what_came_before(ours: Make) -> None:
 
 def test_its_share_is_a_number_and_all_shares_make_one() -> None:
     assert all(kind.weight >= 0 for kind in SIGNALS.values())
-    assert math.fsum(default_weights().values()) == pytest.approx(1)
-    assert set(default_weights()) == set(SIGNALS)
+    weights = configure(Uncertainty()).weights
+    assert math.fsum(weights.values()) == pytest.approx(1)
+    assert set(weights) == set(SIGNALS)
 
 
 class Refused(SignalBase):

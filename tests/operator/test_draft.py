@@ -65,7 +65,7 @@ def drafted(
             "proxy": {"horizonSteps": horizon, "timeoutSeconds": "60"},
         }
     )
-    return draft(spec, LATTICE, window(**changed), [], 7, proxy)
+    return draft(spec, LATTICE, window(**changed), [], 7, proxy, spec.branching.top_k)
 
 
 def test_expected_loss_orders_where_the_risk_is_withheld(proxy: ProxyStub) -> None:
@@ -114,7 +114,7 @@ def test_mode_heuristic_asks_nobody_though_a_proxy_is_there(proxy: ProxyStub) ->
     spec = TrainingRunSpec.model_validate(
         {"data": {"train": {"uri": "x"}}, "training": {"totalSteps": 1000}, **given}
     )
-    made = draft(spec, LATTICE, window(), [], 7, proxy)
+    made = draft(spec, LATTICE, window(), [], 7, proxy, spec.branching.top_k)
     assert (made.source, made.proxy) == (DraftSource.HEURISTIC, ProxyAnswer.NOT_ASKED)
 
 
@@ -122,7 +122,7 @@ def test_the_default_horizon_is_where_the_model_has_a_calibrated_risk(proxy: Pro
     spec = TrainingRunSpec.model_validate(
         {"data": {"train": {"uri": "x"}}, "training": {"totalSteps": 1_000_000}}
     )
-    made = draft(spec, LATTICE, window(), [], 7, proxy)
+    made = draft(spec, LATTICE, window(), [], 7, proxy, spec.branching.top_k)
     assert (made.proxy, made.risk_known) == (ProxyAnswer.ANSWERED, True)
 
 

@@ -95,8 +95,8 @@ def state(kind: StateKind, key: str, step: int, epoch: int = 0) -> StateRef:
     return state_ref(step, kind, key=key, epoch=epoch, attempt=1)
 
 
-def publish_trials(store) -> None:
-    """What rollouts would: a trial and an end state for whatever is wanted; c0.. are better."""
+def publish_trials(store, *, better: bool = True) -> None:
+    """What rollouts would: a trial and an end state for whatever is wanted; better: c0.. are."""
     for info in list(store.list("rollouts/")):
         if not info.key.endswith("/job.json"):
             continue
@@ -109,7 +109,7 @@ def publish_trials(store) -> None:
         step = job.trigger_step + rung
         end = state(StateKind.ROLLOUT, keys.rollout_state(*where, rung), step)
         losses = tuple(3.0 + 0.1 * (-1) ** s for s in range(job.base.step, step))
-        loss = 3.0 if job.candidate == CONTROL else 2.8
+        loss = 2.8 if better and job.candidate != CONTROL else 3.0
         trial = Trial(
             candidate=job.candidate,
             rung=rung,

@@ -170,11 +170,11 @@ def test_a_proxy_whose_answer_cannot_be_costs_its_opinion_only(tmp_path, lie) ->
         served(tmp_path, add_ProxyServicer_to_server, LyingProxy()) as target,
         open_channel(target) as channel,
     ):
-        made = draft(SPEC, Lattice(rewind_steps=(5, 60)), window(), [], 7, ProxyStub(channel))
+        made = draft(SPEC, Lattice(rewind_steps=(5, 60)), window(), [], 7, ProxyStub(channel), 6)
     assert made.proxy is ProxyAnswer.INVALID
     assert (
         made.finalists
-        == draft(SPEC, Lattice(rewind_steps=(5, 60)), window(), [], 7, None).finalists
+        == draft(SPEC, Lattice(rewind_steps=(5, 60)), window(), [], 7, None, 6).finalists
     )
 
 
@@ -191,7 +191,7 @@ def test_the_words_of_a_proxy_are_kept_short(tmp_path) -> None:
         served(tmp_path, add_ProxyServicer_to_server, Talking()) as target,
         open_channel(target) as channel,
     ):
-        made = draft(SPEC, Lattice(rewind_steps=(5, 60)), window(), [], 7, ProxyStub(channel))
+        made = draft(SPEC, Lattice(rewind_steps=(5, 60)), window(), [], 7, ProxyStub(channel), 6)
     assert made.proxy is ProxyAnswer.ABSTAINED
     assert len(made.detail) == 1000
     forecasts = [one.forecast for one in made.candidates]

@@ -229,7 +229,7 @@ def test_a_forked_child_ends_nothing_of_its_parents(toy, tmp_path):
             watch.close()  # as at the child's exit
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        assert watch._sink.process.lives
+        assert watch._sink.process.process.poll() is None
         train(toy, optimizer, watch, steps=1)
     assert len(read_history(tmp_path / "run" / "statistics")) == 2
 

@@ -65,11 +65,6 @@ class MonitorProcess:
             )
 
     @property
-    def lives(self) -> bool:
-        """Whether it runs now."""
-        return self.process is not None and self.process.poll() is None
-
-    @property
     def hopeless(self) -> bool:
         """Whether it has died so often that another start will hardly help."""
         return self._deaths >= len(_BACKOFF)

@@ -19,6 +19,7 @@ from forkcast_monitor.registration import Registration
 from forkcast_watch.settings import Settings, WatchError
 from forkcast_watch.tolerance import log
 from forkcast_wire import keys
+from forkcast_wire.attempt_numbers import next_attempt
 from forkcast_wire.branches import Suppression
 from forkcast_wire.documents import DocumentError, RunInfo, dump, load
 from forkcast_wire.files import replace_bytes
@@ -109,16 +110,4 @@ def _opened(path: Path, name: str, settings: Settings, lock: IO[bytes]) -> RunFo
     )
     registration.check()
     replace_bytes(path / REGISTRATION, dump(registration))
-    return RunFolder(path, registration, _next_attempt(path), lock)
-
-
-def _next_attempt(path: Path) -> int:
-    """Counted durably before it is used; what is lost is counted from what the run has written."""
-    file = path / "attempts.json"
-    try:
-        attempt = int(json.loads(file.read_bytes())) + 1
-    except (OSError, ValueError, TypeError):
-        chunks = (one.name.split("-")[1] for one in (path / "statistics").glob("e*-a*-*.parquet"))
-        attempt = max((int(one[1:]) + 1 for one in chunks if one[1:].isdecimal()), default=0)
-    replace_bytes(file, json.dumps(attempt).encode())
-    return attempt
+    return RunFolder(path, registration, next_attempt(path), lock)

@@ -19,7 +19,9 @@ from forkcast_monitor.presets.wandb_zscore import WANDB_ZSCORE
 from forkcast_monitor.signals import SIGNALS
 
 PRESETS: Mapping[str, Preset] = {
-    "Forkcast": Preset(signals=SIGNALS, tiers=TierRules(), weighted=True, source="docs/detect.md"),
+    "Forkcast": Preset(
+        signals=SIGNALS, tiers=TierRules(), weighted=True, source="docs/detector.md"
+    ),
     "Literal": LITERAL,
     "OlmoCore": OLMO_CORE,
     "LlmFoundry": LLM_FOUNDRY,

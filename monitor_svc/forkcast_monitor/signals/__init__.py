@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -42,9 +41,3 @@ SIGNALS: Mapping[str, SignalKind] = {
     "drift": Drift,
     "disagreement": Disagreement,
 }
-
-
-def default_weights() -> dict[str, float]:
-    """The share of each signal in the index where a manifest says nothing; they sum to 1."""
-    total = math.fsum(kind.weight for kind in SIGNALS.values())
-    return {name: kind.weight / total for name, kind in SIGNALS.items()}

@@ -63,33 +63,32 @@ class Drift(SignalBase):
             self._best, self._least_norm = self._mean, norm
             self._clear()
             return 0.0
-        most = _CLIP * scale
-        away = loss - self._mean
-        away = -most if away < -most else min(away, most)
-        mean = self._mean = self._mean + self._gain * away
+        mean, most = self._mean, _CLIP * scale
+        away = loss - mean
+        away = -most if away < -most else most if away > most else away
+        self._mean = mean = mean + self._gain * away
         best = self._best + self._forget * scale
-        if level.settling or mean < best:
+        if mean < best or level.settling:
             best = mean
         self._best = best
-        rise = self._rise = mean - best
+        self._rise = rise = mean - best
         self._above = rise / scale if rise > LEAST_SIZE else 0.0
-        least = self._least_norm
         if norm == norm:  # noqa: PLR0124 - a norm is logged
-            least = (
-                norm if not least + _NORM_FORGET < norm or level.settling else least + _NORM_FORGET
-            )
+            least = self._least_norm + _NORM_FORGET
+            if not least < norm or level.settling:
+                least = norm
             self._least_norm = least
             self._norm_above = norm - least
         return self._judge()
 
     def _judge(self) -> float:
         """u, and whether it is the state of the run."""
+        if self._above <= _LOSS[0] and self._norm_above <= _NORM[0]:
+            self.severe, self.healed = False, True
+            return 0.0
         by_loss = (self._above - _LOSS[0]) / _LOSS[1]
         by_norm = (self._norm_above - _NORM[0]) / _NORM[1]
         u = by_norm if by_norm > by_loss else by_loss
-        if u <= 0:
-            self.severe, self.healed = False, True
-            return 0.0
         far = by_norm > 0 or self._above > _FAR_SCALES or self._rise > _FAR_SIZE
         self.severe, self.healed = far and u > 1, not far
         u *= EVENT

@@ -18,6 +18,7 @@ from forkcast_wire.branches import BranchRecord, StoredBranch
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.resources import (
     BranchAcceptance,
+    BranchAllowance,
     BranchCost,
     BranchSpec,
     BranchStatus,
@@ -33,7 +34,7 @@ _MOST_TEXT = 1024
 
 def branch_spec(run: Run, record: BranchRecord, spec: TrainingRunSpec) -> dict[str, Any]:
     """The spec of the Branch object: the branch as it was opened."""
-    trigger, rules = record.trigger, record.rules
+    trigger, rules, allowance = record.trigger, record.rules, record.rules.allowance
     return BranchSpec(
         run_ref=RunRef(name=run.name, uid=run.uid),
         trigger=BranchTrigger(
@@ -45,11 +46,16 @@ def branch_spec(run: Run, record: BranchRecord, spec: TrainingRunSpec) -> dict[s
             index=_text(trigger.index),
             components={name: _text(value) for name, value in trigger.components.items()},
             thresholds={name: _text(value) for name, value in trigger.thresholds.items()},
+            cause=trigger.cause[:_MOST_TEXT],
+            severe=trigger.severe,
         ),
         opened_at=dt.datetime.fromtimestamp(record.opened_at, dt.UTC),
         deadline_seconds=spec.branching.budget.deadline_seconds,
         candidates=spec.branching.candidates,
-        top_k=spec.branching.top_k,
+        top_k=spec.branching.top_k if allowance is None else allowance.candidates,
+        allowance=BranchAllowance(most=allowance.most, grounds=allowance.grounds)
+        if allowance is not None
+        else None,
         rungs=list(rules.rungs),
         confirm_steps=rules.confirm_steps,
         confirm_finalists=rules.confirm_finalists,

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from forkcast.admission import Refusal
 from forkcast.decision import Outcome, ProxyAnswer
 from forkcast.phases import Finished
 from forkcast.records import Trigger
@@ -113,6 +114,8 @@ def _why(trigger: Trigger) -> str:
 def opened_event(record: BranchRecord) -> Event:
     """That a branch was opened; said of its run."""
     note = f"{record.name}: {_why(record.trigger)}"
+    if record.rules.allowance is not None:
+        note += f"; {record.rules.allowance.words}"
     return Event(reason="BranchTriggered", note=note, token=record.trigger.id)
 
 
@@ -125,18 +128,12 @@ def newer_event(fields: Sequence[str]) -> Event:
     return Event(reason="NewerDefinition", note=note, token="")
 
 
-_SUPPRESSED = {
-    "Budget": "branching.budget is spent: triggers open no branch",
-    "BranchActive": "a branch is open: further triggers open none",
-}
-
-
 def suppressed_events(settled: Iterable[Settled]) -> list[Event]:
     """Triggers that opened no branch; said of their run."""
     return [
         Event(
             reason="TriggerSuppressed",
-            note=_SUPPRESSED.get(one.word, f"triggers open no branch: {one.word}"),
+            note=f"triggers open no branch: {Refusal(one.word).words}",
             token=f"{one.trigger.epoch}/{one.word}",
             series=True,
         )

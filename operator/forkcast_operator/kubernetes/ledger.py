@@ -254,12 +254,14 @@ class Ledger:
             outcomes[branch.record.name] = phase.outcome if isinstance(phase, Finished) else None
             if branch.finished and branch.decision is not None:
                 steps += branch.decision.cost.rollout_steps
+        suppressed, last_suppressed = branches.suppressions(self.store)
         return StoreFacts(
             lineage=lineage_head(self.store),
             complete=self._complete,
             states=tuple(saved_states(self.store, StateKind.CHECKPOINT)),
             outcomes=outcomes,
-            suppressed=sum(1 for _ in self.store.list(keys.SUPPRESSED_PREFIX)),
+            suppressed=suppressed,
+            last_suppressed=last_suppressed,
             rollout_steps=steps,
             attempts=sum(1 for _ in self.store.list(keys.ATTEMPTS_PREFIX)),
         )

@@ -14,6 +14,7 @@ from forkcast.records import StateRef
 from forkcast_operator.kubernetes.run import Run
 from forkcast_operator.kubernetes.seen import PodSeen, TrainerSeen
 from forkcast_wire import forkcast_pb2 as pb
+from forkcast_wire.branches import Suppression
 from forkcast_wire.documents import Complete
 from forkcast_wire.newer import known_part
 from forkcast_wire.resources import Condition, ConditionStatus, RunCondition, TrainingRunStatus
@@ -22,7 +23,8 @@ from forkcast_wire.resources import Condition, ConditionStatus, RunCondition, Tr
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFacts:
     """What the store shows of a run. complete: its end, if it has reached the steps wanted now.
-    states: its durable checkpoints, oldest first.
+    states: its durable checkpoints, oldest first. suppressed: triggers that opened no branch;
+    last_suppressed: the newest of them, None if there is none or its record is damaged.
     """
 
     lineage: LineageEntry | None = None
@@ -30,6 +32,7 @@ class StoreFacts:
     states: tuple[StateRef, ...] = ()
     outcomes: Mapping[str, Outcome | None] = field(default_factory=dict)  # by branch, as opened
     suppressed: int = 0
+    last_suppressed: Suppression | None = None
     rollout_steps: int = 0
     attempts: int = 0
 

@@ -236,13 +236,15 @@ class Stage:
     def _saved(self, ref) -> StateRef:
         return saved_state(self.store, ref, self.uid)
 
-    async def roll_out(self, *, fail=(), waits=()) -> None:
+    async def roll_out(self, *, fail=(), waits=(), branch="") -> None:
         """What rollout pods do: measure what is wished, where there is a Job for it. fail, waits:
-        candidates whose pods fail, or have not begun.
+        candidates whose pods fail, or have not begun. branch: of this one alone.
         """
         for body in await self.cluster.list(JOB, self.namespace, ""):
             job = job_seen(body)
             if job is None or not job.work.alive or job.candidate in waits:
+                continue
+            if branch not in ("", job.branch):
                 continue
             where = (job.branch.removeprefix("gpt-"), job.candidate)
             wish = read_document(self.store, RolloutUntil, keys.rollout_until(*where))
