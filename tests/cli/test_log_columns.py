@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkcast_cli.logs.base import LogError
-from forkcast_cli.logs.columns import Columns, Role, bare, given_columns, place
+from forkcast_cli.logs.columns import Columns, given_columns
+from forkcast_cli.logs.names import Role, bare, place
 
 LOSSES = [
     "loss",

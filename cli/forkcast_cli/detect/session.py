@@ -10,6 +10,7 @@ from forkcast_cli.detect.log_detector import LogDetector, LogEvent
 from forkcast_cli.detect.logged_run import LoggedRun
 from forkcast_cli.logs.base import LogError
 from forkcast_cli.logs.columns import Columns
+from forkcast_cli.logs.names import Role
 from forkcast_cli.logs.opening import Log, nothing_fits
 from forkcast_cli.logs.points import Assembler, Point
 from forkcast_monitor.config import DetectorConfig
@@ -85,8 +86,18 @@ class Session:
             yield "its rows run backwards: sorted by step"
         if self._assembler.counted_steps:
             yield "it has no column of steps: rows are counted, and step 10 is the eleventh row"
+        if self._assembler.counted_on:
+            name = self.columns.found[Role.EPOCH]
+            yield f"its steps begin anew in each epoch (column {name}): they were counted on"
         for name in self.columns.missing():
             yield f"no row has the column {name}"
+        for role, names in self.columns.unsure().items():
+            if names:
+                more = ", ..." if len(names) > _MOST_NAMED else ""
+                yield (
+                    f"{role.value} could also be {', '.join(names[:_MOST_NAMED])}{more}: if it is, name it"
+                    f" by --columns {role.value}=NAME"
+                )
         for role, names in self.columns.rivals.items():
             if role not in self.columns.found:
                 yield (

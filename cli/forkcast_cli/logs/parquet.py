@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from forkcast_cli.logs.base import LogError, Row, WholeFormat
-from forkcast_cli.logs.columns import INSIDE, place
+from forkcast_cli.logs.names import INSIDE, place
 from forkcast_cli.logs.stream import Stream
 from forkcast_wire.echo import first_line
 
