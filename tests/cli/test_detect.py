@@ -438,6 +438,7 @@ def test_a_foreign_file_is_one_line_and_an_exit_code(tmp_path, content, code, sa
         (["x", "--rule", "window"], "is no rule"),
         (["x", "--rule", "windows=9"], "no such rule"),
         (["x", "--rule", "window=9"], "--rule window"),
+        (["x", "--rule", "trigger.singleZ=high"], "write one like 0.98 or 3e-4"),
         (["x", "--tee"], "--tee"),
         (["-", "--preset", "Nothing"], "--preset"),
     ],
@@ -445,6 +446,8 @@ def test_a_foreign_file_is_one_line_and_an_exit_code(tmp_path, content, code, sa
 def test_a_wrong_request_is_one_line(arguments, said):
     output = ran(*arguments, code=2)
     assert said in output
+    assert output.count("; ") == 1 or "; parts are written like" in output  # a rule and a remedy
+    assert "spec.uncertainty" not in output
     assert output.count("\n") == 1
 
 
