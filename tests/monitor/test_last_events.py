@@ -11,15 +11,17 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from forkcast.records import Event, Tier
-from forkcast_monitor.detector import Detector
-from forkcast_monitor.found import KEPT, Found, LastEvents, restored
+from forkcast.records import Event, Index, Tier, TriggerRule
+from forkcast_monitor.detector import Detector, Reading
+from forkcast_monitor.found import KEPT, Found, LastEvents, event_in, restored
 from forkcast_monitor.history import History
 from forkcast_monitor.registration import Registration
 from forkcast_monitor.run import WatchedRun
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.codec import event_from_wire, stats_to_wire
 from forkcast_wire.forkcast_pb2_grpc import MonitorStub
+from forkcast_wire.run_events import event_of
+from tests.make import trigger
 
 from .conftest import RULES, Talker, registration, statistics
 from .in_loop import served
@@ -91,6 +93,15 @@ def test_what_is_kept_is_bounded_and_whoever_comes_too_late_is_told():
     again = LastEvents()
     again.add(restored("a", json.loads(json.dumps(last.state()))))
     assert again.since((0, 0, 0)) == (kept, True)
+
+
+def test_a_forced_trigger_is_told_as_an_event_and_a_calm_stretch_is_none():
+    index = Index(step=7, epoch=0, components={}, index=0.0, z=0.0, ready=True)
+    forced, calm = (trigger(step=7, rule=one) for one in (TriggerRule.FORCED, TriggerRule.CALM))
+    told = event_in(Reading(index, None, forced))
+    assert (told.step, told.tier, told.cause) == (7, Tier.BRANCH, event_of(forced).cause)
+    assert event_in(Reading(index, None, calm)) is None
+    assert event_in(Reading(index, event(7), forced)) == event(7)
 
 
 def test_several_events_of_one_batch_are_all_there_with_those_of_its_triggers(tmp_path):
