@@ -434,6 +434,7 @@ def test_a_history_of_an_earlier_version_is_ours_too(made_run):
         (b"\x00\x01\x02" * 99, 2, "neither text nor"),
         (b"PAR1" + b"x" * 99, 2, "is damaged"),
         (b"hello\nworld\n", 3, "nothing in it looks like a training loss"),
+        (lines([{"step": 1, "x": 2}, {"loss": 3}] * 30), 2, "both a step (step) and a loss (loss)"),
         (lines({"step": 2.5, "loss": 3} for _ in range(9)), 2, "no row has both a step and a loss"),
     ],
 )

@@ -281,6 +281,11 @@ def test_a_decimal_comma_between_other_delimiters_is_a_point(delimiter):
     assert [(one.step, one.loss) for one in found] == [(n, loss(n)) for n in range(30)]
 
 
+def test_a_step_may_say_of_how_many():
+    rows = [{"global_step/max_steps": f"{n}/900", "loss": loss(n)} for n in range(30)]
+    assert [one.step for one in points(text(map(json.dumps, rows)))] == list(range(30))
+
+
 def test_half_of_a_number_with_a_decimal_comma_is_never_read():
     rows = text(f"step {n} loss {loss(n):.4f}".replace(".", ",") for n in range(30))
     with pytest.raises(NothingFitsError):

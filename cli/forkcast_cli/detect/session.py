@@ -127,6 +127,10 @@ class Session:
         if garbled:
             what = f"no row has both a step and a loss; such as {', '.join(garbled)}"
             return LogError(what, "correct the log, or name its columns by --columns")
+        step, loss = (log.columns.found.get(role) for role in (Role.STEP, Role.LOSS))
+        if step is not None and loss is not None and not log.columns.missing():
+            what = f"no row has both a step ({step}) and a loss ({loss})"
+            return LogError(what, "name its columns by --columns step=NAME,loss=NAME")
         return nothing_fits(log.columns)
 
     def _arrive(self, run: str, point: Point) -> None:

@@ -81,14 +81,20 @@ class Columns:
 
     def decide(self, rows: Iterable[Iterable[str]]) -> None:
         """Take notice of the names of the first rows at once: the best of all is taken, not the first.
-        A name that stands in few rows does not displace one that stands in most.
+        A name that stands in few rows does not displace one that stands in most, and a step that stands
+        beside the loss is better than one that never does.
         """
-        counts = Counter(name for names in rows for name in names)
-        for role in KNOWN:
-            fitting = {name: n for name, n in counts.items() if place(role, name) is not None}
-            most = max(fitting.values(), default=0)
-            often = [name for name, n in fitting.items() if n * _SELDOM >= most]
-            if role not in self.found and role not in self.given and often:
+        each = [set(names) for names in rows]
+        counts = Counter(name for names in each for name in names)
+        for role in sorted(KNOWN, key=lambda one: one is not Role.LOSS):
+            if role in self.found or role in self.given:
+                continue
+            often = _often(role, counts)
+            if role is Role.STEP and Role.LOSS in self.found:
+                loss = self.found[Role.LOSS]
+                beside = Counter(name for names in each if loss in names for name in names)
+                often = _often(role, beside) or often
+            if often:
                 self.found[role] = self.best(role, often) or often[0]
         self._learn_inside(counts)
         self._seen.update(counts)
@@ -144,6 +150,13 @@ class Columns:
     def seen(self) -> list[str]:
         """All names that rows have had, sorted."""
         return sorted(self._seen)
+
+
+def _often(role: Role, counts: Mapping[str, int]) -> list[str]:
+    """The names that fit a role, without those that stand in few of the rows."""
+    fitting = {name: n for name, n in counts.items() if place(role, name) is not None}
+    most = max(fitting.values(), default=0)
+    return [name for name, n in fitting.items() if n * _SELDOM >= most]
 
 
 def _differ(one: str, other: str, rows: Iterable[Mapping[str, Any]]) -> bool:

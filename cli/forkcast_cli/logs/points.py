@@ -246,6 +246,8 @@ class Assembler:
                 self.counts["without a step: left out"] += 1
                 return None
             return max(last, 0)
+        if isinstance(value, str):  # `250/1000`, of how many
+            value = value.partition("/")[0]
         number = as_number(value)
         if number is None or not 0 <= number <= MOST_STEPS or number != int(number):
             if has_loss:
