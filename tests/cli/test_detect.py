@@ -172,6 +172,25 @@ def test_a_last_row_of_step_zero_is_no_run(tmp_path, expected):
     assert (run["rows"], run["events"]) == (400, expected)
 
 
+def test_fractions_of_an_epoch_are_no_steps_and_it_is_told(tmp_path):
+    """Regression: three of 400 rows were read, and the log was said to have no event."""
+    rows = [{"epoch": row["step"] / 200, "loss": row["loss"]} for row in course()]
+    (tmp_path / "log").write_bytes(lines(rows))
+    said = ran(tmp_path / "log", "--columns", "step=epoch", code=2)
+    assert "column epoch is no step" in said
+    assert "--columns step=" in said
+    assert said.count("\n") == 1
+    run = only(found(tmp_path, lines(rows), "--columns", "step="))
+    assert run["rows"] == 400
+
+
+def test_a_sum_that_is_no_mean_over_tokens_is_told(tmp_path):
+    for factor, told in ((1, False), (32, True)):
+        rows = [{**row, "loss": row["loss"] * factor} for row in course()]
+        notes = only(found(tmp_path, lines(rows)))["notes"]
+        assert any("hardly a mean over tokens" in note for note in notes) == told
+
+
 def test_gaps_and_rows_of_several_steps_are_told(tmp_path):
     rows = [row for row in course(300, 10**6, every=10) if not 1000 <= row["step"] < 1500]
     run = only(found(tmp_path, lines(rows)))
@@ -438,6 +457,7 @@ def test_a_foreign_file_is_one_line_and_an_exit_code(tmp_path, content, code, sa
         (["x", "--rule", "window"], "is no rule"),
         (["x", "--rule", "windows=9"], "no such rule"),
         (["x", "--rule", "window=9"], "--rule window"),
+        (["x", "--rule", "trigger.singleZ=high"], "write one like 0.98 or 3e-4"),
         (["x", "--tee"], "--tee"),
         (["-", "--preset", "Nothing"], "--preset"),
     ],
@@ -445,6 +465,8 @@ def test_a_foreign_file_is_one_line_and_an_exit_code(tmp_path, content, code, sa
 def test_a_wrong_request_is_one_line(arguments, said):
     output = ran(*arguments, code=2)
     assert said in output
+    assert output.count("; ") == 1 or "; parts are written like" in output  # a rule and a remedy
+    assert "spec.uncertainty" not in output
     assert output.count("\n") == 1
 
 

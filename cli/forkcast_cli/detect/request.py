@@ -99,6 +99,8 @@ def request_for(
                 name: configure(Uncertainty(preset=name, warmup_steps=chosen.warmup_steps))
                 for name in others
             }
+    except ManifestError:
+        raise
     except ValueError as error:
         raise ManifestError("spec.uncertainty", str(error), "change it") from None
     return Request(

@@ -57,6 +57,14 @@ class Session:
         self.end()
         if not self.runs:
             raise self._without_points(log)
+        if assembler.without_step > sum(run.rows for run in self.runs):
+            name = log.columns.found[Role.STEP]
+            raise LogError(
+                f"column {name} is no step: most of its values are no whole numbers, such as"
+                f" {assembler.examples[Role.STEP.value]}",
+                f"name another by --columns {Role.STEP.value}=NAME, or count the rows by"
+                f" --columns {Role.STEP.value}=",
+            )
 
     def idle(self) -> None:
         """The source is silent: what has come so far is complete."""

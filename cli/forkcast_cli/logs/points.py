@@ -118,6 +118,7 @@ class Assembler:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.counted_steps = False
+        self.without_step = 0  # losses left out because their step is no whole number
         self._pending: dict[str, _Pending] = {}
         self._left: dict[str, _Pending] = {}
         self._rank: float | None = None
@@ -248,7 +249,8 @@ class Assembler:
         number = as_number(value)
         if number is None or not 0 <= number <= MOST_STEPS or number != int(number):
             if has_loss:
-                self._garbled("step", value)
+                self._garbled(Role.STEP.value, value)
+                self.without_step += 1
             return None
         return int(number)
 
