@@ -191,6 +191,20 @@ def test_a_sum_that_is_no_mean_over_tokens_is_told(tmp_path):
         assert any("hardly a mean over tokens" in note for note in notes) == told
 
 
+def test_an_event_that_rises_is_shown_with_the_step_at_which_it_rose(tmp_path):
+    """Regression: causes named the step at which a branch was asked for, and no line had it."""
+    rows = [
+        {**row, "loss": row["loss"] + 0.2 * (row["step"] >= 300), "grad_norm": row["grad_norm"] * 3}
+        if row["step"] >= 300
+        else row
+        for row in course(spike=10**6)
+    ]
+    (event, *_) = only(found(tmp_path, lines(rows)))["events"]
+    assert (event["tier"], event["tier_step"] > event["step"]) == ("branch", True)
+    said = f"step {event['step']}, branch at step {event['tier_step']}: "
+    assert said in ran(tmp_path / "log.jsonl")
+
+
 def test_gaps_and_rows_of_several_steps_are_told(tmp_path):
     rows = [row for row in course(300, 10**6, every=10) if not 1000 <= row["step"] < 1500]
     run = only(found(tmp_path, lines(rows)))

@@ -157,6 +157,14 @@ def test_a_name_in_few_rows_does_not_displace_one_in_most():
     assert columns.found[Role.LOSS] == "train/loss"
 
 
+def test_of_names_that_are_as_good_the_first_is_taken():
+    names = [f"{word}/loss" for word in ("qq", "ab", "zz", "mm", "kk", "cc")]
+    for shift in range(len(names)):
+        columns = Columns()
+        columns.decide([names[shift:] + names[:shift]] * 9)
+        assert columns.found[Role.LOSS] == names[shift]
+
+
 def test_the_step_is_that_which_stands_beside_the_loss():
     """Regression: DeepSpeed's two lines a step have one name of it each, and no row had both."""
     columns = Columns()

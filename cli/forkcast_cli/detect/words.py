@@ -21,9 +21,10 @@ BRANCHING: Final = frozenset({"branch", "stop"})
 
 
 def event_line(event: LogEvent) -> str:
-    """A event in a line."""
+    """An event in a line."""
     after = "; the run then went back to an earlier step" if event.abandoned else ""
-    return f"step {event.step:,}, {event.tier}: {event.cause}{after}"
+    at = f" at step {event.tier_step:,}" if event.tier_step != event.step else ""
+    return f"step {event.step:,}, {event.tier}{at}: {event.cause}{after}"
 
 
 def opening_lines(name: str, format_name: str, columns: Columns) -> Iterator[str]:
@@ -126,6 +127,7 @@ def event_document(event: LogEvent) -> dict[str, Any]:
         "step": event.step,
         "onset": event.onset,
         "tier": event.tier,
+        "tier_step": event.tier_step,
         "component": event.component,
         "cause": event.cause,
         "abandoned": event.abandoned,

@@ -84,7 +84,7 @@ class Columns:
         A name that stands in few rows does not displace one that stands in most, and a step that stands
         beside the loss is better than one that never does.
         """
-        each = [set(names) for names in rows]
+        each = [dict.fromkeys(names) for names in rows]  # in their order: of equals the first
         counts = Counter(name for names in each for name in names)
         for role in sorted(KNOWN, key=lambda one: one is not Role.LOSS):
             if role in self.found or role in self.given:
