@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from forkcast_wire.crc32c import masked
+from forkcast_wire import tfrecords
 
 _MEGABYTE = 1 << 20
 _FEW_ROWS = 30
@@ -91,9 +91,7 @@ def tensorboard(n: int, loss: float) -> bytes:
     event = (
         b"\x10" + step + b"\x2a" + bytes([len(value) + 2]) + b"\x0a" + bytes([len(value)]) + value
     )
-    length = struct.pack("<Q", len(event))
-    crcs = (struct.pack("<I", masked(part)) for part in (length, event))
-    return length + next(crcs) + event + next(crcs)
+    return tfrecords.record(event)
 
 
 FORMATS: tuple[Callable[[int, float], bytes], ...] = (

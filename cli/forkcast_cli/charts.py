@@ -10,6 +10,7 @@ from html import escape
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 24, 28
 _MOST_POINTS = 1200
 _TICKS = 5
+_MOST_WHOLE = 1e9
 
 Pairs = Sequence[tuple[float, float]]
 
@@ -157,10 +158,10 @@ def _axes(chart: Chart, scale: _Scale) -> Iterable[str]:
     for value in ticks(scale.y0, scale.y1, 4):
         y = scale.y(value)
         yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y + 3.5:.1f}">{value:g}</text>'
+        yield f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y + 3.5:.1f}">{_tick(value)}</text>'
     for value in ticks(scale.x0, scale.x1, 8):
         x = scale.x(value)
-        yield f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{bottom + 15}">{value:g}</text>'
+        yield f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{bottom + 15}">{_tick(value)}</text>'
     yield f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>'
     if chart.y_label:
         y = (bottom + _TOP) / 2
@@ -174,19 +175,48 @@ def _axes(chart: Chart, scale: _Scale) -> Iterable[str]:
         yield f'<text class="tick" text-anchor="end" x="{right - 2}" y="{y - 4:.1f}">{escape(word)}</text>'
 
 
+def _tick(value: float) -> str:
+    """As in the text beside it: 1,250,000 rather than 1.25e+06."""
+    whole = value == int(value) and 1000 <= abs(value) < _MOST_WHOLE
+    return f"{int(value):,}" if whole else f"{value:g}"
+
+
 def _lines(chart: Chart, scale: _Scale) -> Iterable[str]:
+    """A curve leaves the frame where it is beyond it: along the edge it would look level."""
     for line in chart.lines:
-        drawn = [(scale.x(x), scale.y(y)) for x, y in thin(line.points)]
+        thinned = thin(line.points)
         if line.dots:
-            for x, y in drawn:
-                yield f'<circle class="dot {line.style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+            for x, y in thinned:
+                place = f'cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}"'
+                yield f'<circle class="dot {line.style}" {place} r="3"/>'
             continue
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
         label = f"<title>{escape(line.label)}</title>" if line.label else ""
-        yield (
-            f'<polyline class="line {line.style}" stroke-width="{line.width}" points="{path}">'
-            f"{label}</polyline>"
-        )
+        for part in within(thinned, scale.y0, scale.y1):
+            path = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in part)
+            yield (
+                f'<polyline class="line {line.style}" stroke-width="{line.width}" points="{path}">'
+                f"{label}</polyline>"
+            )
+
+
+def within(points: Pairs, low: float, high: float) -> list[list[tuple[float, float]]]:
+    """The stretches of a curve that lie in [low, high], each up to the edge through which it leaves."""
+    parts: list[list[tuple[float, float]]] = []
+    before: tuple[float, float] | None = None
+    for x, y in points:
+        edge = min(max(y, low), high)
+        if before is None:
+            parts.append([(x, y)] if edge == y else [])
+        else:
+            (x0, y0), was = before, min(max(before[1], low), high)
+            if was != y0 and (edge == y or edge != was):  # it comes in
+                parts.append([(x0 + (x - x0) * (was - y0) / (y - y0), was)])
+            if edge == y:
+                parts[-1].append((x, y))
+            elif was == y0 or edge != was:  # it goes out
+                parts[-1].append((x0 + (x - x0) * (edge - y0) / (y - y0), edge))
+        before = (x, y)
+    return [part for part in parts if part]
 
 
 def _marks(chart: Chart, scale: _Scale) -> Iterable[str]:

@@ -229,7 +229,7 @@ def explanation(branch: BranchObject) -> Group:
     parts: list[Text | Padding | Table] = [
         Text.assemble((branch.name, "bold"), "  ", (words.spelt(branch.state), "green"))
     ]
-    parts += [Padding(Text(one), (0, 0, 0, 2)) for one in sentences(branch)]
+    parts += [Padding(Text(one), (0, 0, 0, 2), expand=False) for one in sentences(branch)]
     if branch.status.rollouts:
         table = Table(*_HEADER, box=None, pad_edge=False)
         winner = branch.status.decision.winner if branch.status.decision else None

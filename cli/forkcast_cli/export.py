@@ -11,6 +11,7 @@ from typing import Final
 from forkcast.records import Index, Tier
 from forkcast_watch.trackers import TrackedRun, Tracker, open_tracker
 from forkcast_watch.trackers.base import Held, event_key
+from forkcast_wire.echo import first_line
 from forkcast_wire.loaded_run import LoadedRun
 from forkcast_wire.manifest_error import ManifestError
 from forkcast_wire.run_events import RunEvent
@@ -72,7 +73,7 @@ class Target:
                 raise self._error(error) from None
 
     def _error(self, error: Exception) -> ManifestError:
-        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = first_line(error)
         rule = f"{self.spec!r} failed after {self.steps} steps: {what}"
         return ManifestError("--to", rule, "run it again: it goes on from there")
 

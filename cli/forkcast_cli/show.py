@@ -167,7 +167,9 @@ def explain(branch: BranchView) -> Group:
     parts: list[Text | Table | Padding] = [
         Text.assemble((branch.id, "bold"), "  ", (words.spelt(outcome), style))
     ]
-    parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in words.sentences(branch)]
+    parts += [
+        Padding(Text(sentence), (0, 0, 0, 2), expand=False) for sentence in words.sentences(branch)
+    ]
     header, rows = words.table(branch)
     if rows and branch.trials:
         winner = branch.decision.winner if branch.decision else None

@@ -16,6 +16,8 @@ from rich.segment import Segment
 #: sysexits' EX_SOFTWARE: a fault of ours.
 UNEXPECTED = 70
 _UNWRITABLE = 1
+#: Columns of what is no terminal: more than any line of ours has.
+_UNBROKEN = 2000
 #: What a disk says that is full, over quota, read-only or broken.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -51,8 +53,17 @@ class _Plain(Console):
 
 
 def console(*, quiet: bool = False) -> Console:
-    """For everything that the commands print in colour."""
-    return _Plain(quiet=quiet, markup=False, emoji=False, highlight=False)
+    """For everything that the commands print in colour. What goes into a file or a pipe is not broken
+    into the lines of a terminal that is not there, unless COLUMNS asks for it.
+    """
+    there = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return _Plain(
+        quiet=quiet,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        width=None if there else _UNBROKEN,
+    )
 
 
 def carry_out(command: Callable[[], None], name: str) -> None:

@@ -18,6 +18,7 @@ from forkcast_monitor.attempts import ALL, Attempt, Attempts
 from forkcast_monitor.budget import RUN_DISK_BYTES, OverBudgetError
 from forkcast_monitor.config import DetectorConfig
 from forkcast_monitor.detector import Detector
+from forkcast_monitor.found import Found, LastEvents, event_in, restored
 from forkcast_monitor.history import History
 from forkcast_monitor.snapshots import Snapshot, Snapshots
 from forkcast_monitor.waiting import WaitingFile
@@ -37,7 +38,7 @@ SNAPSHOT_STEPS = 500
 #: Declared gaps ahead of what is judged; a trainer joins its own to so many.
 MOST_GAPS = 256
 #: Rises whenever Detector.state changes its meaning: older snapshots are then not used.
-_STATE_FORMAT = 4
+_STATE_FORMAT = 5
 
 
 class Accepted(Enum):
@@ -74,7 +75,10 @@ class WatchedRun:
         self._last: StepStats | None = None
         self.detector = Detector(config, run_uid)
         self.epoch, self.attempt, self.next_step = 0, 0, 0
-        self._folded: list[Row] = []  # not yet in the history; empty between two calls
+        # not yet in the history, and what was found at these rows; empty between two calls
+        self._folded: list[Row] = []
+        self._finding: list[Found] = []
+        self.found = LastEvents()
         self._waiting: dict[int, pb.StepStats] = {}
         self._lost: dict[int, int] = {}  # declared gaps ahead: first -> last step
         self._waiting_file = WaitingFile(state_dir)
@@ -137,6 +141,7 @@ class WatchedRun:
         epoch, step = (snapshot.epoch, snapshot.step) if snapshot else (0, 0)
         if snapshot:
             self.detector.restore(snapshot.detector)
+            self.found.add(restored(self.run_uid, snapshot.found))
         width = self.config.signals.window
         first = {e: 0 if e > epoch else min(limits[e], ALL) - width for e in limits}
         first[epoch] = step - width if snapshot else 0
@@ -158,6 +163,8 @@ class WatchedRun:
         stats = row_to_stats(row)
         reading = self.detector.fold(stats)
         self._note(stats, reading.index.z)
+        if (event := event_in(reading)) is not None:
+            self.found.add([Found(stats.attempt, event)])
         if reading.trigger is not None and record:
             self._record(reading.trigger)
 
@@ -274,8 +281,8 @@ class WatchedRun:
         self._waiting_file.clear()
 
     def _fold(self, record: pb.StepStats, stats: StepStats) -> None:
-        """Judge a step; its row waits for `_write`. A trigger is durable before the next row is, and a
-        snapshot after its rows.
+        """Judge a step; its row waits for `_write`, and so do those who follow the run. A trigger is durable
+        before the next row is, and a snapshot after its rows.
         """
         reading = self.detector.fold(stats)
         index, event, trigger = reading.index, reading.event, reading.trigger
@@ -284,6 +291,8 @@ class WatchedRun:
         self.next_step = stats.step + 1
         if event is not None:
             self._tell(event)
+        if (told := event_in(reading)) is not None:
+            self._finding.append(Found(stats.attempt, told))
         if trigger is not None:
             self._write()
             self._record(trigger)
@@ -294,6 +303,7 @@ class WatchedRun:
     def _write(self) -> None:
         """Append the rows that were folded since the last time. Raises OSError."""
         rows, self._folded = self._folded, []
+        found, self._finding = self._finding, []
         if not rows:
             return
         try:
@@ -305,12 +315,13 @@ class WatchedRun:
             if current is not None:
                 self._restore(current, rows[0].stats.step, after_crash=False)
             raise
+        self.found.add(found)
 
     def snapshot(self) -> None:
         """Save the detector as it stands."""
         with self.lock:
-            state = self.detector.state()
-            self._snapshots.save(Snapshot(self.epoch, self.attempt, self.next_step, state))
+            state, found = self.detector.state(), self.found.state()
+            self._snapshots.save(Snapshot(self.epoch, self.attempt, self.next_step, state, found))
 
     def close(self) -> None:
         """Close the history into Parquet, with a snapshot at its end."""

@@ -210,6 +210,13 @@ class Runs:
                     raise UnusableRunError(reason) from error
             yield hosted.opened
 
+    async def opened(self, hosted: Hosted) -> WatchedRun:
+        """The run, for what may be read while another task holds it. Raises UnknownRunError."""
+        if hosted.opened is None or hosted.gone:
+            async with self.use(hosted) as run:
+                return run
+        return hosted.opened
+
     async def blocking(self, call: Callable[..., _T], *given: object) -> _T:
         """``call`` in a thread, for what waits for the disk."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *given)

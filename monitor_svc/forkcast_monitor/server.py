@@ -26,7 +26,7 @@ from forkcast_monitor.run import Accepted, WatchedRun
 from forkcast_monitor.runs import ConflictError, Hosted, Runs, UnknownRunError, visible
 from forkcast_monitor.standing import standing
 from forkcast_monitor.streams import Limits, Quota, Refused, Stream, Turns
-from forkcast_monitor.views import summary, window_reply
+from forkcast_monitor.views import events_reply, summary, window_reply
 from forkcast_wire import crash
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.access import CALLER
@@ -289,15 +289,23 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
         self, hosted: Hosted, after: dict[str, int], context: _Context
     ) -> None:
         """Raises UnknownRunError. Waits for no run that is busy: the list only grows."""
-        run, uid = hosted.opened, hosted.registration.run_uid
-        if run is None or hosted.gone:
-            async with self._runs.use(hosted) as run:
-                pass
+        run, uid = await self._runs.opened(hosted), hosted.registration.run_uid
         for trigger in run.triggers[after.get(uid, 0) :]:
             after[uid] = after.get(uid, 0) + 1
             event = pb.TriggerEvent(seq=after[uid], trigger=trigger_to_wire(trigger))
             crash.reach("before-event")
             await context.write(event)
+
+    async def ListEvents(  # noqa: N802
+        self, request: pb.ListEventsRequest, context: _Context
+    ) -> pb.ListEventsResponse:
+        """The last events of a run, from a row on."""
+        hosted = await self._known(request.run_uid, context)
+        place = request.epoch, request.attempt, request.step
+        try:
+            return events_reply(await self._runs.opened(hosted), place)
+        except UnknownRunError as error:
+            await _abort(context, _Code.NOT_FOUND, str(error))
 
     async def GetWindow(  # noqa: N802
         self, request: pb.GetWindowRequest, context: _Context

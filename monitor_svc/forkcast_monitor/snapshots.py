@@ -22,12 +22,13 @@ _NAME = re.compile(r"e(\d{1,20})-a(\d{1,20})-(\d{1,20})\.json")
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The detector before it saw ``step`` of (epoch, attempt)."""
+    """The detector before it saw ``step`` of (epoch, attempt). found: as `LastEvents.state`."""
 
     epoch: int
     attempt: int
     step: int
     detector: dict[str, Any]
+    found: list[list[Any]]
 
 
 class Snapshots:
@@ -49,6 +50,7 @@ class Snapshots:
                 "attempt": snapshot.attempt,
                 "step": snapshot.step,
                 "detector": snapshot.detector,
+                "found": snapshot.found,
             }
         ).encode()
         name = f"e{snapshot.epoch:06d}-a{snapshot.attempt:06d}-{snapshot.step:012d}.json"
@@ -85,7 +87,11 @@ class Snapshots:
         if document["configuration"] != self._configuration:
             return None
         return Snapshot(
-            document["epoch"], document["attempt"], document["step"], document["detector"]
+            document["epoch"],
+            document["attempt"],
+            document["step"],
+            document["detector"],
+            document.get("found", []),  # none in one of an earlier version
         )
 
 

@@ -6,7 +6,7 @@ from forkcast_monitor.run import WatchedRun
 from forkcast_monitor.runs import Hosted, seconds_since
 from forkcast_monitor.standing import Standing
 from forkcast_wire import forkcast_pb2 as pb
-from forkcast_wire.codec import window_to_wire
+from forkcast_wire.codec import event_to_wire, window_to_wire
 
 
 def window_reply(run: WatchedRun, steps: int) -> pb.WindowReply:
@@ -21,6 +21,17 @@ def window_reply(run: WatchedRun, steps: int) -> pb.WindowReply:
             components=dict(last.components) if last else {},
             over_threshold=run.detector.over_threshold,
         )
+
+
+def events_reply(run: WatchedRun, place: tuple[int, int, int]) -> pb.ListEventsResponse:
+    """The last events, from the row at a place on. It waits for no run that is busy."""
+    triggers = len(run.triggers)  # before the events: then those of all of them are there
+    events, cut = run.found.since(place)
+    return pb.ListEventsResponse(
+        events=[event_to_wire(one.event, one.attempt) for one in events],
+        cut=cut,
+        triggers=triggers,
+    )
 
 
 def summary(hosted: Hosted, stood: Standing) -> pb.RunSummary:

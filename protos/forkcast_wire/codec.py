@@ -17,7 +17,16 @@ from forkcast.directives import (
     Hold,
     Resume,
 )
-from forkcast.records import Forecast, Interval, StepStats, Trigger, TriggerRule, Window
+from forkcast.records import (
+    Event,
+    Forecast,
+    Interval,
+    StepStats,
+    Tier,
+    Trigger,
+    TriggerRule,
+    Window,
+)
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
 
@@ -197,6 +206,49 @@ def trigger_from_wire(message: pb.Trigger) -> Trigger:
     )
 
 
+def event_to_wire(event: Event, attempt: int) -> pb.Event:
+    """An Event that was found at a row of an attempt, as a message."""
+    return pb.Event(
+        run_uid=event.run_uid,
+        epoch=event.epoch,
+        attempt=attempt,
+        step=event.step,
+        onset_step=event.onset_step,
+        tier=int(event.tier),
+        component=event.component,
+        cause=event.cause,
+    )
+
+
+def event_from_wire(message: pb.Event) -> tuple[Event, int]:
+    """The Event of a message, and the attempt of its row. Raises ValueError, with the field's name, for one
+    that no monitor makes.
+    """
+    _at_most(message, epoch=MOST["epoch"], attempt=MOST["attempt"], step=MOST["step"])
+    _at_most(message, onset_step=message.step)
+    if not Tier.EVENT <= message.tier <= Tier.STOP:
+        raise ValueError(f"tier: {Tier.EVENT} to {Tier.STOP}")
+    for name, most in (
+        ("run_uid", _MOST_UID),
+        ("component", _MOST_GROUP_NAME),
+        ("cause", _MOST_CAUSE),
+    ):
+        if len(getattr(message, name)) > most:
+            raise ValueError(f"{name}: at most {most} characters")
+    if not message.cause:
+        raise ValueError("cause: an event has one")
+    event = Event(
+        run_uid=message.run_uid,
+        epoch=message.epoch,
+        step=message.step,
+        onset_step=message.onset_step,
+        tier=Tier(message.tier),
+        component=message.component,
+        cause=message.cause,
+    )
+    return event, message.attempt
+
+
 def summary_from_wire(message: pb.RunSummary) -> pb.RunSummary:
     """The message itself. Raises ValueError, with the field's name, for one that no monitor makes."""
     _at_most(
@@ -218,7 +270,7 @@ def summary_from_wire(message: pb.RunSummary) -> pb.RunSummary:
     return message
 
 
-def _at_most(message: pb.Trigger | pb.RunSummary, **limits: int) -> None:
+def _at_most(message: pb.Event | pb.Trigger | pb.RunSummary, **limits: int) -> None:
     for name, most in limits.items():
         if getattr(message, name) > most:
             raise ValueError(f"{name}: at most {most}")

@@ -41,3 +41,9 @@ def one_line(text: str, most: int = _LINE) -> str:
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in kept
     )
     return escaped if len(escaped) <= most else escaped[: most - 3] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says: its first line that says something, or else its kind."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

@@ -312,6 +312,48 @@ class TriggerEvent(_message.Message):
     trigger: Trigger
     def __init__(self, seq: _Optional[int] = ..., trigger: _Optional[_Union[Trigger, _Mapping]] = ...) -> None: ...
 
+class ListEventsRequest(_message.Message):
+    __slots__ = ("run_uid", "epoch", "attempt", "step")
+    RUN_UID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    run_uid: str
+    epoch: int
+    attempt: int
+    step: int
+    def __init__(self, run_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+
+class ListEventsResponse(_message.Message):
+    __slots__ = ("events", "cut", "triggers")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    TRIGGERS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    cut: bool
+    triggers: int
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cut: bool = ..., triggers: _Optional[int] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("run_uid", "epoch", "attempt", "step", "onset_step", "tier", "component", "cause")
+    RUN_UID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ONSET_STEP_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    COMPONENT_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    run_uid: str
+    epoch: int
+    attempt: int
+    step: int
+    onset_step: int
+    tier: int
+    component: str
+    cause: str
+    def __init__(self, run_uid: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., onset_step: _Optional[int] = ..., tier: _Optional[int] = ..., component: _Optional[str] = ..., cause: _Optional[str] = ...) -> None: ...
+
 class GetWindowRequest(_message.Message):
     __slots__ = ("run_uid", "steps")
     RUN_UID_FIELD_NUMBER: _ClassVar[int]

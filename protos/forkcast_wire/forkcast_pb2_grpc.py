@@ -61,6 +61,11 @@ class MonitorStub(object):
                 request_serializer=forkcast__wire_dot_forkcast__pb2.WatchTriggersRequest.SerializeToString,
                 response_deserializer=forkcast__wire_dot_forkcast__pb2.TriggerEvent.FromString,
                 _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/forkcast.v1.Monitor/ListEvents',
+                request_serializer=forkcast__wire_dot_forkcast__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=forkcast__wire_dot_forkcast__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
         self.GetWindow = channel.unary_unary(
                 '/forkcast.v1.Monitor/GetWindow',
                 request_serializer=forkcast__wire_dot_forkcast__pb2.GetWindowRequest.SerializeToString,
@@ -117,6 +122,13 @@ class MonitorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvents(self, request, context):
+        """The last events of a run, from a row on; for whoever follows it by asking again and again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetWindow(self, request, context):
         """The last accepted steps of a run, as columns.
         """
@@ -159,6 +171,11 @@ def add_MonitorServicer_to_server(servicer, server):
                     servicer.WatchTriggers,
                     request_deserializer=forkcast__wire_dot_forkcast__pb2.WatchTriggersRequest.FromString,
                     response_serializer=forkcast__wire_dot_forkcast__pb2.TriggerEvent.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=forkcast__wire_dot_forkcast__pb2.ListEventsRequest.FromString,
+                    response_serializer=forkcast__wire_dot_forkcast__pb2.ListEventsResponse.SerializeToString,
             ),
             'GetWindow': grpc.unary_unary_rpc_method_handler(
                     servicer.GetWindow,
@@ -308,6 +325,33 @@ class Monitor(object):
             '/forkcast.v1.Monitor/WatchTriggers',
             forkcast__wire_dot_forkcast__pb2.WatchTriggersRequest.SerializeToString,
             forkcast__wire_dot_forkcast__pb2.TriggerEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkcast.v1.Monitor/ListEvents',
+            forkcast__wire_dot_forkcast__pb2.ListEventsRequest.SerializeToString,
+            forkcast__wire_dot_forkcast__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from forkcast.records import StepStats
 from forkcast_wire import tail
 from forkcast_wire.codec import stats_from_wire, stats_to_wire
+from forkcast_wire.echo import first_line
 from forkcast_wire.fields import MOST_EPOCHS, MOST_STEPS
 from forkcast_wire.files import replaced
 
@@ -261,7 +262,7 @@ def rows_of(source: Path | BinaryIO, path: str) -> list[dict[str, Any]]:
                 raise HistoryError(f"{path}: no chunk of a history: column {field.name}")
         rows: list[dict[str, Any]] = table.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise HistoryError(f"{path}: damaged: {first}") from error
     for row in rows:
         if not _of_a_step(row):
@@ -310,7 +311,7 @@ def last_steps(folder: Path) -> dict[tuple[int, int], int]:
             groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
             steps = [int(group.column(column).statistics.max) for group in groups]
         except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
-            first = (str(error) or type(error).__name__).splitlines()[0]
+            first = first_line(error)
             raise HistoryError(f"{path}: damaged: {first}") from error
         last[key] = max([*steps, last.get(key, -1)])
     return last

@@ -22,6 +22,7 @@ from onnx import numpy_helper
 from forkcast_proxy.card import CARD_FILE, CARD_VERSION, MODEL_FILE, OUTPUTS, SERVED, Card
 from forkcast_proxy.features import FEATURE_NAMES, FEATURE_VERSION, FloatMatrix
 from forkcast_wire.documents import DocumentError, load
+from forkcast_wire.echo import first_line
 
 _MOST_BYTES = 16 << 20
 #: All that the exporter writes; nothing that reads files, loops or calls out.
@@ -137,7 +138,7 @@ def _start(data: bytes) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime has no common base class for its refusals
-        raise ModelRejectedError(f"model: {str(error).splitlines()[0]}") from error
+        raise ModelRejectedError(f"model: {first_line(error)}") from error
 
 
 def _check_shapes(model: Model) -> None:
@@ -145,6 +146,6 @@ def _check_shapes(model: Model) -> None:
     try:
         mean, spread = model.run(probe)
     except Exception as error:  # see _start
-        raise ModelRejectedError(f"model: {str(error).splitlines()[0]}") from error
+        raise ModelRejectedError(f"model: {first_line(error)}") from error
     if mean.shape != (2, len(OUTPUTS)) or spread.shape != mean.shape:
         raise ModelRejectedError(f"model: outputs of shape {mean.shape} and {spread.shape}")

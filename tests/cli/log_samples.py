@@ -14,7 +14,7 @@ import zlib
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forkcast_wire.crc32c import masked
+from forkcast_wire.tfrecords import masked
 
 ROWS = 24
 NORM, RATE, VALIDATION = 1.25, 2e-4, 4.5

@@ -172,6 +172,39 @@ def test_a_last_row_of_step_zero_is_no_run(tmp_path, expected):
     assert (run["rows"], run["events"]) == (400, expected)
 
 
+def test_fractions_of_an_epoch_are_no_steps_and_it_is_told(tmp_path):
+    """Regression: three of 400 rows were read, and the log was said to have no event."""
+    rows = [{"epoch": row["step"] / 200, "loss": row["loss"]} for row in course()]
+    (tmp_path / "log").write_bytes(lines(rows))
+    said = ran(tmp_path / "log", "--columns", "step=epoch", code=2)
+    assert "column epoch is no step" in said
+    assert "--columns step=" in said
+    assert said.count("\n") == 1
+    run = only(found(tmp_path, lines(rows), "--columns", "step="))
+    assert run["rows"] == 400
+
+
+def test_a_sum_that_is_no_mean_over_tokens_is_told(tmp_path):
+    for factor, told in ((1, False), (32, True)):
+        rows = [{**row, "loss": row["loss"] * factor} for row in course()]
+        notes = only(found(tmp_path, lines(rows)))["notes"]
+        assert any("hardly a mean over tokens" in note for note in notes) == told
+
+
+def test_an_event_that_rises_is_shown_with_the_step_at_which_it_rose(tmp_path):
+    """Regression: causes named the step at which a branch was asked for, and no line had it."""
+    rows = [
+        {**row, "loss": row["loss"] + 0.2 * (row["step"] >= 300), "grad_norm": row["grad_norm"] * 3}
+        if row["step"] >= 300
+        else row
+        for row in course(spike=10**6)
+    ]
+    (event, *_) = only(found(tmp_path, lines(rows)))["events"]
+    assert (event["tier"], event["tier_step"] > event["step"]) == ("branch", True)
+    said = f"step {event['step']}, branch at step {event['tier_step']}: "
+    assert said in ran(tmp_path / "log.jsonl")
+
+
 def test_gaps_and_rows_of_several_steps_are_told(tmp_path):
     rows = [row for row in course(300, 10**6, every=10) if not 1000 <= row["step"] < 1500]
     run = only(found(tmp_path, lines(rows)))
@@ -223,6 +256,120 @@ def test_parquet_is_read_like_json(tmp_path, expected):
 def test_a_folder_with_one_known_log_is_that_log(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     assert only(json.loads(ran(tmp_path, "--json")))["rows"] == 24
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (["lightning_logs/version_0/metrics.csv"], "lightning_logs/version_0/metrics.csv"),
+        (["checkpoint-900/trainer_state.json", "checkpoint-1000/trainer_state.json"], None),
+        (["runs/Nov01/events.out.tfevents.1", "runs/Nov01/events.out.tfevents.2"], "runs/Nov01"),
+    ],
+)
+def test_a_log_further_down_is_found_and_named(tmp_path, names, taken):
+    """Regression: a trainer's output folder was said to hold no log, and which file was read was not said."""
+    samples = {
+        "csv": "CSV table, Lightning",
+        "json": "JSON document",
+        "1": "TensorBoard events",
+        "2": "TensorBoard events",
+    }
+    for name in names:
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(SAMPLES[samples[name.rpartition(".")[2]]][0])
+    said = ran(tmp_path / "out").splitlines()[0]
+    assert said.startswith(f"{tmp_path / 'out' / (taken or names[-1])}: ")
+
+
+def test_of_several_logs_none_is_taken_and_they_are_named(tmp_path, capsys):
+    for name in ("version_0", "version_1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_bytes(SAMPLES["CSV table, Lightning"][0])
+    said = CliRunner().invoke(app, ["detect", str(tmp_path)])
+    assert (said.exit_code, "version_0/metrics.csv, version_1/metrics.csv" in said.output) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("form", ["csv", "text", "lines"])
+def test_steps_that_begin_anew_in_each_epoch_are_counted_on(tmp_path, expected, first, form):
+    """Regression: each epoch was a run of its own, too short for the detector to warm up."""
+    rows = [
+        {"epoch": s // 100, "batch": s % 100 + first, "loss": row["loss"], "norm": row["grad_norm"]}
+        for row in course()
+        for s in [row["step"]]
+    ]
+    if form == "csv":
+        said = "epoch,step,loss,grad_norm\n" + "".join(
+            ",".join(map(str, row.values())) + "\n" for row in rows
+        )
+    elif form == "text":
+        said = "".join(
+            "Epoch [{epoch}/4], Step [{batch}/100], Loss: {loss}, grad norm: {norm}\n".format(**row)
+            for row in rows
+        )
+    else:
+        said = lines([{"step" if n == "batch" else n: v for n, v in row.items()} for row in rows])
+        said = said.decode().replace('"norm"', '"grad_norm"')
+    run = only(found(tmp_path, said.encode()))
+    assert (run["rows"], run["first_step"], run["last_step"]) == (400, first, 399 + first)
+    assert [one["step"] - first for one in run["events"]] == [one["step"] for one in expected]
+
+
+def test_an_epoch_taken_again_after_a_resume_replaces_the_earlier_one(tmp_path):
+    rows = [
+        {"epoch": e, "step": s, "loss": 3.0 + s / 1000}
+        for e, steps in ((0, 100), (1, 60), (1, 100), (2, 50))
+        for s in range(steps)
+    ]
+    run = only(found(tmp_path, lines(rows)))
+    assert (run["rows"], run["last_step"]) == (250, 249)
+    assert run["resumes"] == [{"at": 159, "to": 100}]
+
+
+@pytest.mark.parametrize(
+    "bar",
+    [
+        "{p:3d}%|####  | {s}/400 [00:10<03:20,  4.71it/s, loss={loss}, grad_norm={norm}]",
+        "{s}/400 [=====>......] - ETA: 1:02 - loss: {loss} - grad_norm: {norm}",
+    ],
+)
+def test_a_progress_bar_drawn_twice_is_one_row(tmp_path, expected, bar):
+    """Regression: each redraw was a step of its own, with the loss of the step before."""
+    drawn, before = [], {"loss": 9.0, "norm": 1.0}
+    for row in course():
+        now = {"loss": row["loss"], "norm": row["grad_norm"]}
+        drawn += [bar.format(p=row["step"] // 4, s=row["step"], **each) for each in (before, now)]
+        before = now
+    run = only(found(tmp_path, "\r".join(drawn).encode()))
+    assert (run["rows"], run["events"]) == (400, expected)
+
+
+def test_a_guess_is_told_as_one_with_what_else_it_could_be(tmp_path):
+    """Regression: `loss/ce` was taken for the loss beside `loss/total` without a word."""
+    rows = [
+        {"step": row["step"], "loss/ce": row["loss"], "loss/total": row["loss"] + 0.1}
+        for row in course()
+    ]
+    (tmp_path / "log").write_bytes(lines(rows))
+    said = ran(tmp_path / "log")
+    assert "loss = loss/ce (a guess)" in said
+    assert "note: loss could also be loss/total: if it is, name it by --columns loss=NAME" in said
+    document = json.loads(ran(tmp_path / "log", "--json"))
+    assert document["unsure"] == {"loss": ["loss/total"]}
+    given = ran(tmp_path / "log", "--columns", "loss=loss/total")
+    assert "a guess" not in given
+    assert "could also" not in given
+
+
+def test_one_loss_under_two_names_is_no_guess(tmp_path):
+    rows = [
+        {"step": row["step"], "loss": row["loss"], "train_loss": row["loss"]} for row in course()
+    ]
+    assert found(tmp_path, lines(rows))["unsure"] == {}
 
 
 def test_the_event_files_of_a_resumed_run_are_one_log(tmp_path):
@@ -301,6 +448,7 @@ def test_a_history_of_an_earlier_version_is_ours_too(made_run):
         (b"\x00\x01\x02" * 99, 2, "neither text nor"),
         (b"PAR1" + b"x" * 99, 2, "is damaged"),
         (b"hello\nworld\n", 3, "nothing in it looks like a training loss"),
+        (lines([{"step": 1, "x": 2}, {"loss": 3}] * 30), 2, "both a step (step) and a loss (loss)"),
         (lines({"step": 2.5, "loss": 3} for _ in range(9)), 2, "no row has both a step and a loss"),
     ],
 )
@@ -324,6 +472,7 @@ def test_a_foreign_file_is_one_line_and_an_exit_code(tmp_path, content, code, sa
         (["x", "--rule", "window"], "is no rule"),
         (["x", "--rule", "windows=9"], "no such rule"),
         (["x", "--rule", "window=9"], "--rule window"),
+        (["x", "--rule", "trigger.singleZ=high"], "write one like 0.98 or 3e-4"),
         (["x", "--tee"], "--tee"),
         (["-", "--preset", "Nothing"], "--preset"),
     ],
@@ -331,6 +480,8 @@ def test_a_foreign_file_is_one_line_and_an_exit_code(tmp_path, content, code, sa
 def test_a_wrong_request_is_one_line(arguments, said):
     output = ran(*arguments, code=2)
     assert said in output
+    assert output.count("; ") == 1 or "; parts are written like" in output  # a rule and a remedy
+    assert "spec.uncertainty" not in output
     assert output.count("\n") == 1
 
 

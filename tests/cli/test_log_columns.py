@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkcast_cli.logs.base import LogError
-from forkcast_cli.logs.columns import Columns, Role, bare, given_columns, place
+from forkcast_cli.logs.columns import Columns, given_columns
+from forkcast_cli.logs.names import Role, bare, place
 
 LOSSES = [
     "loss",
@@ -124,6 +125,10 @@ def test_any_name_has_a_place_or_none(name):
         (Role.STEP, ["epoch", "num_updates"], "num_updates"),
         (Role.STEP, ["Step", "epoch"], "Step"),
         (Role.STEP, ["epoch", "time"], None),
+        (Role.STEP, ["current_steps", "total_steps"], "current_steps"),
+        (Role.STEP, ["time/batch", "time/epoch"], "time/batch"),
+        (Role.STEP, ["global_step/max_steps"], "global_step/max_steps"),
+        (Role.LOSS, ["reduced_train_loss"], "reduced_train_loss"),
         (
             Role.GRAD_NORM,
             ["optim/grad_norm/layer.3", "optim/total_grad_norm"],
@@ -150,6 +155,21 @@ def test_a_name_in_few_rows_does_not_displace_one_in_most():
     columns = Columns()
     columns.decide([["step", "train/loss"]] * 40 + [["step", "loss"]])
     assert columns.found[Role.LOSS] == "train/loss"
+
+
+def test_of_names_that_are_as_good_the_first_is_taken():
+    names = [f"{word}/loss" for word in ("qq", "ab", "zz", "mm", "kk", "cc")]
+    for shift in range(len(names)):
+        columns = Columns()
+        columns.decide([names[shift:] + names[:shift]] * 9)
+        assert columns.found[Role.LOSS] == names[shift]
+
+
+def test_the_step_is_that_which_stands_beside_the_loss():
+    """Regression: DeepSpeed's two lines a step have one name of it each, and no row had both."""
+    columns = Columns()
+    columns.decide([["step", "skipped", "lr"], ["steps", "loss"]] * 20)
+    assert columns.found[Role.STEP] == "steps"
 
 
 def test_a_role_keeps_its_name_and_an_empty_one_takes_a_later_one():

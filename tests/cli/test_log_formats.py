@@ -15,7 +15,7 @@ from forkcast_cli.logs.columns import Columns, given_columns
 from forkcast_cli.logs.opening import open_log
 from forkcast_cli.logs.points import Assembler
 from forkcast_cli.logs.stream import LONGEST_LINE, Stream
-from forkcast_wire.crc32c import crc32c
+from forkcast_wire.tfrecords import crc32c
 from tests.cli import log_samples
 from tests.cli.log_samples import NORM, RATE, ROWS, SAMPLES, VALIDATION, loss, text
 
@@ -279,6 +279,11 @@ def test_a_decimal_comma_between_other_delimiters_is_a_point(delimiter):
     rows = [delimiter.join([str(n), f"{loss(n):.4f}".replace(".", ",")]) for n in range(30)]
     found = points(text([delimiter.join(["step", "loss"]), *rows]))
     assert [(one.step, one.loss) for one in found] == [(n, loss(n)) for n in range(30)]
+
+
+def test_a_step_may_say_of_how_many():
+    rows = [{"global_step/max_steps": f"{n}/900", "loss": loss(n)} for n in range(30)]
+    assert [one.step for one in points(text(map(json.dumps, rows)))] == list(range(30))
 
 
 def test_half_of_a_number_with_a_decimal_comma_is_never_read():

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from forkcast_cli.__main__ import app
 from forkcast_cli.logs.base import Row
-from forkcast_cli.logs.columns import Columns, Role
+from forkcast_cli.logs.columns import Columns
 from forkcast_cli.logs.inside import Inside, choose, layer, stem
+from forkcast_cli.logs.names import Role
 from forkcast_cli.logs.points import Assembler
 from forkcast_wire.statistics import stats_row, write_chunk
 from tests.cli.made_course import course, lines

@@ -98,3 +98,15 @@ def test_stored_text_is_shown_and_not_obeyed(made_run, text):
         assert done.exit_code == 0, done.output
         assert "\x1b" not in done.output
     assert f"({shown(text)})" in done.output  # why the first candidate was refused
+
+
+def test_what_goes_into_a_file_is_not_broken_into_lines(made_run, monkeypatch):
+    """Regression: lines in files and pipes were broken at the 80th column of no terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    (branch, *_) = [path.name for path in sorted((made_run / "branches").iterdir())]
+    for command in (["status", str(made_run)], ["explain", branch, "-d", str(made_run)]):
+        whole = CliRunner().invoke(app, command).output.splitlines()
+        broken = CliRunner().invoke(app, command, env={"COLUMNS": "30"}).output.splitlines()
+        assert len(whole) < len(broken)
+        assert max(map(len, broken)) <= 30
+        assert max(map(len, whole)) < 400  # nor filled up with blanks

@@ -193,8 +193,9 @@ def test_nobody_else_gets_in_and_it_is_counted(secured, token, code, reason):
             assert await code_of(stub.GetWindow(window)) == code
             watch = stub.WatchTriggers(pb.WatchTriggersRequest(run_uid="a"))
             assert await code_of(watch.read()) == code
+            assert await code_of(stub.ListEvents(pb.ListEventsRequest(run_uid="a"))) == code
         assert greeted(secured.channel(token, aio=False)) == code
-        assert secured.refusals()[reason] == before + 3
+        assert secured.refusals()[reason] == before + 4
 
     asyncio.run(ask())
 
@@ -207,6 +208,7 @@ def test_a_trainer_reports_its_namespaces_runs_and_does_nothing_else(secured):
             assert (await stub.GetWindow(pb.GetWindowRequest(run_uid="a"))).window.run_uid == "a"
             listed = await stub.ListRuns(pb.ListRunsRequest())
             assert [one.run_uid for one in listed.runs] == ["a"]
+            assert not (await stub.ListEvents(pb.ListEventsRequest(run_uid="a"))).events
             directive = {"run_uid": "a", "id": "x", "checkpoint_now": {}}
             for call in (
                 stub.RegisterRun(registration("c")),

@@ -43,6 +43,7 @@ def valid(method, uid):
             seq=1,
         ),
         "WatchTriggers": lambda: pb.WatchTriggersRequest(run_uid=uid),
+        "ListEvents": lambda: pb.ListEventsRequest(run_uid=uid),
         "GetWindow": lambda: pb.GetWindowRequest(run_uid=uid),
         "PostDirective": lambda: pb.PostDirectiveRequest(
             directive=pb.Directive(id="d", run_uid=uid, checkpoint_now={})

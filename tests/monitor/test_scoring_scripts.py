@@ -214,6 +214,30 @@ def test_a_restart_of_the_rate_is_no_event_however_long_the_loss_takes_to_settle
     assert [one.event for row in rows if (one := d.fold(row)).event] == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "seed", "number"),
+    [
+        ("data that drift", 11, 39),
+        ("data that drift", 11, 72),
+        ("evaluations and resumes", 1, 27),
+        ("evaluations and resumes", 1, 39),
+    ],
+)
+def test_harder_data_and_a_validation_by_chance_are_events_and_ask_for_no_branch(
+    monkeypatch, kind, seed, number
+):
+    """Regression: each of these asked for a branch, one of them twice."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from healthy_runs import healthy_run
+
+    d = Detector(configure(Uncertainty()), "healthy")
+    found = [d.fold(row) for row in healthy_run(kind, seed, number).rows()]
+    assert [one.event.component for one in found if one.event] == [
+        "drift" if kind == "data that drift" else "validation"
+    ]
+    assert not any(one.trigger for one in found)
+
+
 def test_the_simulation_counts_every_kind(tmp_path):
     written = tmp_path / "healthy.json"
     done = run("simulate_healthy.py", "--rows", 14_000, "--json", written)

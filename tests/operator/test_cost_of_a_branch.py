@@ -52,7 +52,7 @@ def test_a_departure_that_no_branch_heals_gets_smaller_branches_and_then_none(
     fired = [replace(FIRST, step=FIRST.step + 200 * n) for n in range(4)]
     for again in fired[1:]:
         to_the_end(another(store, tmp_path, monitor, again), store, better=False)
-    sizes, steps = [], []
+    sizes = []
     for trigger in fired[:3]:
         decision = read_document(store, Decision, keys.branch_file(trigger.id, "decision"))
         assert decision is not None
@@ -61,7 +61,6 @@ def test_a_departure_that_no_branch_heals_gets_smaller_branches_and_then_none(
         assert decision.rules["candidates"] == len(decision.draft.finalists)
         assert (decision.rules["topK"], len(decision.draft.candidates)) == (6, 64)
         sizes.append((decision.rules["candidates"], decision.rules["grounds"]))
-        steps.append(decision.cost.rollout_steps)
     assert sizes == [(6, "First"), (3, "Again"), (1, "Again")]
     refused = read_document(store, Suppression, keys.suppressed(fired[3]))
     assert refused is not None

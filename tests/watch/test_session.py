@@ -253,7 +253,9 @@ def test_a_wrong_setting_is_told_before_anything_is_hooked(toy, settings, said):
 
 
 def test_what_cannot_be_watched_is_told(toy, tmp_path):
-    with pytest.raises(WatchError, match="a dict cannot be watched"):
+    with pytest.raises(
+        WatchError, match=r"a dict cannot be watched.* of transformers or .* of lightning"
+    ):
         forkcast.watch({}, adam(toy))
     with pytest.raises(WatchError, match="optimizer: a NoneType is no"):
         forkcast.watch(toy)
@@ -270,6 +272,16 @@ def test_a_folder_in_use_is_refused_and_is_free_again_after_close(toy, tmp_path)
     ):
         forkcast.watch(toy, optimizer, folder=tmp_path / "run")
     forkcast.watch(toy, optimizer, folder=tmp_path / "run").close()
+
+
+def test_a_run_that_is_begun_again_in_its_folder_is_told(toy, tmp_path, caplog):
+    """Regression: the steps of the run before were replaced without a word."""
+    optimizer = adam(toy)
+    for start, told in ((0, False), (4, False), (0, True)):
+        caplog.clear()
+        with forkcast.watch(toy, optimizer, folder=tmp_path / "run", start_step=start) as watch:
+            train(toy, optimizer, watch)
+        assert ("holds a run of" in caplog.text) == told, start
 
 
 def test_importing_forkcast_imports_neither_torch_nor_a_framework():

@@ -16,7 +16,7 @@ import pytest
 
 from forkcast.records import Index
 from forkcast_watch.trackers import TRACKERS, Held, Queued, TrackedRun, open_tracker
-from forkcast_watch.trackers.base import figures
+from forkcast_watch.trackers.base import event_key, event_name, figures, named_event
 from forkcast_watch.trackers.queued import MOST_WAITING
 from forkcast_wire.manifest_error import ManifestError
 from tests.make import step_stats
@@ -409,3 +409,10 @@ def test_a_full_disk_is_told_once_and_ends_nothing():
     queued.close()
     assert len(told) == 1
     assert "No space left on device" in told[0]
+
+
+@pytest.mark.parametrize("between", ["-", "_"])
+def test_the_name_of_an_event_gives_its_key_back(between):
+    told = Told(step=12, epoch=3, tier=4)
+    assert event_name(told, between) == f"e3{between}t12{between}tier4"
+    assert named_event(event_name(told, between), between) == event_key(told)

@@ -199,3 +199,26 @@ def test_what_cannot_be_is_refused() -> None:
                 thresholds={},
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epoch", 2**32 - 1),
+        ("attempt", 2**32 - 1),
+        ("step", 2**64 - 1),
+        ("onset_step", 10),
+        ("tier", 1),
+        ("tier", 5),
+        ("run_uid", "u" * 65),
+        ("component", "c" * 65),
+        ("cause", "c" * 1001),
+        ("cause", ""),
+    ],
+)
+def test_an_event_that_no_monitor_makes_is_refused_by_its_field(field, value):
+    sound = {"run_uid": "u", "step": 9, "onset_step": 9, "tier": 2, "component": "c", "cause": "c"}
+    event, attempt = codec.event_from_wire(pb.Event(**sound))
+    assert (event.step, event.tier, attempt) == (9, 2, 0)
+    with pytest.raises(ValueError, match=field):
+        codec.event_from_wire(pb.Event(**{**sound, field: value}))

@@ -10,9 +10,11 @@ from forkcast.actions import Action
 from forkcast.decision import Candidate
 from forkcast.records import (
     WINDOW_COLUMNS,
+    Event,
     Forecast,
     Interval,
     StepStats,
+    Tier,
     Trigger,
     TriggerRule,
     Window,
@@ -72,6 +74,25 @@ def test_statistics(stats):
 )
 def test_triggers(trigger):
     assert codec.trigger_from_wire(codec.trigger_to_wire(trigger)) == trigger
+
+
+@given(
+    st.integers(0, codec.MOST["step"]).flatmap(
+        lambda step: st.builds(
+            Event,
+            run_uid=NAMES,
+            epoch=st.integers(0, codec.MOST["epoch"]),
+            step=st.just(step),
+            onset_step=st.integers(0, step),
+            tier=st.sampled_from([Tier.EVENT, Tier.BRANCH, Tier.STOP]),
+            component=NAMES,
+            cause=NAMES,
+        )
+    ),
+    st.integers(0, codec.MOST["attempt"]),
+)
+def test_events(event, attempt):
+    assert codec.event_from_wire(codec.event_to_wire(event, attempt)) == (event, attempt)
 
 
 @given(

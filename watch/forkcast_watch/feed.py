@@ -37,8 +37,8 @@ _LAST_SECONDS = 2.0
 #: A monitor of our own may still be starting when a short training ends; then it may need so many
 #: seconds, and so many to take what has waited for it.
 _START_SECONDS, _BACKLOG_SECONDS = 30.0, 10.0
-#: In progress.json, the newest.
-_EVENTS_TOLD = 5
+#: The newest: in progress.json, and in `Watch.events`.
+_EVENTS_TOLD, _EVENTS_KEPT = 5, 4096
 #: Records that wait for this thread; more are dropped, oldest first.
 _MOST_WAITING = 8192
 
@@ -99,6 +99,8 @@ class Sink:
         self._watch = EventWatch(
             self._target,
             folder.run_uid,
+            folder.attempt,
+            start_step,
             before,
             happened=self._happened,
             triggered=tolerance.shield("the record of events", folder.record),
@@ -108,9 +110,8 @@ class Sink:
         self._begun = time.monotonic()
 
     def _happened(self, event: Event) -> None:
-        if event.step < self._start_step:
-            return  # of an attempt before this one
         self.events.append(event)
+        del self.events[:-_EVENTS_KEPT]
         log.warning("%s", words(event))
         for tracker in self._trackers:
             tracker.event(event)

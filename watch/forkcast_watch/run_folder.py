@@ -109,5 +109,21 @@ def _opened(path: Path, name: str, settings: Settings, lock: IO[bytes]) -> RunFo
         total_steps=0,  # more steps than were announced are no reason to stop watching
     )
     registration.check()
+    if settings.start_step == 0 and (steps := _steps_before(path)):
+        log.warning(
+            "%s holds a run of %d steps, which are taken again from step 0; for another run give another"
+            " folder, to go on with this one start_step",
+            path,
+            steps,
+        )
     replace_bytes(path / REGISTRATION, dump(registration))
     return RunFolder(path, registration, next_attempt(path), lock)
+
+
+def _steps_before(path: Path) -> int:
+    """The steps of the run that the folder holds, as far as is known."""
+    try:
+        steps = json.loads((path / "progress.json").read_bytes())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return steps if type(steps) is int else 0

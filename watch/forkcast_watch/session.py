@@ -190,7 +190,7 @@ class Watch:
 
     @property
     def events(self) -> list[Event]:
-        """What the monitor has found in this attempt so far."""
+        """What the monitor has found in this attempt so far, the last 4,096."""
         return [] if self._sink is None else list(self._sink.events)
 
     @property

@@ -121,4 +121,4 @@ def runs(
             table.add_row(name, branch, str(tried), members[0].get("outcome") or "", won)
         screen = console()
         screen.print(table)
-        screen.print(f"{len(rows)} rows in {path}", soft_wrap=True)
+        screen.print(f"{len(rows)} row{'s' * (len(rows) != 1)} in {path}", soft_wrap=True)

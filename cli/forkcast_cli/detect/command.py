@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +43,11 @@ _IN_FOLDERS: Final = (
     "main.log",
     "log.txt",
 )
+_EVENT_FILES: Final = "events.out.tfevents.*"
+#: Folders in folders that are looked at, and logs that are named if there are several.
+_DEEPEST: Final = 4
+_MOST_NAMED: Final = 4
+_CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,9})$")
 
 
 @dataclass(slots=True)
@@ -84,6 +90,7 @@ def detect(request: Request) -> int:
         if request.target != STDIN and own.is_own(_existing(request.target)):
             own.fold_own(session, _own_history(request), tuple(request.lineage))
         else:
+            request = _located(request)
             stream = _stream(request, session.idle, stop)
             with _interrupts(stop, live=request.live):
                 _take(request, session, stream, screen)
@@ -197,30 +204,49 @@ def _stream(request: Request, on_idle: Callable[[], None], stop: Stop) -> Stream
     if request.target == STDIN:
         tee = sys.stdout.buffer if request.tee else None
         return Stream(pipe_source(sys.stdin.buffer, on_idle, stop, tee), request.name)
-    path = _existing(request.target)
+    path = Path(request.target)
     if path.is_dir():
-        path = _in_folder(path)
-        if path.is_dir():
-            return Stream(lambda: b"", request.name, path)
+        return Stream(lambda: b"", request.name, path)
     if request.follow:
         return Stream(growing_source(path, on_idle, stop), request.name)
     return Stream(file_source(path), request.name, path)
 
 
+def _located(request: Request) -> Request:
+    """The same of the log that a folder holds. Raises LogError."""
+    if request.target == STDIN or not (path := _existing(request.target)).is_dir():
+        return request
+    return replace(request, target=str(_in_folder(path)))
+
+
 def _in_folder(folder: Path) -> Path:
     """The log in a folder; the folder itself if it is TensorBoard's. Raises LogError."""
-    if any(folder.glob("events.out.tfevents.*")):
+    if any(folder.glob(_EVENT_FILES)):
         return folder
-    for pattern in _IN_FOLDERS:
-        found = sorted(folder.glob(pattern))
-        if len(found) == 1:
-            return found[0]
+    for depth in range(_DEEPEST):
+        for pattern in (*_IN_FOLDERS, _EVENT_FILES):
+            found = sorted(folder.glob("*/" * depth + pattern))
+            # the event files of a folder are one log, and so is what a trainer saved again and again
+            logs = list(dict.fromkeys(p.parent if pattern == _EVENT_FILES else p for p in found))
+            if logs and all(_CHECKPOINT.search(str(path.parent)) for path in logs):
+                return max(logs, key=_saved_at)
+            if len(logs) > 1:
+                names = ", ".join(str(path.relative_to(folder)) for path in logs[:_MOST_NAMED])
+                more = ", ..." if len(logs) > _MOST_NAMED else ""
+                raise LogError(f"holds several logs: {names}{more}", "give one of them")
+            if logs:
+                return logs[0]
     raise LogError("is a folder without a log that is known", "give the log's own path")
+
+
+def _saved_at(path: Path) -> int:
+    found = _CHECKPOINT.search(str(path.parent))
+    return int(found[1]) if found else 0
 
 
 def _events_of(folder: Path, columns: Columns) -> Log:
     """All event files of a folder, one after another: a resumed run writes another one."""
-    paths = sorted(folder.glob("events.out.tfevents.*"))
+    paths = sorted(folder.glob(_EVENT_FILES))
     streams = [Stream(file_source(path), path.name, path) for path in paths]
     rows = chain.from_iterable(map(tensorboard.FORMAT.rows, streams))
     name = (

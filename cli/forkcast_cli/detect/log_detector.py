@@ -19,7 +19,7 @@ _MARK_EVERY: Final = 64
 @dataclass(frozen=True, slots=True)
 class LogEvent:
     """A departure as it is shown. step: where it was first seen. onset: its first step, at most that.
-    tier: what it came to, in a word. cause: one sentence. abandoned: whether the run went back to an
+    tier: what it came to, in a word. tier_step: where it came to it, at least ``step``. cause: one sentence. abandoned: whether the run went back to an
     earlier step after it.
     """
 
@@ -28,6 +28,7 @@ class LogEvent:
     tier: str
     component: str
     cause: str
+    tier_step: int
     abandoned: bool = False
 
 
@@ -93,6 +94,7 @@ class LogDetector:
             tier=event.tier.name.lower(),
             component=event.component,
             cause=event.cause,
+            tier_step=event.step,
         )
 
     def _noted(self, event: LogEvent) -> LogEvent:
@@ -101,7 +103,9 @@ class LogDetector:
         """
         known = self._open.get(event.component)
         if known is not None and self.events[known].onset == event.onset:
-            event = replace(event, step=self.events[known].step)
+            before = self.events[known]
+            risen = event.step if event.tier != before.tier else before.tier_step
+            event = replace(event, step=before.step, tier_step=risen)
             self.events[known] = event
         else:
             self._open[event.component] = len(self.events)

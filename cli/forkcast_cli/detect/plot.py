@@ -105,16 +105,17 @@ def charts(run: LoggedRun) -> Iterator[Chart]:
             y_to=top_edge([y for _, y in norms]),
             described="gradient norm by step",
         )
+    index = curves.z.points()
     yield Chart(
         title="Uncertainty Index",
-        lines=[Line(points=curves.z.points(), style="main", width=1.3)],
+        lines=[Line(points=index, style="main", width=1.3)],
         levels=[(3.2, "event")],
         marks=bare,
         height=170,
         x_from=first,
         x_to=last,
         y_from=0,
-        y_to=_HIGHEST_Z,
+        y_to=max(_HIGHEST_Z, 1.05 * (top_edge([z for _, z in index]) or 0.0)),
         described="the index by step",
     )
 

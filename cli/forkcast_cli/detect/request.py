@@ -11,7 +11,8 @@ from forkcast.lineage import LineageEntry
 from forkcast_cli.detect.plot import KINDS
 from forkcast_cli.detect.rules import with_rules
 from forkcast_cli.logs.base import LogError
-from forkcast_cli.logs.columns import Role, given_columns
+from forkcast_cli.logs.columns import given_columns
+from forkcast_cli.logs.names import Role
 from forkcast_cli.view import RunReader
 from forkcast_monitor.config import DetectorConfig, configure
 from forkcast_monitor.presets import PRESETS
@@ -98,6 +99,8 @@ def request_for(
                 name: configure(Uncertainty(preset=name, warmup_steps=chosen.warmup_steps))
                 for name in others
             }
+    except ManifestError:
+        raise
     except ValueError as error:
         raise ManifestError("spec.uncertainty", str(error), "change it") from None
     return Request(

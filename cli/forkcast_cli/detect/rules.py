@@ -35,8 +35,10 @@ def with_rules(rules: Uncertainty, given: Iterable[str]) -> Uncertainty:
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise ManifestError(f"{_OPTION} {name}", "no such rule", _known()) from None
-        message = first["msg"][:1].lower() + first["msg"][1:]
-        raise ManifestError(f"{_OPTION} {name}", message, "correct it") from None
+        message = first["msg"].removeprefix("Value error, ")
+        rule, _, remedy = message.partition("; ")
+        rule = rule[:1].lower() + rule[1:]
+        raise ManifestError(f"{_OPTION} {name}", rule, remedy or "correct it") from None
 
 
 def _scalar(text: str) -> int | str:

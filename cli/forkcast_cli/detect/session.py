@@ -10,6 +10,7 @@ from forkcast_cli.detect.log_detector import LogDetector, LogEvent
 from forkcast_cli.detect.logged_run import LoggedRun
 from forkcast_cli.logs.base import LogError
 from forkcast_cli.logs.columns import Columns
+from forkcast_cli.logs.names import Role
 from forkcast_cli.logs.opening import Log, nothing_fits
 from forkcast_cli.logs.points import Assembler, Point
 from forkcast_monitor.config import DetectorConfig
@@ -56,6 +57,14 @@ class Session:
         self.end()
         if not self.runs:
             raise self._without_points(log)
+        if assembler.without_step > sum(run.rows for run in self.runs):
+            name = log.columns.found[Role.STEP]
+            raise LogError(
+                f"column {name} is no step: most of its values are no whole numbers, such as"
+                f" {assembler.examples[Role.STEP.value]}",
+                f"name another by --columns {Role.STEP.value}=NAME, or count the rows by"
+                f" --columns {Role.STEP.value}=",
+            )
 
     def idle(self) -> None:
         """The source is silent: what has come so far is complete."""
@@ -85,8 +94,18 @@ class Session:
             yield "its rows run backwards: sorted by step"
         if self._assembler.counted_steps:
             yield "it has no column of steps: rows are counted, and step 10 is the eleventh row"
+        if self._assembler.counted_on:
+            name = self.columns.found[Role.EPOCH]
+            yield f"its steps begin anew in each epoch (column {name}): they were counted on"
         for name in self.columns.missing():
             yield f"no row has the column {name}"
+        for role, names in self.columns.unsure().items():
+            if names:
+                more = ", ..." if len(names) > _MOST_NAMED else ""
+                yield (
+                    f"{role.value} could also be {', '.join(names[:_MOST_NAMED])}{more}: if it is, name it"
+                    f" by --columns {role.value}=NAME"
+                )
         for role, names in self.columns.rivals.items():
             if role not in self.columns.found:
                 yield (
@@ -108,6 +127,10 @@ class Session:
         if garbled:
             what = f"no row has both a step and a loss; such as {', '.join(garbled)}"
             return LogError(what, "correct the log, or name its columns by --columns")
+        step, loss = (log.columns.found.get(role) for role in (Role.STEP, Role.LOSS))
+        if step is not None and loss is not None and not log.columns.missing():
+            what = f"no row has both a step ({step}) and a loss ({loss})"
+            return LogError(what, "name its columns by --columns step=NAME,loss=NAME")
         return nothing_fits(log.columns)
 
     def _arrive(self, run: str, point: Point) -> None:

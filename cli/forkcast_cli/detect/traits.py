@@ -24,6 +24,9 @@ _MOST_DECIMALS: Final = 6
 _COARSE: Final = 0.5
 _GAP: Final = 1.5
 _MOST_DIFFERENCES: Final = 1024
+#: Nats per token that no language model's loss stays above: an untrained one has the logarithm of its
+#: vocabulary, about 11.
+_IMPLAUSIBLE: Final = 20.0
 _FLOAT: Final = struct.Struct("<f")
 
 
@@ -39,6 +42,7 @@ class Traits:
         self._bfloat16 = True
         self._level = math.nan
         self._scale = 0.0
+        self._least = math.inf
         self._counted = self._far = 0
 
     def add(self, step: int, loss: float) -> None:
@@ -48,6 +52,7 @@ class Traits:
             self._between(step - self._last)
         self._last = step
         if math.isfinite(loss):
+            self._least = min(self._least, loss)
             self._rounding(loss)
             self._noise(loss)
 
@@ -105,6 +110,11 @@ class Traits:
                 " rank or micro-batch; log the mean over all of them to see more"
             )
         yield from self._rounded()
+        if self.rows >= _WARM and _IMPLAUSIBLE < self._least < math.inf:
+            yield (
+                f"the loss stays above {_IMPLAUSIBLE:g}: it is hardly a mean over tokens in nats, for which"
+                " the sizes told here hold; divide a sum by the number of what it sums over"
+            )
 
     def _rounded(self) -> Iterator[str]:
         if self.rows < _WARM:

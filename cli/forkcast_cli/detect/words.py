@@ -9,7 +9,8 @@ from typing import Any, Final
 from forkcast_cli.detect.log_detector import LogEvent
 from forkcast_cli.detect.logged_run import LoggedRun
 from forkcast_cli.detect.session import Session
-from forkcast_cli.logs.columns import Columns, Role
+from forkcast_cli.logs.columns import Columns
+from forkcast_cli.logs.names import Role
 
 _MOST_SHOWN: Final = 30
 _INDENT: Final = "  "
@@ -20,9 +21,10 @@ BRANCHING: Final = frozenset({"branch", "stop"})
 
 
 def event_line(event: LogEvent) -> str:
-    """A event in a line."""
+    """An event in a line."""
     after = "; the run then went back to an earlier step" if event.abandoned else ""
-    return f"step {event.step:,}, {event.tier}: {event.cause}{after}"
+    at = f" at step {event.tier_step:,}" if event.tier_step != event.step else ""
+    return f"step {event.step:,}, {event.tier}{at}: {event.cause}{after}"
 
 
 def opening_lines(name: str, format_name: str, columns: Columns) -> Iterator[str]:
@@ -31,7 +33,12 @@ def opening_lines(name: str, format_name: str, columns: Columns) -> Iterator[str
     found = columns.found
     if not found:
         return
-    named = [f"{role.value} = {found[role]}" for role in Role if role in found]
+    unsure = columns.unsure()
+    named = [
+        f"{role.value} = {found[role]}{' (a guess)' * (role in unsure)}"
+        for role in Role
+        if role in found and (role is not Role.EPOCH or role in columns.given)
+    ]
     missing = [role.value for role in (Role.STEP, Role.GRAD_NORM) if role not in found]
     yield f"columns: {', '.join(named)}" + (f"; no {', no '.join(missing)}" if missing else "")
 
@@ -88,6 +95,7 @@ def document(name: str, session: Session) -> dict[str, Any]:
         "log": name,
         "format": session.format,
         "columns": {role.value: column for role, column in session.columns.found.items()},
+        "unsure": {role.value: names for role, names in session.columns.unsure().items()},
         "notes": list(session.remarks()),
         "runs": [_run_document(run) for run in session.runs],
     }
@@ -119,6 +127,7 @@ def event_document(event: LogEvent) -> dict[str, Any]:
         "step": event.step,
         "onset": event.onset,
         "tier": event.tier,
+        "tier_step": event.tier_step,
         "component": event.component,
         "cause": event.cause,
         "abandoned": event.abandoned,

@@ -1,275 +1,25 @@
 """Which of a log's own names is the step, the loss, the gradient norm. Pure.
 
-A name is compared in its bare form: lower case, with one underscore for whatever is neither letter nor
-digit. For each role there are names that are known, best first, and a rule for those that are not. A
-role keeps its name once rows have been taken by it; one that appears later only fills an empty role.
+A role keeps its name once rows have been taken by it; one that appears later only fills an empty role.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
-from enum import StrEnum
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from forkcast_cli.logs import inside
 from forkcast_cli.logs.base import LogError
-from forkcast_cli.logs.inside import Inside
+from forkcast_cli.logs.names import INSIDE, KNOWN, Role, is_known, place
 from forkcast_cli.logs.numbers_in_text import as_number
 
-
-class Role(StrEnum):
-    """What a column can be; the values are the names that `--columns` takes."""
-
-    STEP = "step"
-    LOSS = "loss"
-    GRAD_NORM = "grad_norm"
-    LEARNING_RATE = "lr"
-    VALIDATION = "validation"
-    RANK = "rank"
-    RUN = "run"
-    ATTENTION_ENTROPY = Inside.ENTROPY.value
-    ATTENTION_LOGIT = Inside.LOGIT.value
-
-
-#: Roles that several columns may have, one a layer, and that are not guessed among rivals.
-INSIDE: Final[Mapping[Role, Inside]] = {
-    Role.ATTENTION_ENTROPY: Inside.ENTROPY,
-    Role.ATTENTION_LOGIT: Inside.LOGIT,
-}
-#: By role, bare names, best first. `_step` of W&B counts calls of its logger: any other is better.
-_KNOWN: Final[Mapping[Role, tuple[str, ...]]] = {
-    Role.STEP: (
-        "train_global_step",
-        "trainer_global_step",
-        "global_step",
-        "step",
-        "steps",
-        "iteration",
-        "iterations",
-        "iter",
-        "num_updates",
-        "update",
-        "update_step",
-        "optimizer_step",
-        "training_step",
-        "train_step",
-        "time_step",
-        "batch",
-        "batch_idx",
-        "s",
-        "it",
-        "i",
-        "_step",
-    ),
-    Role.LOSS: (
-        "loss",
-        "train_loss",
-        "training_loss",
-        "train_lm_loss",
-        "lm_loss",
-        "train_crossentropyloss",
-        "train_cross_entropy_loss",
-        "train_ce_loss",
-        "crossentropyloss",
-        "cross_entropy_loss",
-        "ce_loss",
-        "loss_train_total",
-        "loss_train",
-        "learning_loss",
-        "train_loss_step",
-        "loss_step",
-        "step_loss",
-        "batch_loss",
-        "train_batch_loss",
-        "loss_train_lm",
-        "nll_loss",
-        "nll",
-        "train_nll",
-        "trl",
-        "lm_loss_training",
-        "loss_metrics_global_avg_loss",
-    ),
-    Role.GRAD_NORM: (
-        "grad_norm",
-        "train_grad_norm",
-        "training_grad_norm",
-        "gradnorm",
-        "train_gradnorm",
-        "gnorm",
-        "train_gnorm",
-        "gradient_norm",
-        "train_gradient_norm",
-        "total_grad_norm",
-        "optim_total_grad_norm",
-        "optim_grad_norm",
-        "global_grad_norm",
-        "train_global_grad_norm",
-        "grad_norm_total",
-        "grad_norm_2",
-        "grad_2_0_norm_total",
-        "l2_norm_grad_global",
-        "learning_raw_grad_norm",
-        "learning_grad_norm",
-        "norm",
-    ),
-    Role.LEARNING_RATE: (
-        "lr",
-        "learning_rate",
-        "train_lr",
-        "train_learning_rate",
-        "training_learning_rate",
-        "optim_lr",
-        "optim_learning_rate",
-        "optim_learning_rate_group0",
-        "optim_lr_group_0",
-        "lr_group_0",
-        "lr_adamw",
-        "lr_adam",
-        "lr_adamw_pg1",
-        "lr_adamw_group0",
-        "lr_decoupledadamw_group0",
-        "learning_current_learning_rate",
-        "lr_last",
-    ),
-    Role.VALIDATION: (
-        "validation_loss",
-        "val_loss",
-        "valid_loss",
-        "eval_loss",
-        "eval_eval_loss",
-        "train_eval_loss",
-        "lm_loss_validation",
-        "val_lm_loss",
-        "eval_lm_loss",
-        "eval_lm_crossentropyloss",
-        "loss_val",
-        "loss_eval",
-        "loss_validation",
-        "loss_valid",
-        "valid_nll_loss",
-        "tel",
-        "dev_loss",
-        "test_loss",
-    ),
-    Role.RUN: ("run", "run_name", "run_id", "run_uid", "trial", "experiment"),
-    Role.RANK: ("rank", "global_rank", "process_rank", "process_index"),
-}
-_LOSS_WORDS: Final = frozenset({"loss", "nll", "xent", "crossentropyloss", "crossentropy"})
-_HELD_OUT: Final = frozenset({"eval", "evaluation", "val", "valid", "validation", "dev", "test"})
-#: Of a name with one of these: no loss of the language model, or none of one step.
-_NO_LOSS: Final = frozenset(
-    [
-        "min",
-        "max",
-        "ppl",
-        "perplexity",
-        "aux",
-        "auxiliary",
-        "z",
-        "zloss",
-        "load",
-        "balance",
-        "balancing",
-        "router",
-        "moe",
-        "scale",
-        "scaler",
-        "best",
-        "epoch",
-        "mask",
-        "reward",
-        "kl",
-        "value",
-        "policy",
-        "count",
-        "acc",
-        "accuracy",
-        "weight",
-        "coef",
-        "std",
-        "var",
-        "sd",
-        "grad",
-        "delta",
-        "indexer",
-        "mtp",
-        "entropy",
-        "threshold",
-        "ema",
-        "smooth",
-        "smoothed",
-        "config",
-        "args",
-        "hparams",
-        "type",
-        "fn",
-    ]
-)
-_NO_NORM: Final = frozenset(
-    ["min", "max", "clip", "clipped", "clipping", "std", "var", "layer", "param", "threshold"]
-)
-_BARE: Final = re.compile(r"[^a-z0-9]+")
-_NUMBER: Final = re.compile(r"\d+")
 #: Names that are remembered; a log may have another one in each row.
 _MOST_NAMES: Final = 4096
 #: A name in fewer than one of so many rows of its most frequent rival is passed over.
 _SELDOM: Final = 4
-#: What some loggers put before a known name.
-_PREFIXES: Final = ("metrics_", "train_metrics_", "trainer_", "log_")
-
-
-def bare(name: str) -> str:
-    """``train/grad-norm`` as ``train_grad_norm``; the leading underscore of ``_step`` stays."""
-    found = _BARE.sub("_", name.strip().lower()).rstrip("_")
-    return found if name.lstrip().startswith("_") else found.lstrip("_")
-
-
-def place(role: Role, name: str) -> int | None:
-    """How good a name is for a role, 0 the best; None if it is no name for it."""
-    if role in INSIDE:
-        return None if inside.stem(INSIDE[role], name) is None else 0
-    found = bare(name)
-    known = _KNOWN[role]
-    for form in (found, *(found.removeprefix(p) for p in _PREFIXES if found.startswith(p))):
-        if form in known:
-            return known.index(form)
-    words = found.split("_")
-    unknown = _UNKNOWN.get(role)
-    if unknown is None or not unknown(words):
-        return None
-    return len(known) + len(words)
-
-
-def _is_loss(words: list[str]) -> bool:
-    held = set(words)
-    if not held & _LOSS_WORDS and "cross_entropy" not in "_".join(words):
-        return False
-    return not held & (_HELD_OUT | _NO_LOSS - (held & {"entropy"} if "cross" in held else set()))
-
-
-def _is_validation(words: list[str]) -> bool:
-    held = set(words)
-    return bool(held & _LOSS_WORDS and held & _HELD_OUT) and not held & _NO_LOSS
-
-
-def _is_norm(words: list[str]) -> bool:
-    joined = "_".join(words)
-    named = joined.endswith(("grad_norm", "gradient_norm", "gradnorm"))
-    return named and not set(words) & _NO_NORM and not _NUMBER.search(joined)
-
-
-def _is_rate(words: list[str]) -> bool:
-    return words[0] == "lr" or "_".join(words).endswith("learning_rate")
-
-
-_UNKNOWN: Final[Mapping[Role, Callable[[list[str]], bool]]] = {
-    Role.LOSS: _is_loss,
-    Role.GRAD_NORM: _is_norm,
-    Role.LEARNING_RATE: _is_rate,
-    Role.VALIDATION: _is_validation,
-}
+#: Roles of which a wrong guess would be a wrong report.
+_WEIGHED: Final = (Role.LOSS, Role.GRAD_NORM)
 
 
 class Columns:
@@ -277,6 +27,7 @@ class Columns:
     are not to be guessed; "" for a role that is to stay empty.
 
     layers: by role of INSIDE, the layer of each name. rivals: the names among which none was taken.
+    others: the names that could be a role's, too, beside the one that was taken.
     """
 
     def __init__(self, given: Mapping[Role, str] | None = None) -> None:
@@ -284,6 +35,7 @@ class Columns:
         self.found: dict[Role, str] = {role: name for role, name in self.given.items() if name}
         self.layers: dict[Role, dict[str, int]] = {role: {} for role in INSIDE}
         self.rivals: dict[Role, list[str]] = {}
+        self.others: dict[Role, list[str]] = {}
         self._seen: set[str] = set()
         self._losses: dict[str, bool] = {}
 
@@ -294,7 +46,7 @@ class Columns:
         fresh = [name for name in names if name not in self._seen]
         if len(self._seen) < _MOST_NAMES:
             self._seen.update(fresh)
-        for role in _KNOWN:
+        for role in KNOWN:
             if role not in self.found and role not in self.given:
                 name = self.best(role, fresh)
                 if name is not None:
@@ -329,17 +81,47 @@ class Columns:
 
     def decide(self, rows: Iterable[Iterable[str]]) -> None:
         """Take notice of the names of the first rows at once: the best of all is taken, not the first.
-        A name that stands in few rows does not displace one that stands in most.
+        A name that stands in few rows does not displace one that stands in most, and a step that stands
+        beside the loss is better than one that never does.
         """
-        counts = Counter(name for names in rows for name in names)
-        for role in _KNOWN:
-            fitting = {name: n for name, n in counts.items() if place(role, name) is not None}
-            most = max(fitting.values(), default=0)
-            often = [name for name, n in fitting.items() if n * _SELDOM >= most]
-            if role not in self.found and role not in self.given and often:
+        each = [dict.fromkeys(names) for names in rows]  # in their order: of equals the first
+        counts = Counter(name for names in each for name in names)
+        for role in sorted(KNOWN, key=lambda one: one is not Role.LOSS):
+            if role in self.found or role in self.given:
+                continue
+            often = _often(role, counts)
+            if role is Role.STEP and Role.LOSS in self.found:
+                loss = self.found[Role.LOSS]
+                beside = Counter(name for names in each if loss in names for name in names)
+                often = _often(role, beside) or often
+            if often:
                 self.found[role] = self.best(role, often) or often[0]
         self._learn_inside(counts)
         self._seen.update(counts)
+
+    def weigh(self, rows: Collection[Mapping[str, Any]]) -> None:
+        """See by the first rows which other names fit as well. A name with the same values is the same."""
+        for role in _WEIGHED:
+            chosen = self.found.get(role)
+            if chosen is None or role in self.given:
+                continue
+            counts = Counter(name for values in rows for name in values)
+            self.others[role] = [
+                name
+                for name, count in counts.items()
+                if name != chosen
+                and count * _SELDOM >= counts[chosen]
+                and place(role, name) is not None
+                and _differ(chosen, name, rows)
+            ]
+
+    def unsure(self) -> dict[Role, list[str]]:
+        """The roles whose name is a guess, with the other names that fit."""
+        return {
+            role: self.others.get(role, [])
+            for role, name in self.found.items()
+            if role not in self.given and (self.others.get(role) or not is_known(role, name))
+        }
 
     def has_loss(self, values: Mapping[str, Any]) -> bool:
         """Whether one of a row's values can be the loss."""
@@ -370,6 +152,18 @@ class Columns:
         return sorted(self._seen)
 
 
+def _often(role: Role, counts: Mapping[str, int]) -> list[str]:
+    """The names that fit a role, without those that stand in few of the rows."""
+    fitting = {name: n for name, n in counts.items() if place(role, name) is not None}
+    most = max(fitting.values(), default=0)
+    return [name for name, n in fitting.items() if n * _SELDOM >= most]
+
+
+def _differ(one: str, other: str, rows: Iterable[Mapping[str, Any]]) -> bool:
+    both = [(as_number(v[one]), as_number(v[other])) for v in rows if one in v and other in v]
+    return not both or any(a != b for a, b in both)
+
+
 def given_columns(text: str) -> dict[Role, str]:
     """``step=iter,loss=train loss`` as columns. Raises LogError."""
     roles = ", ".join(role.value for role in Role)
@@ -386,8 +180,3 @@ def given_columns(text: str) -> dict[Role, str]:
             raise LogError(f"{at.value} is given twice", "give each role once")
         found[at] = name.strip()
     return found
-
-
-def spoils(word: str) -> bool:
-    """Whether a name that begins with the word is not the loss that it would be without it."""
-    return bool(set(bare(word).split("_")) & (_HELD_OUT | _NO_LOSS))

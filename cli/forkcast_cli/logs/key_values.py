@@ -12,13 +12,15 @@ import re
 from typing import Final
 
 from forkcast_cli.logs.base import Stateless, TextFormat, Values
-from forkcast_cli.logs.columns import spoils
+from forkcast_cli.logs.names import spoils
 from forkcast_cli.logs.numbers_in_text import NUMBER
 
 _WORD: Final = r"[A-Za-z_][\w/.-]{0,60}"
 _PAIR: Final = re.compile(
     rf"(?<![\w/.-])((?:{_WORD} ){{0,2}}{_WORD})(?:\s*[:=]\s*|\s+)(?:tensor)?[\[(]?\s*{NUMBER}(?![\w.]|,\d)"
 )
+#: The counter of a progress bar of tqdm, or of Keras; tqdm calls it `it`.
+_BAR: Final = re.compile(r"(?<![\w/.-])(\d+)/(?:\d+|\?) (?:\[(?:\d+:|[=>.])|\u2501)")
 _LONGEST: Final = 2000
 
 
@@ -31,6 +33,9 @@ def _read(line: str) -> Values | None:
             if spoils(words[0]):
                 break
             words = words[1:]
+    bar = _BAR.search(line[:_LONGEST])
+    if bar is not None:
+        values.setdefault("it", bar[1])
     return values or None
 
 

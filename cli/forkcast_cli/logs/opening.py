@@ -25,8 +25,9 @@ from forkcast_cli.logs.base import (
     TextFormat,
     WholeFormat,
 )
-from forkcast_cli.logs.columns import Columns, Role
+from forkcast_cli.logs.columns import Columns
 from forkcast_cli.logs.delimited import lacks_header
+from forkcast_cli.logs.names import Role
 from forkcast_cli.logs.stream import LONGEST_LINE, Stream
 
 #: A format that has found so many losses is the log's; while a program is still printing, so many.
@@ -111,6 +112,7 @@ def _whole(stream: Stream, whole: WholeFormat, columns: Columns, enough: int) ->
     rows = whole.rows(stream)
     first = list(islice(rows, enough))
     columns.decide(row.values for row in first)
+    columns.weigh([row.values for row in first])
     return Log(whole.name, whole.note, columns, chain(first, rows), stream)
 
 
@@ -186,6 +188,7 @@ def _text(stream: Stream, columns: Columns, enough: int) -> Log:
     if found is None:
         raise _no_text(candidates, lines.head)
     found.columns.decide(row.values for row in found.rows)
+    found.columns.weigh([row.values for row in found.rows])
     log = Log(found.format.name, found.format.note, found.columns, iter(()), stream, found.reader)
     log.rows = _rest(log, found, lines, each)
     return log

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from forkcast_cli.logs.base import LogError, Row, WholeFormat
-from forkcast_cli.logs.columns import INSIDE, place
+from forkcast_cli.logs.names import INSIDE, place
 from forkcast_cli.logs.stream import Stream
+from forkcast_wire.echo import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +32,7 @@ def _rows(stream: Stream) -> Iterator[Row]:
                 for values in batch.to_pylist():
                     yield Row(values)
     except (pa.ArrowException, OSError, ValueError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise LogError(f"is damaged: {first}", "give an intact copy") from None
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from forkcast_cli.logs.base import Row, Values
-from forkcast_cli.logs.columns import Columns, Role
+from forkcast_cli.logs.columns import Columns
+from forkcast_cli.logs.names import Role
 from forkcast_cli.logs.numbers_in_text import as_number
 from forkcast_wire.fields import MOST_STEPS
 
@@ -69,6 +70,44 @@ class _Pending:
         )
 
 
+@dataclass(slots=True)
+class _Epochs:
+    """Steps that are counted anew in each epoch, counted on: by epoch, what is added to its steps."""
+
+    epoch: int | None = None
+    added: dict[int, int] = field(default_factory=dict)
+    first: int | None = None
+    last: int = 0
+    stride: int = 0
+
+    def on(self, step: int, *, has_loss: bool) -> int:
+        """The step of the run for a step of the epoch that is current."""
+        epoch = self.epoch
+        if epoch is None:
+            return step
+        if epoch not in self.added and has_loss:
+            before = max(self.added, default=None)
+            added = 0 if before is None else self.added[before]
+            if before is not None and epoch > before and self._is_first(step):
+                added = self.last + max(self.stride, 1) - step
+            self.added[epoch] = added
+        total = self.added.get(epoch, 0) + step
+        if has_loss:
+            if self.first is None:
+                self.first = step
+            elif not self.stride:
+                self.stride = max(step - self.first, 0)
+            self.last = total
+        return total
+
+    def _is_first(self, step: int) -> bool:
+        return self.first is not None and step <= self.first < self.last
+
+    @property
+    def counted_on(self) -> bool:
+        return any(self.added.values())
+
+
 class Assembler:
     """Takes rows, gives (run, point). counts: what was left out, by reason. examples: by column, a value
     that was none. entropy_most: the highest attention entropy so far.
@@ -79,9 +118,11 @@ class Assembler:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.counted_steps = False
+        self.without_step = 0  # losses left out because their step is no whole number
         self._pending: dict[str, _Pending] = {}
         self._left: dict[str, _Pending] = {}
         self._rank: float | None = None
+        self._epochs: dict[str, _Epochs] = {}
         self.entropy_most = 0.0
 
     def take(self, row: Row) -> Iterator[tuple[str, Point]]:
@@ -99,6 +140,8 @@ class Assembler:
         step = self._step(values, pending, has_loss=loss is not None)
         if step is None:
             return
+        if Role.STEP in found:
+            step = self._epochs_of(run, values).on(step, has_loss=loss is not None)
         if pending is None or pending.step != step:
             yield from self._complete(run)
             pending = self._pending[run] = _Pending(step)
@@ -169,6 +212,19 @@ class Assembler:
         run = None if name is None else values.get(name)
         return run[:_SHOWN] if isinstance(run, str) and as_number(run) is None else ""
 
+    @property
+    def counted_on(self) -> bool:
+        """Whether steps were counted anew in each epoch."""
+        return any(one.counted_on for one in self._epochs.values())
+
+    def _epochs_of(self, run: str, values: Values) -> _Epochs:
+        epochs = self._epochs.setdefault(run, _Epochs())
+        name = self.columns.found.get(Role.EPOCH)
+        number = None if name is None else as_number(values.get(name))
+        if number is not None and 0 <= number <= MOST_STEPS:
+            epochs.epoch = int(number)
+        return epochs
+
     def _of_another_rank(self, values: Values) -> bool:
         name = self.columns.found.get(Role.RANK)
         rank = None if name is None else as_number(values.get(name))
@@ -190,10 +246,13 @@ class Assembler:
                 self.counts["without a step: left out"] += 1
                 return None
             return max(last, 0)
+        if isinstance(value, str):  # `250/1000`, of how many
+            value = value.partition("/")[0]
         number = as_number(value)
         if number is None or not 0 <= number <= MOST_STEPS or number != int(number):
             if has_loss:
-                self._garbled("step", value)
+                self._garbled(Role.STEP.value, value)
+                self.without_step += 1
             return None
         return int(number)
 

@@ -1,5 +1,4 @@
-"""TensorBoard event files, without TensorFlow: TFRecords (u64 length, u32 CRC of it, data, u32 CRC of it)
-of Event{2: step, 5: Summary{1: Value{1: tag, 2: simple_value, 8: tensor}}}.
+"""TensorBoard event files, without TensorFlow: TFRecords of Event{2: step, 5: Summary{1: Value{1: tag, 2: simple_value, 8: tensor}}}.
 
 A last record that is cut short, as a running writer leaves it, is left out.
 """
@@ -13,21 +12,11 @@ from typing import Final
 from forkcast_cli.logs.base import LogError, Row, WholeFormat
 from forkcast_cli.logs.protobuf import WrongMessageError, as_int64, fields
 from forkcast_cli.logs.stream import Stream
-from forkcast_wire.crc32c import masked
+from forkcast_wire import tfrecords
 
-_HEADER: Final = struct.Struct("<QI")
-_CRC: Final = struct.Struct("<I")
 _FLOAT: Final = struct.Struct("<f")
 _DOUBLE: Final = struct.Struct("<d")
-_LONGEST: Final = 1 << 28
 _DT_FLOAT, _DT_DOUBLE = 1, 2
-
-
-def _fits(head: bytes) -> bool:
-    if len(head) < _HEADER.size:
-        return False
-    length, crc = map(int, _HEADER.unpack_from(head))
-    return length <= _LONGEST and masked(head[:8]) == crc
 
 
 def _rows(stream: Stream) -> Iterator[Row]:
@@ -41,27 +30,12 @@ def _rows(stream: Stream) -> Iterator[Row]:
 
 
 def _records(stream: Stream) -> Iterator[bytes]:
-    number = 0
-    while header := stream.read(_HEADER.size):
-        number += 1
-        if len(header) < _HEADER.size:
-            break
-        length, crc = _HEADER.unpack(header)
-        if masked(header[:8]) != crc or length > _LONGEST:
-            raise _damaged(number)
-        data, end = stream.read(length), stream.read(_CRC.size)
-        if len(end) < _CRC.size:
-            break
-        if masked(data) != _CRC.unpack(end)[0]:
-            raise _damaged(number)
-        yield data
-    else:
-        return
-    stream.cut_short = True
-
-
-def _damaged(number: int) -> LogError:
-    return LogError(f"record {number} is damaged: its checksum is wrong", "give an intact copy")
+    try:
+        yield from tfrecords.records(stream.read)
+    except tfrecords.CutShortError:
+        stream.cut_short = True
+    except tfrecords.RecordError as error:
+        raise LogError(str(error), "give an intact copy") from None
 
 
 def _event(record: bytes) -> tuple[int, dict[str, float]]:
@@ -103,4 +77,4 @@ def _tensor(tensor: bytes) -> float | None:
     return float(form.unpack(found)[0]) if form and len(found) == form.size else None
 
 
-FORMAT: Final = WholeFormat(name="TensorBoard events", fits=_fits, rows=_rows)
+FORMAT: Final = WholeFormat(name="TensorBoard events", fits=tfrecords.begins, rows=_rows)

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from forkcast.admission import Refusal
 from forkcast.records import StateKind
 from forkcast_operator import clock
 from forkcast_operator.kubernetes import trainers
@@ -395,7 +396,7 @@ def test_triggers_that_open_nothing_are_one_event_that_counts(stage) -> None:
             await stage.look()
         told = await stage.cluster.list(EVENT, stage.namespace, "")
         said = [(e["message"], e["count"]) for e in told if e["reason"] == "TriggerSuppressed"]
-        assert said == [("a branch is open: further triggers open none", 3)]
+        assert said == [(f"triggers open no branch: {Refusal.BRANCH_ACTIVE.words}", 3)]
 
     play(stage, scene)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from forkcast_trainer.data.decode import Counts, cut, decoded
 from forkcast_trainer.data.files import STDLIB, Content, content_of, opened, source_files
 from forkcast_trainer.errors import DataError
-from forkcast_wire.echo import one_line, shown
+from forkcast_wire.echo import first_line, one_line, shown
 from forkcast_wire.manifest import TextFormat, TextSource
 
 _ROWS = 64
@@ -163,7 +163,7 @@ def _parquet(path: Path, column: str, field: str, counts: Counts) -> Iterator[st
                     if (text := _text(value, str(path), column, field, counts)) is not None:
                         yield text
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        first = one_line(str(error).splitlines()[0])
+        first = one_line(first_line(error))
         raise DataError(f"{field}.uri", f"{path}: {first}", "give a Parquet file") from None
 
 
@@ -192,7 +192,7 @@ def _dataset(source: TextSource, field: str, counts: Counts) -> Iterator[str]:
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = first_line(error)
         raise DataError(
             f"{field}.uri", f"data set {source.uri} cannot be loaded: {first}", "check its name"
         ) from error

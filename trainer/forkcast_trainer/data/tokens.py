@@ -22,6 +22,7 @@ from forkcast_trainer.data.files import source_files
 from forkcast_trainer.data.text import pieces
 from forkcast_trainer.errors import DataError
 from forkcast_wire import beats
+from forkcast_wire.echo import first_line
 from forkcast_wire.files import replace_bytes, replaced
 from forkcast_wire.manifest import Data, TextSource
 from forkcast_wire.manifest_file import looks_like_path
@@ -105,7 +106,7 @@ def open_tokenizer(uri: str) -> Tokenizer:
     try:
         return _byte_level_bpe(folder) if gpt2 else _hugging_face(uri)
     except Exception as error:  # noqa: BLE001  # the tokenizers library raises bare Exceptions
-        first = (str(error) or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         what = uri if folder.is_dir() else f"{uri}: no such folder, and as a hub id"
         raise DataError(
             "spec.data.tokenizer", f"{what}: {first}", "give a tokenizer folder"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from forkcast_trainer.errors import TrainerError
+from forkcast_wire.echo import first_line
 from forkcast_wire.manifest import Model
 from forkcast_wire.manifest_file import looks_like_path
 
@@ -106,7 +107,7 @@ def _pretrained(model: Model, vocabulary_size: int, positions: int) -> nn.Module
                 f"no such folder: {Path(source).absolute()}",
                 "give a folder in Hugging Face layout",
             ) from None
-        first = (str(error) or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise TrainerError(
             "spec.model.source", f"{model.source}: {first}", "give a folder in Hugging Face layout"
         ) from None

@@ -35,5 +35,6 @@ def adapter_of(subject: Any) -> Adapter:
         if name is not None:
             return cast("Adapter", import_module(f"{__name__}.{name}"))
     rule = f"a {type(subject).__name__} cannot be watched"
-    known = ", ".join(name.rpartition(".")[2] for name in ADAPTERS)
-    raise WatchError("subject", rule, f"give a model and its optimizer, or one of: {known}")
+    trainers = [name.partition(".")[0] for name, at in ADAPTERS.items() if at != "torch_loop"]
+    known = " or ".join(f"a Trainer of {package}" for package in trainers)
+    raise WatchError("subject", rule, f"give a model and its optimizer, or {known}")

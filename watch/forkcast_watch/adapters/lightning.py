@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from forkcast_watch.session import Watch
-from forkcast_watch.settings import Settings, WatchError
+from forkcast_watch.settings import Settings, WatchError, name_of
 
 
 def watch(subject: Trainer, optimizer: Any, settings: Settings) -> WatchCallback:
@@ -50,6 +50,7 @@ class WatchCallback(Callback):  # type: ignore[misc]  # as mypy sees it without 
         settings = replace(
             given,
             folder=given.folder or root / "forkcast",
+            name=given.name or name_of(root.absolute()),
             start_step=self._steps,
             total_steps=given.total_steps or (trainer.max_steps if trainer.max_steps > 0 else None),
             scaler=given.scaler or getattr(trainer.precision_plugin, "scaler", None),

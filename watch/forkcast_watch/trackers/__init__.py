@@ -15,6 +15,7 @@ from forkcast_watch.trackers.mlflow import Mlflow
 from forkcast_watch.trackers.queued import Queued
 from forkcast_watch.trackers.tensorboard import TensorBoard
 from forkcast_watch.trackers.wandb import Wandb
+from forkcast_wire.echo import first_line
 from forkcast_wire.manifest_error import ManifestError
 
 __all__ = ["TRACKERS", "Event", "Held", "Queued", "TrackedRun", "Tracker", "open_tracker"]
@@ -46,6 +47,6 @@ def open_tracker(spec: str, run: TrackedRun, field: str = "trackers") -> Tracker
     except ManifestError:
         raise
     except Exception as error:  # noqa: BLE001  its library may raise anything
-        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = first_line(error)
         remedy = "change the target, or leave the tracker out"
         raise ManifestError(field, f"{spec!r} cannot be opened: {what}", remedy) from None

@@ -61,6 +61,17 @@ def event_key(event: Event) -> EventKey:
     return event.epoch, event.step, int(event.tier)
 
 
+def event_name(event: Event, between: str) -> str:
+    """An event's key as a text, for places that know events by names; see `named_event`."""
+    return f"e{event.epoch}{between}t{event.step}{between}tier{int(event.tier)}"
+
+
+def named_event(name: str, between: str) -> EventKey:
+    """The key that `event_name` made a name of. Raises ValueError."""
+    epoch, step, tier = name.split(between)
+    return int(epoch[1:]), int(step[1:]), int(tier.removeprefix("tier"))
+
+
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
     """Whose steps they are. uid: the same after each restart."""

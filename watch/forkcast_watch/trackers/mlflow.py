@@ -6,10 +6,11 @@ import time
 from typing import Any, Final
 
 from forkcast.records import Index, StepStats
-from forkcast_watch.trackers.base import Event, EventKey, Held, TrackedRun, figures
+from forkcast_watch.trackers.base import Event, Held, TrackedRun, event_name, figures, named_event
 
 _UID: Final = "forkcast.run_uid"
 _EVENT: Final = "forkcast.event."
+_BETWEEN: Final = "-"
 #: Metrics in one request; the server takes at most 1,000.
 _MOST: Final = 900
 
@@ -42,7 +43,7 @@ class Mlflow:
         newest = max(((int(row.value), int(row.step)) for row in rows), default=None)
         tags = self._client.get_run(self._run).data.tags
         events = (name.removeprefix(_EVENT) for name in tags if name.startswith(_EVENT))
-        return Held(newest, frozenset(map(_key, events)))
+        return Held(newest, frozenset(named_event(name, _BETWEEN) for name in events))
 
     def step(self, stats: StepStats, index: Index | None) -> None:
         """Its figures as metrics, sent with those of other steps."""
@@ -57,7 +58,7 @@ class Mlflow:
         tier = int(event.tier)
         self._waiting.append(self._metric("event_tier", tier, int(time.time() * 1000), event.step))
         text = f"since step {event.onset_step}: {event.cause}"
-        name = f"{_EVENT}e{event.epoch}-t{event.step}-tier{tier}"
+        name = _EVENT + event_name(event, _BETWEEN)
         self._send([self._tag(name, text[:5000])])
 
     def close(self) -> None:
@@ -69,8 +70,3 @@ class Mlflow:
         metrics, self._waiting = self._waiting, []
         if metrics or tags:
             self._client.log_batch(self._run, metrics=metrics, tags=tags or [])
-
-
-def _key(name: str) -> EventKey:
-    epoch, step, tier = name.split("-")
-    return int(epoch[1:]), int(step[1:]), int(tier.removeprefix("tier"))

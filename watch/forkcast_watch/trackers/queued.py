@@ -11,6 +11,7 @@ from typing import Final
 
 from forkcast.records import Index, StepStats
 from forkcast_watch.trackers.base import Event, Held, Tracker
+from forkcast_wire.echo import first_line
 
 #: Calls that wait at most; of a tracker that is further behind the oldest are left out.
 MOST_WAITING: Final = 4096
@@ -104,5 +105,5 @@ class Queued:
         except Exception as error:  # noqa: BLE001  a tracker may raise anything
             self._failures += 1
             if self._failures == 1:
-                what = f"{type(error).__name__}: {error}".splitlines()[0]
+                what = f"{type(error).__name__}: {first_line(error)}"
                 self._tell(f"tracker {self._name}: {what}; training goes on without it")

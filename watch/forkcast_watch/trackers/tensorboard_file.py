@@ -1,14 +1,13 @@
 """TensorBoard's event files without TensorFlow: TFRecords of Event messages, written and read.
 
-A record is its length (u64), the masked CRC-32C of the length, its bytes, and the masked CRC-32C of
-those, little endian. The messages are those of tensorflow/core/util/event.proto and
+The messages are those of tensorflow/core/util/event.proto and
 core/framework/summary.proto, with the fields used here.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +17,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from forkcast_wire.crc32c import masked
+from forkcast_wire import tfrecords
 
-_LENGTH, _CRC = struct.Struct("<Q"), struct.Struct("<I")
 _PACKAGE: Final = "forkcast.tensorboard"
 #: Message -> field -> (number, type, message); a type in a list is repeated.
 _MESSAGES: Final[dict[str, dict[str, tuple[int, Any, str]]]] = {
@@ -75,22 +73,11 @@ Event: Final = _event_class()
 
 def record(event: Any) -> bytes:
     """An Event as a record of the file."""
-    data = event.SerializeToString()
-    length = _LENGTH.pack(len(data))
-    return b"".join((length, _CRC.pack(masked(length)), data, _CRC.pack(masked(data))))
+    return tfrecords.record(event.SerializeToString())
 
 
 def read(path: Path) -> Iterator[Any]:
     """The Events of a file, up to the first record that is cut short or damaged. Raises OSError."""
-    with path.open("rb") as file:
-        while len(head := file.read(12)) == 12:
-            (length,), (crc,) = _LENGTH.unpack(head[:8]), _CRC.unpack(head[8:])
-            if masked(head[:8]) != crc:
-                return
-            data, end = file.read(length), file.read(4)
-            if len(end) < 4 or _CRC.unpack(end)[0] != masked(data):
-                return
-            try:
-                yield Event.FromString(data)
-            except DecodeError:
-                return
+    with path.open("rb") as file, suppress(tfrecords.RecordError, DecodeError):
+        for data in tfrecords.records(file.read):
+            yield Event.FromString(data)

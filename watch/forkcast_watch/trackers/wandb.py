@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from forkcast.records import Index, StepStats
-from forkcast_watch.trackers.base import Event, EventKey, Held, TrackedRun, figures
+from forkcast_watch.trackers.base import Event, Held, TrackedRun, event_name, figures, named_event
 from forkcast_wire.manifest_error import ManifestError
 
 _EVENT: Final = "event_"
+_BETWEEN: Final = "_"
 
 
 class Wandb:
@@ -48,7 +49,7 @@ class Wandb:
         found = self._summary
         newest = (int(found["epoch"]), int(found["step"])) if "step" in found else None
         events = (name.removeprefix(_EVENT) for name in found if name.startswith(f"{_EVENT}e"))
-        return Held(newest, frozenset(map(_key, events)))
+        return Held(newest, frozenset(named_event(name, _BETWEEN) for name in events))
 
     def step(self, stats: StepStats, index: Index | None) -> None:
         """Its figures."""
@@ -59,13 +60,8 @@ class Wandb:
         tier = int(event.tier)
         self._run.log({"step": event.step, "event_tier": tier})
         text = f"since step {event.onset_step}: {event.cause}"
-        self._run.summary[f"{_EVENT}e{event.epoch}_t{event.step}_tier{tier}"] = text
+        self._run.summary[_EVENT + event_name(event, _BETWEEN)] = text
 
     def close(self) -> None:
         """Send the rest and end the run."""
         self._run.finish()
-
-
-def _key(name: str) -> EventKey:
-    epoch, step, tier = name.split("_")
-    return int(epoch[1:]), int(step[1:]), int(tier.removeprefix("tier"))
