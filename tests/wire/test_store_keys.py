@@ -34,6 +34,7 @@ GIVEN = {
 NOT_KEYS = {
     "attempt_of",
     "branch_of",
+    "suppressed_at",
     "rollout_of",
     "rollouts",
     "history_of",
