@@ -245,32 +245,29 @@ class Departures:
 
     def note(self, step: int, us: Mapping[str, float], together: float) -> None:
         """A row at which nothing begins while nothing has departed: most rows are. together: <= least."""
-        onsets = self._onsets
         if not together:
-            if onsets:
-                onsets.clear()
+            self._onsets.clear()
             return
         most = 0.0
         for name, u in us.items():
-            if u <= 0:
-                onsets.pop(name, None)
-                continue
-            if name not in onsets:
-                onsets[name] = step
+            self._note_onset(name, step, u)
             if u > most:
                 most = u
         if together > most:
-            onsets.setdefault(TOGETHER, step)
+            self._note_onset(TOGETHER, step, together)
+
+    def _note_onset(self, name: str, step: int, u: float) -> None:
+        if u <= 0:
+            self._onsets.pop(name, None)
+        else:
+            self._onsets.setdefault(name, step)
 
     def _begun(self, name: str, step: int, u: float) -> Departure | None:
         """A departure that u makes one; None if u is not over z: most rows are, and their onset is
         all that counts of them.
         """
         if u <= self.least:
-            if u <= 0:
-                self._onsets.pop(name, None)
-            else:
-                self._onsets.setdefault(name, step)
+            self._note_onset(name, step, u)
             return None
         departure = self._each[name] = Departure()
         departure.onset = self._onsets.pop(name, None)

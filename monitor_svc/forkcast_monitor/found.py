@@ -1,4 +1,4 @@
-"""The last events of a run, for whoever follows it."""
+"""The last events of a run, for a client that follows it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def event_in(reading: Reading) -> Event | None:
 
 class LastEvents:
     """In order of their places, which number them: of what is found a second time, by a replay, nothing is
-    added. Whoever reads needs no lock: what is kept is replaced, never changed.
+    added. A reader needs no lock: what is kept is replaced, never changed.
     """
 
     def __init__(self) -> None:

@@ -123,7 +123,7 @@ class MonitorServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """The last events of a run, from a row on; for whoever follows it by asking again and again.
+        """The last events of a run, from a row on; for a client that follows it by asking again and again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,4 +1,4 @@
-"""Every event that a real monitor finds reaches whoever watches live: once, whole and in order."""
+"""Every event that a real monitor finds reaches a live watcher: once, whole and in order."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from forkcast_wire.branches import Suppression
 from forkcast_wire.documents import DocumentError, RunInfo, dump, load
 from forkcast_wire.files import replace_bytes
 from forkcast_wire.manifest import Mode
-from forkcast_wire.run_folder import MANIFEST, REGISTRATION
+from forkcast_wire.run_folder import MANIFEST, REGISTRATION, read_progress
 from forkcast_wire.store import AlreadyExists, FolderStore, put_document
 
 _PROGRESS_SECONDS = 0.5
@@ -122,8 +122,5 @@ def _opened(path: Path, name: str, settings: Settings, lock: IO[bytes]) -> RunFo
 
 def _steps_before(path: Path) -> int:
     """The steps of the run that the folder holds, as far as is known."""
-    try:
-        steps = json.loads((path / "progress.json").read_bytes())["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+    steps = read_progress(path).get("step")
     return steps if type(steps) is int else 0

@@ -1,4 +1,4 @@
-"""Events, as any monitor may tell them to whoever watches a training."""
+"""Events, as any monitor may tell them to a watched training."""
 
 from google.protobuf.message import DecodeError
 
