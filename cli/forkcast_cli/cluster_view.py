@@ -154,7 +154,8 @@ def run_lines(run: RunObject) -> list[Text]:
         lines.append(Text(f"{text}, {trainer.restarts} restarts"))
     if status.branches.suppressed:
         count = f"triggers without a branch: {status.branches.suppressed}"
-        lines.append(Text(f"{count}, the last: {status.branches.last_suppressed}", style="dim"))
+        last = status.branches.last_suppressed  # none in a status of an earlier operator
+        lines.append(Text(f"{count}, the last: {last}" if last else count, style="dim"))
     if (failure := status.last_failure) is not None:
         lines.append(Text(f"last failure {failure.reason}: {failure.message}", style="dim"))
     return lines

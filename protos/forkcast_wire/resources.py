@@ -241,7 +241,7 @@ class BranchesStatus(Part):
     """Ended by a failure or by the deadline; Superseded among them."""
     suppressed: Small = 0
     """Triggers that opened no branch."""
-    last_suppressed: Text = ""
+    last_suppressed: Text | None = None
     """The newest of them and why, a sentence."""
     active_name: ObjectName | None = None
     """The one that is open."""

@@ -190,7 +190,7 @@ def _branches(store: StoreFacts) -> BranchesStatus:
         no_action=ended.count(Outcome.NO_ACTION) + ended.count(Outcome.DATA_CAUSED),
         failed=ended.count(Outcome.FAILED) + ended.count(Outcome.SUPERSEDED),
         suppressed=store.suppressed,
-        last_suppressed=store.last_suppressed.words if store.last_suppressed else "",
+        last_suppressed=store.last_suppressed.words if store.last_suppressed else None,
         active_name=active[-1] if active else None,
         last_name=next(reversed(list(store.outcomes)), None),
         rollout_steps=store.rollout_steps,
