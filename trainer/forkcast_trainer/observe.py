@@ -139,13 +139,13 @@ class Observer:
             for parameter, update in zip(self._parameters, self._update, strict=True)
             if parameter.grad is not None
         ]
-        sizes = torch.stack(torch._foreach_norm(self._update)).norm() * norms.norm()
+        size: Tensor = torch.stack(torch._foreach_norm(self._update)).norm() * norms.norm()
         dots = torch.stack([torch.dot(gradient, update) for gradient, update in pairs])
-        return dots.sum() / (sizes + 1e-30)
+        return dots.sum() / (size + 1e-30)
 
     def _ratio(self, weights: list[Tensor]) -> Tensor:
         """Size of the update over that of the weights before it, which become the last update."""
-        size = torch.stack(torch._foreach_norm(weights)).norm()
+        size: Tensor = torch.stack(torch._foreach_norm(weights)).norm()
         torch._foreach_sub_(weights, list[Tensor](self._parameters))
         torch._foreach_neg_(weights)
         self._update = weights
