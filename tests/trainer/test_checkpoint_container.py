@@ -205,6 +205,29 @@ def test_one_tensor_is_read_whatever_became_of_the_others(tmp_path):
         read_tensor(path, "e", digest)
 
 
+class Backwards:
+    """A codec: the bytes in reverse."""
+
+    @staticmethod
+    def encode(chunk, itemsize, level):
+        return bytes(chunk[::-1])
+
+    @staticmethod
+    def decode(frame, chunk, itemsize):
+        chunk[:] = list(bytes(frame)[::-1])
+
+
+def test_a_codec_is_one_line_of_the_registry(tmp_path, monkeypatch):
+    raw = torch.tensor([1.5, -2.0])
+    stored = bytes(raw.view(torch.uint8).numpy()[::-1])
+    made = document(frames=[containers.frame(stored, "backwards")])
+    containers.signed(tmp_path / "x.ptz", made, stored)
+    with pytest.raises(CheckpointError, match="a: unknown codec backwards"):
+        read_container(tmp_path / "x.ptz")
+    monkeypatch.setitem(CODECS, "backwards", Backwards)
+    assert torch.equal(read_container(tmp_path / "x.ptz").tensors["a"], raw)
+
+
 def test_a_dtype_without_a_name_in_the_format_is_refused_by_the_tensors_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"a: a checkpoint holds no torch\.complex64"):
         write_container(
