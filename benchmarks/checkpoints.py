@@ -22,8 +22,9 @@ from figures import Row, median, times
 from safetensors.torch import load_file, save_file
 
 from forkcast_trainer.checkpoint import Snapshot, read_container, write_container
-from forkcast_trainer.engine import Engine, placement
+from forkcast_trainer.placement import placement
 from forkcast_trainer.state import snapshot
+from forkcast_trainer.step import Engine
 from forkcast_wire.manifest import ModelSize, TrainingRunSpec
 
 _ROUNDS = 5

@@ -15,7 +15,8 @@ from pathlib import Path
 import served
 from figures import Row, median, quantile, times
 
-from forkcast_trainer.engine import Engine, placement
+from forkcast_trainer.placement import placement
+from forkcast_trainer.step import Engine
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.reporting import Hello, Reporter
 

@@ -1,18 +1,21 @@
 """What being watched adds to a step of somebody else's loop.
 
-One training a round, in turns: bare, bare again (the A/A row: what the method itself sees), watched. Of
-each training the median step counts, after a warm-up; of each contestant the median over the rounds. The
-losses of all must be equal, bit by bit. A step is what the host waits for: the loop synchronizes once a
-step, as Trainer does where it looks for a NaN.
+One training, whose steps are taken in blocks: bare, bare again (the A/A row: what the method itself
+sees), watched, in turns. All of a block counts after a warm-up, the sampled steps too: the figure is what
+the training pays, not what most of its steps pay. The monitor runs beside it all the time. A step is what
+the host waits for: the loop synchronizes once a step, as Trainer does where it looks for a NaN.
 
-python benchmarks/watch.py --loop trainer --model gpt2 --steps 120 --rounds 5
+`--equal` instead trains twice, bare and watched, with kernels that repeat exactly, and compares the
+losses bit by bit.
+
+python benchmarks/watch.py --loop trainer --model gpt2
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
+import os
 import platform
 import tempfile
 import time
@@ -25,40 +28,73 @@ import torch
 from figures import Row, median, quantile
 
 import forkcast
+from forkcast_watch.monitor_process import MonitorProcess
+from forkcast_watch.run_folder import open_folder
+from forkcast_watch.settings import Settings
 
-_WARM = 20
+#: Steps of a block that do not count: hooks are set, memory is pinned.
+_WARM = 10
 _BARE, _AGAIN, _WATCHED = "bare", "bare again", "watched"
+_TURN = (_BARE, _AGAIN, _WATCHED)
 #: layers, width, heads, positions, vocabulary
 _MODELS = {"toy": (2, 64, 2, 64, 256), "gpt2": (12, 768, 12, 1024, 50257)}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and how often it is sampled."""
+    """What is trained, and how often it is sampled. plan: what each block of ``block`` steps is."""
 
     model: str
     batch: int
-    steps: int
+    block: int
+    plan: tuple[str, ...]
     device: torch.device
-    options: dict[str, int]
+    options: dict[str, Any]
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        return self.block * len(self.plan)
 
 
 @dataclass
-class Contestant:
-    """steps: seconds a step, the median of each round. losses: of its first training."""
+class Turns:
+    """Attaches and detaches between the blocks of a training, and keeps the time of each step.
 
-    name: str
-    medians: list[float] = field(default_factory=list)
-    slow: list[float] = field(default_factory=list)
+    blocks: seconds of a block's steps after its warm-up. attach: begins to watch; what it returns ends
+    that.
+    """
+
+    setting: Setting
+    attach: Callable[[], Callable[[], None]]
+    blocks: list[list[float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    equal: bool = True
+    _detach: Callable[[], None] | None = None
+    _last: float = 0.0
 
-    def take(self, seconds: list[float], losses: list[float]) -> None:
-        """One training's step times and losses."""
-        self.medians.append(median(seconds[_WARM:]))
-        self.slow.append(quantile(seconds[_WARM:], 0.95))
-        self.equal &= not self.losses or self.losses == losses
-        self.losses = self.losses or losses
+    def step_begins(self, step: int) -> None:
+        """Before the first step, and where another begins."""
+        now = time.perf_counter()
+        block, place = divmod(step, self.setting.block)
+        if place > _WARM:
+            self.blocks[-1].append(now - self._last)
+        elif not place:
+            if self.blocks:
+                self.blocks[-1].append(now - self._last)
+            self.end()
+            if block == len(self.setting.plan):
+                return
+            self.blocks.append([])
+            if self.setting.plan[block] == _WATCHED:
+                self._detach = self.attach()
+            now = time.perf_counter()
+        self._last = now
+
+    def end(self) -> None:
+        """Watch no more."""
+        if self._detach is not None:
+            self._detach()
+            self._detach = None
 
 
 def model_of(setting: Setting) -> Any:
@@ -98,17 +134,21 @@ class Ids(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": ids, "labels": ids}
 
 
-def plain(setting: Setting, folder: Path, *, watched: bool) -> tuple[list[float], list[float]]:
+def plain(setting: Setting, folder: Path, monitor: str) -> Turns:
     """A loop of one's own: AdamW, clipping, bf16 on a GPU."""
     model, data = model_of(setting).to(setting.device), Ids(setting)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    watch = None
-    if watched:
-        watch = forkcast.watch(model, optimizer, folder=folder, **setting.options)
-    seconds, losses = [], []
+    watches: list[Any] = []
+
+    def attach() -> Callable[[], None]:
+        watch = forkcast.watch(model, optimizer, folder=folder, monitor=monitor, **setting.options)
+        watches.append(watch)
+        return lambda: _closed(watch)
+
+    turns = Turns(setting, attach)
     half = setting.device.type == "cuda"
-    before = time.perf_counter()
     for step in range(setting.steps):
+        turns.step_begins(step)
         rows = [data[step * setting.batch + n]["input_ids"] for n in range(setting.batch)]
         ids = torch.stack(rows).to(setting.device, non_blocking=True)
         with torch.autocast(setting.device.type, torch.bfloat16, enabled=half):
@@ -117,35 +157,42 @@ def plain(setting: Setting, folder: Path, *, watched: bool) -> tuple[list[float]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if watch is not None:
-            watch.step(loss)
-        losses.append(loss.item())
-        now = time.perf_counter()
-        seconds.append(now - before)
-        before = now
-    if watch is not None:
-        _whole(watch, setting.steps)
-    return seconds, losses
+        if setting.plan[step // setting.block] == _WATCHED:
+            watches[-1].step(loss)
+        turns.losses.append(loss.item())
+    turns.step_begins(setting.steps)
+    return turns
 
 
-def trainer(setting: Setting, folder: Path, *, watched: bool) -> tuple[list[float], list[float]]:
+def trainer(setting: Setting, folder: Path, monitor: str) -> Turns:
     """Hugging Face Trainer with its defaults, bf16 on a GPU."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    seconds: list[float] = []
-    losses: list[float] = []
-    last = [time.perf_counter()]
+    from forkcast_watch.adapters.huggingface import WatchCallback
 
-    class Timed(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            now = time.perf_counter()
-            seconds.append(now - last[0])
-            last[0] = now
+    callback = WatchCallback(folder=folder, monitor=monitor, **setting.options)
+    begun: dict[str, Any] = {}
+
+    def attach() -> Callable[[], None]:
+        callback.on_train_begin(**begun)
+        return lambda: _closed(callback.watch, callback.close)
+
+    turns = Turns(setting, attach)
+
+    class InTurns(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+            begun.update(args=args, state=state, control=control, **named)
+            turns.step_begins(0)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+            if setting.plan[(state.global_step - 1) // setting.block] == _WATCHED:
+                callback.on_step_end(args, state, control, **named)
+            turns.step_begins(state.global_step)
 
     class Kept(Trainer):
         def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
             loss = super().training_step(*given, **named)
-            losses.append(float(loss))
+            turns.losses.append(float(loss))
             return loss
 
     cuda = setting.device.type == "cuda"
@@ -156,71 +203,91 @@ def trainer(setting: Setting, folder: Path, *, watched: bool) -> tuple[list[floa
         learning_rate=1e-4,
         bf16=cuda,
         use_cpu=not cuda,
-        logging_steps=50,
+        logging_steps=500,
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
         seed=0,
     )
     torch.manual_seed(0)
-    made = Kept(model_of(setting), arguments, train_dataset=Ids(setting), callbacks=[Timed()])
-    callback = None
-    if watched:
-        callback = forkcast.watch(made, folder=folder, **setting.options)
+    made = Kept(model_of(setting), arguments, train_dataset=Ids(setting), callbacks=[InTurns()])
+    callback.set_trainer(made)
     made.train()
-    if callback is not None:
-        _whole(callback.watch, setting.steps)
-    return seconds, losses
+    return turns
 
 
-def _whole(watch: Any, steps: int) -> None:
+def _closed(watch: Any, close: Callable[[], None] | None = None) -> None:
     """A watch that has left something out would measure less than it does. Raises RuntimeError."""
-    watch.close()
+    (close or watch.close)()
     if watch.not_measured:
         raise RuntimeError(f"not measured: {dict(watch.not_measured)}")
-    rows = forkcast.load_run(watch.folder).steps().num_rows
-    if rows != steps:
-        raise RuntimeError(f"{rows} of {steps} steps are on record")
 
 
-LOOPS: dict[str, Callable[..., tuple[list[float], list[float]]]] = {
-    "plain": plain,
-    "trainer": trainer,
-}
+LOOPS: dict[str, Callable[[Setting, Path, str], Turns]] = {"plain": plain, "trainer": trainer}
 
 
-def measure(loop: str, setting: Setting, rounds: int) -> list[Row]:
-    """The table. Raises RuntimeError if a contestant's losses are not the bare ones."""
-    contestants = [Contestant(name) for name in (_BARE, _AGAIN, _WATCHED)]
-    for number in range(rounds):
-        turn = number % len(contestants)
-        for one in contestants[turn:] + contestants[:turn]:
-            with tempfile.TemporaryDirectory() as folder:
-                found = LOOPS[loop](setting, Path(folder), watched=one.name == _WATCHED)
-            one.take(*found)
-            gc.collect()
-    bare = contestants[0]
-    for one in contestants:
-        if not one.equal or one.losses != bare.losses:
-            raise RuntimeError(f"{one.name}: its losses are not those of the bare loop")
+def trained(loop: str, setting: Setting) -> Turns:
+    """One training, a monitor beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        beside = open_folder(Settings(folder=Path(folder) / "monitor", total_steps=setting.steps))
+        process = MonitorProcess(beside.path)
+        try:
+            process.look()
+            return LOOPS[loop](setting, Path(folder) / "watched", process.target)
+        finally:
+            process.close()
+            beside.close()
+
+
+def measure(loop: str, setting: Setting) -> list[Row]:
+    """The table: each contestant beside the bare block of the same round."""
+    blocks = trained(loop, setting).blocks
+    seconds: dict[str, list[list[float]]] = {name: [] for name in _TURN}
+    for name, block in zip(setting.plan, blocks, strict=True):
+        seconds[name].append(block)
     section = f"{loop}, {setting.model}, batch {setting.batch}, {setting.device.type}"
-    return [row for one in contestants for row in _rows(section, one, bare)]
-
-
-def _rows(section: str, one: Contestant, bare: Contestant) -> list[Row]:
-    ratios = [a / b for a, b in zip(one.medians, bare.medians, strict=True)]
-    return [
-        Row(
-            section=section,
-            name=one.name,
-            value=1e3 * median(one.medians),
-            unit="ms/step",
-            ratio=median(ratios),
-            against=_BARE,
-            note=f"ratios of the rounds {min(ratios):.4f} to {max(ratios):.4f}; "
-            f"p95 of the steps {1e3 * median(one.slow):.2f} ms",
+    means = {name: [sum(one) / len(one) for one in found] for name, found in seconds.items()}
+    rows = []
+    for name in _TURN:
+        ratios = [a / b for a, b in zip(means[name], means[_BARE], strict=True)]
+        every = [one for block in seconds[name] for one in block]
+        note = (
+            f"of the rounds {min(ratios):.4f} to {max(ratios):.4f}; step p50 "
+            f"{1e3 * median(every):.2f}, p95 {1e3 * quantile(every, 0.95):.2f} ms"
         )
-    ]
+        rows.append(
+            Row(
+                section=section,
+                name=name,
+                value=1e3 * sum(means[name]) / len(means[name]),
+                unit="ms/step",
+                ratio=sum(means[name]) / sum(means[_BARE]),
+                against=_BARE,
+                note=note,
+            )
+        )
+    return rows
+
+
+def equal(loop: str, setting: Setting) -> bool:
+    """Whether a watched training has the losses of a bare one."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(mode=True)
+    bare, watched = (
+        trained(
+            loop,
+            Setting(
+                setting.model,
+                setting.batch,
+                setting.block,
+                (name,),
+                setting.device,
+                setting.options,
+            ),
+        )
+        for name in (_BARE, _WATCHED)
+    )
+    return bare.losses == watched.losses and len(bare.losses) == setting.block
 
 
 def main() -> None:
@@ -229,20 +296,27 @@ def main() -> None:
     parser.add_argument("--loop", choices=LOOPS, default="plain")
     parser.add_argument("--model", choices=_MODELS, default="toy")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--block", type=int, default=50, help="steps that count, of each block")
+    parser.add_argument("--rounds", type=int, default=12, help="of three blocks")
     parser.add_argument("--sample-every", type=int, default=10)
     parser.add_argument("--inside-every", type=int, default=50)
+    parser.add_argument("--equal", action="store_true", help="compare losses, measure nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
-    if given.steps <= _WARM:
-        parser.error(f"--steps: more than the {_WARM} of the warm-up")
     options = {"sample_every": given.sample_every, "inside_every": given.inside_every}
     device = torch.device(given.device)
-    setting = Setting(given.model, given.batch, given.steps, device, options)
-    rows = measure(given.loop, setting, given.rounds)
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    print(f"{machine}, torch {torch.__version__}, {given.rounds} rounds of {given.steps} steps")
+    plan = tuple(name for n in range(given.rounds) for name in _TURN[n % 3 :] + _TURN[: n % 3])
+    setting = Setting(given.model, given.batch, _WARM + given.block, plan, device, options)
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    print(f"{machine}, torch {torch.__version__}")
+    if given.equal:
+        same = equal(given.loop, setting)
+        print(
+            f"{given.loop}: {setting.block} losses {'equal' if same else 'NOT equal'}, bit by bit"
+        )
+        raise SystemExit(0 if same else 1)
+    rows = measure(given.loop, setting)
+    print(f"{given.rounds} rounds; of each block {given.block} steps count")
     print("| loop | | ms/step | against bare | |\n|---|---|---|---|---|")
     for row in rows:
         print(f"| {row.section} | {row.name} | {row.value:.3f} | {row.ratio:.4f} | {row.note} |")

@@ -37,9 +37,10 @@ from forkcast_proxy.records import Fork, Outcome, Record, recovery_steps, write
 from forkcast_trainer.apply import apply
 from forkcast_trainer.checkpoint import Snapshot
 from forkcast_trainer.data.tokens import prepare
-from forkcast_trainer.engine import Engine, placement
+from forkcast_trainer.placement import placement
 from forkcast_trainer.rollout import DIVERGED_NATS, DIVERGED_STEPS, MEAN_WEIGHTS
 from forkcast_trainer.state import restore, snapshot
+from forkcast_trainer.step import Engine
 from forkcast_wire.manifest import TrainingRunSpec
 from forkcast_wire.process import die_with_parent
 
@@ -282,7 +283,7 @@ def collect_run(task: tuple[int, Plan]) -> list[Record]:
     reached = len(run.seen)
     points = [("trigger", *one) for one in run.triggers[: (plan.forks + 1) // 2]]
     points += [("drawn", step, step) for step in drawn][: plan.forks - len(points)]
-    engine.spec = spec.model_copy(update={"statistics": spec.statistics.model_copy(update=_QUIET)})
+    engine.observer.statistics = spec.statistics.model_copy(update=_QUIET)
     records: list[Record] = []
     for cause, step, onset in {point[1]: point for point in reversed(points)}.values():
         if step >= reached or time.monotonic() > plan.deadline:

@@ -14,7 +14,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from forkcast_cli.supervisor import Supervisor
-from forkcast_trainer.engine import Engine, placement
+from forkcast_trainer.placement import placement
+from forkcast_trainer.step import Engine
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire.channel import listen
 from forkcast_wire.codec import stats_from_wire

@@ -41,7 +41,8 @@ def trained(manifest, folder, rank=0, world=1, *, poison=1.0):
     """(loss, norm before, norm after, skipped) of three steps whose loss is multiplied by ``poison``
     in one micro-batch of one step, and the weights' norm after them.
     """
-    from forkcast_trainer.engine import Engine, placement
+    from forkcast_trainer.placement import placement
+    from forkcast_trainer.step import Engine
     from forkcast_wire.manifest import TrainingRun
 
     spec = TrainingRun.model_validate(manifest).spec

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from forkcast.parameter_groups import GROUPS, group_of
-from forkcast_trainer.data.tokens import open_tokenizer
+from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.models import MODELS, build
 from forkcast_trainer.models.gpt2 import SHAPES
@@ -166,7 +166,8 @@ def test_a_run_starts_from_weights_and_a_tokenizer_in_one_folder(saved, tmp_path
     from transformers import PreTrainedTokenizerFast
 
     from forkcast_trainer import state
-    from forkcast_trainer.engine import Engine, placement
+    from forkcast_trainer.placement import placement
+    from forkcast_trainer.step import Engine
     from forkcast_wire.manifest import TrainingRunSpec
 
     folder, _ = saved

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from forkcast_trainer import state
-from forkcast_trainer.engine import Engine, placement
 from forkcast_trainer.errors import TrainerError
+from forkcast_trainer.placement import placement
+from forkcast_trainer.step import Engine
 from forkcast_wire.manifest import TrainingRun
 
 

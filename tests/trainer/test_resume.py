@@ -10,8 +10,9 @@ import torch
 from forkcast.actions import Action
 from forkcast_trainer.apply import apply
 from forkcast_trainer.checkpoint import CheckpointError, read_container, write_container
-from forkcast_trainer.engine import Engine, placement
+from forkcast_trainer.placement import placement
 from forkcast_trainer.state import restore, snapshot
+from forkcast_trainer.step import Engine
 from forkcast_wire.documents import RunInfo, dump
 from forkcast_wire.manifest import TrainingRun
 

@@ -105,7 +105,7 @@ def test_looking_inside_and_validating_draw_nothing_and_change_nothing(make_engi
     one = make_engine()
     one.step()
     before = state.snapshot(one)
-    one._internals(0, torch.zeros(16, dtype=torch.int64))
+    assert one.observer.inside(0, torch.zeros(16, dtype=torch.int64))
     one.evaluate()
     after = state.snapshot(one)
     assert all(torch.equal(after.tensors[n], before.tensors[n]) for n in before.tensors)

@@ -20,8 +20,9 @@ from forkcast.lineage import LineageEntry
 from forkcast.lineage import key as lineage_key
 from forkcast.records import StateKind, Trial
 from forkcast_trainer import checkpoint, state
-from forkcast_trainer.engine import Engine, placement
+from forkcast_trainer.placement import placement
 from forkcast_trainer.rollout import Rollout
+from forkcast_trainer.step import Engine
 from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil, saved_states

@@ -12,9 +12,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from forkcast.parameter_groups import group_of
-from forkcast_watch.gradients import Gradients
+from forkcast_watch.gradients import Gradients, clip_factor
 from forkcast_watch.inside import Inside
-from forkcast_watch.late import LateReader
+from forkcast_watch.late import LateReader, _Pack
 from forkcast_watch.tolerance import Tolerance
 from tests.watch.toys import HEADS, WIDTH, Toy, batch
 
@@ -27,8 +27,9 @@ def hooked(model, optimizer, scaler=None):
 
 
 def numbers(gradients):
-    values, stepped = gradients.taken()
-    return {name: float(value) for name, value in values.items()}, stepped
+    taken = gradients.taken()
+    values = taken.values | gradients.last()
+    return {name: float(value) for name, value in values.items()}, taken.stepped
 
 
 def norm_of(model):
@@ -57,6 +58,60 @@ def test_the_norm_before_clipping_and_after_are_those_of_the_gradients(toy):
         by_group = [value for name, value in seen.items() if name.startswith("norm:")]
         assert math.hypot(*by_group) == pytest.approx(0.1, rel=1e-4)
         assert seen["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize("largest", [0.1, 1e3])
+def test_the_norm_that_the_loops_own_clipping_tells_is_not_measured_again(toy, largest):
+    optimizer = torch.optim.AdamW(toy.parameters(), lr=1e-3)
+    gradients = hooked(toy, optimizer)
+    measured = []
+    take = gradients._take_norms
+    gradients._take_norms = lambda: measured.append(1) or take()
+    for step in range(4):
+        gradients.sampled = step != 2
+        optimizer.zero_grad()
+        toy.loss(batch(step)).backward()
+        before = norm_of(toy)
+        second = {p: optimizer.state[p]["exp_avg_sq"].clone() for p in optimizer.state}
+        gradients.clipped(nn.utils.clip_grad_norm_(toy.parameters(), largest), largest)
+        after = norm_of(toy)
+        optimizer.step()
+        seen, _ = numbers(gradients)
+        assert seen["grad_norm"] == pytest.approx(before)
+        clipped = seen["grad_norm"] * clip_factor(seen["grad_norm"], seen["clip_at"])
+        assert clipped == pytest.approx(after)
+        if not gradients.sampled:
+            continue
+        by_group = [value for name, value in seen.items() if name.startswith("norm:")]
+        assert math.hypot(*by_group) == pytest.approx(after, rel=1e-4)
+        if second:
+            rms = [(p.grad**2 / v.clamp_min(1e-16)).mean().sqrt() for p, v in second.items()]
+            assert seen["rms_max"] == pytest.approx(float(torch.stack(rms).max()), rel=1e-4)
+    assert len(measured) == 3  # once in each sampled step, in none of the others
+
+
+def test_a_loop_that_stops_to_tell_its_clipping_is_measured_again(toy):
+    optimizer = torch.optim.SGD(toy.parameters(), lr=1e-3)
+    gradients = hooked(toy, optimizer)
+    gradients.sampled = False
+    for step in range(4):
+        optimizer.zero_grad()
+        toy.loss(batch(step)).backward()
+        total = nn.utils.clip_grad_norm_(toy.parameters(), 1e-2)
+        if step == 0:
+            gradients.clipped(total, 1e-2)
+        optimizer.step()
+        seen, _ = numbers(gradients)
+        if step:
+            assert seen["grad_norm_clipped"] == pytest.approx(1e-2, rel=1e-4)
+        if step != 1:  # the first without was not foreseen
+            assert seen["grad_norm"] == pytest.approx(float(total))
+
+
+def test_what_no_number_comes_before_clipping_of_is_none_after_it():
+    for total in (math.inf, math.nan):
+        assert math.isnan(total * clip_factor(total, 1.0))
+        assert torch.isnan(torch.tensor(total) * clip_factor(torch.tensor(total), 1.0))
 
 
 def test_with_accumulation_the_norm_is_of_the_whole_step_whatever_its_length(toy):
@@ -166,7 +221,7 @@ def test_update_ratio_and_rms_are_those_of_the_step_that_was_taken(toy, kind, de
         moved = torch.cat([(new - old).detach().flatten() for old, new in pairs]).norm()
         size = torch.cat([old.flatten() for old, _ in pairs]).norm()
         seen, _ = numbers(gradients)
-        assert seen["update_ratio"] == pytest.approx(float(moved / size), rel=1e-2)
+        assert seen["update_ratio"] == pytest.approx(float((moved / size).detach()), rel=1e-2)
         if second:
             rms = [(p.grad**2 / v.clamp_min(1e-16)).mean().sqrt() for p, v in second.items()]
             assert seen["rms_max"] == pytest.approx(float(torch.stack(rms).max()), rel=1e-4)
@@ -233,7 +288,9 @@ def test_attention_is_what_the_model_computes_and_the_forward_pass_is_the_same(t
     p = logits.masked_fill(hidden, -math.inf).softmax(-1)
     entropy = -(p * p.clamp_min(1e-30).log()).sum(-1)[:, 1:]
     visible = torch.arange(2, logits.shape[1] + 1).float().log()
-    assert seen["attention_entropy:0"] == pytest.approx(float((entropy / visible).mean()), rel=1e-4)
+    assert seen["attention_entropy:0"] == pytest.approx(
+        float((entropy / visible).mean().detach()), rel=1e-4
+    )
     assert seen["attention_logit_max"] >= float(logits.masked_fill(hidden, -math.inf).max()) - 1e-5
     assert seen["activation_sd:1"] > 0
     inside.remove()
@@ -296,7 +353,7 @@ def test_no_value_is_brought_to_the_host_before_it_is_read_late(toy):
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-            values, _ = gradients.taken()
+            values = gradients.taken().values | gradients.last()
             values |= inside.taken()
     assert reads.found == []
     assert {"grad_norm", "rms_max", "update_ratio", "attention_logit_max"} <= set(values)
@@ -317,6 +374,34 @@ def test_values_come_back_with_their_steps_in_order():
     assert late.newest() == 3
     assert late.take() == [(step, {"loss": float(step), "rate": 0.5}) for step in range(4)]
     assert late.newest() is None
+
+
+def test_values_that_are_added_come_with_the_step_that_was_put_last():
+    late = LateReader()
+    late.add({"nobody": 1.0})
+    late.put(0, {"loss": torch.tensor(1.0)})
+    late.add({"update_ratio": torch.tensor(0.5)})
+    late.put(1, {"loss": 2.0})
+    assert late.take() == [(0, {"loss": 1.0, "update_ratio": 0.5}), (1, {"loss": 2.0})]
+
+
+def test_values_on_a_device_wait_until_they_have_been_sent():
+    class There(LateReader):
+        """As on a device whose copies are there at once."""
+
+        def _sent(self, names, tensors):
+            return _Pack(names, torch.stack(tensors), None)
+
+    late = There()
+    value = torch.tensor(1.0)
+    for step in range(4):
+        late.put(step, {"rate": 0.5})
+        late._waiting[-1].unsent = {"loss": value + step}  # what `add` does for a device
+        if step == 3:  # the device has no events: what was sent two steps ago is there
+            assert [what for what, _ in late.take()] == [0, 1]
+    assert late.take(everything=True) == [
+        (step, {"rate": 0.5, "loss": 1.0 + step}) for step in (2, 3)
+    ]
 
 
 @pytest.mark.parametrize(

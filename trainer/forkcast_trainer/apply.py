@@ -6,7 +6,7 @@ import hashlib
 
 from forkcast.actions import KEEP, Action
 from forkcast_trainer.clipping.spam import reset_moments
-from forkcast_trainer.engine import Engine
+from forkcast_trainer.step import Engine
 
 
 def apply(engine: Engine, action: Action) -> None:

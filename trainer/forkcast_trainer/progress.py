@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from forkcast_trainer.engine import ActionState, Position
+from forkcast_trainer.step import ActionState, Position
 from forkcast_wire import beats
 from forkcast_wire.files import replace_bytes
 

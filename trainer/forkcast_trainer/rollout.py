@@ -24,8 +24,9 @@ from forkcast.records import StateKind, StateRef, StepStats, Trial, TrialStatus
 from forkcast_trainer import checkpoint, state
 from forkcast_trainer.apply import apply
 from forkcast_trainer.data import identity
-from forkcast_trainer.engine import Engine, placement
+from forkcast_trainer.placement import placement
 from forkcast_trainer.slots import Slots
+from forkcast_trainer.step import Engine
 from forkcast_wire import crash, history, keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil
 from forkcast_wire.manifest import TrainingRunSpec

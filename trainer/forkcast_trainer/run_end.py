@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 from forkcast.records import StateKind
 from forkcast_trainer import state
-from forkcast_trainer.engine import Engine, Placement
+from forkcast_trainer.placement import Placement
 from forkcast_trainer.randomness import Randomness
 from forkcast_trainer.saver import Saver
+from forkcast_trainer.step import Engine
 from forkcast_wire import beats
 from forkcast_wire.documents import Complete
 

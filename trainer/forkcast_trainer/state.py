@@ -25,9 +25,9 @@ from forkcast_trainer import randomness, schema
 from forkcast_trainer.checkpoint import CheckpointError, Shaped, Snapshot
 from forkcast_trainer.clipping import ClippingPolicy
 from forkcast_trainer.data.sampler import SamplerState
-from forkcast_trainer.engine import ActionState, Engine
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.randomness import Randomness
+from forkcast_trainer.step import ActionState, Engine
 from forkcast_wire import beats
 from forkcast_wire.documents import load
 
@@ -112,7 +112,7 @@ def restore(engine: Engine, saved: Snapshot) -> None:
     position.internals = parts.internals
     randomness.put(engine.place.device, parts.own)
     engine.generators = randomness.Shards(engine.place.device, parts.others)
-    engine.forget_update()
+    engine.observer.forget()
 
 
 def check(engine: Engine, saved: Snapshot) -> None:

@@ -18,13 +18,14 @@ from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, StepStats
 from forkcast_trainer import checkpoint, state
 from forkcast_trainer.data import identity
-from forkcast_trainer.engine import Engine, Placement, placement
 from forkcast_trainer.errors import NoUsableStateError
 from forkcast_trainer.newer_epoch import NewerEpoch, NewerEpochReader, Newest
 from forkcast_trainer.orders import Order, Orders
+from forkcast_trainer.placement import Placement, placement
 from forkcast_trainer.progress import Progress
 from forkcast_trainer.run_end import LEAVE_SECONDS, End, RunEnd
 from forkcast_trainer.saver import Saver
+from forkcast_trainer.step import Engine
 from forkcast_wire import beats, crash, keys
 from forkcast_wire.documents import (
     DocumentError,

@@ -7,15 +7,18 @@ of the weights might not fit beside the user's model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from forkcast_watch.late import Value, kept
 from forkcast_watch.norms import norms
 
-#: Elements of one slice: 64 MiB of float32 for each of its temporaries.
-_SLICE = 16 << 20
+#: Elements of one slice: 16 MiB of float32 for each of its temporaries, which stay in a GPU's cache.
+_SLICE = 4 << 20
+#: By group of the optimizer: the rate that a step uses, and the parameters that it changes.
+Begun: TypeAlias = list[tuple[Value, list[Tensor]]]
 
 
 def slices(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
@@ -45,7 +48,7 @@ def rms_max(optimizer: torch.optim.Optimizer) -> Tensor | None:
     ratios = []
     for group in optimizer.param_groups:
         floor = float(group.get("eps", 1e-8)) ** 2
-        for part in slices(_with_moments(optimizer, group)):
+        for part in slices(_with_moments(optimizer, with_gradients(group))):
             scaled = torch._foreach_clamp_min(
                 [optimizer.state[p]["exp_avg_sq"] for p in part], floor
             )
@@ -59,26 +62,36 @@ def rms_max(optimizer: torch.optim.Optimizer) -> Tensor | None:
     return torch.stack([one.to(first, non_blocking=True) for one in ratios]).max()
 
 
-def _with_moments(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[Tensor]:
-    """Those that have a gradient and a second moment of the same shape, as Adam keeps it."""
+def begun(optimizer: torch.optim.Optimizer) -> Begun:
+    """Of the step that begins now. A rate that is a tensor is copied: a schedule changes it in place."""
+    return [(kept(group["lr"]), with_gradients(group)) for group in optimizer.param_groups]
+
+
+def with_gradients(group: dict[str, Any]) -> list[Tensor]:
+    """The parameters of a group that a step changes."""
+    return [p for p in group["params"] if p.grad is not None]
+
+
+def _with_moments(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[Tensor]:
+    """Those that have a second moment of the same shape, as Adam keeps it."""
     found = []
-    for p in group["params"]:
+    for p in parameters:
         moment = optimizer.state[p].get("exp_avg_sq") if p in optimizer.state else None
-        if p.grad is not None and isinstance(moment, Tensor) and moment.shape == p.shape:
+        if isinstance(moment, Tensor) and moment.shape == p.shape:
             found.append(p)
     return found
 
 
 @torch.no_grad()
-def update_ratio(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """L2 norm of the update that Adam or AdamW has just made over that of the weights, which are those
+def update_ratio(optimizer: torch.optim.Optimizer, begun: Begun) -> Tensor | None:
+    """L2 norm of the update that Adam or AdamW made last over that of the weights, which are those
     after it. None if it made none.
     """
     updates: list[Tensor] = []
     weights: list[Tensor] = []
-    for group in optimizer.param_groups:
-        for part in slices(_with_moments(optimizer, group)):
-            sizes = norms(_adam(optimizer, group, part)) * group["lr"]
+    for group, (rate, parameters) in zip(optimizer.param_groups, begun, strict=True):
+        for part in slices(_with_moments(optimizer, parameters)):
+            sizes = norms(_adam(optimizer, group, part)) * rate
             updates.append(sizes.norm())
             weights.append(norms(part).norm())
     if not updates:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from forkcast.parameter_groups import GROUPS
 from forkcast.records import Event, StepStats
 from forkcast_watch.feed import Feed, Sink
-from forkcast_watch.gradients import Gradients, shards
+from forkcast_watch.gradients import Gradients, clip_factor, shards
 from forkcast_watch.inside import PIECE as INSIDE
 from forkcast_watch.inside import Inside, compiled
-from forkcast_watch.late import LateReader, Value
+from forkcast_watch.late import LateReader, Value, kept
 from forkcast_watch.ranks import PIECE as RANKS
 from forkcast_watch.ranks import RankLosses, open_store, place
 from forkcast_watch.run_folder import RunFolder, open_folder
@@ -100,7 +100,9 @@ class Watch:
         else:
             named: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
             make = self._tolerance.shield("gradient norms", Gradients)
-            self._gradients = make(named, self._optimizer, scaler, self._tolerance)
+            self._gradients = make(
+                named, self._optimizer, scaler, self._tolerance, behind=self._late.send
+            )
         if self._settings.inside_every == 0:
             return
         if sharded or compiled(model):
@@ -143,7 +145,7 @@ class Watch:
         """The loss of one micro-batch, nats/token, where a step accumulates several; `step` takes their
         mean.
         """
-        self._losses.append(loss.detach().clone() if isinstance(loss, Tensor) else loss)
+        self._losses.append(kept(loss))
 
     def step(
         self,
@@ -165,7 +167,20 @@ class Watch:
             loss = None
         if self._accelerated is not None and not _syncs(self._accelerated):
             return
-        self._take(loss, grad_norm, tokens)
+        given = None if loss is None else kept(loss)
+        self._take(given, None if grad_norm is None else kept(grad_norm), tokens)
+
+    def ended(self, loss: Tensor | None, tokens: int | None) -> None:
+        """`step`, for a loop that hands over a loss that nobody changes in place."""
+        if not self._closed:
+            self._take(loss, None, tokens)
+
+    def clipped(self, total: Tensor, largest: float) -> None:
+        """The loop has clipped the gradients of all parameters by their norm, which was ``total`` [0-d], to
+        at most ``largest``: the norms need not be measured again.
+        """
+        if self._gradients is not None and not self._closed:
+            self._gradients.clipped(total, largest)
 
     def forward_begins(self) -> None:
         """The model computes from here on, on a batch to be trained on; see `called`."""
@@ -204,6 +219,8 @@ class Watch:
             return
         self._closed = True
         atexit.unregister(self.close)
+        if self._gradients is not None:
+            self._late.add(self._gradients.last())
         self._unhook()
         self._tolerance.shield("the last steps", self._drain)(everything=True)
         self._feed.close()
@@ -239,7 +256,10 @@ class Watch:
         values: dict[str, Value] = {}
         stepped = True
         if self._gradients is not None:
-            values, stepped = self._gradients.taken()
+            taken = self._gradients.taken()
+            values, stepped = taken.values, taken.stepped
+            if taken.of_last:
+                self._late.add(taken.of_last)
         if self._inside is not None:
             values |= self._inside.taken()
         if grad_norm is not None:
@@ -270,6 +290,8 @@ class Watch:
     def _record(self, step: _Step, values: Mapping[str, float]) -> StepStats:
         losses = [value for name, value in values.items() if name.startswith("loss:")]
         norm, clipped = values.get("grad_norm", math.nan), values.get("grad_norm_clipped", math.nan)
+        if "clip_at" in values and "grad_norm" in values:
+            clipped = norm * clip_factor(norm, values["clip_at"])
         overflow = values.get("overflow", 0.0) > 0
         start = self._settings.start_step
         per_step = self._settings.tokens_per_step or 0
@@ -281,7 +303,9 @@ class Watch:
             step=step.number,
             loss=sum(losses) / len(losses) if losses else math.nan,
             grad_norm=_measured(norm, known="grad_norm" in values),
-            grad_norm_clipped=_measured(clipped, known="grad_norm_clipped" in values),
+            grad_norm_clipped=_measured(
+                clipped, known="grad_norm_clipped" in values or "clip_at" in values
+            ),
             learning_rate=values.get("learning_rate", step.learning_rate),
             tokens=step.tokens + start * per_step,
             update_ratio=values.get("update_ratio"),

@@ -84,9 +84,16 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]  # as mypy sees it w
         )
         wrapped = getattr(self._trainer, "model_wrapped", model)
         self.watch = Watch(wrapped, optimizer, settings)
-        self._undo = (
-            self._on_trainer() if self._trainer is not None else self._on_model(args, model)
-        )
+        if self._trainer is None:
+            self._undo = self._on_model(args, model)
+            return
+        undo_step, undo_clipping = self._on_trainer(), self._on_clipping()
+
+        def undo() -> None:
+            undo_clipping()
+            undo_step()
+
+        self._undo = undo
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """An optimizer step has ended."""
@@ -99,7 +106,7 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]  # as mypy sees it w
         if losses:
             total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
             loss = total if self._scaled else total / len(losses)
-        self.watch.step(loss, tokens=tokens or None)
+        self.watch.ended(loss, tokens or None)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
@@ -127,7 +134,6 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]  # as mypy sees it w
     def _on_trainer(self) -> Callable[[], None]:
         """Read what `training_step` returns, whoever has overridden it; returns what undoes that."""
         trainer: Any = self._trainer
-        former = trainer.__dict__.get("training_step")
         original = trainer.training_step
 
         def training_step(model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
@@ -137,20 +143,29 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]  # as mypy sees it w
             except BaseException:
                 self.close()  # no callback is told of it
                 raise
-            self._losses.append(loss.detach())
+            self._losses.append(loss.detach().clone())  # here, where the device is behind
             self._tokens += tokens
             return loss
 
         self._scaled = True
-        trainer.training_step = training_step
+        return _replaced(trainer, "training_step", training_step)
 
-        def undo() -> None:
-            if trainer.__dict__.get("training_step") is training_step:
-                del trainer.training_step
-                if former is not None:
-                    trainer.training_step = former
+    def _on_clipping(self) -> Callable[[], None]:
+        """The norm that clipping has measured need not be measured twice; returns what undoes that."""
+        accelerator: Any = getattr(self._trainer, "accelerator", None)
+        original = getattr(accelerator, "clip_grad_norm_", None)
+        if original is None:
+            return _nothing
 
-        return undo
+        def clip_grad_norm_(
+            parameters: Any, max_norm: float, norm_type: float = 2, *more: Any, **named: Any
+        ) -> Any:
+            total = original(parameters, max_norm, norm_type, *more, **named)
+            if self.watch is not None and norm_type == 2 and type(total) is Tensor:
+                self.watch.clipped(total, max_norm)
+            return total
+
+        return _replaced(accelerator, "clip_grad_norm_", clip_grad_norm_)
 
     def _on_model(self, args: Any, model: nn.Module) -> Callable[[], None]:
         """Read the loss that the model gives, as `Trainer.compute_loss` does if nobody overrides it."""
@@ -163,7 +178,7 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]  # as mypy sees it w
             loss = output.get("loss") if isinstance(output, dict) else None
             if isinstance(loss, Tensor) and loss.numel() == 1:
                 self._scaled = named.get("num_items_in_batch") is not None
-                self._losses.append(loss.detach() * (ranks if self._scaled else 1))
+                self._losses.append(loss.detach() * (ranks if self._scaled else 1))  # a new one
                 self._tokens += _count(named)
 
         handle: RemovableHandle = model.register_forward_hook(Unsaved(passed), with_kwargs=True)
@@ -174,6 +189,20 @@ def _count(inputs: Any) -> int:
     """Tokens of a micro-batch over all ranks, taken to be alike; 0 if there is no saying."""
     ids = inputs.get("input_ids") if hasattr(inputs, "get") else None
     return ids.numel() * place()[1] if isinstance(ids, Tensor) else 0
+
+
+def _replaced(subject: Any, name: str, made: Callable[..., Any]) -> Callable[[], None]:
+    """Put a method on one object; returns what takes it off, if nobody has put another over it."""
+    former = subject.__dict__.get(name)
+    setattr(subject, name, made)
+
+    def undo() -> None:
+        if subject.__dict__.get(name) is made:
+            delattr(subject, name)
+            if former is not None:
+                setattr(subject, name, former)
+
+    return undo
 
 
 def _nothing() -> None:

@@ -1,6 +1,6 @@
-"""One model in training: everything that must survive a restart, and the step that changes it.
-
-`Engine.step` reads from top to bottom. What a checkpoint holds is listed in `state.py`.
+"""One optimizer step, read from top to bottom in `Engine.step`, and the model in training that it
+changes. What of it survives a restart is listed in `state.py`; what a step looked like is read by
+`observe.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from forkcast.actions import KEEP
-from forkcast.parameter_groups import group_of
 from forkcast.records import StepStats
 from forkcast.spikes import SpikeScore
-from forkcast_trainer import clipping, internals, models, randomness, stressors
+from forkcast_trainer import clipping, models, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches
 from forkcast_trainer.data.identity import identity_of
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.tokens import prepare
-from forkcast_trainer.errors import TrainerError
+from forkcast_trainer.internals import Internals
+from forkcast_trainer.observe import Measured, Observer
+from forkcast_trainer.placement import Placement
 from forkcast_trainer.schedule import scheduled_rate
 from forkcast_trainer.stressors.long_sequence import LONGER
 from forkcast_wire import beats
-from forkcast_wire.manifest import Device, Dtype, StressorType, TrainingRunSpec
+from forkcast_wire.manifest import StressorType, TrainingRunSpec
 
 _REWARM_STEPS = 150
 _OPTIMIZERS = {"AdamW": torch.optim.AdamW}
@@ -59,52 +60,7 @@ class Position:
     attempt: int = 0
     tokens: int = 0
     loss: float | None = None
-    internals: internals.Internals | None = None
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Which process this is, and on what it computes."""
-
-    device: torch.device
-    dtype: torch.dtype
-    rank: int = 0
-    world: int = 1
-
-
-def placement(spec: TrainingRunSpec, rank: int = 0, world: int = 1, local: int = 0) -> Placement:
-    """Resolve Auto: the GPU where there is one, bf16 where it has it. The GPU becomes the process's
-    own, so that nothing of it ends up on another rank's.
-
-    Raises TrainerError if a GPU is asked for that is not there.
-    """
-    wish, count = spec.model.device, torch.cuda.device_count()
-    cuda = wish is Device.CUDA or (wish is Device.AUTO and count > 0)
-    if cuda and local >= count:
-        raise TrainerError(
-            "spec.model.device",
-            f"process {local} of this machine finds {count} GPUs",
-            "lower parallelism.processesPerNode, or use Cpu",
-        )
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    bf16 = cuda and torch.cuda.is_bf16_supported()
-    dtypes = {
-        Dtype.AUTO: torch.bfloat16 if bf16 else torch.float32,
-        Dtype.BFLOAT16: torch.bfloat16,
-        Dtype.FLOAT16: torch.float16,
-        Dtype.FLOAT32: torch.float32,
-    }
-    return Placement(device, dtypes[spec.model.dtype], rank, world)
-
-
-@dataclass
-class _Moments:
-    """What a step keeps for its own statistics."""
-
-    update: list[Tensor] | None = None
-    totals: dict[str, Tensor] = field(default_factory=dict)
+    internals: Internals | None = None
 
 
 class Engine:
@@ -152,7 +108,6 @@ class Engine:
         self.module.train()
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
-        self.groups = [group_of(name) for name in self.named]
         self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
         self.forward: Callable[..., Any] = self.module
@@ -162,7 +117,13 @@ class Engine:
         self.position = Position()
         self.spikes = SpikeScore()
         self.clipping = self.make_clipping(KEEP)
-        self._update: list[Tensor] | None = None
+        self.observer = Observer(
+            self.module,
+            self.optimizer,
+            spec.statistics,
+            epsilon=spec.optimizer.epsilon,
+            autocast=self.autocast,
+        )
 
     # ------------------------------------------------------------------------------------ set-up
 
@@ -192,30 +153,24 @@ class Engine:
     def step(self) -> StepStats:
         """Take one optimizer step; returns what it looked like."""
         started = time.perf_counter()
-        step, training = self.position.step, self.spec.training
-        sampled = step % self.spec.statistics.update_every_steps == 0
+        step = self.position.step
         rate, decay = self.rates(step)
         self.optimizer.zero_grad(set_to_none=True)
         loss, micro, first = self._gradients(step)
         self.scaler.unscale_(self.optimizer)
         overflow = self._overflow()
-        result = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
-        skip = result.skip or overflow or not math.isfinite(float(result.norm))
+        clipped = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
+        norm = float(clipped.norm)
+        skip = clipped.skip or overflow or not math.isfinite(norm)
         # only rank 0 reports: a copy of the weights on the others would be thrown away
-        extra = self._before_update() if sampled and not skip and self.place.rank == 0 else None
+        reports = self.place.rank == 0
+        before = self.observer.before(step) if reports and not skip else None
         if not skip:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-                group["weight_decay"] = decay if group["decays"] else 0.0
-            self.scaler.step(self.optimizer)
+            self._update(rate, decay)
         self.scaler.update()
-        measured = self._after_update(extra) if extra is not None else {}
-        inside = self._internals(step, first)
-        count = training.micro_batch_size * training.gradient_accumulation_steps
-        self.position.tokens += count * self.spec.data.sequence_length * self.shards
-        self.position.step = step + 1
-        self.position.loss = loss if math.isfinite(loss) else self.position.loss
-        self.spikes.fold(step, loss, float(result.norm))
+        measured = self.observer.after(step, before, first) if reports else Measured()
+        self._move_on(loss, norm, measured.internals)
+        inside = measured.internals
         return StepStats(
             run_uid=self.run_uid,
             epoch=self.position.epoch,
@@ -223,18 +178,18 @@ class Engine:
             rank=self.place.rank,
             step=step,
             loss=loss,
-            grad_norm=float(result.norm),
-            grad_norm_clipped=float(result.clipped_norm),
+            grad_norm=norm,
+            grad_norm_clipped=float(clipped.clipped_norm),
             learning_rate=rate,
             tokens=self.position.tokens,
-            update_ratio=measured.get("update_ratio"),
-            rms_max=measured.get("rms_max"),
-            update_cosine=measured.get("update_cosine"),
+            update_ratio=measured.update_ratio,
+            rms_max=measured.rms_max,
+            update_cosine=measured.update_cosine,
             attention_entropy=inside.attention_entropy if inside else None,
             attention_logit_max=inside.attention_logit_max if inside else None,
             activation_mean=inside.activation_mean if inside else None,
             activation_sd=inside.activation_sd if inside else None,
-            group_grad_norms={k[5:]: v for k, v in measured.items() if k.startswith("norm:")},
+            group_grad_norms=measured.group_grad_norms,
             skipped=skip,
             step_seconds=time.perf_counter() - started,
         )
@@ -318,6 +273,22 @@ class Engine:
                 parameter.grad = total if parameter.grad is None else total.add_(parameter.grad)
         return own
 
+    def _update(self, rate: float, decay: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+            group["weight_decay"] = decay if group["decays"] else 0.0
+        self.scaler.step(self.optimizer)
+
+    def _move_on(self, loss: float, norm: float, inside: Internals | None) -> None:
+        """To the next step. norm: of the gradient before clipping. inside: None if not sampled."""
+        position, training = self.position, self.spec.training
+        windows = training.micro_batch_size * training.gradient_accumulation_steps * self.shards
+        self.spikes.fold(position.step, loss, norm)
+        position.tokens += windows * self.spec.data.sequence_length
+        position.step += 1
+        position.loss = loss if math.isfinite(loss) else position.loss
+        position.internals = inside or position.internals
+
     def autocast(self) -> AbstractContextManager[object]:
         """The forward pass's precision."""
         if self.place.dtype is torch.float32:
@@ -330,76 +301,6 @@ class Engine:
         return nn.functional.cross_entropy(
             logits.float().reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1)
         )
-
-    # -------------------------------------------------------------------------------- statistics
-
-    def forget_update(self) -> None:
-        """After a restore the last update is not the state's: the cosine starts anew."""
-        self._update = None
-
-    @torch.no_grad()
-    def _before_update(self) -> _Moments:
-        """What must be read before the optimizer changes weights and moments."""
-        kept = _Moments()
-        grads = [p.grad for p in self.parameters]
-        present = [g for g in grads if g is not None]
-        norms = torch.stack(torch._foreach_norm(present)).float()
-        squares: dict[str, list[Tensor]] = {}
-        for group, norm in zip(
-            (g for g, grad in zip(self.groups, grads, strict=True) if grad is not None),
-            norms,
-            strict=True,
-        ):
-            squares.setdefault(group, []).append(norm**2)
-        kept.totals = {f"norm:{k}": torch.stack(v).sum().sqrt() for k, v in squares.items()}
-        if (largest := self._rms_max()) is not None:
-            kept.totals["rms_max"] = largest
-        if self._update is not None:
-            last = [u for g, u in zip(grads, self._update, strict=True) if g is not None]
-            dots = [torch.dot(g.flatten(), u.flatten()) for g, u in zip(present, last, strict=True)]
-            sizes = torch.stack(torch._foreach_norm(self._update)).norm() * norms.norm()
-            kept.totals["update_cosine"] = torch.stack(dots).sum() / (sizes + 1e-30)
-        kept.update = [p.detach().clone() for p in self.parameters]
-        return kept
-
-    def _rms_max(self) -> Tensor | None:
-        """Largest sqrt(mean(g^2 / max(v, eps^2))) over the tensors (arXiv 2304.13013, section 3),
-        as the norm of g / sqrt(max(v, eps^2)) over the root of the tensor's size.
-        """
-        state = self.optimizer.state
-        present = [p for p in self.parameters if p.grad is not None and "exp_avg_sq" in state[p]]
-        if not present:
-            return None
-        floor = self.spec.optimizer.epsilon**2
-        scaled = torch._foreach_clamp_min([state[p]["exp_avg_sq"] for p in present], floor)
-        torch._foreach_sqrt_(scaled)
-        ratios = torch._foreach_div([p.grad for p in present if p.grad is not None], scaled)
-        sizes = [p.numel() ** 0.5 for p in present]
-        return torch.stack(torch._foreach_div(torch._foreach_norm(ratios), sizes)).max()
-
-    @torch.no_grad()
-    def _after_update(self, kept: _Moments) -> dict[str, float]:
-        """The sampled statistics as numbers, read in one transfer."""
-        if kept.update is None:
-            return {}
-        before = torch.stack(torch._foreach_norm(kept.update)).norm()
-        torch._foreach_sub_(kept.update, list[Tensor](self.parameters))
-        torch._foreach_neg_(kept.update)
-        self._update = kept.update
-        moved = torch.stack(torch._foreach_norm(kept.update)).norm()
-        totals = {**kept.totals, "update_ratio": moved / (before + 1e-30)}
-        values = torch.stack([value.float().reshape(()) for value in totals.values()]).tolist()
-        return dict(zip(totals, values, strict=True))
-
-    def _internals(self, step: int, sequence: Tensor) -> internals.Internals | None:
-        if step % self.spec.statistics.internals_every_steps or self.place.rank:
-            return None
-        if not hasattr(self.module, "transformer"):
-            return None
-        with self.autocast():
-            seen = internals.sample(self.module, sequence)
-        self.position.internals = seen
-        return seen
 
     # -------------------------------------------------------------------------------- evaluation
 
