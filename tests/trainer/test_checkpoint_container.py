@@ -209,11 +209,7 @@ class Backwards:
     """A codec: the bytes in reverse."""
 
     @staticmethod
-    def encode(chunk, itemsize, level):
-        return bytes(chunk[::-1])
-
-    @staticmethod
-    def decode(frame, chunk, itemsize):
+    def decode(frame, chunk, _):
         chunk[:] = list(bytes(frame)[::-1])
 
 
