@@ -15,6 +15,9 @@ from forkcast.spikes import MERGE_STEPS
 LEAST_SIZE: Final = 0.06
 
 _VALIDATIONS = 8
+#: Steps between two that count. The rule is made for one every some hundred steps: a log with one in each
+#: row would have two in a row that are worse by chance every 200.
+_APART: Final = 10
 _EVENT_SIGMAS = 1.5
 _EVENT_RUNNING = 2
 #: Validations running, and by how many sigmas each of them is worse, that are beyond chance: a sigma of
@@ -51,14 +54,16 @@ class Validations:
         self._accepted: list[float] = []
         self._worse: list[float] = []
         self._onset = 0
+        self._counted = -_APART  # step of the last that counted
 
     def fold(self, step: int, loss: float, *, agrees: bool) -> Worse | None:
         """What this one comes to, if it is more than what was told of those before. agrees: whether a signal of
         the training loss has departed. Worse ones enter the history only after a branch was asked for or
         eight of them: their level is known then, and it must not fire again at each of them.
         """
-        if not usable(loss):
+        if not usable(loss) or 0 <= step - self._counted < _APART:
             return None
+        self._counted = step
         if not exceeds_trend(self._accepted[-_VALIDATIONS:], loss, _EVENT_SIGMAS):
             self._accept([loss])
             return None
@@ -91,13 +96,13 @@ class Validations:
         return limit, max(sigma, trend(before)[1]) if len(before) == _VALIDATIONS else sigma
 
     def state(self) -> list[list[float]]:
-        """The accepted and the worse ones, and the first step of those."""
-        return [list(self._accepted), list(self._worse), [self._onset]]
+        """The accepted and the worse ones, the first step of those, and that of the last that counted."""
+        return [list(self._accepted), list(self._worse), [self._onset, self._counted]]
 
     def restore(self, state: Sequence[Sequence[float]]) -> None:
         """Become what `state` was taken from."""
         self._accepted, self._worse = ([float(value) for value in one] for one in state[:2])
-        self._onset = int(state[2][0])
+        self._onset, self._counted = (int(step) for step in state[2])
 
 
 class EventRate:

@@ -348,6 +348,40 @@ def test_a_progress_bar_drawn_twice_is_one_row(tmp_path, expected, bar):
     assert (run["rows"], run["events"]) == (400, expected)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[{s:05d}/01200] loss={loss} grad_norm={norm}",
+        "Epoch: [0][{s:4d}/1200]\tTime  0.123 ( 0.130)\tLoss {loss} (2.3456e+00)\tgrad_norm {norm}",
+        "Train Epoch: 1 [{s}/60000 (7%)]\tLoss: {loss}\tgrad_norm: {norm}",
+        "2026-11-28 10:00:00 [1/8] [{s}/1200] loss: {loss} grad_norm: {norm}",
+    ],
+)
+def test_a_counter_in_brackets_is_the_step(tmp_path, expected, line):
+    rows = [row | {"step": 2 * row["step"]} for row in course()]
+    text = "\n".join(line.format(s=r["step"], loss=r["loss"], norm=r["grad_norm"]) for r in rows)
+    run = only(found(tmp_path, text.encode()))
+    assert (run["rows"], run["last_step"]) == (400, 798)
+    assert [one["step"] for one in run["events"]] == [2 * one["step"] for one in expected]
+
+
+def test_a_count_that_stands_still_is_no_step(tmp_path, expected):
+    text = "\n".join(f"[0/8] loss: {r['loss']} grad_norm: {r['grad_norm']}" for r in course())
+    run = only(found(tmp_path, text.encode()))
+    assert (run["rows"], run["events"]) == (400, expected)
+    rows = [
+        {
+            "step": 7,
+            "iteration": r["step"],
+            **r,
+        }
+        for r in course()
+    ]
+    rows = [{**{k: v for k, v in row.items() if k != "step"}, "global_step": 7} for row in rows]
+    run = only(found(tmp_path, lines(rows)))
+    assert (run["rows"], run["events"]) == (400, expected)
+
+
 def test_a_guess_is_told_as_one_with_what_else_it_could_be(tmp_path):
     """Regression: `loss/ce` was taken for the loss beside `loss/total` without a word."""
     rows = [
@@ -501,6 +535,8 @@ def test_presets_are_chosen_and_compared(tmp_path, expected):
     assert [row[0] for row in rows[1:]] == list(PRESETS)
     compared = only(json.loads(ran(path, "--compare", "--json")))
     assert compared["events"] == compared["presets"]["Forkcast"] == expected
+    assert set(compared["rules"]) == set(PRESETS)
+    assert "olmo" in compared["rules"]["OlmoCore"].lower()
     alone = only(json.loads(ran(path, "--preset", "OlmoCore", "--json")))
     assert alone["events"] == compared["presets"]["OlmoCore"] != expected
     assert "one of Forkcast, Literal" in ran(path, "--preset", "olmo", code=2)

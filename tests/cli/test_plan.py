@@ -9,7 +9,7 @@ import pytest
 
 from forkcast_cli.plan import lines, plan
 from forkcast_cli.shapes import SHAPES, plan_model, vocabulary_size
-from forkcast_trainer.data.tokens import open_tokenizer
+from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.models import build
 from forkcast_wire.manifest import Data, TextSource, TrainingRun
 from forkcast_wire.manifest_file import ManifestError

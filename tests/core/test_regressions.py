@@ -47,6 +47,20 @@ def test_the_second_worse_validation_in_a_row_is_an_event() -> None:
     assert after([2.45, 2.45], history=ROUGH) == [(900, Tier.EVENT)]
 
 
+def test_validations_nearer_than_ten_steps_to_the_last_that_counted_are_passed_over() -> None:
+    """Regression: a log with a validation in each row had 83 events."""
+    whole, sparse = Validations(), Validations()
+    noise = [2.0 + 0.03 * math.sin(7.0 * n * n) for n in range(600)]
+    told = [whole.fold(step, loss, agrees=False) for step, loss in enumerate(noise)]
+    tenth = [sparse.fold(step, noise[step], agrees=False) for step in range(0, 600, 10)]
+    assert [one for one in told if one] == [one for one in tenth if one]
+    assert whole.state() == sparse.state()
+    # a run that goes on from an earlier step is no run that stands still
+    before = whole.state()
+    whole.fold(20, 2.0, agrees=False)
+    assert whole.state() != before
+
+
 def test_one_worse_validation_is_none() -> None:
     assert after([2.6, 2.1, 2.6, 2.0, 2.6, 1.9]) == []
 

@@ -102,6 +102,26 @@ def test_a_stretch_whose_norm_does_not_move_is_the_batch_and_no_event() -> None:
     assert "gradient norm unchanged: this is the batch" in cause
 
 
+def test_a_stretch_that_is_far_and_lasts_is_an_event_that_asks_for_nothing() -> None:
+    """Regression: 30 rows of 1.5 nats more, with the gradient norm of before, were not told."""
+    found = readings(laid_over(flat(), AT, AT + 30, rise=1.5))
+    (event,) = [one for one in events(found) if one.component == "volatility"]
+    assert (event.tier, event.onset_step) == (Tier.EVENT, AT)
+    assert AT + 4 <= event.step <= AT + 6
+    assert "gradient norm unchanged: this is the batch" in event.cause
+    assert triggers(found) == []
+    assert found[-1].index.tier is Tier.CALM
+
+
+def test_a_norm_that_doubles_later_makes_a_state_of_what_was_the_batch() -> None:
+    rows = laid_over(laid_over(flat(), AT, AT + 60, rise=1.5), AT + 15, AT + 60, rise=0, norm=4)
+    found = [one for one in events(readings(rows)) if one.component == "volatility"]
+    assert (found[0].tier, found[0].step < AT + 10) == (Tier.EVENT, True)
+    branch = next(one for one in found if one.tier is Tier.BRANCH)
+    assert AT + 15 <= branch.step <= AT + 17
+    assert branch.onset_step == AT
+
+
 def test_a_shift_that_lasts_is_seen_whatever_the_norm_says() -> None:
     found = readings(laid_over(flat(2500), AT, 2500, rise=0.3))
     first = triggers(found)[0]

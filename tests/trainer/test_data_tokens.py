@@ -19,7 +19,8 @@ from forkcast_trainer.data.batches import Batches, ValidationBatches, window_cou
 from forkcast_trainer.data.files import source_files
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.text import pieces
-from forkcast_trainer.data.tokens import open_tokenizer, prepare
+from forkcast_trainer.data.tokenizer import open_tokenizer
+from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.errors import DataError
 from forkcast_wire.manifest import Data, TextSource, Validation
 from tests.waiting import HANG_SECONDS

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from forkcast.parameter_groups import GROUPS, group_of
-from forkcast_trainer.data.tokens import open_tokenizer
+from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.models import MODELS, build
 from forkcast_trainer.models.gpt2 import SHAPES

@@ -5,7 +5,8 @@ import pytest
 
 from forkcast_trainer.data.batches import Batches
 from forkcast_trainer.data.sampler import Sampler, SamplerState
-from forkcast_trainer.data.tokens import TokenFile, open_tokenizer
+from forkcast_trainer.data.tokenizer import open_tokenizer
+from forkcast_trainer.data.tokens import TokenFile
 from forkcast_trainer.stressors import STRESSORS, make
 from forkcast_trainer.stressors.base import DataStressor
 from forkcast_trainer.stressors.text_artifacts import mangled_pool

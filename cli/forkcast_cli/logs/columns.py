@@ -18,6 +18,8 @@ from forkcast_cli.logs.numbers_in_text import as_number
 _MOST_NAMES: Final = 4096
 #: A name in fewer than one of so many rows of its most frequent rival is passed over.
 _SELDOM: Final = 4
+#: So many rows of one value are no count of steps.
+_STILL_ROWS: Final = 16
 #: Roles of which a wrong guess would be a wrong report.
 _WEIGHED: Final = (Role.LOSS, Role.GRAD_NORM)
 
@@ -100,7 +102,10 @@ class Columns:
         self._seen.update(counts)
 
     def weigh(self, rows: Collection[Mapping[str, Any]]) -> None:
-        """See by the first rows which other names fit as well. A name with the same values is the same."""
+        """See by the first rows which other names fit as well. A name with the same values is the same, and
+        one whose value stands still is no step.
+        """
+        self._pass_over_still(rows)
         for role in _WEIGHED:
             chosen = self.found.get(role)
             if chosen is None or role in self.given:
@@ -114,6 +119,22 @@ class Columns:
                 and place(role, name) is not None
                 and _differ(chosen, name, rows)
             ]
+
+    def _pass_over_still(self, rows: Collection[Mapping[str, Any]]) -> None:
+        chosen, loss = self.found.get(Role.STEP), self.found.get(Role.LOSS)
+        if chosen is None or Role.STEP in self.given:
+            return
+        values: dict[str, list[float | None]] = {chosen: []}
+        for row in rows:
+            for name, value in row.items() if loss in row else ():
+                if name == chosen or place(Role.STEP, name) is not None:
+                    values.setdefault(name, []).append(as_number(value))
+        if len(values[chosen]) < _STILL_ROWS or len(set(values[chosen])) > 1:
+            return
+        del self.found[Role.STEP]
+        better = self.best(Role.STEP, [name for name, each in values.items() if len(set(each)) > 1])
+        if better is not None:
+            self.found[Role.STEP] = better
 
     def unsure(self) -> dict[Role, list[str]]:
         """The roles whose name is a guess, with the other names that fit."""

@@ -21,6 +21,9 @@ _PAIR: Final = re.compile(
 )
 #: The counter of a progress bar of tqdm, or of Keras; tqdm calls it `it`.
 _BAR: Final = re.compile(r"(?<![\w/.-])(\d+)/(?:\d+|\?) (?:\[(?:\d+:|[=>.])|\u2501)")
+#: The same in brackets, as torch's examples print it: `Epoch: [0][ 12/400]`, `Epoch: 1 [640/60000 (1%)]`.
+#: Of several the one that goes furthest: others count ranks or epochs.
+_COUNTER: Final = re.compile(r"\[ *(\d+)/ *(\d+)(?: *\( *\d+%\))? *\]")
 _LONGEST: Final = 2000
 
 
@@ -33,9 +36,10 @@ def _read(line: str) -> Values | None:
             if spoils(words[0]):
                 break
             words = words[1:]
-    bar = _BAR.search(line[:_LONGEST])
-    if bar is not None:
+    if bar := _BAR.search(line[:_LONGEST]):
         values.setdefault("it", bar[1])
+    elif counters := _COUNTER.findall(line[:_LONGEST]):
+        values.setdefault("it", max(counters, key=lambda one: int(one[1]))[0])
     return values or None
 
 

@@ -4,7 +4,8 @@ One row tells nothing: of the losses that stand alone, 99 in 100 are the batch. 
 summed (CUSUM, Page 1954), each clipped to [-3, 2.5] scales and less one: C rises by at most 1.5 a row,
 which makes the tail of a batch's mean and of one rank's loss nearly the same, and returns to 0 between
 two departures. The gradient norm votes: if it doubled when C left 0, the state of the run is concerned;
-if it did not move, it is the data, and the sum is held below what makes an event.
+if it did not move, it is the data, and the sum is held below what makes an event, unless it is severe and
+lasts: then it is told, and never asks for a branch.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _VOTED = 4.5
 _ALONE = 7.45
 #: What a departure without a vote comes to at most: seen, never an event.
 _UNVOTED_MOST = 2.4
+#: But one that is severe, and so long that the sum is at its cap, is an event: other data, or a fault of them.
+_LASTS = 1.05 * EVENT
 _VOTE = math.log(2)
 #: The norm may have led the loss by so many rows.
 _LEAD = 4
@@ -80,9 +83,12 @@ class Volatility(SignalBase):
             self._vote = rise
         size = self._size = level.recent - self._ref
         scale = self._ref_scale
-        self.severe = size > _SEVERE_SCALES * scale and size > _SEVERE_SIZE
-        self.healed = size <= scale
+        far = size > _SEVERE_SCALES * scale and size > _SEVERE_SIZE
         voted = self._vote is None or self._vote >= _VOTE
+        # what is the batch's is no state to go back from
+        self.severe, self.healed = far and voted, size <= scale or not voted
+        if far and not voted and total == _CAP and not level.rate_rose:
+            return _LASTS
         u = EVENT * total / (_ALONE if self._vote is None else _VOTED)
         unvoted = EVENT * total / _ALONE
         if size <= LEAST_SIZE or not voted or (level.rate_rose and not self.severe):
@@ -121,7 +127,11 @@ class Volatility(SignalBase):
         self._led = deque(state["led"], maxlen=_LEAD)
         self._vote = state["vote"]
         scale = self._ref_scale
+        voted = self._vote is None or self._vote >= _VOTE
         self.severe = bool(
-            self._rows and self._size > _SEVERE_SCALES * scale and self._size > _SEVERE_SIZE
+            self._rows
+            and voted
+            and self._size > _SEVERE_SCALES * scale
+            and self._size > _SEVERE_SIZE
         )
-        self.healed = not self._rows or self._size <= scale
+        self.healed = not self._rows or self._size <= scale or not voted

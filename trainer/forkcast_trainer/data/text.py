@@ -1,16 +1,19 @@
 """Where documents come from: files, folders, Parquet, JSON lines, a data set, the standard library.
 
-Nothing holds a whole document: they come in pieces, so that memory is bounded whatever the size.
+They come in pieces, so that memory is bounded whatever the size. A row of a table is held whole, a file
+of text never is.
 """
 
 from __future__ import annotations
 
 import json
 import lzma
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 from forkcast_trainer.data.decode import Counts, cut, decoded
 from forkcast_trainer.data.files import STDLIB, Content, content_of, opened, source_files
@@ -18,7 +21,9 @@ from forkcast_trainer.errors import DataError
 from forkcast_wire.echo import first_line, one_line, shown
 from forkcast_wire.manifest import TextFormat, TextSource
 
-_ROWS = 64
+_ROWS: Final = 64
+_BUFFER: Final = 1 << 20
+_LONGEST_LINE: Final = 64 << 20
 
 
 class Piece(NamedTuple):
@@ -28,6 +33,13 @@ class Piece(NamedTuple):
     ends: bool
 
 
+@dataclass
+class _Wanted:
+    """Bytes of text that are still wanted."""
+
+    left: int
+
+
 def pieces(source: TextSource, field: str, counts: Counts | None = None) -> Iterator[Piece]:
     """The documents of a source in a fixed order, cut at ``max_bytes``; nothing is read beyond it.
 
@@ -35,29 +47,28 @@ def pieces(source: TextSource, field: str, counts: Counts | None = None) -> Iter
     read, or holds no text.
     """
     counts = counts if counts is not None else Counts()
-    left = source.max_bytes or None
-    for piece in _all_pieces(source, field, counts):
+    wanted = _Wanted(source.max_bytes or sys.maxsize)
+    for piece in _all_pieces(source, field, counts, wanted):
         text, ends = piece
-        if left is not None:
-            data = text.encode(errors="replace")[:left]
-            left -= len(data)
-            ends = ends or left <= 0
-            text = data.decode(errors="ignore")
+        data = text.encode(errors="replace")
+        if len(data) >= wanted.left:
+            text, ends = data[: wanted.left].decode(errors="ignore"), True
+        wanted.left -= len(data)
         counts.characters += len(text)
         counts.documents += ends
         yield Piece(text, ends)
-        if left is not None and left <= 0:
+        if wanted.left <= 0:
             return
 
 
-def _all_pieces(source: TextSource, field: str, counts: Counts) -> Iterator[Piece]:
+def _all_pieces(source: TextSource, field: str, counts: Counts, wanted: _Wanted) -> Iterator[Piece]:
     if source.format is TextFormat.DATASET:
         yield from _documents(_dataset(source, field, counts))
         return
     for path in source_files(source, field):
         counts.files += 1
         try:
-            yield from _file(source, path, field, counts)
+            yield from _file(source, path, field, counts, wanted)
         except DataError:
             raise
         except (OSError, EOFError, zlib.error, lzma.LZMAError, _zstd_error()) as error:
@@ -74,7 +85,9 @@ def _zstd_error() -> type[Exception]:
     return ZstdError
 
 
-def _file(source: TextSource, path: Path, field: str, counts: Counts) -> Iterator[Piece]:
+def _file(
+    source: TextSource, path: Path, field: str, counts: Counts, wanted: _Wanted
+) -> Iterator[Piece]:
     content = content_of(path, source.format)
     if content is Content.TABLE:
         yield from _documents(_parquet(path, source.text_column, field, counts))
@@ -84,7 +97,8 @@ def _file(source: TextSource, path: Path, field: str, counts: Counts) -> Iterato
             yield from _documents(_lines(file, path, source.text_column, field, counts))
         else:
             lenient = source.uri == STDLIB  # it tests its own decoders
-            yield from _document(decoded(file, path, field, counts, lenient=lenient))
+            most = wanted.left
+            yield from _document(decoded(file, path, field, counts, most=most, lenient=lenient))
 
 
 def _documents(texts: Iterable[str]) -> Iterator[Piece]:
@@ -112,12 +126,13 @@ def _text(value: Any, place: str, column: str, field: str, counts: Counts) -> st
     return value
 
 
-def _lines(
-    file: Iterable[bytes], path: Path, column: str, field: str, counts: Counts
-) -> Iterator[str]:
+def _lines(file: BinaryIO, path: Path, column: str, field: str, counts: Counts) -> Iterator[str]:
     """JSON lines: an object a line."""
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
         place = f"{path} line {number}"
+        if len(line) == _LONGEST_LINE:
+            rule = f"{place} is longer than {_LONGEST_LINE >> 20} MiB"
+            raise DataError(f"{field}.uri", rule, "write one object a line, or split the document")
         if not line.strip():
             continue
         try:
@@ -144,7 +159,8 @@ def _parquet(path: Path, column: str, field: str, counts: Counts) -> Iterator[st
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        # a page at a time: by default a whole row group is read ahead
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
             names = file.schema_arrow.names
             if column not in names:
                 known = ", ".join(names)

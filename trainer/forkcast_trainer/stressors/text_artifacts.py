@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from forkcast_trainer.data.tokens import open_tokenizer
+from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.stressors.base import DataStressor, Ids, Text
 from forkcast_wire.manifest import Stressor
 
