@@ -18,27 +18,24 @@ import multiprocessing
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from small_runs import draw_run
-from torch import Tensor
 
 from forkcast.actions import Action, Lattice
 from forkcast.records import Index, StepStats, Window, window_row
-from forkcast.spikes import SpikeScore
 from forkcast_monitor.config import configure
 from forkcast_monitor.detector import Detector
 from forkcast_proxy.records import Fork, Outcome, Record, recovery_steps, write
 from forkcast_trainer.apply import apply
 from forkcast_trainer.checkpoint import Snapshot
+from forkcast_trainer.course import DIVERGED_NATS, DIVERGED_STEPS, Course
 from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.placement import placement
-from forkcast_trainer.rollout import DIVERGED_NATS, DIVERGED_STEPS, MEAN_WEIGHTS
 from forkcast_trainer.state import restore, snapshot
 from forkcast_trainer.step import Engine
 from forkcast_wire.manifest import TrainingRunSpec
@@ -68,55 +65,7 @@ class Plan:
     healthy: bool = False
 
 
-# ------------------------------------------------------------------------------- following a lineage
-
-
-@dataclass
-class Course:
-    """A lineage as it is followed: losses by step, recent weights, spikes, divergence."""
-
-    spikes: SpikeScore = field(default_factory=SpikeScore)
-    losses: dict[int, float] = field(default_factory=dict)
-    weights: deque[list[Tensor]] = field(default_factory=lambda: deque(maxlen=MEAN_WEIGHTS))
-    base_loss: float | None = None
-    high: int = 0
-    diverged: bool = False
-
-    def advance(self, engine: Engine) -> StepStats:
-        """One step."""
-        stats = engine.step()
-        self.losses[stats.step] = stats.loss
-        self.spikes.fold(stats.step, stats.loss, stats.grad_norm)
-        over = self.base_loss is not None and stats.loss > self.base_loss + DIVERGED_NATS
-        self.high = self.high + 1 if over else 0
-        if not math.isfinite(stats.loss) or self.high >= DIVERGED_STEPS:
-            self.diverged = True
-        self.weights.append([p.detach().clone() for p in engine.parameters])
-        return stats
-
-    def evaluate(self, engine: Engine) -> tuple[float, float]:
-        """(raw, mean-weights) validation loss, nats/token; NaN where diverged."""
-        if self.diverged:
-            return math.nan, math.nan
-        raw = engine.evaluate()
-        count = max(1, min(MEAN_WEIGHTS, len(self.weights), len(self.losses) // 2))
-        recent = list(self.weights)[-count:]
-        with torch.no_grad():
-            kept = [p.detach().clone() for p in engine.parameters]
-            for index, parameter in enumerate(engine.parameters):
-                parameter.copy_(torch.stack([one[index] for one in recent]).mean(0))
-            mean = engine.evaluate()
-            for parameter, weight in zip(engine.parameters, kept, strict=True):
-                parameter.copy_(weight)
-        return raw, mean
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """A state of the main run with the spike rule's history."""
-
-    state: Snapshot
-    spikes: dict[str, list[float]]
+# -------------------------------------------------------------------------------------- the main run
 
 
 @dataclass
@@ -124,7 +73,7 @@ class MainRun:
     """The run itself: its states, statistics, triggers, and what it measured as the control."""
 
     course: Course
-    saved: dict[int, Saved]
+    saved: dict[int, Snapshot]
     seen: list[tuple[StepStats, Index]]
     triggers: list[tuple[int, int]]
     measured: dict[int, tuple[float, float]]
@@ -134,19 +83,20 @@ def follow_main(
     engine: Engine, drawn: list[int], plan: Plan, validate_every: int
 ) -> MainRun | None:
     """Train the run to its end; None if time ran out. ``drawn``: fork steps known beforehand."""
-    run = MainRun(Course(), {}, [], [], {})
+    run = MainRun(Course(engine), {}, [], [], {})
     detector = Detector(configure(engine.spec.uncertainty), engine.run_uid)
-    wanted = {step + horizon for step in drawn for horizon in plan.horizons}
+    for step in drawn:
+        _expect(run.course, step, plan)
     total = engine.spec.training.total_steps
     while engine.position.step < total and not run.course.diverged:
         if time.monotonic() > plan.deadline:
             return None
         step = engine.position.step
         if step % _SAVE_EVERY == 0:
-            run.saved[step] = Saved(snapshot(engine), run.course.spikes.state())
-        if step in wanted:
-            run.measured[step] = run.course.evaluate(engine)
-        stats = run.course.advance(engine)
+            run.saved[step] = snapshot(engine)
+        if run.course.expected:
+            run.measured[step] = run.course.validate()
+        stats = run.course.step()
         if step % validate_every == validate_every - 1:
             stats = replace(stats, validation_loss=engine.evaluate())
         reading = detector.fold(stats)
@@ -159,8 +109,13 @@ def follow_main(
             and len(run.triggers) < plan.forks
         ):
             run.triggers.append((step + 1, trigger.onset_step))
-            wanted |= {step + 1 + horizon for horizon in plan.horizons}
+            _expect(run.course, step + 1, plan)
     return run
+
+
+def _expect(course: Course, fork: int, plan: Plan) -> None:
+    for horizon in plan.horizons:
+        course.expect(fork + horizon)
 
 
 def window_of(run: MainRun, uid: str, step: int, total_steps: int) -> Window:
@@ -173,18 +128,17 @@ def window_of(run: MainRun, uid: str, step: int, total_steps: int) -> Window:
 
 
 def rollout(
-    engine: Engine, base: Saved, action: Action, fork: int, plan: Plan
+    engine: Engine, base: Snapshot, action: Action, fork: int, plan: Plan
 ) -> tuple[Course, dict[int, tuple[float, float]]]:
     """Restore, apply, replay to the fork and on; ((raw, mean) by horizon)."""
-    restore(engine, base.state)
-    course = Course(base_loss=engine.position.loss)
-    course.spikes.restore(base.spikes)
+    restore(engine, base)
+    course = Course(engine)
     apply(engine, action)
+    _expect(course, fork, plan)
     measured = {}
     for horizon in plan.horizons:
-        while engine.position.step < fork + horizon and not course.diverged:
-            course.advance(engine)
-        measured[horizon] = course.evaluate(engine)
+        course.run_to(fork + horizon)
+        measured[horizon] = course.validate()
     return course, measured
 
 
@@ -198,13 +152,14 @@ def outcomes(
 ) -> Iterator[Outcome]:
     """One outcome a horizon."""
     step, onset = fork
-    level = _level(run.course.losses, onset)
-    base = min(course.losses)
-    lineage = {s: loss for s, loss in run.course.losses.items() if s < base} | course.losses
+    main = _losses(run.course)
+    level = _level(main, onset)
+    before = {s: loss for s, loss in main.items() if s < course.first_step}
+    lineage = before | _losses(course)
     for horizon, (raw, mean) in measured.items():
         end = step + horizon
         control = run.measured.get(end, (math.nan, math.nan))
-        control_lost = _lost(run.course.losses, step, end)
+        control_lost = _lost(main, step, end)
         control_event = control_lost or _event(run.course, step, end)
         lost = course.diverged if course is not run.course else control_lost
         yield Outcome(
@@ -217,9 +172,13 @@ def outcomes(
             event=lost or _event(course, step, end),
             control_event=control_event,
             recovery_steps=recovery_steps(lineage, step, end, level),
-            steps_run=0 if course is run.course else len(course.losses),
+            steps_run=0 if course is run.course else len(course.rows),
             healthy=healthy and not control_lost,
         )
+
+
+def _losses(course: Course) -> dict[int, float]:
+    return {row.step: row.loss for row in course.rows}
 
 
 def _event(course: Course, step: int, end: int) -> bool:
