@@ -67,3 +67,13 @@ def test_a_lineage_that_diverges_ends_there_and_has_no_validation(make_engine, f
     assert all(math.isnan(loss) for loss in course.validate())
     course.run_to(50)
     assert len(course.rows) == steps
+
+
+def test_weights_summed_for_a_validation_that_is_not_taken_are_let_go(make_engine):
+    """A rung that a former process of the rollout has measured is passed over."""
+    engine = make_engine()
+    course = Course(engine)
+    course.run_to(4)
+    assert course.expected
+    course.run_to(8)
+    assert list(course._means) == [8]

@@ -43,6 +43,7 @@ class Course:
 
     def step(self) -> StepStats:
         """One step."""
+        self._means.pop(self._engine.position.step, None)  # it has not been validated there
         stats = self._engine.step()
         crash.reach("step")
         if not math.isfinite(stats.loss):
@@ -71,7 +72,7 @@ class Course:
 
     @property
     def expected(self) -> bool:
-        """Whether it is to be validated at the step it stands at."""
+        """Whether it is to be validated at the step it stands at; once it goes on, it no longer is."""
         return self._engine.position.step in self._means
 
     @torch.no_grad()

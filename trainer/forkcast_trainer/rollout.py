@@ -1,7 +1,8 @@
 """One rollout: restore a base, apply an action, run from rung to rung, publish what was measured.
 
 It replays base -> trigger under its action, then runs on; at each rung it validates, publishes its end
-state (where that can be adopted) and then the trial, and waits to be asked for more. It never writes anything that the main run reads except those.
+state (if that can be adopted) and then the trial, and waits to be asked for more. It never writes
+anything that the main run reads except those.
 """
 
 from __future__ import annotations
