@@ -17,7 +17,7 @@ from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, StepStats
 from forkcast_trainer import checkpoint, state
-from forkcast_trainer.data import identity
+from forkcast_trainer.data import identity, published
 from forkcast_trainer.errors import NoUsableStateError
 from forkcast_trainer.newer_epoch import NewerEpoch, NewerEpochReader, Newest
 from forkcast_trainer.orders import Order, Orders
@@ -62,6 +62,7 @@ class TrainingRun:
         self.info = load(RunInfo, (workdir / keys.RUN).read_bytes())
         self.store: Store = wait_for(lambda: open_store(spec.storage, workdir), stop)
         self.place: Placement = placement(spec, *ranks)
+        published.fetch(self.store, spec.data, workdir / "tokens")
         self.engine = Engine(spec, self.info.uid, workdir, self.place)
         self.engine.position.attempt = attempt
         self.base_step = 0
@@ -108,6 +109,7 @@ class TrainingRun:
         if self.place.rank == 0:
             accept = self.spec.training.changed_text == "Accept"
             wait_for(lambda: identity.claim(self.store, ours, accept=accept), self.stop)
+            published.publish_aside(self.store, self.spec.data, self.workdir / "tokens")
 
     def _resume(self) -> LineageEntry | None:
         """Continue from the newest valid state of the highest epoch; the lineage log is the truth
