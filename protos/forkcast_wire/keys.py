@@ -134,14 +134,14 @@ def rollout_state(trigger_id: str, candidate: str, rung: int) -> str:
     return f"{rollout(trigger_id, candidate)}/end-{rung:06d}"
 
 
-def token_file(name: str) -> str:
-    """The ids of a text, as they are in the token file of this name."""
-    return f"{TOKENS_PREFIX}{name}.bin"
+def token_file(text: str) -> str:
+    """The ids of a text, by its 32 digits: a digest of source, tokenizer and options."""
+    return f"{TOKENS_PREFIX}{text}.bin"
 
 
-def token_card(name: str) -> str:
+def token_card(text: str) -> str:
     """The facts of a token file, written last: without it the token file does not exist."""
-    return f"{TOKENS_PREFIX}{name}.json"
+    return f"{TOKENS_PREFIX}{text}.json"
 
 
 def history(epoch: int, attempt: int, first: int, last: int) -> str:
