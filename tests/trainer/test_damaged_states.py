@@ -45,14 +45,14 @@ def saved_run(tmp_path_factory, run_in):
         if step in STEPS:
             folder = keys.state(StateKind.CHECKPOINT, 0, 0, step)
             checkpoint.publish(
-                training.store,
+                FolderStore(run.folder),
                 state.snapshot(training.engine),
                 folder,
                 StateKind.CHECKPOINT,
                 scratch,
                 1,
             )
-    training.reporter.close()
+    training.report.reporter.close()
     return run
 
 
@@ -67,7 +67,7 @@ def resumed(run, folder):
     """The step that a new attempt begins with."""
     stop = threading.Event()
     training = TrainingRun(run.manifest.spec, folder, monitor="", attempt=1, stop=stop)
-    training.reporter.close()
+    training.report.reporter.close()
     return training.engine.position.step
 
 
