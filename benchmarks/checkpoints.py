@@ -1,7 +1,9 @@
-"""Checkpoint bytes and CPU: the container against torch.save, in memory-backed files.
+"""Checkpoint bytes, speed and CPU: the container, of both versions of its format, against torch.save
+and safetensors, in memory-backed files.
 
-Two states with real moments: the quickstart's model, and a GPT-2 of about 14M parameters. Both
-sides get the same snapshot; what each reads back is compared bit by bit in the timed run's files.
+Two states with real moments: the quickstart's model, and a GPT-2 of about 14M parameters. All sides
+get the same snapshot, in turns; what each reads back is compared bit by bit in the timed run's files.
+`again` is torch.save a second time: what differs between equals.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import first_format
 import machine
 import served
 import torch
 from figures import Row, median, times
+from safetensors.torch import load_file, save_file
 
 from forkcast_trainer.checkpoint import Snapshot, read_container, write_container
 from forkcast_trainer.placement import placement
@@ -33,8 +37,8 @@ class _Side:
     write: Callable[[Path], object]
     read: Callable[[Path], Snapshot]
     size: int = 0
-    writes: list[float] = field(default_factory=list)  # CPU seconds
-    reads: list[float] = field(default_factory=list)
+    writes: list[tuple[float, float]] = field(default_factory=list)  # wall and CPU, seconds
+    reads: list[tuple[float, float]] = field(default_factory=list)
 
 
 def measure(scale: float) -> list[Row]:
@@ -62,47 +66,80 @@ def _load(path: Path) -> Snapshot:
     return Snapshot(found["meta"], found["tensors"])
 
 
-def _compared(saved: Snapshot, model: str, level: int, rounds: int) -> list[Row]:
+def _sides(saved: Snapshot, level: int) -> dict[str, _Side]:
     whole = {"meta": dict(saved.meta), "tensors": dict(saved.tensors)}
-    sides = {
-        "torch.save": _Side(lambda path: torch.save(whole, path), _load),
-        "container": _Side(lambda path: write_container(saved, path, level), read_container),
-        "container, raw": _Side(lambda path: write_container(saved, path, 0), read_container),
+
+    def saving(path: Path) -> None:
+        torch.save(whole, path)
+
+    def ours(level: int, threads: int) -> _Side:
+        return _Side(
+            lambda path: write_container(saved, path, level, threads=threads),
+            lambda path: read_container(path, threads=threads),
+        )
+
+    return {
+        _BASE: _Side(saving, _load),
+        "again": _Side(saving, _load),
+        "safetensors": _Side(
+            lambda path: save_file(dict(saved.tensors), path),
+            lambda path: Snapshot(saved.meta, load_file(path)),
+        ),
+        "version 1": _Side(lambda path: first_format.write(saved, path, level), read_container),
+        "version 1, raw": _Side(lambda path: first_format.write(saved, path, 0), read_container),
+        "planes, 1 thread": ours(level, 1),
+        "planes, 2 threads": ours(level, 2),
+        "raw, 1 thread": ours(0, 1),
+        "raw, 2 threads": ours(0, 2),
     }
+
+
+def _compared(saved: Snapshot, model: str, level: int, rounds: int) -> list[Row]:
+    sides = _sides(saved, level)
     with tempfile.TemporaryDirectory(dir=machine.memory_folder()) as name:
         for _ in range(rounds + 1):
             for side in sides.values():
                 _round(side, saved, Path(name) / "state")
-    raw = sum(t.numel() * t.element_size() for t in saved.tensors.values()) / 1e9
-    rows = []
+    raw = sum(t.numel() * t.element_size() for t in saved.tensors.values()) / 1e6
+    rows, base = [], _figures(sides[_BASE], raw)
     for label, side in sides.items():
-        base = sides["torch.save"]
-        figures = (
-            ("bytes", side.size / 1e6, base.size / 1e6, "MB"),
-            ("write", median(side.writes[1:]) / raw, median(base.writes[1:]) / raw, "CPU s/GB"),
-            ("read", median(side.reads[1:]) / raw, median(base.reads[1:]) / raw, "CPU s/GB"),
-        )
-        for what, value, reference, unit in figures:
-            whose = label if side is not base else f"torch.{_PEER[what]}"
-            row = Row(section="checkpoint", name=f"{model} {what}: {whose}", value=value, unit=unit)
-            if side is not base:
-                row = replace(row, ratio=value / reference, against=f"torch.{_PEER[what]}")
+        for (what, unit), value in _figures(side, raw).items():
+            row = Row(section="checkpoint", name=f"{model} {what}: {label}", value=value, unit=unit)
+            if label != _BASE:
+                row = replace(row, ratio=value / base[what, unit], against=_BASE)
             rows.append(row)
     return rows
 
 
-_PEER = {"bytes": "save", "write": "save", "read": "load"}
+_BASE = "torch.save"
+
+
+def _figures(side: _Side, megabytes: float) -> dict[tuple[str, str], float]:
+    """By what and unit; medians of the rounds but the first, which warms up. Rates are of the state's
+    bytes, whatever became of them in the file.
+    """
+    found = {("bytes", "MB"): side.size / 1e6}
+    for what, rounds in (("save", side.writes), ("load", side.reads)):
+        wall, cpu = (median(list(column)) for column in zip(*rounds[1:], strict=True))
+        found[what, "MB/s"] = megabytes / wall
+        found[f"{what} CPU", "CPU s/GB"] = 1e3 * cpu / megabytes
+    return found
 
 
 def _round(side: _Side, saved: Snapshot, path: Path) -> None:
-    before = time.process_time()
+    started = time.perf_counter(), time.process_time()
     side.write(path)
-    side.writes.append(time.process_time() - before)
+    side.writes.append(_since(started))
     side.size = path.stat().st_size
-    before = time.process_time()
+    started = time.perf_counter(), time.process_time()
     found = side.read(path)
-    side.reads.append(time.process_time() - before)
+    side.reads.append(_since(started))
     path.unlink()
     for name, tensor in saved.tensors.items():
         if not torch.equal(found.tensors[name], tensor):
             raise RuntimeError(f"{name} did not survive the file")
+
+
+def _since(started: tuple[float, float]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    return time.perf_counter() - started[0], time.process_time() - started[1]

@@ -18,6 +18,8 @@ _PACKAGES = (
     "protobuf",
     "onnxruntime",
     "zstandard",
+    "blake3",
+    "safetensors",
     "pyarrow",
 )
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -23,7 +23,7 @@ _NEEDED = {
         "pyarrow",
         "minio",
     ),
-    "trainer": ("torch", "transformers", "zstandard"),
+    "trainer": ("torch", "transformers", "zstandard", "blake3"),
     "proxy": ("onnxruntime",),
     "cli": ("typer", "rich", "jinja2", "psutil"),
 }

@@ -28,6 +28,7 @@ class Refusal(StrEnum):
     BUDGET = "Budget"
     RESERVED = "BudgetReserved"  # the rest of the budget is kept for severe departures
     TRIED = "DepartureTried"  # its departure has had branches, smaller each time; none is left
+    WATCHED = "Watched"  # somebody else's loop: nothing of this project acts on it
     END_OF_RUN = "EndOfRun"  # not even the first rung fits into the steps left
 
     @property
@@ -38,6 +39,7 @@ class Refusal(StrEnum):
 
 _IN_WORDS: Final = {
     Refusal.MODE: "the mode opens none (branching.mode)",
+    Refusal.WATCHED: "the run is only watched",
     Refusal.RUN_FINISHED: "the run has ended",
     Refusal.STALE_EPOCH: "another branch has abandoned the steps it speaks of",
     Refusal.NO_LOAN: "no cut of the learning rate is to be paid back",

@@ -271,7 +271,8 @@ class StateKind(StrEnum):
 class StateRef:
     """A durable training state: a folder of the store that holds cp_<step>.ptz and manifest.json.
 
-    key: the folder's key, without a trailing slash. digest: sha256 hex of the .ptz bytes.
+    key: the folder's key, without a trailing slash. digest: sha256 hex of the .ptz file's index,
+    which holds the digests of its frames (of the whole file in format version 1).
     good: True once W healthy steps followed it.
     """
 

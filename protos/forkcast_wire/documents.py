@@ -23,8 +23,9 @@ from forkcast.records import StateKind, StateRef
 from forkcast_wire import keys, schema_1
 
 T = TypeVar("T")
-#: The version of the checkpoint format that is written and read.
-STATE_FORMAT = 1
+#: The version of the checkpoint format that is written, and those that are read.
+STATE_FORMAT = 2
+_STATE_FORMATS = (1, STATE_FORMAT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +209,7 @@ def _belongs(manifest: StateManifest, folder: str) -> bool:
     place = folder
     if ref.kind is not StateKind.ROLLOUT:
         place = keys.state(ref.kind, ref.epoch, ref.attempt, ref.step)
-    return manifest.format_version == STATE_FORMAT and ref.key == folder == place
+    return manifest.format_version in _STATE_FORMATS and ref.key == folder == place
 
 
 def survey(store: Store, kind: StateKind) -> tuple[list[StateRef], list[str]]:

@@ -99,11 +99,6 @@ def binomial_upper(k: int, n: int, alpha: float) -> float:
     return _root(lambda p: _binomial_tail(k + 1, n, p), 1 - alpha)
 
 
-def clopper_pearson(k: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
-    """The two-sided exact interval at confidence 1 - alpha."""
-    return binomial_lower(k, n, alpha / 2), binomial_upper(k, n, alpha / 2)
-
-
 @dataclass(frozen=True, slots=True)
 class AdaptiveLevel:
     """Adaptive conformal inference (Gibbs and Candes, arXiv 2106.00170, eq. 2): the working alpha

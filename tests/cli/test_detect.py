@@ -535,6 +535,8 @@ def test_presets_are_chosen_and_compared(tmp_path, expected):
     assert [row[0] for row in rows[1:]] == list(PRESETS)
     compared = only(json.loads(ran(path, "--compare", "--json")))
     assert compared["events"] == compared["presets"]["Forkcast"] == expected
+    assert set(compared["rules"]) == set(PRESETS)
+    assert "olmo" in compared["rules"]["OlmoCore"].lower()
     alone = only(json.loads(ran(path, "--preset", "OlmoCore", "--json")))
     assert alone["events"] == compared["presets"]["OlmoCore"] != expected
     assert "one of Forkcast, Literal" in ran(path, "--preset", "olmo", code=2)

@@ -19,6 +19,11 @@ _OURS = [
     "forkcast",
     "forkcast_wire",
     "forkcast_trainer.checkpoint",
+    "forkcast_trainer.container",
+    "forkcast_trainer.container_v1",
+    "forkcast_trainer.container_v2",
+    "forkcast_trainer.frame_codecs",
+    "forkcast_trainer.table",
     "forkcast_monitor",
     "forkcast_cli",
 ]

@@ -10,7 +10,6 @@ from forkcast_proxy.calibration import (
     AdaptiveLevel,
     binomial_lower,
     binomial_upper,
-    clopper_pearson,
     conformal_quantile,
     grouped_quantile,
     normalised_scores,
@@ -84,9 +83,10 @@ def test_no_event_in_fourteen_is_below_a_fifth():
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (37, 400), (0, 1)])
-def test_clopper_pearson_is_scipys(k, n):
+def test_the_bounds_are_those_of_scipys_exact_interval(k, n):
     expected = stats.binomtest(k, n).proportion_ci(0.9, "exact")
-    assert clopper_pearson(k, n, 0.1) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    bounds = binomial_lower(k, n, 0.05), binomial_upper(k, n, 0.05)
+    assert bounds == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_no_trials_say_nothing():

@@ -16,7 +16,6 @@ import zstandard
 from forkcast.records import StateKind
 from forkcast_trainer import checkpoint, state
 from forkcast_trainer.checkpoint import (
-    MAGIC,
     CheckpointError,
     Snapshot,
     read_container,
@@ -28,6 +27,7 @@ from forkcast_trainer.train import TrainingRun
 from forkcast_wire import keys
 from forkcast_wire.documents import StateManifest, load, read_manifest, survey
 from forkcast_wire.store import FolderStore
+from tests.trainer import containers
 
 STEPS = (10, 20, 30)
 
@@ -45,14 +45,14 @@ def saved_run(tmp_path_factory, run_in):
         if step in STEPS:
             folder = keys.state(StateKind.CHECKPOINT, 0, 0, step)
             checkpoint.publish(
-                training.store,
+                FolderStore(run.folder),
                 state.snapshot(training.engine),
                 folder,
                 StateKind.CHECKPOINT,
                 scratch,
                 1,
             )
-    training.reporter.close()
+    training.report.reporter.close()
     return run
 
 
@@ -67,7 +67,7 @@ def resumed(run, folder):
     """The step that a new attempt begins with."""
     stop = threading.Event()
     training = TrainingRun(run.manifest.spec, folder, monitor="", attempt=1, stop=stop)
-    training.reporter.close()
+    training.report.reporter.close()
     return training.engine.position.step
 
 
@@ -271,46 +271,32 @@ def test_a_state_that_cannot_be_is_refused_whole(make_engine, change):
 # ---------------------------------------------------------------- memory
 
 
-def row(name, shape, size, raw, codec="zstd"):
-    return {
-        "name": name,
-        "dtype": "float32",
-        "shape": shape,
-        "codec": codec,
-        "offset": 0,
-        "size": size,
-        "raw_size": raw,
-        "sha256": "",
-    }
-
-
-def assemble(path, meta, table, frames=b""):
-    header = json.dumps({"meta": meta, "tensors": table}).encode()
-    path.write_bytes(MAGIC + struct.pack("<Q", len(header)) + header + frames)
-
-
 def test_a_file_cannot_ask_for_more_memory_than_the_model_has(make_engine, tmp_path):
-    """A gigabyte of zeros packs into some kB; the table says it before a frame is unpacked."""
+    """A gigabyte of zeros packs into some kB; the index says it before a frame is unpacked."""
     one = make_engine()
     saved = state.snapshot(one)
-    shape = [1 << 28]
-    packer = zstandard.ZstdCompressor().compressobj(size=1 << 30)
-    frame = b"".join(packer.compress(bytes(1 << 20)) for _ in range(1 << 10)) + packer.flush()
-    names = dict.fromkeys(["rng.torch", *saved.tensors])
-    assert "model.transformer.wte.weight" in names
-    table = [row("model.transformer.wte.weight", shape, len(frame), 1 << 30)]
-    generator = {**row("rng.torch", [5056], 0, 5056), "dtype": "uint8", "offset": len(frame)}
-    assemble(tmp_path / "x.ptz", saved.meta, [*table, generator], frame)
+    name, path = "model.transformer.wte.weight", tmp_path / "x.ptz"
+    zeros = torch.zeros(1).expand(1 << 28)
+    plane = zstandard.ZstdCompressor().compress(bytes(1 << 20))
+    frame = struct.pack("<4I", *[len(plane)] * 4) + plane * 4
+    frames = [containers.frame(frame, "planes", 64 + n * len(frame)) for n in range(1 << 8)]
+    row = {"name": name, "dtype": "float32", "shape": list(zeros.shape), "frames": frames}
+    rng = {"name": "rng.torch", "dtype": "uint8", "shape": [0], "frames": []}
+    document = {"chunk_bytes": 4 << 20, "meta": saved.meta, "tensors": [row, rng]}
+    containers.signed(path, document, frame * (1 << 8))
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match="shape"):
-            read_container(tmp_path / "x.ptz", admit=partial(state.admit, one))
-        with pytest.raises(CheckpointError, match="damaged"):  # its digest; read in pieces
-            verify_container(tmp_path / "x.ptz")
+            read_container(path, admit=partial(state.admit, one))
+        verify_container(path)  # it is what it says; read chunk by chunk
+        frames[7][3] = frames[7][3][::-1]
+        containers.signed(path, document, frame * (1 << 8))
+        with pytest.raises(CheckpointError, match="damaged"):
+            verify_container(path)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert most < 64 << 20
+    assert most < 192 << 20
 
 
 def test_a_real_container_is_admitted_and_verified(make_engine, tmp_path):
@@ -323,9 +309,8 @@ def test_a_real_container_is_admitted_and_verified(make_engine, tmp_path):
 
 @pytest.mark.parametrize("shape", [[0, 1 << 48], [0] + [1 << 48] * 100], ids=["large", "many"])
 def test_a_shape_that_torch_refuses_is_damage(tmp_path, shape):
-    empty = {**row("a", shape, 0, 0, "raw")}
-    empty["sha256"] = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assemble(tmp_path / "x.ptz", {}, [empty])
+    row = {"name": "a", "dtype": "float32", "shape": shape, "frames": []}
+    containers.signed(tmp_path / "x.ptz", {"chunk_bytes": 64, "meta": {}, "tensors": [row]})
     try:
         saved = read_container(tmp_path / "x.ptz")
     except CheckpointError:
@@ -333,15 +318,19 @@ def test_a_shape_that_torch_refuses_is_damage(tmp_path, shape):
     assert tuple(saved.tensors["a"].shape) == tuple(shape)
 
 
-def test_more_memory_than_there_is_is_damage(tmp_path):
-    assemble(tmp_path / "x.ptz", {}, [row("a", [1 << 38], 8, 1 << 40, "raw")], b"12345678")
-    with pytest.raises(CheckpointError):
+def test_more_memory_than_the_file_has_frames_for_is_damage(tmp_path):
+    frames = [containers.frame(b"12345678")]
+    row = {"name": "a", "dtype": "float32", "shape": [1 << 38], "frames": frames}
+    document = {"chunk_bytes": 64 << 20, "meta": {}, "tensors": [row]}
+    containers.signed(tmp_path / "x.ptz", document, b"12345678")
+    with pytest.raises(CheckpointError, match="sizes contradict the shape"):
         read_container(tmp_path / "x.ptz")
 
 
 def test_a_table_of_three_hundred_thousand_tensors_is_refused_by_its_length(tmp_path):
-    table = [row(str(n), [0], 0, 0, "raw") for n in range(300_000)]
-    assemble(tmp_path / "x.ptz", {}, table)
+    row = {"dtype": "float32", "shape": [0], "frames": []}
+    table = [{"name": str(n), **row} for n in range(300_000)]
+    containers.signed(tmp_path / "x.ptz", {"chunk_bytes": 64, "meta": {}, "tensors": table})
     with pytest.raises(CheckpointError, match="300000 tensors"):
         read_container(tmp_path / "x.ptz")
 
@@ -351,6 +340,8 @@ def test_a_bool_that_is_neither_0_nor_1_is_refused(tmp_path):
     write_container(Snapshot({}, {"a": torch.ones(3, dtype=torch.bool)}), path, 0)
     assert read_container(path).tensors["a"].all()
     write_container(Snapshot({}, {"a": torch.full((3,), 2, dtype=torch.uint8)}), path, 0)
-    path.write_bytes(path.read_bytes().replace(b'"dtype": "uint8"', b'"dtype": "bool" '))
+    document, frames = containers.parts(path)
+    document["tensors"][0]["dtype"] = "bool"
+    containers.signed(path, document, frames)
     with pytest.raises(CheckpointError, match="bool"):
         read_container(path)

@@ -131,7 +131,7 @@ def test_a_state_that_the_end_has_saved_is_not_saved_again(store, attempt):
         saves += (access, key) == ("list", "checkpoints/")  # after each: what is to be pruned?
         if key == keys.COMPLETE and tries < 4:
             tries += 1
-            run._due.add(StateKind.CHECKPOINT)
+            run.boundary.due.add(StateKind.CHECKPOINT)
             away()
 
     store.before = before

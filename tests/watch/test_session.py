@@ -243,13 +243,22 @@ def test_a_forked_child_ends_nothing_of_its_parents(toy, tmp_path):
         ({"total_steps": True}, "total_steps: True is not an integer"),
         ({"uncertainty": {"windows": 3}}, "uncertainty.windows: Extra inputs"),
         ({"uncertainty": {"window": -3}}, "uncertainty.window"),
+        (
+            {"trackers": ["tensorbord:x"]},
+            "trackers: 'tensorbord:x' names no tracker; begin it with",
+        ),
+        ({"trackers": "jsonl:x"}, r"trackers: 'jsonl:x' is a text, .* write \['jsonl:x'\]"),
     ],
 )
-def test_a_wrong_setting_is_told_before_anything_is_hooked(toy, settings, said):
+def test_a_wrong_setting_is_told_before_anything_is_hooked_or_made(
+    toy, settings, said, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     optimizer = adam(toy)
     with pytest.raises(WatchError, match=said):
         forkcast.watch(toy, optimizer, **settings)
     assert not hooks_of(toy, optimizer)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_watched_is_told(toy, tmp_path):

@@ -61,7 +61,7 @@ class RunFolder:
         """A trigger that opens no branch, for `status`, `report` and `load_run`; once."""
         store = FolderStore(self.path)
         with suppress(AlreadyExists):
-            document = Suppression(trigger=trigger, reason=Refusal.MODE)
+            document = Suppression(trigger=trigger, reason=Refusal.WATCHED)
             put_document(store, keys.suppressed(trigger), document)
 
     def close(self) -> None:

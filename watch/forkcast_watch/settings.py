@@ -13,8 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from forkcast_monitor.config import configure
+from forkcast_watch.trackers import named
 from forkcast_watch.trackers.base import Tracker
 from forkcast_wire.manifest import Uncertainty
+from forkcast_wire.manifest_error import ManifestError
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 
@@ -68,6 +70,15 @@ class Settings:
             if value is not None and (type(value) is not int or value < least):
                 rule = f"{value!r} is not an integer of at least {least}"
                 raise WatchError(field, rule, "change it or leave it out")
+        if isinstance(self.trackers, str):
+            rule = f"{self.trackers!r} is a text, not a list of them"
+            raise WatchError("trackers", rule, f"write [{self.trackers!r}]")
+        for tracker in self.trackers:
+            if isinstance(tracker, str):
+                try:
+                    named(tracker)
+                except ManifestError as error:
+                    raise WatchError(error.field, error.rule, error.remedy) from None
         try:
             configure(Uncertainty.model_validate(dict(self.uncertainty or {})))
         except ValidationError as error:

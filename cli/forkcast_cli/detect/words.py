@@ -11,6 +11,7 @@ from forkcast_cli.detect.logged_run import LoggedRun
 from forkcast_cli.detect.session import Session
 from forkcast_cli.logs.columns import Columns
 from forkcast_cli.logs.names import Role
+from forkcast_monitor.presets import PRESETS
 
 _MOST_SHOWN: Final = 30
 _INDENT: Final = "  "
@@ -118,6 +119,7 @@ def _run_document(run: LoggedRun) -> dict[str, Any]:
             name: [event_document(one) for one in detector.events]
             for name, detector in run.detectors.items()
         }
+        found["rules"] = {name: PRESETS[name].source for name in run.detectors}
     return found
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's container: `cp_<step>.ptz`."""
+"""A checkpoint's container: `cp_<step>.ptz`, of either version of the format."""
 
 import tempfile
 from pathlib import Path
@@ -15,11 +15,12 @@ from forkcast_trainer.checkpoint import (
 
 REFUSALS = (CheckpointError,)
 _PATH = Path(tempfile.mkdtemp(), "x.ptz")
+_OLD = Path(__file__).parents[2] / "data" / "state_v1"
 _MOST_ELEMENTS = 1 << 16
 
 
 def seeds():
-    """A small state, packed and raw."""
+    """A small state, packed and raw, and the files of version 1 that the tests read."""
     tensors = {
         "a": torch.ones(3, 5),
         "b": torch.arange(4),
@@ -30,6 +31,8 @@ def seeds():
     for level in (0, 1):
         write_container(Snapshot(meta, tensors), _PATH, level)
         yield _PATH.read_bytes()
+    for path in sorted(_OLD.rglob("*.ptz")):
+        yield path.read_bytes()
 
 
 def feed(data):

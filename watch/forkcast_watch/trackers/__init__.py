@@ -18,7 +18,7 @@ from forkcast_watch.trackers.wandb import Wandb
 from forkcast_wire.echo import first_line
 from forkcast_wire.manifest_error import ManifestError
 
-__all__ = ["TRACKERS", "Event", "Held", "Queued", "TrackedRun", "Tracker", "open_tracker"]
+__all__ = ["TRACKERS", "Event", "Held", "Queued", "TrackedRun", "Tracker", "named", "open_tracker"]
 
 #: By name: what makes a tracker from (target, run).
 TRACKERS: Final[Mapping[str, Callable[[str, TrackedRun], Tracker]]] = {
@@ -29,16 +29,22 @@ TRACKERS: Final[Mapping[str, Callable[[str, TrackedRun], Tracker]]] = {
 }
 
 
+def named(spec: str, field: str = "trackers") -> tuple[str, str]:
+    """(name, target) of a text. Raises ManifestError for an unknown name; nothing is opened."""
+    name, colon, target = spec.partition(":")
+    if not colon or name not in TRACKERS:
+        known = ", ".join(f"{one}:" for one in TRACKERS)
+        raise ManifestError(field, f"{spec!r} names no tracker", f"begin it with one of {known}")
+    return name, target
+
+
 def open_tracker(spec: str, run: TrackedRun, field: str = "trackers") -> Tracker:
     """The tracker that a text names; field: what the user gave it as, for the error.
 
     Raises ManifestError naming the remedy: an unknown name, an extra that is not installed, a place that
     cannot be used.
     """
-    name, colon, target = spec.partition(":")
-    if not colon or name not in TRACKERS:
-        known = ", ".join(f"{one}:" for one in TRACKERS)
-        raise ManifestError(field, f"{spec!r} names no tracker", f"begin it with one of {known}")
+    name, target = named(spec, field)
     try:
         return TRACKERS[name](target, run)
     except ModuleNotFoundError as error:
