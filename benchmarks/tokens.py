@@ -4,7 +4,8 @@
 
 The text is repeated to the size; without one it is that of the standard library. Every contestant is a process of
 its own that writes its tokens to a file; all must come to the same ones. Peak memory: the kernel's VmHWM of the
-process, and for each of its workers the largest ru_maxrss among them. The plain loop reads the whole file, calls the
+process, and for each of its workers the largest ru_maxrss among them, an upper bound: it counts the process that
+started the worker, too. The plain loop reads the whole file, calls the
 tokenizers library once a megabyte, and writes an array of all ids at the end.
 """
 
@@ -128,7 +129,7 @@ def main() -> int:
         size = text.stat().st_size / _MEGABYTE
         rows = {name: measured(name, text, given.tokenizer, Path(made)) for name in names}
     table = Table(title=f"{size:,.0f} MB, load {machine.load_average():.1f}", title_justify="left")
-    for column in ("", "MB/s", "MB per CPU s", "peak MB", "of it each worker"):
+    for column in ("", "MB/s", "MB per CPU s", "peak MB", "each worker at most"):
         table.add_column(column, justify="right" if column else "left")
     for name, row in rows.items():
         shown = "plain loop" if name == "plain" else f"ours, {name} workers"

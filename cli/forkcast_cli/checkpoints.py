@@ -1,4 +1,4 @@
-"""`forkcast checkpoint ls|verify`: the saved states of a run."""
+"""`forkcast checkpoint ls|verify|export`: the saved states of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
 from forkcast_wire import keys
 from forkcast_wire.documents import Catalogue, history_gaps, saved_states, survey
-from forkcast_wire.run_folder import storage_of
+from forkcast_wire.manifest_error import ManifestError
+from forkcast_wire.run_folder import read_identity, read_manifest, storage_of
 from forkcast_wire.store import open_store, read_document
 
 
@@ -88,3 +89,36 @@ def _error(store: Store, ref: StateRef, run_uid: str, scratch: Path) -> str:
     except checkpoint.CheckpointError as error:
         return str(error)
     return ""
+
+
+def export(folder: Path, step: int | None, kind: str, place: Path, scratch: Path) -> StateRef:
+    """The weights of a state of the main run into a file or a folder at ``place``; returns the state.
+
+    step: of the state; None: the newest. kind: as `forkcast_trainer.export.FORMATS` names it. Raises
+    ManifestError naming the option that cannot be, or what is wrong with the state.
+    """
+    from forkcast_trainer import checkpoint
+    from forkcast_trainer.errors import TrainerError
+    from forkcast_trainer.export import FORMATS
+
+    if kind not in FORMATS:
+        raise ManifestError("--as", f"unknown: {kind}", f"one of {', '.join(FORMATS)}")
+    if place.exists():
+        raise ManifestError(str(place), "exists already", "give a new place")
+    if not place.absolute().parent.is_dir():
+        raise ManifestError(str(place), "no such folder for it", "make the folder first")
+    store = _store(folder)
+    kinds = (StateKind.CHECKPOINT, StateKind.RING)
+    found = [ref for each in kinds for ref in saved_states(store, each)]
+    fitting = [ref for ref in found if step in {None, ref.step}]
+    if not fitting:
+        steps = ", ".join(map(str, sorted({ref.step for ref in found}))) or "none is saved"
+        raise ManifestError("--step", f"no saved state of step {step}", f"one of {steps}")
+    newest = max(fitting, key=lambda ref: (ref.epoch, ref.step, ref.attempt))
+    try:
+        uid, spec = read_identity(folder).uid, read_manifest(folder).spec
+        weights = checkpoint.fetch_weights(store, newest, scratch, uid)
+        FORMATS[kind](spec, weights, place)
+    except (checkpoint.CheckpointError, TrainerError) as error:
+        raise ManifestError(newest.key, str(error), "export another state: `--step`") from error
+    return newest

@@ -16,6 +16,7 @@ LINEAGE_PREFIX = "lineage/"
 ATTEMPTS_PREFIX = "attempts/"
 SUPPRESSED_PREFIX = "suppressed/"
 HISTORY_PREFIX = "history/"
+TOKENS_PREFIX = "tokens/"
 BRANCHES_PREFIX = "branches/"
 ROLLOUTS_PREFIX = "rollouts/"
 
@@ -133,6 +134,16 @@ def rollout_state(trigger_id: str, candidate: str, rung: int) -> str:
     return f"{rollout(trigger_id, candidate)}/end-{rung:06d}"
 
 
+def token_file(text: str) -> str:
+    """The ids of a text, by its 32 digits: a digest of source, tokenizer and options."""
+    return f"{TOKENS_PREFIX}{text}.bin"
+
+
+def token_card(text: str) -> str:
+    """The facts of a token file, written last: without it the token file does not exist."""
+    return f"{TOKENS_PREFIX}{text}.json"
+
+
 def history(epoch: int, attempt: int, first: int, last: int) -> str:
     """A chunk of the history: the rows of these steps, both included."""
     return f"{HISTORY_PREFIX}e{epoch}-a{attempt}-{first:012d}-{last:012d}.parquet"
@@ -165,6 +176,7 @@ _RECORD = re.compile(
             rf"{ATTEMPTS_PREFIX}\d+\.json",
             rf"{SUPPRESSED_PREFIX}{_TRIGGER}\.json",
             _CHUNK.pattern,
+            rf"{TOKENS_PREFIX}[0-9a-f]{{32}}\.(bin|json)",
             rf"(checkpoints|ring)/e\d+/a\d+/\d+/{_STATE}",
             rf"{BRANCHES_PREFIX}{_TRIGGER}/[a-z]+\.json",
             rf"{ROLLOUTS_PREFIX}{_TRIGGER}/[a-z0-9]+/((job|until|trial-\d+)\.json|end-\d+/{_STATE})",

@@ -24,7 +24,10 @@ def tokens(tmp_path_factory):
     ids[1000:31_000:300] = np.arange(200, 300)
     path = tmp_path_factory.mktemp("tokens") / "ids.bin"
     ids.tofile(path)
-    return TokenFile(path, "uint16", len(ids), 300, 299, "").part(0, len(ids))
+    file = TokenFile(
+        path=path, dtype="uint16", count=len(ids), vocabulary_size=300, end_of_text=299, sha256=""
+    )
+    return file.part(0, len(ids))
 
 
 def seen(tokens, stressors, step, position=0):

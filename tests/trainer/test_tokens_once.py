@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from forkcast_trainer.data import encoding, text
+from forkcast_trainer.data import encoding, text, tokens
 from forkcast_trainer.data.batch import Batch, pack, read_frame, unpack, write_frame
 from forkcast_trainer.data.decode import cut
 from forkcast_trainer.data.encoding import batches, encoded, usable_cores
@@ -338,3 +339,22 @@ def test_the_memory_of_the_process_does_not_grow_with_the_text(tmp_path):
         assert count == path.stat().st_size + 1
         peaks.append(peak)
     assert peaks[1] - peaks[0] < 24 << 10  # KiB
+
+
+def test_without_a_terminal_the_log_tells_how_far_it_is(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(tokens.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tokens.sys.stderr, "isatty", lambda: False, raising=False)
+    source = TextSource(uri="python-stdlib:")
+    with capture_logs() as lines, tokens._told(source, FIELD, shown=True) as advance:
+        for _ in range(25):
+            now[0] += 1
+            advance(500_000)
+    with capture_logs() as none, tokens._told(source, FIELD, shown=False) as advance:
+        now[0] += 100
+        advance(500_000)
+    assert [(one["event"], one["millions"], one["per_second"]) for one in lines] == [
+        ("data.tokenising", 5.0, 500_000),
+        ("data.tokenising", 10.0, 500_000),
+    ]
+    assert none == []

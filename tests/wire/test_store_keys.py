@@ -23,6 +23,7 @@ GIVEN = {
     "trigger_id": [TRIGGER.id],
     "candidate": ["control", "c007"],
     "name": ["branch", "phase", "bases", "draft", "decision", "outcome"],
+    "text": ["0123456789abcdef" * 2],
     "kind": [StateKind.CHECKPOINT, StateKind.RING],
     "folder": [
         keys.state(StateKind.RING, 1, 2, 3),

@@ -9,10 +9,17 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
+from torch import Tensor
 
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef
-from forkcast_trainer.container import read_container, verify_container, write_container
+from forkcast_trainer.container import (
+    default_threads,
+    open_container,
+    read_container,
+    verify_container,
+    write_container,
+)
 from forkcast_trainer.table import Admit, CheckpointError, Shaped, Snapshot
 from forkcast_wire import keys
 from forkcast_wire.documents import STATE_FORMAT, StateManifest, dump, read_manifest
@@ -23,6 +30,7 @@ __all__ = [
     "Shaped",
     "Snapshot",
     "fetch",
+    "fetch_weights",
     "other_versions",
     "publish",
     "read_container",
@@ -33,6 +41,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_WEIGHT = "model."
 
 
 def publish(
@@ -130,6 +139,20 @@ def fetch(
     def read(path: Path) -> tuple[Mapping[str, Any], Snapshot]:
         saved = read_container(path, ref.digest, admit)
         return saved.meta, saved
+
+    return _fetched(store, ref, scratch, run_uid, read)
+
+
+def fetch_weights(store: Store, ref: StateRef, scratch: Path, run_uid: str) -> Mapping[str, Tensor]:
+    """The model's weights in a state by the model's own names, verified; the optimizer's bytes, twice
+    as many, are not read. Raises CheckpointError as `fetch`.
+    """
+
+    def read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        found = open_container(path, ref.digest)
+        names = [name for name in found.table if name.startswith(_WEIGHT)]
+        tensors = found.tensors(names, default_threads())
+        return found.meta, {name.removeprefix(_WEIGHT): t for name, t in tensors.items()}
 
     return _fetched(store, ref, scratch, run_uid, read)
 

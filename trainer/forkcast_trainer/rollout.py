@@ -21,7 +21,7 @@ from forkcast.records import StateKind, StateRef, Trial, TrialStatus
 from forkcast_trainer import checkpoint, state
 from forkcast_trainer.apply import apply
 from forkcast_trainer.course import Course
-from forkcast_trainer.data import identity
+from forkcast_trainer.data import identity, published
 from forkcast_trainer.placement import placement
 from forkcast_trainer.resume import SavedStates
 from forkcast_trainer.slots import Slots
@@ -74,6 +74,7 @@ class Rollout:
         by_store = _POLL_SECONDS if spec.storage.bucket is None else _BUCKET_POLL_SECONDS
         self._poll_seconds = by_store if poll_seconds is None else poll_seconds
         self._park_seconds = park_seconds
+        published.fetch(store, spec.data, workdir / "tokens")
         self.engine = Engine(spec, job.run_uid, workdir, placement(spec))
         _patiently(lambda: identity.compare(store, self.engine.text))
         self.slots = slots_of(spec, workdir)

@@ -9,6 +9,7 @@ import torch
 
 from forkcast.records import StepStats
 from forkcast_trainer.boundary import Boundary
+from forkcast_trainer.data import published
 from forkcast_trainer.orders import Order
 from forkcast_trainer.placement import placement
 from forkcast_trainer.report import Report
@@ -44,12 +45,15 @@ class TrainingRun:
         info = load(RunInfo, (workdir / keys.RUN).read_bytes())
         store = wait_for(lambda: open_store(spec.storage, workdir), stop)
         place = placement(spec, *ranks)
+        published.fetch(store, spec.data, workdir / "tokens")
         self.engine = Engine(spec, info.uid, workdir, place)
         self.engine.position.attempt = attempt
         claim_text(self.engine, store, stop)
         states = SavedStates(self.engine, store, workdir)
         begun = states.resume(stop)
         self.leads = place.rank == 0
+        if self.leads:
+            published.publish_aside(store, spec.data, workdir / "tokens")
         self.saver = Saver(store, workdir, spec.checkpoint) if self.leads else None
         if self.saver is not None and begun.opened is not None:
             self.saver.adopted(begun.opened, attempt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -10,7 +11,7 @@ from rich.table import Table
 from forkcast_cli.commands.base import AsJson, Folder, look, one_line, print_json
 from forkcast_cli.terminal import console, shown
 
-app = typer.Typer(help="List and verify the saved states of a run.", no_args_is_help=True)
+app = typer.Typer(help="List, verify and export the saved states of a run.", no_args_is_help=True)
 
 
 @app.command()
@@ -54,3 +55,25 @@ def verify(folder: Folder, as_json: AsJson = False) -> None:  # noqa: FBT002
             print(shown(f"{'damaged' if one.error else 'ok':8}{one.key}  {one.error}".rstrip()))
     if any(one.error for one in results):
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    place: Annotated[Path, typer.Argument(help="the file or folder to write; it must not exist")],
+    step: Annotated[
+        int | None, typer.Option(help="of the state; default: the newest state of the run")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--as", help="hugging-face (a folder), safetensors, or torch")
+    ] = "hugging-face",
+) -> None:
+    """Write the model's weights of a saved state for other tools."""
+    import tempfile
+
+    from forkcast_cli.checkpoints import export as export_weights
+
+    with one_line(), tempfile.TemporaryDirectory() as scratch:
+        look(folder)
+        ref = export_weights(folder, step, kind, place, Path(scratch))
+    print(shown(f"{ref.key}  {place}"))

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ class Tokenizer:
     described: str | None = None
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> Literal["uint16", "uint32"]:
         """Of the ids in a token file: little-endian, two bytes if they suffice."""
         return "uint16" if self.vocabulary_size <= 1 << 16 else "uint32"
 

@@ -13,11 +13,12 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt
 
 from forkcast_trainer.data.decode import Counts
 from forkcast_trainer.data.encoding import batches, encoded, usable_cores
@@ -26,27 +27,41 @@ from forkcast_trainer.data.text import pieces
 from forkcast_trainer.data.tokenizer import Tokenizer, digest_of, open_tokenizer
 from forkcast_trainer.errors import DataError
 from forkcast_wire import beats
+from forkcast_wire.documents import DocumentError, dump, load
 from forkcast_wire.files import replace_bytes, replaced
 from forkcast_wire.manifest import Data, TextSource
 
 _log = structlog.get_logger()
 #: Of the rules by which text becomes ids; with other rules a kept file is another's.
 _RULES: Final = 2
+_TRAIN: Final = "spec.data.train"
+_HELD: Final = "spec.data.validation.source"
 _LINE_SECONDS: Final = 10.0
 
 
-@dataclass(frozen=True)
-class TokenFile:
-    """``count`` token ids, uint16 or uint32, documents separated by ``end_of_text``. sha256: of the
-    ids as they are in the file.
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What stands beside a token file: ``count`` ids, documents separated by ``end_of_text``. sha256: of
+    the ids as they are in the file.
     """
 
-    path: Path
-    dtype: str
-    count: int
-    vocabulary_size: int
-    end_of_text: int
+    dtype: Literal["uint16", "uint32"]
+    count: NonNegativeInt
+    vocabulary_size: PositiveInt
+    end_of_text: NonNegativeInt
     sha256: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the token file."""
+        return self.count * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenFile(Card):
+    """A token file of this machine."""
+
+    path: Path
 
     @cached_property
     def array(self) -> NDArray[np.generic]:
@@ -56,6 +71,13 @@ class TokenFile:
     def part(self, first: int, last: int) -> TokenSlice:
         """The ids in [first, last)."""
         return TokenSlice(self, first, last)
+
+
+def card_of(file: TokenFile) -> Card:
+    """Its facts, without its place."""
+    facts = asdict(file)
+    del facts["path"]
+    return Card(**facts)
 
 
 @dataclass(frozen=True)
@@ -86,10 +108,10 @@ def prepare(
     there is too little text for one window of training and validation.
     """
     maker = _Maker(data.tokenizer, folder, workers or usable_cores(), progress=progress)
-    train = maker.made(data.train, "spec.data.train")
+    train = maker.made(data.train, _TRAIN)
     window = data.sequence_length + 1
     if data.validation.source is not None:
-        held = maker.made(data.validation.source, "spec.data.validation.source")
+        held = maker.made(data.validation.source, _HELD)
         parts = train.part(0, train.count), held.part(0, held.count)
     else:
         cut = int(train.count * (1 - data.validation.fraction))
@@ -114,28 +136,18 @@ class _Maker:
     def _tokenizer(self) -> Tokenizer:
         return open_tokenizer(self._uri)
 
-    @cached_property
-    def _tokenizer_digest(self) -> str:
-        try:
-            return digest_of(self._uri)
-        except OSError as error:
-            rule = f"{self._uri}: {error.strerror}"
-            raise DataError("spec.data.tokenizer", rule, "make it readable") from None
-
     def made(self, source: TextSource, field: str) -> TokenFile:
         """The token file of a source. Raises DataError."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = _identity(source, self._tokenizer_digest, field)
-        path, card = self._folder / f"{name}.bin", self._folder / f"{name}.json"
-        if (kept := _kept(path, card)) is not None:
-            return kept
-        with _alone(self._folder):
-            if (kept := _kept(path, card)) is not None:
-                return kept  # another process has made it meanwhile
-            return self._new(source, field, path, card)
+        name = _name(source, _digest_of(self._uri), field)
+        if (found := kept(self._folder, name)) is not None:
+            return found
+        with alone(self._folder):
+            # another process may have made it meanwhile
+            return kept(self._folder, name) or self._new(source, field, name)
 
-    def _new(self, source: TextSource, field: str, path: Path, card: Path) -> TokenFile:
-        tokenizer = self._tokenizer
+    def _new(self, source: TextSource, field: str, name: str) -> TokenFile:
+        tokenizer, path = self._tokenizer, self._folder / f"{name}.bin"
         counts, digest, size = Counts(), hashlib.sha256(), 0
         with replaced(path) as file, closing(self._ids(source, field, counts)) as found:
             for ids in found:
@@ -145,15 +157,15 @@ class _Maker:
         count = size // np.dtype(tokenizer.dtype).itemsize
         tell = _log.warning if counts.not_text or counts.marks else _log.info
         tell("data.read", source=field, tokens=count, **asdict(counts))
-        facts = {
-            "dtype": tokenizer.dtype,
-            "count": count,
-            "vocabulary_size": tokenizer.vocabulary_size,
-            "end_of_text": tokenizer.end_of_text,
-            "sha256": digest.hexdigest(),
-        }
-        replace_bytes(card, json.dumps(facts).encode())
-        return TokenFile(path=path, **json.loads(card.read_text()))
+        card = Card(
+            dtype=tokenizer.dtype,
+            count=count,
+            vocabulary_size=tokenizer.vocabulary_size,
+            end_of_text=tokenizer.end_of_text,
+            sha256=digest.hexdigest(),
+        )
+        replace_bytes(self._folder / f"{name}.json", dump(card))
+        return TokenFile(path=path, **asdict(card))
 
     def _ids(self, source: TextSource, field: str, counts: Counts) -> Generator[bytes]:
         """The ids of all documents, a batch at a time. Raises DataError for empty text."""
@@ -171,7 +183,7 @@ class _Maker:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """One process of this machine at a time; the kernel lets the next one in when it dies."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -182,26 +194,43 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _kept(path: Path, card: Path) -> TokenFile | None:
-    """What an earlier call left, unless a crash of the machine cut it short."""
+def kept(folder: Path, name: str) -> TokenFile | None:
+    """The token file of this name that stands in the folder, unless a crash of the machine cut it short."""
+    path = folder / f"{name}.bin"
     try:
-        file = TokenFile(path=path, **json.loads(card.read_text()))
-        whole = path.stat().st_size == file.count * np.dtype(file.dtype).itemsize
-    except (OSError, ValueError, TypeError):
+        card = load(Card, (folder / f"{name}.json").read_bytes())
+        whole = path.stat().st_size == card.size
+    except (OSError, DocumentError):
         return None
-    return file if whole else None
+    return TokenFile(path=path, **asdict(card)) if whole else None
 
 
-def _identity(source: TextSource, tokenizer_digest: str, field: str) -> str:
-    """A digest of what goes in: the source, the tokenizer, and the size and times of the source's files."""
-    files = source_files(source, field)
+def names(data: Data) -> list[str]:
+    """Of the token files of a run, without suffix. Raises DataError."""
+    digest = _digest_of(data.tokenizer)
+    found = [_name(data.train, digest, _TRAIN)]
+    if data.validation.source is not None:
+        found.append(_name(data.validation.source, digest, _HELD))
+    return found
+
+
+def _digest_of(tokenizer: str) -> str:
+    try:
+        return digest_of(tokenizer)
+    except OSError as error:
+        rule = f"{tokenizer}: {error.strerror}"
+        raise DataError("spec.data.tokenizer", rule, "make it readable") from None
+
+
+def _name(source: TextSource, tokenizer_digest: str, field: str) -> str:
+    """A digest of what goes in: the source, the tokenizer, and the size and time of the source's files."""
     seen = [
         (str(path), status.st_size, status.st_mtime_ns)
-        for path in files
+        for path in source_files(source, field)
         for status in [path.stat()]
     ]
     text = json.dumps([_RULES, source.model_dump(mode="json"), tokenizer_digest, seen])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @contextmanager

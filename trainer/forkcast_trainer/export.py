@@ -1,0 +1,70 @@
+"""A saved state's weights for other tools: a Hugging Face folder, a safetensors file, a torch file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from forkcast_trainer import models
+from forkcast_trainer.data.tokenizer import BYTES
+from forkcast_trainer.errors import DataError
+from forkcast_trainer.table import CheckpointError
+from forkcast_wire.echo import first_line
+from forkcast_wire.manifest import TrainingRunSpec
+
+
+def hugging_face(spec: TrainingRunSpec, weights: Mapping[str, Tensor], place: Path) -> None:
+    """A folder for `from_pretrained`: config.json, model.safetensors, and the tokenizer's files unless the
+    run's tokens are bytes. Raises CheckpointError if the weights are of another model, DataError if the
+    tokenizer cannot be opened.
+    """
+    tokenizer = None
+    if spec.data.tokenizer != BYTES:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(spec.data.tokenizer, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                "spec.data.tokenizer",
+                first_line(error),
+                "put the tokenizer back, or export as safetensors",
+            ) from error
+    _model(spec, weights).save_pretrained(place)  # type: ignore[operator]
+    if tokenizer is not None:
+        tokenizer.save_pretrained(place)
+
+
+def _model(spec: TrainingRunSpec, weights: Mapping[str, Tensor]) -> nn.Module:
+    try:
+        vocabulary, positions = (len(weights[f"transformer.{n}.weight"]) for n in ("wte", "wpe"))
+        model = models.build(spec.model, vocabulary, positions, seed=0)
+        missing, unknown = model.load_state_dict(dict(weights), strict=False)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"the state is of another model: {error}") from error
+    if lacking := [name for name in missing if name in dict(model.named_parameters())] + unknown:
+        raise CheckpointError(f"the state is of another model: {lacking[0]}")
+    return model
+
+
+def safetensors(_spec: TrainingRunSpec, weights: Mapping[str, Tensor], place: Path) -> None:
+    """One file with the weights by the model's own names; tied weights once."""
+    from safetensors.torch import save_file
+
+    save_file(dict(weights), place, {"format": "pt"})
+
+
+def torch_file(_spec: TrainingRunSpec, weights: Mapping[str, Tensor], place: Path) -> None:
+    """A state dict for `torch.load(..., weights_only=True)` and `load_state_dict`."""
+    torch.save(dict(weights), place)
+
+
+#: By the name that the command line takes.
+FORMATS: Mapping[str, Callable[[TrainingRunSpec, Mapping[str, Tensor], Path], None]] = {
+    "hugging-face": hugging_face,
+    "safetensors": safetensors,
+    "torch": torch_file,
+}
