@@ -246,14 +246,14 @@ def _told(source: TextSource, field: str, *, shown: bool) -> Iterator[Callable[[
 
 
 class _Lines:
-    def __init__(self, field: str) -> None:
-        self._field, self._characters = field, 0
-        self._began = self._told = time.monotonic()
+    def __init__(self, field: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._field, self._characters, self._clock = field, 0, clock
+        self._began = self._told = clock()
 
     def add(self, characters: int) -> None:
         """So many more characters."""
         self._characters += characters
-        now = time.monotonic()
+        now = self._clock()
         if now - self._told >= _LINE_SECONDS:
             self._told, rate = now, self._characters / (now - self._began)
             millions = round(self._characters / 1e6, 1)
