@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import forkcast
-from forkcast_wire.manifest_error import ManifestError
+from forkcast_watch import WatchError
 from tests.watch.toys import Toy, batch
 
 
@@ -59,7 +59,7 @@ def test_every_step_is_in_each_tracker_and_in_the_loaded_run(tmp_path, caplog):
 def test_a_tracker_that_does_not_exist_is_one_error_before_anything_is_hooked(tmp_path):
     model = Toy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with pytest.raises(ManifestError, match="trackers: 'tensorbord:x' names no tracker"):
+    with pytest.raises(WatchError, match="trackers: 'tensorbord:x' names no tracker"):
         forkcast.watch(model, optimizer, folder=tmp_path / "run", trackers=["tensorbord:x"])
     assert not model._forward_hooks
     watch = forkcast.watch(model, optimizer, folder=tmp_path / "run")  # its folder is free again
