@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from forkcast_wire.cores import bound_cores
+
 _NEEDED = {
     "the core and the wire": (
         "numpy",
@@ -118,6 +120,5 @@ def _memory() -> Iterator[Check]:
     free = psutil.virtual_memory().available
     good = free >= 3 << 30
     remedy = "" if good else "the quickstart takes about 3 GiB; lower maxConcurrentRollouts"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = f"{free / 2**30:.1f} GiB free, {cores} cores"
+    found = f"{free / 2**30:.1f} GiB free, {bound_cores()} cores"
     yield Check("memory", good, found, remedy, needed=False)

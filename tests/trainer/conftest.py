@@ -28,6 +28,28 @@ from tests.s3_gateway import gateway_to
 UID = "u"
 
 
+def text_manifest(folder, total, *, training=(), **sections):
+    """Of a run on text of its own; sections: further ones of the spec."""
+    return TrainingRun.model_validate(
+        {
+            "apiVersion": "forkcast.dev/v1alpha1",
+            "kind": "TrainingRun",
+            "metadata": {"name": "t"},
+            "spec": {
+                "model": {
+                    "architecture": "gpt2-tiny",
+                    "size": {"layers": 1, "width": 16, "heads": 1},
+                    "dtype": "Float32",
+                    "device": "Cpu",
+                },
+                "data": {"train": {"uri": str(folder)}, "sequenceLength": 16},
+                "training": {"totalSteps": total, "microBatchSize": 2, **dict(training)},
+                **sections,
+            },
+        }
+    )
+
+
 def tiny_manifest(*, steps=60, dropout="0.1", processes=1, ring=10, every=30, **training):
     return TrainingRun.model_validate(
         {

@@ -20,8 +20,9 @@ from forkcast_trainer.errors import DataError
 from forkcast_trainer.rollout import Rollout
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RunInfo, TextIdentity, dump, load, saved_states
-from forkcast_wire.manifest import Data, TextSource, TrainingRun, Validation
+from forkcast_wire.manifest import Data, TextSource, Validation
 from forkcast_wire.store import FolderStore, StoreUnavailable
+from tests.trainer.conftest import text_manifest
 from tests.waiting import HANG_SECONDS, until
 from tests.wire.memory_store import MemoryStore
 
@@ -116,7 +117,9 @@ def test_what_is_damaged_is_not_used_and_published_again(data, store, tmp_path, 
     assert read == ["spec.data.train"]
     _equal(tmp_path / "second", tmp_path / "first")
     publish(store, data, tmp_path / "second")
-    if damage != "file":  # of as many bytes: seen by whoever fetches, not by who publishes
+    if (
+        damage != "file"
+    ):  # of as many bytes: a process that fetches sees it, one that publishes does not
         assert store.objects == before
 
 
@@ -150,31 +153,15 @@ def test_a_source_that_is_gone_is_told_of_where_it_is_needed(data, store, tmp_pa
     publish(store, data, tmp_path / "first")
 
 
-def _manifest(folder, where, total):
-    return TrainingRun.model_validate(
-        {
-            "apiVersion": "forkcast.dev/v1alpha1",
-            "kind": "TrainingRun",
-            "metadata": {"name": "t"},
-            "spec": {
-                "model": {
-                    "architecture": "gpt2-tiny",
-                    "size": {"layers": 1, "width": 16, "heads": 1},
-                    "dtype": "Float32",
-                    "device": "Cpu",
-                },
-                "data": {"train": {"uri": str(folder)}, "sequenceLength": 16},
-                "training": {"totalSteps": total, "microBatchSize": 2},
-                "checkpoint": {"ringKeep": 64},
-                "storage": {"path": str(where)},
-            },
-        }
-    )
-
-
 def test_a_rollout_elsewhere_has_the_tokens_of_its_run_without_reading_text(tmp_path, read):
     (tmp_path / "text.txt").write_text("some words of a text\n" * 100)
-    manifest, run = _manifest(tmp_path / "text.txt", tmp_path / "store", 10**6), tmp_path / "run"
+    manifest = text_manifest(
+        tmp_path / "text.txt",
+        10**6,
+        checkpoint={"ringKeep": 64},
+        storage={"path": str(tmp_path / "store")},
+    )
+    run = tmp_path / "run"
     run.mkdir()
     (run / "manifest.json").write_text(json.dumps(manifest.document()))
     (run / "run.json").write_bytes(dump(RunInfo(uid="u", name="t", manifest_digest="")))

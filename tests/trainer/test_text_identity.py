@@ -16,9 +16,10 @@ from forkcast_trainer.errors import DataError
 from forkcast_trainer.rollout import Rollout
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RunInfo, TextIdentity, dump, load
-from forkcast_wire.manifest import Data, TextSource, TrainingRun
+from forkcast_wire.manifest import Data, TextSource
 from forkcast_wire.store import FolderStore
 from tests.make import state_ref
+from tests.trainer.conftest import text_manifest
 from tests.wire.memory_store import MemoryStore
 
 OURS = TextIdentity(tokens=100, sha256="a" * 64, validation_tokens=10, validation_sha256="b" * 64)
@@ -75,26 +76,6 @@ def test_the_digest_is_of_the_text_not_of_the_files(tmp_path):
     assert len(found[0]) == 64
 
 
-def _manifest(folder, total, **training):
-    return TrainingRun.model_validate(
-        {
-            "apiVersion": "forkcast.dev/v1alpha1",
-            "kind": "TrainingRun",
-            "metadata": {"name": "t"},
-            "spec": {
-                "model": {
-                    "architecture": "gpt2-tiny",
-                    "size": {"layers": 1, "width": 16, "heads": 1},
-                    "dtype": "Float32",
-                    "device": "Cpu",
-                },
-                "data": {"train": {"uri": str(folder)}, "sequenceLength": 16},
-                "training": {"totalSteps": total, "microBatchSize": 2, **training},
-            },
-        }
-    )
-
-
 def _start(folder, manifest):
     (folder / "manifest.json").write_text(json.dumps(manifest.document()))
     (folder / "run.json").write_bytes(dump(RunInfo(uid="u", name="t", manifest_digest="")))
@@ -107,14 +88,14 @@ def test_a_run_whose_text_changed_between_two_starts(tmp_path):
     text.mkdir()
     run.mkdir()
     (text / "a.txt").write_text("some words of a text\n" * 100)
-    assert _start(run, _manifest(text, 2)).returncode == 0
+    assert _start(run, text_manifest(text, 2)).returncode == 0
     (text / "b.txt").write_text("and others\n")
-    refused = _start(run, _manifest(text, 4))
+    refused = _start(run, text_manifest(text, 4))
     assert refused.returncode == 2
     (line,) = [one for one in refused.stderr.splitlines() if one.startswith("error: ")]
     assert "spec.data.train: the text or its tokenizer has changed: 2,113 tokens" in line
     assert "but the run has 2,101 tokens" in line
-    accepted = _start(run, _manifest(text, 4, changedText="Accept"))
+    accepted = _start(run, text_manifest(text, 4, training={"changedText": "Accept"}))
     assert accepted.returncode == 0, accepted.stderr
     assert json.loads((run / "progress.json").read_text())["step"] == 4
 
@@ -129,4 +110,4 @@ def test_a_rollout_with_another_text_does_not_begin(tmp_path):
         trigger_step=1, rungs=(1,), publish_from=1,
     )  # fmt: skip
     with pytest.raises(DataError, match="every pod of the run the same text"):
-        Rollout(job, _manifest(tmp_path / "a.txt", 4).spec, store, tmp_path / "run")
+        Rollout(job, text_manifest(tmp_path / "a.txt", 4).spec, store, tmp_path / "run")

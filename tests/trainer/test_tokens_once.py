@@ -1,4 +1,4 @@
-"""Tokens are those of the whole text, however it is cut and whoever makes them, in bounded memory."""
+"""Tokens are those of the whole text, wherever it is cut and with any number of processes, in bounded memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from structlog.testing import capture_logs
 from forkcast_trainer.data import encoding, text, tokens
 from forkcast_trainer.data.batch import Batch, pack, read_frame, unpack, write_frame
 from forkcast_trainer.data.decode import cut
-from forkcast_trainer.data.encoding import batches, encoded, usable_cores
+from forkcast_trainer.data.encoding import batches, encoded
 from forkcast_trainer.data.text import Piece, pieces
 from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.errors import DataError
+from forkcast_wire.cores import quota, usable_cores
 from forkcast_wire.manifest import Data, TextSource
 
 FIELD = "spec.data.train"
@@ -312,7 +313,7 @@ def test_a_containers_share_of_the_cores_is_kept_to(tmp_path, files, cores):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    assert encoding._quota(tmp_path) == (cores or sys.maxsize)
+    assert quota(tmp_path) == (cores or sys.maxsize)
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
 

@@ -118,7 +118,7 @@ class Boundary:
             self.due.add(StateKind.RING)
 
     def _next_save(self) -> StateKind | None:
-        """A save that is due; while another is pending it waits for a later step."""
+        """A save that is due, or None. While another one is pending, the next step asks again."""
         if self._saver is None:
             return None
         self.due |= self._saver.failed()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from torch import Tensor
 from forkcast_trainer import container_v1, container_v2
 from forkcast_trainer.container_v2 import CHUNK_BYTES
 from forkcast_trainer.table import MAGIC, Admit, CheckpointError, Shaped, Snapshot, mapped
+from forkcast_wire.cores import bound_cores
 
 #: More threads than this gain nothing: memory is then the limit.
 _MOST_THREADS = 4
@@ -43,8 +43,7 @@ _VERSIONS: Mapping[int, Callable[[memoryview, str, str | None], Container]] = {
 
 def default_threads() -> int:
     """The cores this process may use, four at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, _MOST_THREADS)
+    return min(bound_cores(), _MOST_THREADS)
 
 
 def write_container(

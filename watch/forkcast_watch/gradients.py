@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,9 +32,9 @@ from forkcast_watch.tolerance import Tolerance
 class Taken:
     """What a step has left. stepped: whether its optimizer has made a step. of_last: of the step before."""
 
-    values: dict[str, Value] = field(default_factory=dict)
-    stepped: bool = True
-    of_last: dict[str, Value] = field(default_factory=dict)
+    values: dict[str, Value]
+    stepped: bool
+    of_last: dict[str, Value]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Gradients:
         self._passes, self._usual_passes = 0, 1
         self._before: GradientNorms | None = None
         self._sample: _Sample | None = None
-        #: Norm before and after, as the loop's own clipping has told; whether it tells them.
+        #: The norm, and the most that is left of it, as the loop's own clipping tells them; whether it does.
         self._clip: tuple[Tensor, float] | None = None
         self._clips = False
         #: The sampled step that begins, and the last whose update is still to be measured.
@@ -153,8 +153,6 @@ class Gradients:
         if overflow is not None:
             self._values["overflow"] = kept(overflow)
         after = self._after(getattr(optimizer, "grad_scale", None))
-        if after is not None:
-            self._values["grad_norm_clipped"] = after
         if self.sampled:
             self._begun = begun(optimizer)
             if after is not None:
@@ -162,7 +160,9 @@ class Gradients:
         self._sample = None
 
     def _after(self, scale: Tensor | None) -> Tensor | None:
-        """The norm after clipping; None if it is not known, or computed when it is read: see `clip_at`."""
+        """The norm after clipping; None if it is not known, or not needed: of a clipping that was told it is
+        computed where the values are read.
+        """
         before, self._before = self._before, None  # it must not keep gradients that are set to None
         clip, self._clip = self._clip, None
         self._clips = clip is not None
@@ -176,6 +176,7 @@ class Gradients:
             if norms is None:
                 return None
             after = norms.total if scale is None else norms.total / scale
+            self._values["grad_norm_clipped"] = after
             before = before or norms
         if self.sampled and self._sample is None:
             norms = before or self._measure()

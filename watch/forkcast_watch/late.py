@@ -14,8 +14,6 @@ Value: TypeAlias = Tensor | float
 T = TypeVar("T")
 #: Where a device has no events: so many steps later its queue has passed the values.
 _LAG_STEPS = 2
-
-
 #: Values of a step; of one with more layers the buffer is made for it alone.
 _PLACES = 128
 
@@ -85,9 +83,10 @@ class LateReader(Generic[T]):
         packed = torch.stack(tensors)
         if device.type != "cuda":
             return _Pack(names, packed, None)
-        host, copied = self._free.pop() if self._free else _pinned(_PLACES)
-        if len(names) > _PLACES:
-            host, copied = _pinned(len(names))
+        fits = len(names) <= _PLACES
+        host, copied = (
+            self._free.pop() if fits and self._free else _pinned(max(len(names), _PLACES))
+        )
         host[: len(names)].copy_(packed, non_blocking=True)
         copied.record(torch.cuda.current_stream(device))
         return _Pack(names, host, copied)

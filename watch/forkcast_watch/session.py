@@ -289,9 +289,10 @@ class Watch:
 
     def _record(self, step: _Step, values: Mapping[str, float]) -> StepStats:
         losses = [value for name, value in values.items() if name.startswith("loss:")]
+        if (largest := values.get("clip_at")) is not None:
+            factor = clip_factor(values["grad_norm"], largest)
+            values = {**values, "grad_norm_clipped": values["grad_norm"] * factor}
         norm, clipped = values.get("grad_norm", math.nan), values.get("grad_norm_clipped", math.nan)
-        if "clip_at" in values and "grad_norm" in values:
-            clipped = norm * clip_factor(norm, values["clip_at"])
         overflow = values.get("overflow", 0.0) > 0
         start = self._settings.start_step
         per_step = self._settings.tokens_per_step or 0
@@ -303,9 +304,7 @@ class Watch:
             step=step.number,
             loss=sum(losses) / len(losses) if losses else math.nan,
             grad_norm=_measured(norm, known="grad_norm" in values),
-            grad_norm_clipped=_measured(
-                clipped, known="grad_norm_clipped" in values or "clip_at" in values
-            ),
+            grad_norm_clipped=_measured(clipped, known="grad_norm_clipped" in values),
             learning_rate=values.get("learning_rate", step.learning_rate),
             tokens=step.tokens + start * per_step,
             update_ratio=values.get("update_ratio"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -10,7 +9,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Final, cast
 
@@ -19,6 +17,7 @@ import structlog
 from forkcast_trainer.data.batch import Batch, encode, pack, read_frame, write_frame
 from forkcast_trainer.data.text import Piece
 from forkcast_trainer.data.tokenizer import Tokenizer
+from forkcast_wire.cores import usable_cores
 
 _log = structlog.get_logger()
 _BATCH_CHARACTERS: Final = 1 << 18
@@ -28,23 +27,9 @@ _MOST_WORKERS: Final = 16
 _AHEAD: Final = 2
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: those it is bound to, and its control group's share of them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, _quota(Path("/sys/fs/cgroup")), _MOST_WORKERS))
-
-
-def _quota(root: Path) -> int:
-    """The limit of a container, cores, in both versions of control groups."""
-    with suppress(OSError, ValueError, ZeroDivisionError):
-        if (root / "cpu.max").exists():
-            share, period = (root / "cpu.max").read_text().split()
-        else:
-            share = (root / "cpu" / "cpu.cfs_quota_us").read_text()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text()
-        if int(share) > 0:
-            return max(1, int(share) // int(period))
-    return sys.maxsize
+def default_workers() -> int:
+    """As many as there are cores, at most 16."""
+    return min(usable_cores(), _MOST_WORKERS)
 
 
 def batches(pieces: Iterable[Piece]) -> Iterator[Batch]:

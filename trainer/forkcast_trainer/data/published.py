@@ -2,8 +2,8 @@
 never tokenises.
 
 A token file is named by its source, tokenizer and options. Its bytes come first and its card, with their
-digest, last: without a card there is no token file. The store may fail or lie at any time: then whoever
-needs the tokens makes them.
+digest, last: without a card there is no token file. The store may fail or lie at any time: a
+process that needs the tokens then makes them.
 """
 
 from __future__ import annotations

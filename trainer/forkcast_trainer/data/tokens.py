@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
 from forkcast_trainer.data.decode import Counts
-from forkcast_trainer.data.encoding import batches, encoded, usable_cores
+from forkcast_trainer.data.encoding import batches, default_workers, encoded
 from forkcast_trainer.data.files import source_files
 from forkcast_trainer.data.text import pieces
 from forkcast_trainer.data.tokenizer import Tokenizer, digest_of, open_tokenizer
@@ -107,7 +107,7 @@ def prepare(
     workers: processes; None: as many as cores. The tokens do not depend on it. Raises DataError if
     there is too little text for one window of training and validation.
     """
-    maker = _Maker(data.tokenizer, folder, workers or usable_cores(), progress=progress)
+    maker = _Maker(data.tokenizer, folder, workers or default_workers(), progress=progress)
     train = maker.made(data.train, _TRAIN)
     window = data.sequence_length + 1
     if data.validation.source is not None:
@@ -136,10 +136,14 @@ class _Maker:
     def _tokenizer(self) -> Tokenizer:
         return open_tokenizer(self._uri)
 
+    @cached_property
+    def _digest(self) -> str:
+        return _digest_of(self._uri)
+
     def made(self, source: TextSource, field: str) -> TokenFile:
         """The token file of a source. Raises DataError."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = _name(source, _digest_of(self._uri), field)
+        name = _name(source, self._digest, field)
         if (found := kept(self._folder, name)) is not None:
             return found
         with alone(self._folder):
