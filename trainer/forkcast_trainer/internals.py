@@ -7,7 +7,9 @@ so that neither the training kernels nor any random generator are touched.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +28,17 @@ class Internals:
     activation_sd: tuple[float, ...]
 
 
+#: Per layer, in the order of `Internals`; a value's name is that of its field and its layer.
+_LAYERED: Final = ("attention_entropy", "activation_mean", "activation_sd")
+
+
 @torch.no_grad()
-def sample(model: nn.Module, sequence: Tensor) -> Internals:
-    """Look inside a GPT-2 on one sequence of ids, shape [T]. The model's mode is restored."""
+def sample(model: nn.Module, sequence: Tensor) -> dict[str, Tensor]:
+    """Look inside a GPT-2 on one sequence of ids, shape [T]; empty for another model. 0-d values on the
+    device, by name and layer. The model's mode is restored.
+    """
+    if not hasattr(model, "transformer"):
+        return {}
     qkv: list[Tensor] = []
     blocks: list[Tensor] = []
     handles: list[RemovableHandle] = []
@@ -50,21 +60,26 @@ def sample(model: nn.Module, sequence: Tensor) -> Internals:
             handle.remove()
     pairs = [_attention(one[0].float(), heads) for one in qkv]
     wide = [block.float() for block in blocks]
-    packed = torch.stack(
-        [
-            torch.stack([entropy for entropy, _ in pairs]),
-            torch.stack([top for _, top in pairs]),
-            torch.stack([block.mean() for block in wide]),
-            torch.stack([block.std() for block in wide]),
-        ]
+    values = {"attention_logit_max": torch.stack([top for _, top in pairs]).max()}
+    layers = (
+        [entropy for entropy, _ in pairs],
+        [block.mean() for block in wide],
+        [block.std() for block in wide],
     )
-    entropies, tops, means, deviations = packed.tolist()  # one transfer from the device
-    return Internals(
-        attention_entropy=tuple(entropies),
-        attention_logit_max=max(tops),
-        activation_mean=tuple(means),
-        activation_sd=tuple(deviations),
+    for name, each in zip(_LAYERED, layers, strict=True):
+        values |= {f"{name}:{layer}": value for layer, value in enumerate(each)}
+    return values
+
+
+def read(numbers: Mapping[str, float]) -> Internals | None:
+    """What `sample` gave, as numbers; None if it was not among them."""
+    if "attention_logit_max" not in numbers:
+        return None
+    entropies, means, deviations = (
+        tuple(value for key, value in numbers.items() if key.startswith(f"{name}:"))
+        for name in _LAYERED
     )
+    return Internals(entropies, numbers["attention_logit_max"], means, deviations)
 
 
 def _attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:

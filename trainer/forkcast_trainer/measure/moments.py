@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from forkcast_watch.late import Value, kept
-from forkcast_watch.norms import norms
+from forkcast_trainer.measure.late import Value, kept
+from forkcast_trainer.measure.norms import norms
 
 #: Elements of one slice: 16 MiB of float32 for each of its temporaries, which stay in a GPU's cache.
 _SLICE = 4 << 20
@@ -101,6 +101,31 @@ def update_ratio(optimizer: torch.optim.Optimizer, begun: Begun) -> Tensor | Non
     size = torch.stack([one.to(first, non_blocking=True) for one in weights]).norm()
     ratio: Tensor = moved / (size + 1e-30)
     return ratio
+
+
+@torch.no_grad()
+def cosine(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Cosine of the gradients and the direction of the update that Adam or AdamW made last, [-1, 1]; to be
+    asked before the next. None if it made none.
+    """
+    dots: list[Tensor] = []
+    sizes: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for group in optimizer.param_groups:
+        for part in slices(_with_moments(optimizer, with_gradients(group))):
+            grads = [p.grad for p in part if p.grad is not None]
+            direction = _adam(optimizer, group, part)
+            sizes.append(norms(direction).norm())
+            gradients.append(norms(grads).norm())
+            dots += [
+                torch.dot(one.flatten(), grad.flatten())
+                for one, grad in zip(direction, grads, strict=True)
+            ]
+    if not dots:
+        return None
+    size = torch.stack(sizes).norm() * torch.stack(gradients).norm()
+    along: Tensor = torch.stack(dots).sum() / (size + 1e-30)
+    return along.neg()
 
 
 def _adam(
