@@ -12,9 +12,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from forkcast.parameter_groups import group_of
+from forkcast_trainer.measure.late import LateReader, _Pack
 from forkcast_watch.gradients import Gradients, clip_factor
 from forkcast_watch.inside import Inside
-from forkcast_trainer.measure.late import LateReader, _Pack
 from forkcast_watch.tolerance import Tolerance
 from tests.watch.toys import HEADS, WIDTH, Toy, batch
 

@@ -92,7 +92,9 @@ class Observer:
         """[groups, n]: 1 where a gradient belongs to the group."""
         exist = tuple(p.grad is not None for p in self._parameters)
         if exist not in self._shares:
-            groups = [group for group, is_there in zip(self._groups, exist, strict=True) if is_there]
+            groups = [
+                group for group, is_there in zip(self._groups, exist, strict=True) if is_there
+            ]
             rows = [[float(group == name) for group in groups] for name in self._present]
             self._shares = {exist: torch.tensor(rows).to(each.device, non_blocking=True)}
         return self._shares[exist]
