@@ -29,7 +29,7 @@ def clip(values, count):
         parameter.grad.tolist(),
         float(result.norm),
         float(result.clipped_norm),
-        result.skip,
+        bool(result.skip),
     )
 
 

@@ -133,7 +133,7 @@ def test_its_losses_are_those_of_one_process_with_all_micro_batches(whole, tmp_p
     spec = whole.run.manifest.spec
     alone = Engine(spec, "u", tmp_path, placement(spec))
     for step in range(STEPS):
-        stats = alone.step()
+        stats = one_step(alone)
         seen = whole.listener.stats[stats.key]
         assert seen.loss == pytest.approx(stats.loss, rel=CLOSE), step
         assert seen.grad_norm == pytest.approx(stats.grad_norm, rel=10 * CLOSE), step
@@ -230,7 +230,7 @@ def test_the_control_of_one_process_is_the_main_run_to_the_bit(make_engine, tmp_
             checkpoint.publish(
                 store, state.snapshot(main), folder, StateKind.RING, tmp_path / "scratch", 1
             )
-        losses.append(main.step().loss)
+        losses.append(one_step(main).loss)
     seen, end = control(store, main.spec, tmp_path)
     assert list(seen) == losses[BASE:]
     after = state.snapshot(main)

@@ -145,6 +145,8 @@ class Engine:
             spec.statistics,
             autocast=self.autocast,
         )
+        #: The host launches work on a device, and does not wait for it.
+        self._runs_ahead = place.device.type != "cpu"
         self._late = LateReader[_Taken]()
         self._told: list[StepStats] = []
 
@@ -202,7 +204,7 @@ class Engine:
         taken = _Taken(step, rate, self.position.tokens, time.perf_counter() - started)
         self._late.put(taken, values)
         self._late.send()
-        if self.place.device.type == "cpu":
+        if not self._runs_ahead:
             self.settle()
 
     def told(self) -> list[StepStats]:
@@ -341,7 +343,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
             group["weight_decay"] = decay if group["decays"] else 0.0
-        if self.place.device.type == "cpu" or not _skips_on_device(self.optimizer):
+        if not (self._runs_ahead and _skips_on_device(self.optimizer)):
             if not bool(skip):
                 self.optimizer.step()
             return

@@ -135,10 +135,10 @@ def _adam(
     states = [optimizer.state[p] for p in part]
     first, second = group["betas"]
     taken = states[0]["step"]
-    if not isinstance(taken, Tensor) or taken.device.type == "cpu":
-        taken = float(
-            taken
-        )  # it is on the device if the optimizer is fused or capturable: not read
+    if isinstance(taken, Tensor) and taken.device.type != "cpu":
+        taken = taken.clamp(min=1)  # the optimizer is fused or capturable: it is not read
+    else:
+        taken = max(float(taken), 1.0)  # 0 after a reset, with moments of zero
     variance = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
     root = torch._foreach_sqrt([state[variance] for state in states])
     torch._foreach_mul_(root, (1 - second**taken) ** -0.5)
