@@ -111,7 +111,10 @@ class SavedStates:
         epoch = entry.epoch if entry else 0
         saved, damaged = self._survey()
         candidates = [ref for ref in saved if ref.epoch == epoch]
-        candidates.sort(key=lambda ref: (ref.step, ref.attempt), reverse=True)
+        # of one step the ring's state, which holds every bit
+        candidates.sort(
+            key=lambda ref: (ref.step, ref.attempt, ref.kind is StateKind.RING), reverse=True
+        )
         for ref in candidates:
             if self._restored(ref):
                 return Beginning(entry, ref)
