@@ -117,7 +117,7 @@ def _codecs(dtype: torch.dtype, role: Role | None, level: int) -> tuple[str, ...
     own = (_OF_ROLE[role],) if role is not None and floats else ()
     if not level:
         return own
-    return (*own, "exponents" if floats and level == 1 else "planes")
+    return (*own, "exponents", "planes") if floats and level == 1 else (*own, "planes")
 
 
 def _encoded(
