@@ -220,6 +220,9 @@ class Checkpoint(Part):
     """Steps between states of the ring."""
     ring_keep: Annotated[int, Field(ge=2, le=1000, strict=True)] = 8
     """How many states the ring holds."""
+    log_spaced_from: StepsOrZero = 50
+    """States of step 0, of this step and of twice, four times ... as many are kept in the ring for the
+    life of the run: a branch may go back to them, however old they are. 0 keeps none."""
     pinned: Annotated[list[Steps], Field(max_length=64)] = []
     """Steps whose checkpoints are never pruned."""
     compression_level: Annotated[int, Field(ge=0, le=19, strict=True)] = 1
