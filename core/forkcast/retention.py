@@ -72,10 +72,11 @@ def choose_bases(
 
     Only states strictly before the departure at ``before_step`` count, and none older than step
     ``oldest``. The first base is the newest of them; each depth adds the newest that lies at least
-    that many steps before the departure. Empty where no state is usable.
+    that many steps before the departure, or a known good one instead, unless that is more than twice
+    as old. Of two states at one step a known good one is taken. Empty where no state is usable.
     """
     usable: dict[int, StateRef] = {}
-    for ref in sorted(states, key=_by_age):
+    for ref in sorted(states, key=lambda one: (one.good, *_by_age(one))):
         if oldest <= ref.step < before_step:
             usable[ref.step] = ref
     if not usable:
@@ -83,5 +84,9 @@ def choose_bases(
     chosen = {max(usable)}
     for depth in depths:
         older = [step for step in usable if step <= before_step - depth]
-        chosen |= {max(older)} if older else set()
+        if not older:
+            continue
+        at = max(older)
+        good = [s for s in older if usable[s].good and before_step - s <= 2 * (before_step - at)]
+        chosen.add(max(good) if good and depth else at)
     return tuple(usable[step] for step in sorted(chosen, reverse=True))

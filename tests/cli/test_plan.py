@@ -149,6 +149,13 @@ def test_planning_loads_no_torch():
     [
         ({}, None, "up to 0.001 over 100 steps, cosine to 0 at step 999"),
         ({"warmupSteps": 0}, None, "from 0.001, cosine to 0 at step 999"),
+        ({"type": "Linear"}, None, "up to 0.001 over 100 steps, linear to 0 at step 999"),
+        ({"type": "WSD"}, None, "0.001 to step 799, down to 0 over 200 steps, at step 999"),
+        (
+            {"type": "WSD", "decaySteps": 50, "minLearningRate": "1e-4"},
+            400,
+            "0.001 to step 349, down to 0.0001 over 50 steps, at step 399; steps 400 to 999 keep",
+        ),
         ({"type": "Constant"}, None, "up to 0.001 over 100 steps, then 0.001"),
         (
             {"warmupSteps": 5000},

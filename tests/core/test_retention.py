@@ -95,3 +95,22 @@ def test_a_lineage_does_not_see_what_it_abandoned() -> None:
     assert seen(0) == [(0, 100), (0, 200), (0, 300)]
     assert seen(1) == [(0, 100), (0, 200), (1, 100), (1, 200), (1, 300)]
     assert seen(2) == [(0, 100), (1, 100), (2, 100), (2, 200), (2, 300)]
+
+
+def test_a_deeper_base_is_a_known_good_state_unless_that_is_far_older() -> None:
+    good = (0, 25, 50)
+    states = [ref(step, good=step in good) for step in range(0, 200, 25)]
+
+    def bases(before: int, depth: int) -> list[int]:
+        chosen = choose_bases(states, before_step=before, depths=(0, depth), oldest=0)
+        return [one.step for one in chosen]
+
+    assert bases(130, 50) == [125, 50]  # 75 is as deep as it must be, 50 is known to be good
+    assert bases(130, 80) == [125, 50]
+    assert bases(199, 20) == [175]  # the newest good one is six times as old
+
+
+def test_of_two_states_at_one_step_the_known_good_one_is_taken() -> None:
+    states = [ref(50, attempt=1, good=True), ref(50, attempt=2)]
+    chosen = choose_bases(states, before_step=60, depths=(0,), oldest=0)
+    assert [one.attempt for one in chosen] == [1]

@@ -22,7 +22,7 @@ from forkcast.spikes import SpikeScore
 from forkcast_trainer import clipping, internals, learner, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
-from forkcast_trainer.data.batches import Batches, ValidationBatches
+from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows
 from forkcast_trainer.data.identity import identity_of
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.tokens import prepare
@@ -80,14 +80,15 @@ class Engine:
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length
         self._schedule = spec.learning_rate()
-        self.batches = Batches(train, length, on_data)
+        self.batches = Batches(Windows([train], length), on_data)
+        held_windows = Windows([held], length)
         self.validation = ValidationBatches(
-            held, length, spec.training.micro_batch_size, spec.data.validation.max_batches
+            held_windows, spec.training.micro_batch_size, spec.data.validation.max_batches
         )
         self.full_validation = ValidationBatches(
-            held, length, spec.training.micro_batch_size, 1 << 30
+            held_windows, spec.training.micro_batch_size, 1 << 30
         )
-        self.sampler = Sampler(self.batches.windows, SamplerState(spec.data.shuffle_seed))
+        self.sampler = Sampler(self.batches.text.windows, SamplerState(spec.data.shuffle_seed))
         seed = spec.training.seed + place.rank
         randomness.seed_all(seed)
         others = range(seed + 1, seed + self.shards) if alone else ()
@@ -202,10 +203,11 @@ class Engine:
         first: Tensor | None = None
         for number in range(count):  # every rank draws all ranks' windows: one sampler state
             beats.beat()
-            ids = self.batches.batch(step, self.sampler, training.micro_batch_size)
+            ids = self.batches.draw(step, self.sampler, training.micro_batch_size)
             if world > 1 and number % world != self.place.rank:
                 continue
-            batch = torch.from_numpy(ids).to(self.place.device, non_blocking=True)
+            tokens = torch.from_numpy(self.batches.read(step, ids))
+            batch = tokens.to(self.place.device, non_blocking=True)
             first = batch[0, :-1] if first is None else first
             if world == 1:
                 self.generators.turn_to(number % self.shards)
