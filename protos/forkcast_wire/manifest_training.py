@@ -108,6 +108,9 @@ class Training(Part):
     """Passes of one optimizer step."""
     seed: Seed = 42
     """Seed of the first weights and of dropout."""
+    z_loss: Annotated[Decimal, Field(ge=0, le=1)] = 0.0
+    """Coefficient of log(Z)^2, which is added to what is differentiated so that the logits do not
+    drift (PaLM: 1e-4); losses that are reported stay the cross-entropy alone. 0: off."""
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     """Intra-op threads of each process on the CPU; results are bit-equal only at one count."""
     changed_text: Literal["Refuse", "Accept"] = "Refuse"
