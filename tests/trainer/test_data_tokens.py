@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkcast_trainer.data import tokens
-from forkcast_trainer.data.batches import Batches, ValidationBatches, window_count
+from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows, window_count
 from forkcast_trainer.data.files import source_files
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.text import pieces
 from forkcast_trainer.data.tokenizer import open_tokenizer
-from forkcast_trainer.data.tokens import prepare
+from forkcast_trainer.data.tokens import TokenFile, prepare
 from forkcast_trainer.errors import DataError
-from forkcast_wire.manifest import Data, TextSource, Validation
+from forkcast_trainer.stressors.block_shuffle import BlockShuffle
+from forkcast_wire.manifest import Data, Stressor, TextSource, Validation
 from tests.waiting import HANG_SECONDS
 
 FIELD = "spec.data.train"
@@ -349,8 +350,8 @@ def test_a_path_to_no_tokenizer_is_no_hub_id(uri, tmp_path, monkeypatch):
 
 def test_windows_cover_the_text_and_share_one_id(text, tmp_path):
     train, _ = prepare(data(text), tmp_path / "t", progress=False)
-    batches = Batches(train, 8, ())
-    rows = batches.read(np.arange(batches.windows), 8)
+    windows = Windows([train], 8)
+    rows = windows.read(np.arange(windows.windows), 8)
     assert rows.shape == (window_count(train, 8), 9)
     assert np.array_equal(rows[1:, 0], rows[:-1, -1])
     assert np.array_equal(rows[:, :-1].ravel(), train.array[: rows[:, :-1].size])
@@ -358,19 +359,47 @@ def test_windows_cover_the_text_and_share_one_id(text, tmp_path):
 
 def test_a_batch_is_named_by_the_samplers_state(text, tmp_path):
     train, _ = prepare(data(text), tmp_path / "t", progress=False)
-    batches = Batches(train, 8, ())
-    one, two = (Sampler(batches.windows, SamplerState(3)) for _ in range(2))
+    windows = Windows([train], 8)
+    batches, others = Batches(windows, ()), Batches(Windows([train], 8), ())
+    one, two = (Sampler(windows.windows, SamplerState(3)) for _ in range(2))
     for step in range(30):
-        mine, theirs = batches.batch(step, one, 5), Batches(train, 8, ()).batch(step, two, 5)
+        mine = batches.read(step, batches.draw(step, one, 5))
         assert mine.shape == (5, 9)
-        assert np.array_equal(mine, theirs)
+        assert np.array_equal(mine, others.read(step, others.draw(step, two, 5)))
+
+
+def test_what_is_drawn_does_not_hang_on_what_is_read(text, tmp_path):
+    train, _ = prepare(data(text), tmp_path / "t", progress=False)
+    batches = Batches(Windows([train], 8), [BlockShuffle(Stressor(type="BlockShuffle"))])
+    one, two = (Sampler(batches.text.windows, SamplerState(3)) for _ in range(2))
+    for step in range(30):
+        mine = batches.draw(step, one, 5)
+        if step % 2:
+            batches.read(step, mine)
+        assert np.array_equal(mine, batches.draw(step, two, 5))
+        assert one.state == two.state
+
+
+def test_the_windows_of_several_texts_are_numbered_through_and_none_lies_in_two(tmp_path):
+    ids = np.arange(100, dtype=np.uint16)
+    ids.tofile(tmp_path / "ids.bin")
+    facts = {"dtype": "uint16", "count": 100, "vocabulary_size": 100, "end_of_text": 99}
+    file = TokenFile(path=tmp_path / "ids.bin", sha256="", **facts)
+    windows = Windows([file.part(0, 30), file.part(30, 43), file.part(43, 100)], 8)
+    assert windows.counts == [3, 1, 7]
+    rows = windows.read(np.arange(11), 8)
+    assert rows[:, 0].tolist() == [0, 8, 16, 30, 43, 51, 59, 67, 75, 83, 91]
+    assert all(np.array_equal(row, np.arange(row[0], row[0] + 9)) for row in rows)
+    longer = windows.read(np.array([2, 10]), 16)
+    assert longer[:, 0].tolist() == [13, 83]  # shifted back, each within its own text
+    assert windows.read(np.array([0, 3]), 16).shape == (2, 13)  # the second text has no more
 
 
 @pytest.mark.parametrize(("micro", "most"), [(4, 3), (1, 1), (7, 1000)])
 def test_validation_batches_are_fixed_and_never_repeat_a_window(text, tmp_path, micro, most):
     train, _ = prepare(data(text), tmp_path / "t", progress=False)
-    chosen = list(ValidationBatches(train, 8, micro, most))
-    again = list(ValidationBatches(train, 8, micro, most))
+    chosen = list(ValidationBatches(Windows([train], 8), micro, most))
+    again = list(ValidationBatches(Windows([train], 8), micro, most))
     assert all(np.array_equal(a, b) for a, b in zip(chosen, again, strict=True))
     assert all(1 <= len(batch) <= micro for batch in chosen)
     assert sum(map(len, chosen)) == min(window_count(train, 8), micro * most)

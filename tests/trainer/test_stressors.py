@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from forkcast_trainer.data.batches import Batches
+from forkcast_trainer.data.batches import Batches, Windows
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.data.tokens import TokenFile
@@ -33,8 +33,9 @@ def tokens(tmp_path_factory):
 def seen(tokens, stressors, step, position=0):
     """What a step sees: its batch and its learning rate."""
     on_data, on_rate = make(stressors, "bytes")
-    batches = Batches(tokens, LENGTH, on_data)
-    batch = batches.batch(step, Sampler(batches.windows, SamplerState(5, 0, position)), COUNT)
+    batches = Batches(Windows([tokens], LENGTH), on_data)
+    sampler = Sampler(batches.text.windows, SamplerState(5, 0, position))
+    batch = batches.read(step, batches.draw(step, sampler, COUNT))
     rate = PEAK / 3
     for one in on_rate:
         rate = one.rate(step, rate, PEAK)

@@ -23,7 +23,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkcast_trainer.data.batches import ValidationBatches
+from forkcast_trainer.data.batches import ValidationBatches, Windows
 from forkcast_trainer.data.decode import Counts, cut
 from forkcast_trainer.data.files import source_files
 from forkcast_trainer.data.text import pieces
@@ -300,7 +300,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
         train, held = prepare(
             Data(train=source, sequence_length=64), tmp_path / "t", progress=False
         )
-        batches = ValidationBatches(held, 64, 8, 1 << 30)
+        batches = ValidationBatches(Windows([held], 64), 8, 1 << 30)
         rows = sum(len(one) for one in batches)
         most = tracemalloc.get_traced_memory()[1]
     finally:

@@ -7,33 +7,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from forkcast.actions import KEEP
 from forkcast.records import StepStats
 from forkcast.spikes import SpikeScore
-from forkcast_trainer import clipping, models, randomness, stressors
+from forkcast_trainer import clipping, internals, learner, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
-from forkcast_trainer.data.batches import Batches, ValidationBatches
+from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows
 from forkcast_trainer.data.identity import identity_of
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.internals import Internals
+from forkcast_trainer.objectives import Loss
 from forkcast_trainer.observe import Measured, Observer
 from forkcast_trainer.placement import Placement
 from forkcast_trainer.schedule import scheduled_rate
-from forkcast_trainer.stressors.long_sequence import LONGER
 from forkcast_wire import beats
-from forkcast_wire.manifest import StressorType, TrainingRunSpec
+from forkcast_wire.manifest import TrainingRunSpec
 
 _REWARM_STEPS = 150
 _OPTIMIZERS = {"AdamW": torch.optim.AdamW}
@@ -84,38 +83,27 @@ class Engine:
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length
         self._schedule = spec.learning_rate()
-        self.batches = Batches(train, length, on_data)
+        self.batches = Batches(Windows([train], length), on_data)
+        held_windows = Windows([held], length)
         self.validation = ValidationBatches(
-            held, length, spec.training.micro_batch_size, spec.data.validation.max_batches
+            held_windows, spec.training.micro_batch_size, spec.data.validation.max_batches
         )
         self.full_validation = ValidationBatches(
-            held, length, spec.training.micro_batch_size, 1 << 30
+            held_windows, spec.training.micro_batch_size, 1 << 30
         )
-        self.sampler = Sampler(self.batches.windows, SamplerState(spec.data.shuffle_seed))
-        longer = any(one.type is StressorType.LONG_SEQUENCE for one in spec.stressors)
+        self.sampler = Sampler(self.batches.text.windows, SamplerState(spec.data.shuffle_seed))
         seed = spec.training.seed + place.rank
         randomness.seed_all(seed)
         others = range(seed + 1, seed + self.shards) if alone else ()
         self.generators = randomness.Shards(
             place.device, [randomness.seeded(one, place.device) for one in others]
         )
-        module = models.build(
-            spec.model,
-            train.file.vocabulary_size,
-            length * (LONGER if longer else 1),
-            spec.training.seed,
-        )
-        if spec.model.gradient_checkpointing:
-            module.gradient_checkpointing_enable()  # type: ignore[operator]
-        self.module = module.to(place.device)
-        self.module.train()
+        self.learner = learner.make(spec, train.file.vocabulary_size).to(place.device)
+        self.module = self.learner.module
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
         self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
-        self.forward: Callable[..., Any] = self.module
-        if spec.model.compile:
-            self.forward = torch.compile(self.module)
         self.actions = ActionState()
         self.position = Position()
         self.spikes = SpikeScore()
@@ -126,6 +114,7 @@ class Engine:
             spec.statistics,
             epsilon=spec.optimizer.epsilon,
             autocast=self.autocast,
+            look=partial(internals.sample, self.learner),
         )
 
     # ------------------------------------------------------------------------------------ set-up
@@ -217,10 +206,11 @@ class Engine:
         first: Tensor | None = None
         for number in range(count):  # every rank draws all ranks' windows: one sampler state
             beats.beat()
-            ids = self.batches.batch(step, self.sampler, training.micro_batch_size)
+            ids = self.batches.draw(step, self.sampler, training.micro_batch_size)
             if world > 1 and number % world != self.place.rank:
                 continue
-            batch = torch.from_numpy(ids).to(self.place.device, non_blocking=True)
+            tokens = torch.from_numpy(self.batches.read(step, ids))
+            batch = tokens.to(self.place.device, non_blocking=True)
             first = batch[0, :-1] if first is None else first
             if world == 1:
                 self.generators.turn_to(number % self.shards)
@@ -298,12 +288,12 @@ class Engine:
             return nullcontext()
         return torch.autocast(self.place.device.type, dtype=self.place.dtype)
 
-    def loss_of(self, batch: Tensor, *, model: nn.Module | None = None) -> Tensor:
-        """Mean cross-entropy of a [count, length + 1] batch, nats/token, 0-d float32."""
-        logits = (model if model is not None else self.forward)(batch[:, :-1]).logits
-        return nn.functional.cross_entropy(
-            logits.float().reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1)
-        )
+    def loss_of(self, batch: Tensor, *, eager: bool = False) -> Tensor:
+        """The objective at a [count, length + 1] batch: its value is the mean cross-entropy,
+        nats/token, 0-d float32. eager: not compiled.
+        """
+        found: Loss = self.learner(batch, eager=eager)
+        return found.value
 
     # -------------------------------------------------------------------------------- evaluation
 
@@ -319,7 +309,7 @@ class Engine:
                 beats.beat()
                 batch = torch.from_numpy(ids).to(self.place.device)
                 with self.autocast():
-                    loss = self.loss_of(batch, model=self.module)
+                    loss = self.loss_of(batch, eager=True)
                 count = batch.shape[0] * (batch.shape[1] - 1)
                 total, tokens = total + float(loss) * count, tokens + count
         finally:

@@ -20,37 +20,61 @@ def window_count(tokens: TokenSlice, sequence_length: int) -> int:
     return (tokens.count - 1) // sequence_length
 
 
+class Windows:
+    """The windows of one text or of several, numbered through from the first text's first; none lies
+    in two texts.
+    """
+
+    def __init__(self, texts: Sequence[TokenSlice], sequence_length: int) -> None:
+        self.texts, self.sequence_length = texts, sequence_length
+        #: Of each text.
+        self.counts = [window_count(text, sequence_length) for text in texts]
+        self._firsts = np.cumsum([0, *self.counts])
+        self.windows = int(self._firsts[-1])
+
+    def read(self, ids: NDArray[np.int64], length: int) -> Tokens:
+        """[len(ids), length + 1] ids that begin at the windows' first ids; the last windows of a text
+        are shifted back so that a longer read stays inside it. Shorter if a text is.
+        """
+        numbers = np.searchsorted(self._firsts, ids, side="right") - 1
+        length = min(length, *(self.texts[number].count - 1 for number in set(numbers.tolist())))
+        batch = np.empty((len(ids), length + 1), dtype=np.int64)
+        within = (ids - self._firsts[numbers]) * self.sequence_length
+        for row, number, start in zip(batch, numbers.tolist(), within.tolist(), strict=True):
+            text = self.texts[number]
+            first = min(start, text.count - length - 1)
+            row[:] = text.array[first : first + length + 1]
+        return batch
+
+    def first_ids(self, count: int) -> NDArray[np.generic]:
+        """Up to ``count`` ids from the beginnings of the texts, as many of each."""
+        share = max(1, count // len(self.texts))
+        return np.concatenate([text.array[:share] for text in self.texts])
+
+
 class Batches:
     """Batches of the training text. What a step sees depends on the sampler's state and the step
     alone, so every fork of a state sees the same.
     """
 
-    def __init__(
-        self, tokens: TokenSlice, sequence_length: int, stressors: Sequence[DataStressor]
-    ) -> None:
-        self.tokens = tokens
-        self.sequence_length = sequence_length
-        self.windows = window_count(tokens, sequence_length)
-        self._stressors = stressors
+    def __init__(self, text: Windows, stressors: Sequence[DataStressor]) -> None:
+        self.text, self._stressors = text, stressors
 
-    def batch(self, step: int, sampler: Sampler, count: int) -> Tokens:
-        """[count, length + 1] ids of one micro-batch; length is 4x where LongSequence strikes."""
+    def draw(self, step: int, sampler: Sampler, count: int) -> NDArray[np.int64]:
+        """The windows of a micro-batch: the sampler moves on by ``count``; no text is read."""
         ids = sampler.take(count)
         for stressor in self._stressors:
-            ids = stressor.windows(step, ids, self.windows)
-        batch = self.read(ids, self.sequence_length)
-        for stressor in self._stressors:
-            batch = stressor.batch(step, batch, self)
-        return batch
+            ids = stressor.windows(step, ids, self.text.windows)
+        return ids
 
-    def read(self, ids: NDArray[np.int64], length: int) -> Tokens:
-        """[len(ids), length + 1] ids that begin at the windows' first ids; the last windows are
-        shifted back so that a longer read stays inside the text.
+    def read(self, step: int, ids: NDArray[np.int64]) -> Tokens:
+        """[len(ids), length + 1] ids of a micro-batch that was drawn; length is 4x where LongSequence
+        strikes.
         """
-        text = self.tokens.array
-        last = max(self.tokens.count - length - 1, 0)
-        starts = np.minimum(ids * self.sequence_length, last)
-        return np.stack([text[start : start + length + 1] for start in starts]).astype(np.int64)
+        batch = self.text.read(ids, self.text.sequence_length)
+        for stressor in self._stressors:
+            batch = stressor.batch(step, batch, self.text)
+        return batch
 
 
 class ValidationBatches(Sequence[Tokens]):
@@ -58,14 +82,10 @@ class ValidationBatches(Sequence[Tokens]):
     looked at: a process holds one of them at a time.
     """
 
-    def __init__(
-        self, tokens: TokenSlice, sequence_length: int, micro_batch: int, most: int
-    ) -> None:
+    def __init__(self, text: Windows, micro_batch: int, most: int) -> None:
         """Up to ``most`` micro-batches, at least one."""
-        self._text = Batches(tokens, sequence_length, ())
-        self._windows = window_count(tokens, sequence_length)
-        self._wanted = min(self._windows, micro_batch * most)
-        self._length = sequence_length
+        self._text = text
+        self._wanted = min(text.windows, micro_batch * most)
         self._count = max(1, -(-self._wanted // micro_batch))
 
     def __len__(self) -> int:
@@ -84,5 +104,5 @@ class ValidationBatches(Sequence[Tokens]):
         size, larger = divmod(self._wanted, self._count)
         first = number * size + min(number, larger)
         last = first + size + (number < larger)
-        ids = (np.arange(first, last, dtype=np.int64) * self._windows) // self._wanted
-        return self._text.read(ids, self._length)
+        ids = (np.arange(first, last, dtype=np.int64) * self._text.windows) // self._wanted
+        return self._text.read(ids, self._text.sequence_length)

@@ -14,7 +14,6 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from forkcast_trainer.data.tokens import TokenSlice
 from forkcast_wire.manifest import STRESSOR_PROBABILITY, Stressor
 
 _WHETHER, _WHAT = 0, 1
@@ -27,10 +26,12 @@ class Text(Protocol):
 
     sequence_length: int
     windows: int
-    tokens: TokenSlice
 
     def read(self, ids: Ids, length: int) -> Ids:
         """[len(ids), length + 1] ids from the windows' starts."""
+
+    def first_ids(self, count: int) -> NDArray[np.generic]:
+        """Up to ``count`` ids of it."""
 
 
 class SeededStressor:

@@ -27,7 +27,7 @@ class RareTokenBurst(DataStressor):
 
     def _rarest(self, text: Text) -> Ids:
         if self._rare is None:
-            array = np.asarray(text.tokens.array[:_SAMPLE], dtype=np.int64)
+            array = text.first_ids(_SAMPLE).astype(np.int64)
             ids, counts = np.unique(array, return_counts=True)
             order = ids[np.lexsort((ids, counts))]
             self._rare = order[: max(2, int(len(order) * _RAREST))]
