@@ -25,8 +25,8 @@ from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows
 from forkcast_trainer.data.identity import identity_of
-from forkcast_trainer.data.sampler import Sampler, SamplerState
-from forkcast_trainer.data.tokens import prepare
+from forkcast_trainer.data.mixture import sampler_of
+from forkcast_trainer.data.tokens import RunTokens, prepare
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.observe import Measured, Observer
 from forkcast_trainer.placement import Placement
@@ -67,29 +67,33 @@ class Engine:
     """Model, optimizer, clipping, sampler and position of one lineage on one process."""
 
     def __init__(
-        self, spec: TrainingRunSpec, run_uid: str, workdir: Path, place: Placement
+        self,
+        spec: TrainingRunSpec,
+        run_uid: str,
+        workdir: Path,
+        place: Placement,
+        tokens: RunTokens | None = None,
     ) -> None:
-        """Raises TrainerError if data, model or clipping cannot be set up."""
+        """tokens: None: prepared here. Raises TrainerError if data, model or clipping cannot be set up."""
         torch.set_num_threads(spec.training.threads)
         self.spec, self.run_uid, self.place = spec, run_uid, place
         # a rollout is one process: it takes the micro-batches of all ranks, in their order and
         # with their generators, so that it computes what the run would compute
         alone = place.world == 1
         self.shards = spec.parallelism.processes if alone else place.world
-        train, held = prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
-        self.text = identity_of(train, held)
+        tokens = tokens or prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
+        self.tokens, self.text = tokens, identity_of(tokens)
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length
         self._schedule = spec.learning_rate()
-        self.batches = Batches(Windows([train], length), on_data)
-        held_windows = Windows([held], length)
+        self.batches = Batches(Windows(tokens.train, length), on_data)
+        held = Windows(tokens.held, length)
         self.validation = ValidationBatches(
-            held_windows, spec.training.micro_batch_size, spec.data.validation.max_batches
+            held, spec.training.micro_batch_size, spec.data.validation.max_batches
         )
-        self.full_validation = ValidationBatches(
-            held_windows, spec.training.micro_batch_size, 1 << 30
-        )
-        self.sampler = Sampler(self.batches.text.windows, SamplerState(spec.data.shuffle_seed))
+        self.full_validation = ValidationBatches(held, spec.training.micro_batch_size, 1 << 30)
+        text = self.batches.text
+        self.sampler = sampler_of(text.counts, text.weights, spec.data.shuffle_seed)
         longer = any(one.type is StressorType.LONG_SEQUENCE for one in spec.stressors)
         seed = spec.training.seed + place.rank
         randomness.seed_all(seed)
@@ -99,7 +103,7 @@ class Engine:
         )
         module = models.build(
             spec.model,
-            train.file.vocabulary_size,
+            tokens.vocabulary_size,
             length * (LONGER if longer else 1),
             spec.training.seed,
         )
@@ -290,6 +294,11 @@ class Engine:
         position.step += 1
         position.loss = loss if math.isfinite(loss) else position.loss
         position.internals = inside or position.internals
+
+    def passes(self) -> dict[str, float]:
+        """How often each text has been seen, by its name."""
+        names = [text.label for text in self.tokens.train]
+        return dict(zip(names, self.sampler.passes(), strict=True))
 
     def autocast(self) -> AbstractContextManager[object]:
         """The forward pass's precision."""
