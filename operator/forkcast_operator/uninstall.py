@@ -23,6 +23,7 @@ import ssl
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,9 +90,9 @@ class Api:
         for base in [_path(version, plural, one) for one in namespaces or ("",)]:
             following = ""
             while True:
-                query = f"?limit={_PAGE}&labelSelector={selector}&continue={following}"
+                query = {"limit": _PAGE, "labelSelector": selector, "continue": following}
                 try:
-                    page = self.call("GET", base + query)
+                    page = self.call("GET", f"{base}?{urllib.parse.urlencode(query)}")
                 except ApiError as error:
                     if error.status == _GONE:
                         break
@@ -103,13 +104,18 @@ class Api:
 
 
 def _path(version: str, plural: str, namespace: str = "", name: str = "") -> str:
+    root = "apis" if "/" in version else "api"
     place = f"namespaces/{namespace}/" if namespace else ""
-    return f"/apis/{version}/{place}{plural}" + (f"/{name}" if name else "")
+    return f"/{root}/{version}/{place}{plural}" + (f"/{name}" if name else "")
 
 
 def _run_path(run: dict[str, Any]) -> str:
     meta = run["metadata"]
     return _path(API_VERSION, "trainingruns", meta["namespace"], meta["name"])
+
+
+def _name(run: dict[str, Any]) -> str:
+    return f"{run['metadata']['namespace']}/{run['metadata']['name']}"
 
 
 def _holds(run: dict[str, Any], condition: RunCondition) -> bool:
@@ -155,20 +161,25 @@ def suspend(api: Api, namespaces: Sequence[str], seconds: float, managed_by: str
         if not waiting:
             return
         if time.monotonic() > deadline:
-            names = [f"{r['metadata']['namespace']}/{r['metadata']['name']}" for r in waiting]
-            _log.warning("uninstall.not_suspended", runs=names)
+            _log.warning("uninstall.not_suspended", runs=[_name(run) for run in waiting])
             return
         time.sleep(_PAUSE_SECONDS)
 
 
 def stop_operator(api: Api, namespace: str, name: str) -> None:
-    """Scale the operator to zero and wait until its pods are gone. Raises ApiError."""
+    """Scale the operator to zero and wait until its pods are gone. Raises ApiError.
+
+    The pods themselves: the Deployment's count leaves out a pod that is ending, which still works
+    and would put a finalizer back.
+    """
     path = _path("apps/v1", "deployments", namespace, name) + "/scale"
-    _ignoring_gone(api, "PATCH", path, {"spec": {"replicas": 0}}, _MERGE)
+    scale = _ignoring_gone(api, "PATCH", path, {"spec": {"replicas": 0}}, _MERGE)
+    if scale is None:
+        return
+    selector = scale["status"]["selector"]
     deadline = time.monotonic() + _STOP_SECONDS
     while time.monotonic() < deadline:
-        scale = _ignoring_gone(api, "GET", path)
-        if scale is None or not scale.get("status", {}).get("replicas"):
+        if not any(api.items("v1", "pods", (namespace,), selector)):
             return
         time.sleep(_PAUSE_SECONDS)
     _log.warning("uninstall.operator_still_runs", deployment=f"{namespace}/{name}")
@@ -187,12 +198,21 @@ def delete_workloads(api: Api, namespaces: Sequence[str], managed_by: str = "") 
             _ignoring_gone(api, "DELETE", path, {"propagationPolicy": "Background"})
 
 
+def _held(run: dict[str, Any]) -> bool:
+    return FINALIZER in run["metadata"].get("finalizers", [])
+
+
 def drop_finalizers(api: Api, namespaces: Sequence[str], managed_by: str = "") -> None:
-    """Take our finalizer off every run; others' stay. Raises ApiError."""
-    for run in _runs(api, namespaces, managed_by):
-        finalizers = run["metadata"].get("finalizers", [])
-        if FINALIZER in finalizers:
-            rest = [one for one in finalizers if one != FINALIZER]
+    """Take our finalizer off every run; others' stay. A run that somebody changes meanwhile is read
+    again. Raises ApiError.
+    """
+    deadline = time.monotonic() + _STOP_SECONDS
+    while held := [run for run in _runs(api, namespaces, managed_by) if _held(run)]:
+        if time.monotonic() > deadline:
+            _log.warning("uninstall.finalizers_left", runs=[_name(run) for run in held])
+            return
+        for run in held:
+            rest = [one for one in run["metadata"]["finalizers"] if one != FINALIZER]
             meta = {"finalizers": rest, "resourceVersion": run["metadata"]["resourceVersion"]}
             _ignoring_gone(api, "PATCH", _run_path(run), {"metadata": meta}, _MERGE)
 

@@ -65,7 +65,8 @@ class Model(Part):
     )
 
     architecture: Annotated[str, Field(min_length=1, max_length=63, pattern=PLAIN_PATTERN)] = "gpt2"
-    """A name of the trainer's model shelf: gpt2-tiny, gpt2, gpt2-medium, gpt2-large."""
+    """A name of the trainer's model shelf: gpt2-tiny, gpt2, gpt2-medium, gpt2-large,
+    gpt2-xl."""
     size: ModelSize = ModelSize()
     """Overrides of the architecture's shape."""
     init: Literal["FromScratch", "Pretrained"] = "FromScratch"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from forkcast_operator.kubernetes.scope import LABEL
-from forkcast_operator.uninstall import settled
+from forkcast_operator.uninstall import ApiError, drop_finalizers, settled
 from forkcast_wire.resources import FINALIZER, LABEL_RUN
 from tests.uninstall_hook import start_hook
 from tests.waiting import HANG_OPTION
@@ -189,3 +189,27 @@ def _with(spec, **conditions):
 )
 def test_when_a_run_has_settled(run, expected):
     assert settled(run) is expected
+
+
+class _Changing:
+    """An API server with one run, which somebody changes between our first look and our first write."""
+
+    def __init__(self):
+        self.version, self.finalizers = 1, [FINALIZER, "other.dev/one"]
+
+    def items(self, version, plural, namespaces, selector=""):
+        held = {"finalizers": list(self.finalizers), "resourceVersion": str(self.version)}
+        yield {"metadata": {"namespace": LAB, "name": "a", **held}, "spec": {}}
+        self.version = max(self.version, 2)
+
+    def call(self, method, path, body, kind):
+        assert method == "PATCH"
+        if body["metadata"]["resourceVersion"] != str(self.version):
+            raise ApiError(409, "the object has been modified")
+        self.finalizers = body["metadata"]["finalizers"]
+
+
+def test_a_run_that_is_changed_meanwhile_loses_its_finalizer_all_the_same():
+    api = _Changing()
+    drop_finalizers(api, [LAB])
+    assert api.finalizers == ["other.dev/one"]

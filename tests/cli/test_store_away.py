@@ -206,6 +206,7 @@ def test_an_idle_run_asks_its_store_for_little(start, gateway):
     marked = "the mark of the first state: the last that there is to write"
     running.until(lambda: any("/good?" in p for _, p in list(gateway.requests)), marked)
     running.until(lambda: _probes(gateway.requests) == 4, "supervisor, trainer, operator, rollouts")
+    running.until(lambda: _token_cards(gateway.requests) == 1, "the tokens of its only text")
     before = _looks(gateway.requests)
     running.until(lambda: _looks(gateway.requests) > before, "a look after it")
     gateway.requests.clear()
@@ -227,6 +228,12 @@ def _asks(request, *prefixes):
 def _probes(requests):
     """How many processes have tried what the store can do."""
     return sum(method == "DELETE" and "/probe/" in path for method, path in list(requests))
+
+
+def _token_cards(requests):
+    """How many token files are in the store, each with the card that is put last."""
+    cards = {path for method, path in list(requests) if method == "PUT" and "/tokens/" in path}
+    return sum(path.endswith(".json") for path in cards)
 
 
 def _looks(requests):

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from forkcast.actions import KEEP
 from forkcast.records import StepStats
 from forkcast.spikes import SpikeScore
-from forkcast_trainer import clipping, models, randomness, stressors
+from forkcast_trainer import clipping, internals, learner, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows
@@ -28,12 +27,12 @@ from forkcast_trainer.data.identity import identity_of
 from forkcast_trainer.data.mixture import sampler_of
 from forkcast_trainer.data.tokens import RunTokens, prepare
 from forkcast_trainer.internals import Internals
+from forkcast_trainer.objectives import Loss
 from forkcast_trainer.observe import Measured, Observer
 from forkcast_trainer.placement import Placement
 from forkcast_trainer.schedule import scheduled_rate
-from forkcast_trainer.stressors.long_sequence import LONGER
 from forkcast_wire import beats
-from forkcast_wire.manifest import StressorType, TrainingRunSpec
+from forkcast_wire.manifest import TrainingRunSpec
 
 _REWARM_STEPS = 150
 _OPTIMIZERS = {"AdamW": torch.optim.AdamW}
@@ -94,30 +93,18 @@ class Engine:
         self.full_validation = ValidationBatches(held, spec.training.micro_batch_size, 1 << 30)
         text = self.batches.text
         self.sampler = sampler_of(text.counts, text.weights, spec.data.shuffle_seed)
-        longer = any(one.type is StressorType.LONG_SEQUENCE for one in spec.stressors)
         seed = spec.training.seed + place.rank
         randomness.seed_all(seed)
         others = range(seed + 1, seed + self.shards) if alone else ()
         self.generators = randomness.Shards(
             place.device, [randomness.seeded(one, place.device) for one in others]
         )
-        module = models.build(
-            spec.model,
-            tokens.vocabulary_size,
-            length * (LONGER if longer else 1),
-            spec.training.seed,
-        )
-        if spec.model.gradient_checkpointing:
-            module.gradient_checkpointing_enable()  # type: ignore[operator]
-        self.module = module.to(place.device)
-        self.module.train()
+        self.learner = learner.make(spec, tokens.vocabulary_size).to(place.device)
+        self.module = self.learner.module
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
         self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
-        self.forward: Callable[..., Any] = self.module
-        if spec.model.compile:
-            self.forward = torch.compile(self.module)
         self.actions = ActionState()
         self.position = Position()
         self.spikes = SpikeScore()
@@ -128,6 +115,7 @@ class Engine:
             spec.statistics,
             epsilon=spec.optimizer.epsilon,
             autocast=self.autocast,
+            look=partial(internals.sample, self.learner),
         )
 
     # ------------------------------------------------------------------------------------ set-up
@@ -306,12 +294,12 @@ class Engine:
             return nullcontext()
         return torch.autocast(self.place.device.type, dtype=self.place.dtype)
 
-    def loss_of(self, batch: Tensor, *, model: nn.Module | None = None) -> Tensor:
-        """Mean cross-entropy of a [count, length + 1] batch, nats/token, 0-d float32."""
-        logits = (model if model is not None else self.forward)(batch[:, :-1]).logits
-        return nn.functional.cross_entropy(
-            logits.float().reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1)
-        )
+    def loss_of(self, batch: Tensor, *, eager: bool = False) -> Tensor:
+        """The objective at a [count, length + 1] batch: its value is the mean cross-entropy,
+        nats/token, 0-d float32. eager: not compiled.
+        """
+        found: Loss = self.learner(batch, eager=eager)
+        return found.value
 
     # -------------------------------------------------------------------------------- evaluation
 
@@ -327,7 +315,7 @@ class Engine:
                 beats.beat()
                 batch = torch.from_numpy(ids).to(self.place.device)
                 with self.autocast():
-                    loss = self.loss_of(batch, model=self.module)
+                    loss = self.loss_of(batch, eager=True)
                 count = batch.shape[0] * (batch.shape[1] - 1)
                 total, tokens = total + float(loss) * count, tokens + count
         finally:

@@ -57,6 +57,8 @@ class TrainingRun:
         self.saver = Saver(store, workdir, spec.checkpoint) if self.leads else None
         if self.saver is not None and begun.opened is not None:
             self.saver.adopted(begun.opened, attempt)
+        if self.saver is not None and begun.ref is not None:
+            self.saver.resumed(begun.ref)
         self.end = RunEnd(self.engine, place, self.saver)
         self.report = Report(
             self.engine, workdir, monitor, begun=begun, saver=self.saver, end=self.end

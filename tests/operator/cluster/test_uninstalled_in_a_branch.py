@@ -1,7 +1,8 @@
 """`helm uninstall` of a release with a calm and a branching run, on a real API server.
 
 There is no node, so the test is the kubelet of two pods: it runs the hook that Helm has created and
-waits for, and ends the operator when its Deployment is scaled to zero.
+waits for, and ends the operator when its Deployment is scaled to zero. The operator's pod stands
+until its process is gone, as a kubelet would have it.
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ def test_nothing_hangs_and_no_pod_is_left(live, release, tmp_path) -> None:
         operator = kubectl("get", "deploy/demo-forkcast-operator", "-n", home, "-o", "json")
         return json.loads(operator)["spec"]["replicas"] == 0
 
+    def hold_operators_pod(*finalizers):
+        pods = ("pods", "-n", home, "-l", "app.kubernetes.io/component=operator")
+        kubectl("wait", *pods, "--for=create", HANG_OPTION)
+        (pod,) = kubectl("get", *pods, "-o", "name").split()
+        patch = json.dumps({"metadata": {"finalizers": finalizers or None}})
+        kubectl("patch", pod, "-n", home, "--type=merge", "-p", patch)
+
     async def found(kind, where=namespace, labels=LABEL_RUN):
         return await live.stage.cluster.list(kind, where, labels)
 
@@ -68,6 +76,7 @@ def test_nothing_hangs_and_no_pod_is_left(live, release, tmp_path) -> None:
 
     async def scene():
         live.start_operator(lease_namespace=home, lease="demo-forkcast-operator")
+        hold_operators_pod("example.com/its-process-runs")
         await live.stage.create("calm")
         await live.branch()
         assert len(await found(JOB)) > len(await live.trainers()) == 2
@@ -83,6 +92,8 @@ def test_nothing_hangs_and_no_pod_is_left(live, release, tmp_path) -> None:
         )
         until(scaled_to_zero, every=0.1)
         live.process.terminate()
+        live.process.wait()
+        hold_operators_pod()
         _, said = hook.communicate()
         assert hook.returncode == 0, said
         assert "not_suspended" not in said
