@@ -86,17 +86,18 @@ def plan(manifest: TrainingRun) -> Plan:
 
 def _text(spec: TrainingRunSpec, vocabulary: int | None) -> dict[str, int | None]:
     """Files and bytes of the training text; a token is at least a byte of it."""
-    source = spec.data.train
-    try:
-        files = source_files(source, "spec.data.train")
-        found = sum(path.stat().st_size for path in files)
-    except (DataError, OSError):
-        files, found = [], 0
-    if not files:
-        return {"text_files": None, "text_bytes": None, "token_bytes": None}
-    read = min(found, source.max_bytes or found)
+    files = found = read = 0
+    for field, source in spec.data.texts():
+        try:
+            sizes = [path.stat().st_size for path in source_files(source, field)]
+        except (DataError, OSError):
+            sizes = []
+        if not sizes:
+            return {"text_files": None, "text_bytes": None, "token_bytes": None}
+        files, found = files + len(sizes), found + sum(sizes)
+        read += min(sum(sizes), source.max_bytes or sum(sizes))
     width = 2 if vocabulary is not None and vocabulary <= 1 << 16 else 4
-    return {"text_files": len(files), "text_bytes": found, "token_bytes": width * read}
+    return {"text_files": files, "text_bytes": found, "token_bytes": width * read}
 
 
 def _rollouts(spec: TrainingRunSpec) -> int:

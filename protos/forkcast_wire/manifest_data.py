@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -13,6 +14,7 @@ from forkcast_wire.fields import (
     Decimal,
     Fraction,
     Part,
+    Positive,
     Rule,
     Seed,
     Steps,
@@ -120,11 +122,25 @@ class TextSource(Part):
     """Stop reading after this much text, bytes; 0 = all of it."""
 
 
+class MixtureSource(TextSource):
+    """A text of a mixture: a source with a name and a weight."""
+
+    name: Annotated[
+        str,
+        Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$"),
+    ]
+    """What progress and errors call it; no other source has this name."""
+    weight: Annotated[Positive, Field(le=1_000_000)]
+    """Its share of the sequences, as a part of the sum of all weights, whatever its size: a text that
+    is used up begins again, in another order."""
+
+
 class Validation(Part):
     """The held-out text and how often it is looked at."""
 
     source: TextSource | None = None
-    """Its own text. Absent: the last `fraction` of the training tokens is held out."""
+    """Its own text. Absent: the last `fraction` of the training tokens is held out, of each text of a
+    mixture; they are looked at by weight."""
     fraction: Annotated[Decimal, Field(gt=0, lt=1)] = 0.02
     """Share of the training tokens that is held out where there is no source."""
     every_steps: Steps = 1000
@@ -138,8 +154,24 @@ class Validation(Part):
 class Data(Part):
     """The text, how it becomes tokens, and in which order they come."""
 
-    train: TextSource
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".train",
+            "has(self.train) == (size(self.mixture) == 0)",
+            "train is one text, mixture several; give exactly one of them",
+        ),
+        Rule(
+            ".mixture",
+            "self.mixture.all(one, self.mixture.exists_one(other, other.name == one.name))",
+            "two sources have the same name; rename one",
+        ),
+    )
+
+    train: TextSource | None = None
     """The training text."""
+    mixture: Annotated[list[MixtureSource], Field(max_length=32)] = []
+    """Several training texts instead of one, each with its share of the sequences; no sequence holds
+    two of them."""
     validation: Validation = Validation()
     """The held-out text."""
     tokenizer: Uri = "bytes"
@@ -147,7 +179,22 @@ class Data(Part):
     sequence_length: Annotated[int, Field(ge=8, le=1_048_576, strict=True)] = 1024
     """Tokens of a sequence."""
     shuffle_seed: Seed = 17
-    """Seed of the order of the sequences."""
+    """Seed of the order of the sequences, and of the choice between the texts of a mixture."""
+
+    def texts(self) -> Sequence[tuple[str, TextSource]]:
+        """The training texts, each with the field that it stands in."""
+        if self.train is not None:
+            return [("spec.data.train", self.train)]
+        return [(f"spec.data.mixture[{number}]", one) for number, one in enumerate(self.mixture)]
+
+    @model_validator(mode="after")
+    def _one_text_or_several(self) -> Self:
+        if (self.train is None) == (not self.mixture):
+            raise ValueError("train is one text, mixture several; give exactly one of them")
+        names = [one.name for one in self.mixture]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"mixture: two sources have the name {twice[0]}; rename one")
+        return self
 
 
 class StressorType(StrEnum):

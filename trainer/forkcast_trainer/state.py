@@ -8,6 +8,7 @@ measured, so that every rollout of a branch has the same past. Restoring gives t
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -25,13 +26,16 @@ from forkcast.spikes import SpikeScore
 from forkcast_trainer import moments, randomness, schema
 from forkcast_trainer.checkpoint import CheckpointError, Shaped, Snapshot
 from forkcast_trainer.clipping import ClippingPolicy
-from forkcast_trainer.data.sampler import SamplerState
+from forkcast_trainer.data import identity
+from forkcast_trainer.data.mixture import Mixture, MixtureState
+from forkcast_trainer.data.sampler import Sampler, SamplerState
+from forkcast_trainer.errors import DataError
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.randomness import Randomness
 from forkcast_trainer.step import ActionState, Engine
 from forkcast_trainer.table import Role
 from forkcast_wire import beats
-from forkcast_wire.documents import load
+from forkcast_wire.documents import TextIdentity, load
 
 _log = structlog.get_logger()
 T = TypeVar("T")
@@ -86,6 +90,7 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
         "rng.python": first.python,
         "rng.numpy": first.numpy,
         "world": engine.shards,
+        "text": asdict(engine.text),
     }
     if others:
         meta["rng.ranks"] = [{"python": one.python, "numpy": one.numpy} for one in others]
@@ -111,11 +116,8 @@ def restore(engine: Engine, saved: Snapshot) -> None:
     if saved.coded:
         position.int8_restores += 1
         _restore_coded(engine, saved)
-    engine.actions, engine.clipping, engine.sampler.state = (
-        parts.actions,
-        parts.clipping,
-        parts.sampler,
-    )
+    engine.actions, engine.clipping = parts.actions, parts.clipping
+    engine.sampler = parts.sampler
     engine.scaler, engine.spikes = parts.scaler, parts.spikes
     position.step, position.epoch = int(meta["step"]), int(meta["epoch"])
     position.tokens, position.loss = int(meta["tokens"]), meta["loss"]
@@ -175,7 +177,7 @@ class _Parts:
 
     actions: ActionState
     clipping: ClippingPolicy
-    sampler: SamplerState
+    sampler: Sampler | Mixture
     internals: Internals | None
     spikes: SpikeScore
     scaler: torch.amp.GradScaler
@@ -186,6 +188,7 @@ class _Parts:
 def _checked(engine: Engine, saved: Snapshot) -> _Parts:
     admit(engine, saved.meta, saved.tensors)
     meta, place = saved.meta, engine.place
+    _of_this_text(engine, meta.get("text"))
     try:
         actions = _exactly(ActionState, meta["actions"])
         _in_range(meta, actions)
@@ -194,7 +197,7 @@ def _checked(engine: Engine, saved: Snapshot) -> _Parts:
         return _Parts(
             actions=actions,
             clipping=_clipping(engine, actions, meta["clipping"]),
-            sampler=_exactly(SamplerState, meta["sampler"]),
+            sampler=_sampler(engine, meta["sampler"]),
             internals=None if meta["internals"] is None else _exactly(Internals, meta["internals"]),
             spikes=_spikes(meta["spikes"]),
             scaler=_scaler(engine, meta["scaler"]),
@@ -223,6 +226,32 @@ def _exactly(kind: type[T], saved: Mapping[str, Any]) -> T:
     if missing := sorted({one.name for one in fields(kind)} - set(saved)):  # type: ignore[arg-type]
         raise ValueError(f"{kind.__name__} lacks {missing[0]}")
     return load(kind, json.dumps(saved).encode())
+
+
+def _of_this_text(engine: Engine, saved: Mapping[str, Any] | None) -> None:
+    """Raises CheckpointError if the state has seen another text than the run's, unless that was accepted.
+    saved: None in a state of a version that did not say.
+    """
+    if saved is None or engine.spec.training.changed_text == "Accept":
+        return
+    try:
+        identity.agree(_exactly(TextIdentity, saved), engine.text)
+    except DataError as error:
+        raise CheckpointError(f"the state is of another text: {error.rule}") from None
+    except ValueError as error:
+        raise CheckpointError(f"the state is of another version: {error}") from error
+
+
+def _sampler(engine: Engine, saved: Mapping[str, Any]) -> Sampler | Mixture:
+    """The run's sampler, in the saved state."""
+    sampler = copy.copy(engine.sampler)
+    if isinstance(sampler, Sampler):
+        sampler.state = _exactly(SamplerState, saved)
+        return sampler
+    sampler.state = _exactly(MixtureState, saved)
+    if len(sampler.state.passes) != len(sampler.windows):
+        raise ValueError(f"sampler: {len(sampler.state.passes)} texts, not {len(sampler.windows)}")
+    return sampler
 
 
 def _clipping(engine: Engine, actions: ActionState, saved: Mapping[str, Any]) -> ClippingPolicy:
