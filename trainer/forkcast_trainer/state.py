@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
+import structlog
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from forkcast.robust import usable
 from forkcast.spikes import SpikeScore
-from forkcast_trainer import randomness, schema
+from forkcast_trainer import moments, randomness, schema
 from forkcast_trainer.checkpoint import CheckpointError, Shaped, Snapshot
 from forkcast_trainer.clipping import ClippingPolicy
 from forkcast_trainer.data import identity
@@ -32,9 +33,11 @@ from forkcast_trainer.errors import DataError
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.randomness import Randomness
 from forkcast_trainer.step import ActionState, Engine
+from forkcast_trainer.table import Role
 from forkcast_wire import beats
 from forkcast_wire.documents import TextIdentity, load
 
+_log = structlog.get_logger()
 T = TypeVar("T")
 _SLOTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -91,7 +94,10 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
     }
     if others:
         meta["rng.ranks"] = [{"python": one.python, "numpy": one.numpy} for one in others]
-    return Snapshot(meta, tensors)
+    if position.int8_restores:
+        meta["int8_restores"] = position.int8_restores
+    roles = {f"optimizer.{name}.{slot}": role for name, slot, role in moments.roles(engine.module)}
+    return Snapshot(meta, tensors, roles)
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -105,10 +111,14 @@ def restore(engine: Engine, saved: Snapshot) -> None:
     parts = _checked(engine, saved)
     meta = saved.meta
     _restore_tensors(engine, saved.tensors)
+    position = engine.position
+    position.int8_restores = int(meta.get("int8_restores", 0))
+    if saved.coded:
+        position.int8_restores += 1
+        _restore_coded(engine, saved)
     engine.actions, engine.clipping = parts.actions, parts.clipping
     engine.sampler = parts.sampler
     engine.scaler, engine.spikes = parts.scaler, parts.spikes
-    position = engine.position
     position.step, position.epoch = int(meta["step"]), int(meta["epoch"])
     position.tokens, position.loss = int(meta["tokens"]), meta["loss"]
     position.internals = parts.internals
@@ -202,8 +212,9 @@ def _in_range(meta: Mapping[str, Any], actions: ActionState) -> None:
     """Raises ValueError for a number that no run reaches."""
     if meta["loss"] is not None and not math.isfinite(meta["loss"]):
         raise ValueError("loss is not finite")
-    if min(meta[name] for name in ("step", "epoch", "attempt", "tokens")) < 0:
-        raise ValueError("step, epoch, attempt and tokens are at least 0")
+    counts = [meta[name] for name in ("step", "epoch", "attempt", "tokens")]
+    if min(*counts, meta.get("int8_restores", 0)) < 0:
+        raise ValueError("step, epoch, attempt, tokens and int8_restores are at least 0")
     if not all(map(usable, (actions.learning_rate_factor, actions.weight_decay_factor))):
         raise ValueError("a factor of the actions is not finite")
 
@@ -312,3 +323,22 @@ def _restore_tensors(engine: Engine, tensors: Mapping[str, Tensor]) -> None:
     for name, buffer in engine.module.named_buffers():
         if f"buffer.{name}" in tensors:
             buffer.copy_(tensors[f"buffer.{name}"])
+
+
+def _restore_coded(engine: Engine, saved: Snapshot) -> None:
+    """Moments in 8 bits are not the saved ones: of those that no gradients lead to, the next update
+    would be beyond all bounds.
+    """
+    repaired = 0
+    for name, parameter in engine.named.items():
+        slots = engine.optimizer.state.get(parameter, {})
+        first, second = (
+            next((slot for slot, role in moments.ROLES.items() if role is wanted), "")
+            for wanted in (Role.FIRST_MOMENT, Role.SECOND_MOMENT)
+        )
+        if f"optimizer.{name}.{first}" in saved.coded and second in slots:
+            slots[first], count = moments.bounded(
+                slots[first], slots[second], engine.spec.optimizer.betas
+            )
+            repaired += count
+    _log.info("state.int8", step=saved.meta["step"], repaired=repaired)

@@ -52,7 +52,9 @@ class ActionState:
 
 @dataclass
 class Position:
-    """Where the lineage stands. step: the next step to take. loss: the last finite one."""
+    """Where the lineage stands. step: the next step to take. loss: the last finite one. int8_restores:
+    how often it went on from moments in 8 bits, which is near an unbroken run, not equal to it.
+    """
 
     step: int = 0
     epoch: int = 0
@@ -60,6 +62,7 @@ class Position:
     tokens: int = 0
     loss: float | None = None
     internals: Internals | None = None
+    int8_restores: int = 0
 
 
 class Engine:
