@@ -11,7 +11,7 @@ from forkcast_cli import rate
 from forkcast_cli.shapes import ModelPlan, plan_model, tokens_per_step
 from forkcast_trainer.data.files import source_files
 from forkcast_trainer.errors import DataError
-from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import Mode, TextFormat, TrainingRun, TrainingRunSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,8 @@ def _text(spec: TrainingRunSpec, vocabulary: int | None) -> dict[str, int | None
         if not sizes:
             return {"text_files": None, "text_bytes": None, "token_bytes": None}
         files, found = files + len(sizes), found + sum(sizes)
-        read += min(sum(sizes), source.max_bytes or sum(sizes))
+        if source.format is not TextFormat.TOKENS:  # these are used where they are
+            read += min(sum(sizes), source.max_bytes or sum(sizes))
     width = 2 if vocabulary is not None and vocabulary <= 1 << 16 else 4
     return {"text_files": files, "text_bytes": found, "token_bytes": width * read}
 

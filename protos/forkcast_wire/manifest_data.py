@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -90,12 +90,35 @@ class Model(Part):
 
 
 class TextFormat(StrEnum):
-    """Auto: by the file's suffix. Dataset: a hub id for the `datasets` library."""
+    """Auto: by the file's suffix. Dataset: a hub id for the `datasets` library. Tokens: ids."""
 
     AUTO = "Auto"
     TEXT = "Text"
     PARQUET = "Parquet"
     DATASET = "Dataset"
+    TOKENS = "Tokens"
+
+
+class IdType(StrEnum):
+    """Of the ids in a file that holds nothing else; little-endian."""
+
+    UINT16 = "UInt16"
+    UINT32 = "UInt32"
+    INT32 = "Int32"
+    INT64 = "Int64"
+
+    @property
+    def numpy(self) -> Literal["uint16", "uint32", "int32", "int64"]:
+        """Numpy's name of it."""
+        return _NUMPY[self]
+
+
+_NUMPY: Mapping[IdType, Literal["uint16", "uint32", "int32", "int64"]] = {
+    IdType.UINT16: "uint16",
+    IdType.UINT32: "uint32",
+    IdType.INT32: "int32",
+    IdType.INT64: "int64",
+}
 
 
 class TextSource(Part):
@@ -111,15 +134,20 @@ class TextSource(Part):
     `datasets` library. Relative paths are relative to the manifest."""
     format: TextFormat = TextFormat.AUTO
     """What is at the uri. Auto: by the file's suffix, `.parquet`, JSON lines (`.jsonl`, `.ndjson`,
-    `.json`; in a folder `.json` only if compressed), or text. Dataset: a hub id."""
+    `.json`; in a folder `.json` only if compressed), or text. Dataset: a hub id. Tokens: text that is
+    tokenised already, used where it is: a `.bin` file, or a folder's `<split>.bin`, or without that all
+    its `.bin` files; Megatron-LM's with its `.idx`, a token file of a run with its `.json`, or bare ids
+    as nanoGPT writes them."""
     config_name: Annotated[str, Field(max_length=256, pattern=PLAIN_PATTERN)] | None = None
     """Configuration of the data set, e.g. wikitext-103-raw-v1."""
     split: Annotated[str, Field(min_length=1, max_length=64, pattern=PLAIN_PATTERN)] = "train"
-    """Split of the data set."""
+    """Split of the data set; of a folder of tokens the file `<split>.bin`, e.g. val."""
     text_column: Annotated[str, Field(min_length=1, max_length=128, pattern=PLAIN_PATTERN)] = "text"
     """Column that holds the text, in Parquet files, JSON lines and data sets."""
     max_bytes: Count = 0
-    """Stop reading after this much text, bytes; 0 = all of it."""
+    """Stop reading after this much text, bytes; 0 = all of it. Of tokens: bytes of their file."""
+    id_type: IdType | None = None
+    """Type of bare ids (format Tokens). Absent: UInt16; an index or a card says it itself."""
 
 
 class MixtureSource(TextSource):
@@ -175,7 +203,10 @@ class Data(Part):
     validation: Validation = Validation()
     """The held-out text."""
     tokenizer: Uri = "bytes"
-    """`bytes` (256 ids and one end-of-text), a folder with tokenizer files, or a hub id."""
+    """`bytes` (256 ids and one end-of-text), a folder with tokenizer files, or a hub id. Of text that is
+    all Tokens: the tokenizer that made them, or `bytes` with a `vocabularySize`."""
+    vocabulary_size: Annotated[int, Field(ge=2, le=16_777_216, strict=True)] | None = None
+    """Ids that the model has, at least the tokenizer's. Absent: the tokenizer's."""
     sequence_length: Annotated[int, Field(ge=8, le=1_048_576, strict=True)] = 1024
     """Tokens of a sequence."""
     shuffle_seed: Seed = 17

@@ -10,6 +10,8 @@ from forkcast_trainer.data.token_file import TokenSlice
 from forkcast_trainer.data.tokens import Tokens
 from forkcast_wire.manifest import Data
 
+POEM = "Größe, 東京 and\nplain words.\n"
+
 
 def prepare(data: Data, folder: Path, **more: Any) -> tuple[TokenSlice, TokenSlice]:
     """The first files' parts."""
@@ -20,3 +22,13 @@ def prepare(data: Data, folder: Path, **more: Any) -> tuple[TokenSlice, TokenSli
 def alone(part: TokenSlice) -> list[Tokens]:
     """A run's training text that is this part."""
     return [Tokens("train", 1.0, [part])]
+
+
+def bpe_folder(folder, size, special=("<|endoftext|>",)):
+    from tokenizers import ByteLevelBPETokenizer
+
+    folder.mkdir(exist_ok=True)
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([POEM * 10], vocab_size=size, special_tokens=list(special))
+    bpe.save_model(str(folder))
+    return folder

@@ -25,11 +25,10 @@ from forkcast_trainer.data.tokens import Tokens
 from forkcast_trainer.errors import DataError
 from forkcast_trainer.stressors.block_shuffle import BlockShuffle
 from forkcast_wire.manifest import Data, Stressor, TextSource, Validation
-from tests.trainer.prepared import alone, prepare
+from tests.trainer.prepared import POEM, alone, bpe_folder, prepare
 from tests.waiting import HANG_SECONDS
 
 FIELD = "spec.data.train"
-POEM = "Größe, 東京 and\nplain words.\n"
 
 
 def read(uri, **more):
@@ -262,16 +261,6 @@ def test_a_damaged_token_file_is_made_again(text, tmp_path, damage):
     assert second.file.path.read_bytes() == whole
 
 
-def bpe_folder(folder, size, special=("<|endoftext|>",)):
-    from tokenizers import ByteLevelBPETokenizer
-
-    folder.mkdir(exist_ok=True)
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator([POEM * 10], vocab_size=size, special_tokens=list(special))
-    bpe.save_model(str(folder))
-    return folder
-
-
 def test_a_folder_with_vocab_and_merges_is_gpt2s_tokenizer(tmp_path):
     folder = bpe_folder(tmp_path / "gpt2", 270)
     tokenizer = open_tokenizer(str(folder))
@@ -386,7 +375,7 @@ def test_the_windows_of_several_texts_are_numbered_through_and_none_lies_in_two(
     ids = np.arange(100, dtype=np.uint16)
     ids.tofile(tmp_path / "ids.bin")
     facts = {"dtype": "uint16", "count": 100, "vocabulary_size": 100, "end_of_text": 99}
-    file = TokenFile(path=tmp_path / "ids.bin", sha256="", **facts)
+    file = TokenFile(path=tmp_path / "ids.bin", name="ids", sha256="", **facts)
     parts = [file.part(0, 30), file.part(30, 43), file.part(43, 100)]
     windows = Windows([Tokens("a", 1, parts[:2]), Tokens("b", 1, parts[2:])], 8)
     assert windows.counts == [4, 7]

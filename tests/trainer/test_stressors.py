@@ -26,7 +26,13 @@ def tokens(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokens") / "ids.bin"
     ids.tofile(path)
     file = TokenFile(
-        path=path, dtype="uint16", count=len(ids), vocabulary_size=300, end_of_text=299, sha256=""
+        path=path,
+        name="ids",
+        dtype="uint16",
+        count=len(ids),
+        vocabulary_size=300,
+        end_of_text=299,
+        sha256="",
     )
     return file.part(0, len(ids))
 

@@ -35,7 +35,7 @@ def prepared(store: Store, data: Data, folder: Path, *, progress: bool) -> RunTo
     damaged = fetch(store, texts, folder)
     tokens = prepare(data, folder, progress=progress, texts=texts)
     if damaged:
-        publish_aside(store, [file for file in tokens.files if file.path.stem in damaged])
+        publish_aside(store, [file for file in tokens.files if file.name in damaged])
     return tokens
 
 
@@ -45,7 +45,8 @@ def fetch(store: Store, texts: Texts, folder: Path) -> set[str]:
     whoever has the tokens publishes them again.
     """
     damaged = set()
-    for name in {text.name: None for text in texts.all}:
+    _fetch_cards(store, texts, folder)
+    for name in {text.name: None for text in texts.all if not text.ready}:
         if kept(folder, name) is not None:
             continue
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,24 @@ def fetch(store: Store, texts: Texts, folder: Path) -> set[str]:
             except (StoreError, OSError) as error:
                 _log.warning("data.not_fetched", name=name, error=str(error))
     return damaged
+
+
+def _fetch_cards(store: Store, texts: Texts, folder: Path) -> None:
+    """What the run has found out about files of ids that it does not own: they are read once, not by each
+    of its processes.
+    """
+    for name in [name for text in texts.all if text.ready for name in text.names]:
+        card = folder / f"{name}.json"
+        if card.exists():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(KeyMissing), beats.during(beats.Phase.STORE):
+            try:
+                written = store.get(keys.token_card(name))[0]
+                replace_bytes(card, dump(load(Card, written)))
+            except (StoreError, DocumentError, OSError) as error:
+                if not isinstance(error, KeyMissing):
+                    _log.warning("data.not_fetched", name=name, error=str(error))
 
 
 def _fetch(store: Store, name: str, folder: Path) -> None:
@@ -84,23 +103,28 @@ def publish(store: Store, files: Sequence[TokenFile]) -> None:
     what the store or the disk does.
     """
     for file in files:
-        name, card = file.path.stem, card_of(file)
+        name, card = file.name, card_of(file)
         try:
-            if not _stands(store, name, card):
-                store.put_file(keys.token_file(name), file.path)
+            if not _stands(store, name, card, file=file.ours):
+                if file.ours:
+                    store.put_file(keys.token_file(name), file.path)
                 store.put(keys.token_card(name), dump(card))
         except (StoreError, OSError) as error:
             _log.warning("data.not_published", name=name, error=str(error))
 
 
-def _stands(store: Store, name: str, card: Card) -> bool:
-    """Whether the store has this card, and as many bytes as it says. Raises StoreError."""
+def _stands(store: Store, name: str, card: Card, *, file: bool) -> bool:
+    """Whether the store has this card, and as many bytes as it says if it is to have the file. Raises
+    StoreError.
+    """
     try:
         written = load(Card, store.get(keys.token_card(name))[0])
     except (KeyMissing, DocumentError):
         return False
-    file = store.head(keys.token_file(name))
-    return written == card and file is not None and file.size == card.size
+    if written != card or not file:
+        return written == card
+    there = store.head(keys.token_file(name))
+    return there is not None and there.size == card.size
 
 
 def publish_aside(store: Store, files: Sequence[TokenFile]) -> threading.Thread:

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from forkcast_trainer.data.files import source_files
 from forkcast_trainer.data.tokenizer import digest_of
 from forkcast_trainer.errors import DataError
-from forkcast_wire.manifest import Data, TextSource
+from forkcast_wire.manifest import Data, TextFormat, TextSource
 
 #: Of the rules by which text becomes ids; with other rules a kept file is another's.
 _RULES: Final = 2
@@ -23,7 +24,8 @@ _EVER: Final = {"uri", "format", "config_name", "split", "text_column", "max_byt
 @dataclass(frozen=True)
 class Located:
     """A text of the run. name: of its token file, a digest of source, tokenizer and options. label,
-    weight: of a mixture's text; a text that is alone has the label train and the weight 1.
+    weight: of a mixture's text; a text that is alone has the label train and the weight 1. ready: the
+    files of a text that is tokenised already, each with a name of its own.
     """
 
     source: TextSource
@@ -31,6 +33,12 @@ class Located:
     name: str
     label: str = "train"
     weight: float = 1.0
+    ready: Sequence[tuple[str, Path]] = ()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of all its token files."""
+        return [name for name, _ in self.ready] or [self.name]
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,19 @@ class Texts:
 def locate(data: Data) -> Texts:
     """The texts of a manifest, looked at once. Raises DataError."""
     tokenizer = _digest_of(data.tokenizer)
-    train = [Located(one, field, _name(one, tokenizer, field)) for field, one in data.texts()]
+    if data.vocabulary_size is not None:
+        of_tokens = f"{tokenizer}\0{data.vocabulary_size}"
+    else:
+        of_tokens = tokenizer
+
+    def located(source: TextSource, field: str) -> Located:
+        if source.format is not TextFormat.TOKENS:
+            return Located(source, field, _name(source, tokenizer, source_files(source, field)))
+        files = source_files(source, field)
+        ready = [(_name(source, of_tokens, [path]), path) for path in files]
+        return Located(source, field, ready[0][0], ready=ready)
+
+    train = [located(one, field) for field, one in data.texts()]
     if data.mixture:
         train = [
             replace(found, label=one.name, weight=one.weight)
@@ -58,7 +78,7 @@ def locate(data: Data) -> Texts:
     source = data.validation.source
     if source is None:
         return Texts(train, None)
-    return Texts(train, Located(source, _HELD, _name(source, tokenizer, _HELD), "validation"))
+    return Texts(train, replace(located(source, _HELD), label="validation"))
 
 
 def _digest_of(tokenizer: str) -> str:
@@ -69,11 +89,11 @@ def _digest_of(tokenizer: str) -> str:
         raise DataError("spec.data.tokenizer", rule, "make it readable") from None
 
 
-def _name(source: TextSource, tokenizer_digest: str, field: str) -> str:
+def _name(source: TextSource, tokenizer_digest: str, files: Sequence[Path]) -> str:
     """A digest of what goes in: the source, the tokenizer, and the size and time of the source's files."""
     seen = [
         (str(path), status.st_size, status.st_mtime_ns)
-        for path in source_files(source, field)
+        for path in files
         for status in [path.stat()]
     ]
     text = json.dumps([_RULES, _facts(source), tokenizer_digest, seen])

@@ -6,7 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -18,17 +18,21 @@ from pydantic import NonNegativeInt, PositiveInt
 from forkcast_wire import beats
 from forkcast_wire.documents import DocumentError, load
 
+#: Of the ids of a file. Our own are uint16, or uint32 where the vocabulary is too large for it.
+IdType = Literal["uint8", "uint16", "uint32", "int32", "int64"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What stands beside a token file: ``count`` ids, documents separated by ``end_of_text``. sha256: of
+    """What stands beside a token file: ``count`` ids, documents separated by ``end_of_text`` (None: not
+    known). sha256: of
     the ids as they are in the file.
     """
 
-    dtype: Literal["uint16", "uint32"]
+    dtype: IdType
     count: NonNegativeInt
     vocabulary_size: PositiveInt
-    end_of_text: NonNegativeInt
+    end_of_text: NonNegativeInt | None
     sha256: str
 
     @property
@@ -39,9 +43,15 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenFile(Card):
-    """A token file of this machine."""
+    """A token file of this machine. name: what it is published under."""
 
     path: Path
+    name: str
+
+    @property
+    def ours(self) -> bool:
+        """Whether a run has made it; else it is the user's own, and its bytes are not published."""
+        return self.path.stem == self.name
 
     @cached_property
     def array(self) -> NDArray[np.generic]:
@@ -55,9 +65,7 @@ class TokenFile(Card):
 
 def card_of(file: TokenFile) -> Card:
     """Its facts, without its place."""
-    facts = asdict(file)
-    del facts["path"]
-    return Card(**facts)
+    return Card(**{one.name: getattr(file, one.name) for one in fields(Card)})
 
 
 @dataclass(frozen=True)
@@ -99,4 +107,4 @@ def kept(folder: Path, name: str) -> TokenFile | None:
         whole = path.stat().st_size == card.size
     except (OSError, DocumentError):
         return None
-    return TokenFile(path=path, **asdict(card)) if whole else None
+    return TokenFile(path=path, name=name, **asdict(card)) if whole else None

@@ -17,10 +17,11 @@ import structlog
 
 from forkcast_trainer.data.decode import Counts
 from forkcast_trainer.data.encoding import batches, default_workers, encoded
+from forkcast_trainer.data.ready import ids_of
 from forkcast_trainer.data.sources import Located, Texts, locate
 from forkcast_trainer.data.text import pieces
 from forkcast_trainer.data.token_file import Card, TokenFile, TokenSlice, alone, kept
-from forkcast_trainer.data.tokenizer import Tokenizer, open_tokenizer
+from forkcast_trainer.data.tokenizer import BYTES, Tokenizer, open_tokenizer
 from forkcast_trainer.errors import DataError
 from forkcast_wire import beats
 from forkcast_wire.documents import dump
@@ -80,12 +81,11 @@ def prepare(
     validation.
     """
     texts = texts or locate(data)
-    maker = _Maker(data.tokenizer, folder, workers or default_workers(), progress=progress)
+    maker = _Maker(data, folder, workers or default_workers(), progress=progress)
     window = data.sequence_length + 1
     train, held = [], []
     for text in texts.train:
-        file = maker.made(text)
-        whole = [file.part(0, file.count)]
+        whole = maker.parts(text)
         fraction = data.validation.fraction if texts.held is None else 0.0
         first, rest = _cut(whole, fraction, window)
         train.append(Tokens(text.label, text.weight, first))
@@ -94,10 +94,14 @@ def prepare(
             held.append(Tokens(text.label, text.weight, rest))
             _check(held[-1], window, "spec.data.validation")
     if texts.held is not None:
-        file = maker.made(texts.held)
-        held = [Tokens(texts.held.label, 1.0, [file.part(0, file.count)])]
+        held = [Tokens(texts.held.label, 1.0, maker.parts(texts.held))]
         _check(held[0], window, "spec.data.validation")
-    return RunTokens(train, held, train[0].parts[0].file.vocabulary_size)
+    sizes = [part.file.vocabulary_size for text in (*train, *held) for part in text.parts]
+    vocabulary, most = data.vocabulary_size, max(sizes)
+    if vocabulary is not None and vocabulary < most:
+        rule = f"{vocabulary:,} is fewer than the {most:,} ids of the tokenizer"
+        raise DataError("spec.data.vocabularySize", rule, "raise it, or leave it out")
+    return RunTokens(train, held, vocabulary or most)
 
 
 def _cut(
@@ -131,13 +135,36 @@ def _check(tokens: Tokens, window: int, field: str) -> None:
 class _Maker:
     """Makes the token files of a run, or finds them."""
 
-    def __init__(self, tokenizer: str, folder: Path, workers: int, *, progress: bool) -> None:
-        self._uri, self._folder = tokenizer, folder
+    def __init__(self, data: Data, folder: Path, workers: int, *, progress: bool) -> None:
+        self._data, self._folder = data, folder
         self._workers, self._progress = workers, progress
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return open_tokenizer(self._uri)
+        return open_tokenizer(self._data.tokenizer)
+
+    @cached_property
+    def _vocabulary(self) -> int | None:
+        """Of tokens that somebody else has made; None: not said."""
+        if self._data.vocabulary_size is not None or self._data.tokenizer == BYTES:
+            return self._data.vocabulary_size
+        return self._tokenizer.vocabulary_size
+
+    def parts(self, text: Located) -> Sequence[TokenSlice]:
+        """All tokens of a text. Raises DataError."""
+        if not text.ready:
+            file = self.made(text)
+            return [file.part(0, file.count)]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        left, parts = text.source.max_bytes or sys.maxsize, []
+        for name, path in text.ready:
+            with alone(self._folder):
+                file = ids_of(path, name, text.source, text.field, self._folder, self._vocabulary)
+            width = np.dtype(file.dtype).itemsize
+            if (count := min(file.count, left // width)) > 0:
+                parts.append(file.part(0, count))
+            left -= count * width
+        return parts
 
     def made(self, text: Located) -> TokenFile:
         """The token file of a text. Raises DataError."""
@@ -168,7 +195,7 @@ class _Maker:
             sha256=digest.hexdigest(),
         )
         replace_bytes(self._folder / f"{name}.json", dump(card))
-        return TokenFile(path=path, **asdict(card))
+        return TokenFile(path=path, name=name, **asdict(card))
 
     def _ids(self, source: TextSource, field: str, counts: Counts) -> Generator[bytes]:
         """The ids of all documents, a batch at a time. Raises DataError for empty text."""
