@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from forkcast.schedules import SCHEDULES
 from forkcast_monitor.presets import PRESETS
 from forkcast_monitor.signals import SIGNALS
 from forkcast_operator.search import SEARCH
@@ -56,6 +57,7 @@ def shelves() -> dict[str, dict[str, dict[str, int]]]:
     least = {name: kind.least_micro_batches for name, kind in CLIPPING.items()}
     return {
         "clipping": {name: {"leastMicroBatches": count} for name, count in least.items()},
+        "schedules": {name: {} for name in SCHEDULES},
         "search": {name: {} for name in SEARCH},
         "signals": {name: {} for name in SIGNALS},
         "presets": {name: {} for name in PRESETS},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import threading
 from collections.abc import Iterator
@@ -31,12 +32,18 @@ REFUSALS = {
 REFUSALS["page"] = (200, "text/html", b"<!DOCTYPE html><html><body>Console</body></html>")
 
 
+def _altered(body: bytes) -> bytes:
+    return bytes([body[0] ^ 1]) + body[1:] if body else b"1"
+
+
 class Gateway(ThreadingHTTPServer):
     """Passes requests on. ``faults``: what befalls the next requests, one each, "" for nothing;
     ``always``: what befalls all of them. A fault is
 
     - a status, answered without passing on, or a name of REFUSALS;
     - "lose": passed on, and the answer is dropped; "close": dropped before it is passed on;
+    - "alter", "cut": a PUT is passed on with one bit flipped, or without its second half; "swallow": it is
+      answered as if it had been stored;
     - "silent": accepted and never answered; "drip": the answer comes byte by byte, without end.
 
     ``only_key``: the one access key that is known; "" for all. ``wants_digest``: as a bucket with
@@ -92,7 +99,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault in REFUSALS:
             status, kind, data = REFUSALS[fault]
             self._answer(status, [("Content-Type", kind)], data)
+        elif fault == "swallow" and self.command == "PUT":
+            etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
+            self._answer(200, [("ETag", f'"{etag}"')], b"")
         else:
+            if fault in ("alter", "cut") and self.command == "PUT":
+                body = body[: len(body) // 2] if fault == "cut" else _altered(body)
             self._forward(body, fault)
 
     def _forward(self, body: bytes, fault: str) -> None:
@@ -105,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("http://"):  # asked as a forward proxy: whatever the name, one upstream
             path = "/" + path.removeprefix("http://").partition("/")[2]
             headers["Host"] = gateway.upstream
+        if "Content-Length" in headers:
+            headers["Content-Length"] = str(len(body))
         connection.request(self.command, path, body, headers)
         response = connection.getresponse()
         data = response.read()

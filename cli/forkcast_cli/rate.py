@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forkcast.schedule import LearningRate
+from forkcast.schedules import LearningRate
 from forkcast_wire.manifest import TrainingRunSpec
 
 _FIELD = "training.scheduleSteps"
@@ -19,13 +19,13 @@ def course(spec: TrainingRunSpec) -> str:
             f"peak {schedule.peak:g} is never reached, the highest rate is {highest:.3g}"
         )
     if schedule.steps is None:
-        return f"{_warmup(schedule)}, then {schedule.peak:g}"
+        return f"{_warmup(schedule)}, {schedule.course(length)}"
     if schedule.warmup >= length:
         return (
             f"{_warmup(schedule)}, longer than the schedule of {length:,} steps: then at once "
             f"{schedule.low:g}"
         )
-    said = f"{_warmup(schedule)}, cosine to {schedule.low:g} at step {length - 1:,}"
+    said = f"{_warmup(schedule)}, {schedule.course(length)}"
     if length < total:
         return f"{said}; {_beyond(schedule, length, total)}"
     if length > total:
@@ -39,11 +39,11 @@ def change(before: TrainingRunSpec, after: TrainingRunSpec, step: int) -> str:
     total = after.training.total_steps
     if new.steps is None or total <= step:
         return ""
-    if old != new and old.at(step) != new.at(step):
-        return (
-            f"the schedule is {new.steps:,} steps long now, not {old.steps:,}: step {step:,} has "
-            f"{new.at(step):.3g} instead of {old.at(step):.3g}"
-        )
+    if old != new:
+        said = f"the schedule is {new.steps:,} steps long now, not {old.steps:,}"
+        if old.at(step) == new.at(step):
+            return f"{said}; step {step:,} keeps {new.at(step):.3g}"
+        return f"{said}: step {step:,} has {new.at(step):.3g} instead of {old.at(step):.3g}"
     if total > before.training.total_steps and total > new.steps:
         if new.warmup >= new.steps:
             return course(after)

@@ -85,11 +85,14 @@ class Search(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """A stored object: its key, size in bytes and entity tag (opaque, changes with the bytes)."""
+    """A stored object: its key, size in bytes and entity tag (opaque, changes with the bytes).
+    modified: when it was written, Unix seconds by the store's clock; None: not known.
+    """
 
     key: str
     size: int
     etag: str
+    modified: float | None = None
 
 
 class Store(Protocol):

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from forkcast import retention
-from forkcast.ports import Store
+from forkcast.ports import ObjectInfo, Store
 from forkcast.records import StateKind, StateRef
 from forkcast_wire import keys
 from forkcast_wire.documents import Catalogue, saved_states
 from forkcast_wire.store import read_document, update_document
 
 _EMPTY = Catalogue(pins={}, tombstones=())
+#: A part of a state without a manifest is left alone for so long: it may be a save under way in another
+#: process, whose store counts from when its upload began, by a clock that is not ours.
+ORPHAN_SECONDS = 24 * 3600.0
 
 
 def read(store: Store) -> Catalogue:
@@ -49,8 +53,21 @@ def unpin(store: Store, name: str) -> None:
         update_document(store, Catalogue, keys.CATALOGUE, _EMPTY, change)
 
 
-def prune(store: Store, kind: StateKind, *, keep_last: int, pinned_steps: Sequence[int]) -> int:
+def prune(
+    store: Store,
+    kind: StateKind,
+    *,
+    keep_last: int,
+    pinned_steps: Sequence[int],
+    log_spaced_from: int = 0,
+) -> int:
     """Delete the main run's states of one kind that retention lets go; returns how many."""
+    keep = partial(
+        retention.keep,
+        keep_last=keep_last,
+        pinned_steps=pinned_steps,
+        log_spaced_from=log_spaced_from,
+    )
     states = saved_states(store, kind)
     known = {ref.key for ref in states}
     chosen: set[str] = set()
@@ -64,14 +81,14 @@ def prune(store: Store, kind: StateKind, *, keep_last: int, pinned_steps: Sequen
 
     def change(before: Catalogue) -> Catalogue:
         pins = {key for held in before.pins.values() for key in held}
-        stay = retention.keep(states, keep_last=keep_last, pinned_steps=pinned_steps, pins=pins)
+        stay = keep(states, pins=pins)
         chosen.clear()
         # what another process has let go does not come back
         chosen.update((known - stay) | (known & {*before.tombstones}))
         left = [key for key in before.tombstones if stands(key)]
         return replace(before, tombstones=(*left, *sorted(chosen)))
 
-    stay = retention.keep(states, keep_last=keep_last, pinned_steps=pinned_steps)
+    stay = keep(states)
     if all(ref.key in stay for ref in states) and not read(store).tombstones:
         return 0
     update_document(store, Catalogue, keys.CATALOGUE, _EMPTY, change)
@@ -88,3 +105,28 @@ def delete_state(store: Store, ref: StateRef) -> None:
     store.delete(f"{ref.key}/good")
     rollout = ref.kind is StateKind.ROLLOUT
     store.delete(keys.state_history(ref.key) if rollout else keys.state_gap(ref.key))
+
+
+def sweep(store: Store, now: float) -> list[str]:
+    """Delete the parts of states that have no manifest, ORPHAN_SECONDS after the last of them was
+    written: a save, or a deletion, was killed in the middle. now: Unix seconds. Returns the folders.
+    """
+    swept = []
+    for prefix in keys.STATE_PREFIXES:
+        parts: dict[str, list[ObjectInfo]] = {}
+        for info in store.list(prefix):
+            folder = keys.state_of(info.key)
+            if folder is not None:
+                parts.setdefault(folder, []).append(info)
+        for folder, found in sorted(parts.items()):
+            if keys.state_manifest(folder) in {info.key for info in found}:
+                continue
+            written = [info.modified for info in found]
+            if any(at is None or now - at < ORPHAN_SECONDS for at in written):
+                continue
+            if store.head(keys.state_manifest(folder)) is not None:  # published since
+                continue
+            for info in found:
+                store.delete(info.key)
+            swept.append(folder)
+    return swept

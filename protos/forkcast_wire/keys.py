@@ -19,6 +19,8 @@ HISTORY_PREFIX = "history/"
 TOKENS_PREFIX = "tokens/"
 BRANCHES_PREFIX = "branches/"
 ROLLOUTS_PREFIX = "rollouts/"
+#: Everywhere a saved state may stand, of the main run or of a rollout.
+STATE_PREFIXES = ("checkpoints/", "ring/", ROLLOUTS_PREFIX)
 
 
 def attempt(number: int) -> str:
@@ -167,6 +169,9 @@ def state_history(folder: str) -> str:
 
 
 _STATE = r"(cp_\d+\.ptz|manifest\.json|good|history\.parquet|history-gap\.json)"
+_STATE_PART = re.compile(
+    rf"((?:checkpoints|ring)/e\d+/a\d+/\d+|{ROLLOUTS_PREFIX}[^/]+/[^/]+/end-\d+)/{_STATE}"
+)
 _TRIGGER = r"e\d+-t\d+[a-z0-9-]*"
 _RECORD = re.compile(
     "|".join(
@@ -184,6 +189,12 @@ _RECORD = re.compile(
         )
     )
 )
+
+
+def state_of(key: str) -> str | None:
+    """The folder of the saved state that the object is a part of; None for any other key."""
+    found = _STATE_PART.fullmatch(key)
+    return found[1] if found else None
 
 
 def is_record(key: str) -> bool:

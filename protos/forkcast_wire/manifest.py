@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from forkcast.schedule import LearningRate
+from forkcast.schedules import SCHEDULES, WITH_LENGTH, LearningRate
 from forkcast_wire.fields import NAME_PATTERN, Part, Rule, Spelling
 from forkcast_wire.manifest_branching import (
     Acceptance,
@@ -31,6 +31,8 @@ from forkcast_wire.manifest_data import (
     Data,
     Device,
     Dtype,
+    IdType,
+    MixtureSource,
     Model,
     ModelSize,
     Stressor,
@@ -76,9 +78,11 @@ __all__ = [
     "Data",
     "Device",
     "Dtype",
+    "IdType",
     "Images",
     "Lifecycle",
     "Metadata",
+    "MixtureSource",
     "Mode",
     "Model",
     "ModelSize",
@@ -127,6 +131,8 @@ FIXED: Final = (
 )
 _WHILE_SUSPENDED = ("resources", "scheduling", "podPatch")
 _STEPS = "self.training.scheduleSteps"
+_NO_LENGTH = f"is the length of {', '.join(WITH_LENGTH)}; leave it out"
+_TOO_LONG = "warm-up and decay are longer than the schedule; lower one of them, or lengthen it"
 
 
 class TrainingRunSpec(Part):
@@ -162,8 +168,15 @@ class TrainingRunSpec(Part):
         ),
         Rule(
             ".training.scheduleSteps",
-            f"self.optimizer.schedule.type == 'Cosine' || !has({_STEPS})",
-            "is the length of Cosine; leave it out with Constant",
+            f"self.optimizer.schedule.type in {list(WITH_LENGTH)} || !has({_STEPS})",
+            _NO_LENGTH,
+        ),
+        Rule(
+            ".optimizer.schedule.decaySteps",
+            "!has(self.optimizer.schedule.decaySteps) || self.optimizer.schedule.warmupSteps + "
+            f"self.optimizer.schedule.decaySteps <= (has({_STEPS}) ? {_STEPS} : "
+            "self.training.totalSteps)",
+            _TOO_LONG,
         ),
     )
 
@@ -210,29 +223,33 @@ class TrainingRunSpec(Part):
     def learning_rate(self) -> LearningRate:
         """The schedule. One without a length is as long as the run."""
         schedule, training = self.optimizer.schedule, self.training
-        cosine = schedule.type == "Cosine"
-        return LearningRate(
+        ends = schedule.type in WITH_LENGTH
+        return SCHEDULES[schedule.type](
             peak=self.optimizer.learning_rate,
             low=schedule.min_learning_rate,
             warmup=schedule.warmup_steps,
-            steps=(training.schedule_steps or training.total_steps) if cosine else None,
+            steps=(training.schedule_steps or training.total_steps) if ends else None,
+            decay_steps=schedule.decay_steps,
+            decay_shape=schedule.decay_shape,
         )
 
     def with_schedule(self, steps: int | None) -> TrainingRunSpec:
         """The spec with the length of its schedule filled in, where it gives none and has one."""
         known = self.training.schedule_steps
-        if steps is None or known is not None or self.optimizer.schedule.type != "Cosine":
+        if steps is None or known is not None or self.optimizer.schedule.type not in WITH_LENGTH:
             return self
         training = self.training.model_copy(update={"schedule_steps": steps})
         return self.model_copy(update={"training": training})
 
     @model_validator(mode="after")
-    def _length_of_cosine(self) -> Self:
-        cosine = self.optimizer.schedule.type == "Cosine"
-        if not cosine and self.training.schedule_steps is not None:
-            raise ValueError(
-                "training.scheduleSteps: is the length of Cosine; leave it out with Constant"
-            )
+    def _length_of_the_schedule(self) -> Self:
+        schedule, training = self.optimizer.schedule, self.training
+        if schedule.type not in WITH_LENGTH and training.schedule_steps is not None:
+            raise ValueError(f"training.scheduleSteps: {_NO_LENGTH}")
+        length = training.schedule_steps or training.total_steps
+        decay = schedule.decay_steps
+        if decay is not None and schedule.warmup_steps + decay > length:
+            raise ValueError(f"optimizer.schedule.decaySteps: {_TOO_LONG}")
         return self
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from forkcast.schedules import WITH_DECAY
 from forkcast_wire.endpoint import Endpoint
 from forkcast_wire.fields import (
     PLAIN_PATTERN,
@@ -21,7 +22,7 @@ from forkcast_wire.fields import (
     Uri,
 )
 from forkcast_wire.manifest_pods import CaRef, SecretRef
-from forkcast_wire.shelves import ClippingName
+from forkcast_wire.shelves import ClippingName, ScheduleName
 
 
 class Clipping(Part):
@@ -35,15 +36,42 @@ class Clipping(Part):
     """Its parameters, as decimals, e.g. {zThreshold: "2.5"}."""
 
 
-class Schedule(Part):
-    """The learning rate's course: linear warm-up, then Cosine or Constant."""
+_OF_A_DECAY = f"is of {', '.join(WITH_DECAY)}"
 
-    type: Literal["Cosine", "Constant"] = "Cosine"
-    """Cosine: down to `minLearningRate` at the schedule's last step, and there from then on."""
+
+class Schedule(Part):
+    """The learning rate's course: a linear warm-up, then what `type` says; docs/optimizers.md has the
+    formulas.
+    """
+
+    RULES: ClassVar[tuple[Rule, ...]] = tuple(
+        Rule(
+            f".{field}",
+            f"!has(self.{field}) || self.type in {list(WITH_DECAY)}",
+            f"{_OF_A_DECAY}; leave it out",
+        )
+        for field in ("decaySteps", "decayShape")
+    )
+
+    type: ScheduleName = "Cosine"
+    """Cosine and Linear: down to `minLearningRate` at the schedule's last step, and there from then on.
+    WSD: the peak, and down to it over the last `decaySteps` steps. Constant: the peak."""
     warmup_steps: StepsOrZero = 100
-    """Steps of the linear warm-up."""
+    """Steps of the linear warm-up, the last of which has the peak."""
     min_learning_rate: NonNegative = 0.0
-    """Where Cosine ends."""
+    """Where the schedule ends; Constant does not."""
+    decay_steps: Steps | None = None
+    """WSD only: steps of the decay, the schedule's last ones. Absent: a fifth of the schedule."""
+    decay_shape: Literal["OneMinusSqrt", "Linear"] | None = None
+    """WSD only: the decay's shape. Absent: OneMinusSqrt."""
+
+    @model_validator(mode="after")
+    def _decay_of_its_own(self) -> Self:
+        given = {"decaySteps": self.decay_steps, "decayShape": self.decay_shape}
+        for field, value in given.items():
+            if value is not None and self.type not in WITH_DECAY:
+                raise ValueError(f"{field}: {_OF_A_DECAY}; leave it out")
+        return self
 
 
 class Optimizer(Part):
@@ -71,7 +99,7 @@ class Training(Part):
     total_steps: Steps
     """Optimizer steps in all; may only grow."""
     schedule_steps: Steps | None = None
-    """Length of the Cosine schedule, its warm-up included. Absent: `totalSteps` of the run's first
+    """Length of the schedule, its warm-up included; Constant has none. Absent: `totalSteps` of the run's first
     start, so that a run that is extended goes on at `minLearningRate`. May change between two
     starts; on a cluster while the run is suspended."""
     micro_batch_size: Annotated[int, Field(ge=1, le=65536, strict=True)] = 8
@@ -80,6 +108,9 @@ class Training(Part):
     """Passes of one optimizer step."""
     seed: Seed = 42
     """Seed of the first weights and of dropout."""
+    z_loss: Annotated[Decimal, Field(ge=0, le=1)] = 0.0
+    """Coefficient of log(Z)^2, which is added to what is differentiated so that the logits do not
+    drift (PaLM: 1e-4); losses that are reported stay the cross-entropy alone. 0: off."""
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     """Intra-op threads of each process on the CPU; results are bit-equal only at one count."""
     changed_text: Literal["Refuse", "Accept"] = "Refuse"
@@ -193,7 +224,15 @@ class Checkpoint(Part):
     """Steps between states of the ring."""
     ring_keep: Annotated[int, Field(ge=2, le=1000, strict=True)] = 8
     """How many states the ring holds."""
+    log_spaced_from: StepsOrZero = 50
+    """States of step 0, of this step and of twice, four times ... as many are kept in the ring for the
+    life of the run: a branch may go back to them, however old they are. 0 keeps none."""
     pinned: Annotated[list[Steps], Field(max_length=64)] = []
     """Steps whose checkpoints are never pruned."""
     compression_level: Annotated[int, Field(ge=0, le=19, strict=True)] = 1
-    """Level of zstd, for checkpoints; 0 stores raw frames, as ring states always do."""
+    """Level of zstd, for checkpoints. At 1 it sees the highest byte of each float alone; from 2 on files are
+    1 to 2 % smaller and take several times as long; 0 stores raw frames, as ring states always do."""
+    optimizer_state: Literal["Full", "Int8"] = "Full"
+    """How checkpoints hold the optimizer's moments. Full: to the bit. Int8: those of matrices, but of
+    embeddings and heads, in 8 bits; a resume from such a checkpoint is near the unbroken run, not
+    equal to it. The weights, and ring states whole, are always to the bit."""

@@ -272,6 +272,8 @@ def _at(document: dict[str, Any], path: str) -> Any:
         ("branching", "branching.actions.skipBatch", True, False),
         ("model", "model.source", "somewhere", None),
         ("storage", "storage.bucket", "bucket", None),
+        ("optimizer.schedule", "optimizer.schedule.decaySteps", 3, None),
+        ("optimizer.schedule", "optimizer.schedule.decayShape", "Linear", None),
     ],
 )
 def test_rules_without_a_server(part, field, bad, good):
@@ -308,11 +310,36 @@ def test_changes_without_a_server(field, value, allowed):
     assert all(_holds(rule, after, before) for rule in rules) is allowed
 
 
-def test_a_schedule_has_a_length_only_if_it_is_cosine():
+def _verdict(document: dict[str, Any]) -> bool:
+    """The rules' about a whole spec, as it stands; the model must say the same."""
+    said = all(_holds(rule, document) for rule in _rules("") if "oldSelf" not in rule)
+    try:
+        TrainingRunSpec.model_validate(document)
+    except ValueError:
+        assert not said
+    else:
+        assert said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("kind", "fits"), [("Cosine", True), ("Linear", True), ("WSD", True), ("Constant", False)]
+)
+def test_a_schedule_has_a_length_only_if_it_ends(kind, fits):
     document = _changed("training.scheduleSteps", 5)
-    assert all(_holds(rule, document) for rule in _rules("") if "oldSelf" not in rule)
-    document["optimizer"]["schedule"]["type"] = "Constant"
-    assert not all(_holds(rule, document) for rule in _rules("") if "oldSelf" not in rule)
+    document["optimizer"]["schedule"]["type"] = kind
+    assert _verdict(document) is fits
+
+
+@pytest.mark.parametrize(
+    ("length", "decay", "fits"), [(None, 6, True), (None, 7, False), (9, 5, True), (9, 6, False)]
+)
+def test_a_decay_fits_between_the_warm_up_and_the_end(length, decay, fits):
+    document = _changed("optimizer.schedule", {"type": "WSD", "warmupSteps": 4})
+    document["optimizer"]["schedule"]["decaySteps"] = decay
+    if length is not None:
+        document["training"]["scheduleSteps"] = length
+    assert _verdict(document) is fits
 
 
 def test_the_schedules_length_changes_while_suspended():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from forkcast_cli import workdir
+from forkcast_cli import rate, workdir
 from forkcast_cli.__main__ import app
 from forkcast_cli.facts import gather
 from forkcast_cli.report import report_document
@@ -160,8 +160,24 @@ def test_a_run_of_an_older_version_keeps_the_schedule_it_had(tmp_path):
 def test_a_constant_rate_has_no_length(tmp_path):
     assert prepared(tmp_path, 40, type="Constant").manifest.spec.learning_rate().steps is None
     with_a_length = document(40, type="Constant", steps=30)
-    with pytest.raises(ValueError, match="scheduleSteps: is the length of Cosine"):
+    with pytest.raises(
+        ValueError, match="scheduleSteps: is the length of Cosine, Linear, WSD; leave it out"
+    ):
         TrainingRun.model_validate(with_a_length)
+
+
+def test_a_start_says_what_a_longer_schedule_changes(tmp_path):
+    def spec(steps):
+        given = document(200, steps=steps, type="WSD", decaySteps=20)
+        return TrainingRun.model_validate(given).spec
+
+    assert rate.change(spec(100), spec(200), 50) == (
+        "the schedule is 200 steps long now, not 100; step 50 keeps 0.001"
+    )
+    assert rate.change(spec(100), spec(200), 99) == (
+        "the schedule is 200 steps long now, not 100: step 99 has 0.001 instead of 0.0001"
+    )
+    assert rate.change(spec(200), spec(200), 99) == ""
 
 
 def test_the_end_of_the_shorter_run_is_not_the_runs_end(tmp_path):

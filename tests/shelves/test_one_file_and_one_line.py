@@ -1,4 +1,4 @@
-"""A signal, a search strategy and a clipping policy are one file and one line each: put into a copy
+"""A signal, a search strategy, a clipping policy and a schedule are one file and one line each: put into a copy
 of the tree, they are in the manifest, the cluster's definitions, a real run, its decision, its
 history and its report, and the shipped proxy still answers.
 """
@@ -29,12 +29,13 @@ PACKAGES = ("core", "protos", "trainer", "monitor_svc", "proxy_svc", "operator",
 TOYS = {
     "jumpy": ("monitor_svc/forkcast_monitor/signals", "Jumpy", "SIGNALS"),
     "backwards": ("operator/forkcast_operator/search", "Backwards", "SEARCH"),
+    "stairs": ("core/forkcast/schedules", "Stairs", "SCHEDULES"),
     "halving": ("trainer/forkcast_trainer/clipping", "Halving", "CLIPPING"),
 }
 MANIFEST = tiny_run(
     "toys",
     data=little_text(32, maxBatches=2, everySteps=50),
-    optimizer={"schedule": {"warmupSteps": 5}, "clipping": {"policy": "halving"}},
+    optimizer={"schedule": {"type": "stairs", "warmupSteps": 5}, "clipping": {"policy": "halving"}},
     training={"totalSteps": 100, "microBatchSize": 2},
     checkpoint={"everySteps": 50, "ringEverySteps": 10, "ringKeep": 16},
     uncertainty={
@@ -112,6 +113,8 @@ def test_the_generated_definitions_name_them_and_are_then_up_to_date(copy: Copy)
     branching = spec["branching"]["properties"]
     assert "backwards" in branching["search"]["enum"]
     assert "halving" in branching["actions"]["properties"]["clipping"]["items"]["enum"]
+    schedule = spec["optimizer"]["properties"]["schedule"]["properties"]
+    assert "stairs" in schedule["type"]["enum"]
     clipping = spec["optimizer"]["properties"]["clipping"]["properties"]
     assert "halving" in clipping["policy"]["enum"]
     weights = spec["uncertainty"]["properties"]["weights"]
@@ -133,6 +136,10 @@ def test_a_manifest_takes_them_here_and_not_where_they_are_not(copy: Copy, tmp_p
             "one of volatility, entropy, drift, disagreement; got",
         ),
         ({"branching": {"search": "backwards"}}, "one of Lattice, Random, Bandit, Bayesian; got"),
+        (
+            {"optimizer": {"schedule": {"type": "stairs"}}},
+            "one of Cosine, Linear, WSD, Constant; got",
+        ),
         ({"optimizer": spec["optimizer"]}, "one of None, Norm, ZClip, ARC, SPAM; got 'halving'"),
     ):
         needed = {name: spec[name] for name in ("data", "training")}
@@ -210,6 +217,11 @@ def test_a_signal_counts_in_the_index_and_is_in_trigger_history_and_report(
     copy.python("-m", "forkcast_cli", "report", str(run))
     page = (run / "report.html").read_text()
     assert "jumpy" in page.partition("Parts of the index")[2]
+
+
+def test_a_schedule_sets_the_rates(run: Path) -> None:
+    rates = {row["step"]: row["learning_rate"] for row in read_history(run / "statistics")}
+    assert rates[5] == rates[49] == 2 * rates[50] > 0
 
 
 def test_a_search_drafts_and_a_clipping_policy_clips(run: Path) -> None:

@@ -135,6 +135,15 @@ def short_generator(folder):
     )
 
 
+def no_numbers(folder):
+    def change(saved):
+        weight = saved.tensors["model.transformer.wte.weight"].clone()
+        weight[0, 0] = torch.nan
+        return with_tensor(saved, "model.transformer.wte.weight", weight)
+
+    rewrite(folder, change)
+
+
 def rewrite(folder, change):
     """Another state in the same place, with a manifest that is right."""
     store, before = FolderStore(folder.parents[3]), load_manifest(folder)
@@ -153,7 +162,15 @@ def with_tensor(saved, name, tensor):
     return Snapshot(saved.meta, {**saved.tensors, name: tensor})
 
 
-DAMAGES = [break_key, break_size, empty_manifest, cut_container, newer_version, short_generator]
+DAMAGES = [
+    break_key,
+    break_size,
+    empty_manifest,
+    cut_container,
+    newer_version,
+    short_generator,
+    no_numbers,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda one: one.__name__)

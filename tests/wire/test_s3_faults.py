@@ -128,6 +128,33 @@ def test_a_file_that_changed_on_the_way_is_refused(
     assert target.read_bytes() == b"state"
 
 
+def test_a_body_that_changed_on_the_way_is_sent_again(
+    versitygw_endpoint: str,
+    make_storage: MakeStorage,
+    tmp_path: Path,
+) -> None:
+    """Every PUT carries its digest, which the server checks: of a small object, of one that must be new
+    and of each part of a large one.
+    """
+    large = tmp_path / "large"
+    large.write_bytes(bytes(range(256)) * 24 * 4096)
+    with gateway_to(versitygw_endpoint) as gateway:
+        store = S3Store.connect(make_storage(gateway.endpoint))
+        gateway.wants_digest = True
+        for use in (
+            lambda: store.put("a", b"first"),
+            lambda: store.put("b", b"second", create=True),
+            lambda: store.put_file("checkpoints/cp_1.ptz", large),
+        ):
+            gateway.faults = ["alter"]
+            use()
+            assert gateway.faults == []
+        assert store.get("a")[0] == b"first"
+        assert store.get("b")[0] == b"second"
+        store.get_file("checkpoints/cp_1.ptz", tmp_path / "read")
+        assert (tmp_path / "read").read_bytes() == large.read_bytes()
+
+
 def test_bytes_of_one_version_with_the_etag_of_another_are_read_again(
     store: S3Store, proxy: Gateway
 ) -> None:

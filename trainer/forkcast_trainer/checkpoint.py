@@ -23,7 +23,7 @@ from forkcast_trainer.container import (
 from forkcast_trainer.table import Admit, CheckpointError, Shaped, Snapshot
 from forkcast_wire import keys
 from forkcast_wire.documents import STATE_FORMAT, StateManifest, dump, read_manifest
-from forkcast_wire.store import AlreadyExists, BadKey, KeyMissing
+from forkcast_wire.store import AlreadyExists, BadKey, KeyMissing, StoreUnavailable
 
 __all__ = [
     "CheckpointError",
@@ -34,6 +34,7 @@ __all__ = [
     "other_versions",
     "publish",
     "read_container",
+    "refuse_not_finite",
     "sweep",
     "verify",
     "verify_container",
@@ -52,18 +53,22 @@ def publish(
     scratch: Path,
     level: int,
     *,
+    int8: bool = False,
     before_manifest: Callable[[], None] = lambda: None,
 ) -> StateRef:
-    """Write container and manifest under ``folder``, the manifest last; returns the reference.
-    before_manifest: called when all but the manifest is written, with which the state exists.
+    """Write container and manifest under ``folder``, the manifest last; returns the reference. int8:
+    see `write_container`. before_manifest: called when all but the manifest is written, with which the
+    state exists.
 
     Publishing the same state again is success. Raises CheckpointError where another state stands
-    under the folder already.
+    under the folder already, StoreUnavailable if the store does not show the container that it has
+    taken.
     """
     meta = snapshot.meta
     path = _scratch_file(scratch, folder)
     try:
-        digest = write_container(snapshot, path, level)
+        digest = write_container(snapshot, path, level, int8=int8)
+        lossless = not open_container(path).coded
         ref = StateRef(
             key=folder,
             kind=kind,
@@ -75,15 +80,16 @@ def publish(
         )
         if (standing := read_manifest(store, folder)) is not None:  # its bytes must stay its own
             return _same(standing, ref)
-        store.put_file(keys.ptz(folder, ref.step), path)
+        etag = store.put_file(keys.ptz(folder, ref.step), path)
     finally:
         path.unlink(missing_ok=True)
     before_manifest()
+    _verify_stored(store, ref, etag)
     manifest = StateManifest(
         format_version=STATE_FORMAT,
         run_uid=meta["run_uid"],
         state=ref,
-        lossless=True,
+        lossless=lossless,
         loss=meta.get("loss"),
         versions=_versions(),
     )
@@ -92,6 +98,18 @@ def publish(
     except AlreadyExists:
         return _same(read_manifest(store, folder), ref)
     return ref
+
+
+def _verify_stored(store: Store, ref: StateRef, etag: str) -> None:
+    """What the store took is what it shows: a state whose container was lost, or cut, must not come to
+    exist. Raises StoreUnavailable.
+    """
+    key = keys.ptz(ref.key, ref.step)
+    found = store.head(key)
+    if found is None or (found.size, found.etag) != (ref.size_bytes, etag):
+        shown = "nothing" if found is None else f"{found.size} bytes ({found.etag})"
+        why = f"it has taken {ref.size_bytes} bytes ({etag}) and shows {shown}"
+        raise StoreUnavailable(f"{key}: {why}", why=why)
 
 
 def _versions() -> dict[str, str]:
@@ -122,7 +140,7 @@ def _scratch_file(scratch: Path, folder: str) -> Path:
 def sweep(scratch: Path) -> None:
     """Remove what killed processes have left in a scratch folder of this machine."""
     for path in scratch.glob("*.*"):
-        owner = path.name.partition(".")[0]
+        owner = path.name.lstrip(".").partition(".")[0]  # a dot before it: not yet whole
         if owner.isdecimal() and not Path("/proc", owner).exists() and Path("/proc/self").exists():
             path.unlink(missing_ok=True)
 
@@ -141,6 +159,14 @@ def fetch(
         return saved.meta, saved
 
     return _fetched(store, ref, scratch, run_uid, read)
+
+
+def refuse_not_finite(ref: StateRef, saved: Snapshot) -> None:
+    """Raises CheckpointError if a weight is an infinity or a NaN: training goes nowhere from there."""
+    for name, tensor in saved.tensors.items():
+        floating = name.startswith(_WEIGHT) and tensor.is_floating_point()
+        if floating and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{ref.key}: {name} holds a value that is no number")
 
 
 def fetch_weights(store: Store, ref: StateRef, scratch: Path, run_uid: str) -> Mapping[str, Tensor]:

@@ -48,10 +48,11 @@ class Observer:
         statistics: Statistics,
         *,
         autocast: Callable[[], AbstractContextManager[object]],
+        look: Callable[[Tensor], Mapping[str, Tensor]],
     ) -> None:
-        """autocast: the forward pass's precision."""
+        """autocast: the forward pass's precision. look: inside the model, at a sequence of ids."""
         self.statistics = statistics
-        self._module, self._optimizer, self._autocast = module, optimizer, autocast
+        self._optimizer, self._autocast, self._look = optimizer, autocast, look
         named = dict(module.named_parameters())
         self._parameters = list(named.values())
         self._groups = [group_of(name) for name in named]
@@ -82,7 +83,7 @@ class Observer:
             values |= {} if ratio is None else {"update_ratio": ratio}
         if step % self.statistics.internals_every_steps == 0:
             with self._autocast():
-                values |= internals.sample(self._module, sequence)
+                values |= self._look(sequence)
         return values
 
     def _samples_update(self, step: int) -> bool:

@@ -102,8 +102,9 @@ class SavedStates:
         return found[0]
 
     def _newest(self) -> Beginning:
-        """Restore the newest state of the highest epoch, or the one it was opened with. A state that
-        does not verify, or does not restore, gives way to the next older one. Raises
+        """Restore the newest state of the highest epoch, or the one it was opened with; of two at one
+        step the known good one. A state that does not verify, does not restore, or holds weights
+        that are no numbers, gives way to the next older one. Raises
         NoUsableStateError if none is left: to begin again at step 0 would throw the training away in
         silence.
         """
@@ -111,7 +112,11 @@ class SavedStates:
         epoch = entry.epoch if entry else 0
         saved, damaged = self._survey()
         candidates = [ref for ref in saved if ref.epoch == epoch]
-        candidates.sort(key=lambda ref: (ref.step, ref.attempt), reverse=True)
+        # of one step the good one, then the ring's, which holds every bit
+        candidates.sort(
+            key=lambda ref: (ref.step, ref.good, ref.kind is StateKind.RING, ref.attempt),
+            reverse=True,
+        )
         for ref in candidates:
             if self._restored(ref):
                 return Beginning(entry, ref)
@@ -142,7 +147,9 @@ class SavedStates:
 
     def _restored(self, ref: StateRef) -> bool:
         try:
-            state.restore(self._engine, self.fetch(ref))
+            saved = self.fetch(ref)
+            checkpoint.refuse_not_finite(ref, saved)
+            state.restore(self._engine, saved)
         except checkpoint.CheckpointError as error:
             _log.warning("train.checkpoint_refused", key=ref.key, error=str(error))
             return False

@@ -13,11 +13,12 @@ import structlog
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, StepStats
+from forkcast.retention import is_log_spaced
 from forkcast_trainer import checkpoint
 from forkcast_trainer.checkpoint import Snapshot
 from forkcast_trainer.journal import Journal
 from forkcast_wire import catalogue, completion, keys
-from forkcast_wire.documents import Complete, HistoryGap, dump
+from forkcast_wire.documents import Complete, HistoryGap, dump, read_manifest
 from forkcast_wire.manifest import Checkpoint
 from forkcast_wire.store import AlreadyExists, StoreError, StoreRefused, StoreUnavailable
 
@@ -27,6 +28,8 @@ GOOD_AFTER_STEPS = 25
 #: After a failed save the next copy is taken no sooner, seconds: a copy costs the step time. It
 #: doubles with each failure in a row.
 _RETRY_SECONDS, _MOST_RETRY_SECONDS = 2.0, 30.0
+#: Between two sweeps of the store: three listings each.
+_SWEEP_SECONDS = 6 * 3600.0
 #: So many saves in a row are held back because the rows before them could not be written. A state is
 #: worth more than its history: the next is published without them, and says so.
 MOST_HELD_BACK = 3
@@ -72,7 +75,7 @@ class Saver:
         self._idle.set()
         self._lock = threading.Lock()
         self._failed: set[StateKind] = set()
-        self._not_before = 0.0
+        self._not_before = self._sweep_at = 0.0
         self._unhealthy_step = -1
         self._awaiting_good: list[StateRef] = []
         # asked for at every step: neither grows with the states that a long run saves
@@ -155,6 +158,12 @@ class Saver:
         """The state that opened an epoch has been taken up: its steps belong to the history."""
         self._queue.put(_Adopted(entry, attempt))
 
+    def resumed(self, ref: StateRef) -> None:
+        """Training goes on from this state: its steps say whether it is good, if nobody has yet."""
+        if not ref.good and ref.kind is not StateKind.ROLLOUT:
+            with self._lock:
+                self._awaiting_good.append(ref)
+
     def new_epoch(self) -> None:
         """The steps that follow belong to another lineage: they say nothing about older states."""
         with self._lock:
@@ -215,7 +224,10 @@ class Saver:
             raise outage
         folder = keys.state(kind, meta["epoch"], meta["attempt"], meta["step"])
         # compressing takes longer than all the rest and saves 8 %: not for what lives for minutes
-        level = self._rules.compression_level if kind is StateKind.CHECKPOINT else 0
+        lives = kind is StateKind.CHECKPOINT or is_log_spaced(
+            meta["step"], self._rules.log_spaced_from
+        )
+        level = self._rules.compression_level if lives else 0
         ref = checkpoint.publish(
             self._store,
             snapshot,
@@ -223,6 +235,8 @@ class Saver:
             kind,
             self._scratch,
             level,
+            # branches fork from the ring: what they compare has to be what the run would do
+            int8=self._rules.optimizer_state == "Int8" and kind is StateKind.CHECKPOINT,
             before_manifest=lambda: self._tell_gap(folder, meta["epoch"], meta["step"]),
         )
         with self._lock:
@@ -233,11 +247,28 @@ class Saver:
             if self._unhealthy_step <= ref.step:
                 self._awaiting_good.append(ref)
         _log.info("saver.saved", kind=kind.value, step=ref.step, epoch=ref.epoch, key=ref.key)
-        keep = self._rules.keep_last if kind is StateKind.CHECKPOINT else self._rules.ring_keep
+        rules, checkpoint_kind = self._rules, kind is StateKind.CHECKPOINT
         try:
-            catalogue.prune(self._store, kind, keep_last=keep, pinned_steps=self._rules.pinned)
+            catalogue.prune(
+                self._store,
+                kind,
+                keep_last=rules.keep_last if checkpoint_kind else rules.ring_keep,
+                pinned_steps=rules.pinned,
+                log_spaced_from=0 if checkpoint_kind else rules.log_spaced_from,
+            )
+            self._sweep()
         except StoreError as error:
             _log.warning("saver.not_pruned", error=str(error))
+
+    def _sweep(self) -> None:
+        """After the first save, and from time to time: what killed processes have left in the store. No
+        save of this process is under way then. Raises StoreError.
+        """
+        if time.monotonic() < self._sweep_at:
+            return
+        self._sweep_at = time.monotonic() + _SWEEP_SECONDS
+        if swept := catalogue.sweep(self._store, time.time()):
+            _log.info("saver.swept", states=len(swept), first=swept[0])
 
     def _holds_back(self, outage: StoreError) -> bool:
         """Whether a state waits for its rows. A store that refuses them may do so for good; so may one
@@ -269,7 +300,9 @@ class Saver:
 
     def _mark_good(self, ref: StateRef) -> None:
         try:
-            if self._store.head(keys.state_manifest(ref.key)) is not None:  # not pruned since
+            manifest = read_manifest(self._store, ref.key)
+            # not pruned since, and not another's
+            if manifest is not None and manifest.state.digest == ref.digest:
                 self._store.put(f"{ref.key}/good", b"", create=True)
         except AlreadyExists:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forkcast.schedule import LearningRate
+from forkcast.schedules import LearningRate
 from forkcast_trainer.stressors.base import RateStressor
 
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,8 @@ from forkcast_wire.store.errors import (
 
 _LARGE = 1 << 20  # objects beyond this are identified by inode and time, not by hashing them
 _HIDDEN = ".forkcast"
+#: Of temporary files; older than this nobody writes them any more.
+_PREFIX, _ABANDONED_SECONDS = "tmp", 24 * 3600.0
 _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
@@ -46,6 +49,16 @@ class FolderStore:
             return
         with self._disk():
             self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._sweep(time.time())
+
+    def _sweep(self, now: float) -> None:
+        """Remove what killed writers have left; the folder may be shared by machines, so that only age
+        says that nobody writes it any more.
+        """
+        for path in self._scratch.glob(f"{_PREFIX}*"):
+            with suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    path.unlink()
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
@@ -116,7 +129,7 @@ class FolderStore:
         would cost reading every byte.
         """
         top = self.root / check_prefix(prefix).rpartition("/")[0]
-        found: dict[str, int] = {}
+        found: dict[str, os.stat_result] = {}
         for folder, folders, files in os.walk(top):  # passes over folders that vanish meanwhile
             folders[:] = [name for name in folders if not name.startswith(".")]
             base = Path(folder).relative_to(self.root)
@@ -124,8 +137,10 @@ class FolderStore:
                 key = (base / name).as_posix()
                 if key.startswith(prefix) and is_key(key):
                     with suppress(FileNotFoundError, NotADirectoryError):
-                        found[key] = (self.root / key).stat().st_size
-        return iter([ObjectInfo(key, found[key], "") for key in sorted(found)])
+                        found[key] = (self.root / key).stat()
+        return iter(
+            [ObjectInfo(key, s.st_size, "", s.st_mtime) for key, s in sorted(found.items())]
+        )
 
     def delete(self, key: str) -> None:
         """Delete; a missing key is success. Folders left empty go too."""
@@ -150,7 +165,7 @@ class FolderStore:
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
-        descriptor, name = tempfile.mkstemp(dir=self._scratch)
+        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, dir=self._scratch)
         os.close(descriptor)
         path = Path(name)
         try:

@@ -58,6 +58,7 @@ _MISSING = {"NoSuchKey", "NoSuchObject", "ResourceNotFound"}
 _PASSING = {
     *("RequestTimeTooSkewed", "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"),
     *("TooManyRequests", "OperationAborted", "ConditionalRequestConflict", "InternalError"),
+    *("BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"),  # changed on the way
 }
 _SHA256 = "x-amz-meta-sha256"
 _ATTEMPTS = 5
@@ -152,9 +153,9 @@ class S3Store:
         self._prefix = storage.prefix
         self._pid = 0
         self._budget = _RetryBudget()
+        self._md5_etags = False
         self._dial()
         self.conditional = storage.conditional_writes != "Off"
-        self._md5_etags = False
 
     @classmethod
     def connect(cls, storage: Storage) -> S3Store:
@@ -196,6 +197,7 @@ class S3Store:
     def _dial(self) -> None:
         url = urlsplit(self._storage.endpoint or "")
         self._http = pool_for(self._storage.endpoint or "", self._storage.ca_file)
+        self._http.md5_etags = self._md5_etags
         self._keys = keys_for(self._storage.credentials_dir, self._http)
         try:
             self._minio = Minio(
@@ -227,7 +229,7 @@ class S3Store:
         key = f"{_PROBES}{secrets.token_hex(8)}"
         try:
             etag = self.put(key, b"1", create=True)
-            self._md5_etags = etag == _md5(b"1")
+            self._md5_etags = self._http.md5_etags = etag == _md5(b"1")
             with suppress(AlreadyExists):
                 self.put(key, b"2", create=True)
                 return False
@@ -477,6 +479,7 @@ class S3Store:
                 (item.object_name or "").removeprefix(self._prefix),
                 item.size or 0,
                 (item.etag or "").strip('"'),
+                item.last_modified.timestamp() if item.last_modified else None,
             )
             for item in found
         ]

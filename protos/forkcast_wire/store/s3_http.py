@@ -50,6 +50,10 @@ class AnsweredError(Exception):
         return named or f"HTTP {self.status}"
 
 
+class OtherBytesError(urllib3.exceptions.HTTPError):
+    """The server's digest of what it has stored is not that of what was sent."""
+
+
 class _LimitedReads(io.RawIOBase):
     """The reading half of a socket: each wait ends by the limit in force."""
 
@@ -120,14 +124,23 @@ class _SecurePool(HTTPSConnectionPool):
 
 
 class _Requests:
-    """What each request of either pool gets, and what becomes of its answer."""
+    """What each request of either pool gets, and what becomes of its answer.
+
+    md5_etags: whether this server's entity tags are known to be MD5 sums. Then what it says of each
+    body, a part of an upload included, is compared with what was sent.
+    """
+
+    md5_etags = False
 
     def urlopen(self, method: str, url: str, **more: Any) -> urllib3.BaseHTTPResponse:
-        """As urllib3's, without redirects. Raises AnsweredError for every answer with a body that is no success."""
+        """As urllib3's, without redirects. Raises AnsweredError for every answer with a body that is no
+        success, OtherBytesError.
+        """
         if limits.current() is None:  # a thread of the client's own
             with limits.limited(limits.of_file()):
                 return self.urlopen(method, url, **more)
         body, headers = more.get("body"), urllib3.HTTPHeaderDict(more.pop("headers", None) or {})
+        md5 = b""
         if method in ("PUT", "POST") and isinstance(body, bytes) and "Content-MD5" not in headers:
             # a bucket with object lock takes no body without a digest
             md5 = hashlib.md5(body, usedforsecurity=False).digest()
@@ -141,6 +154,8 @@ class _Requests:
         )
         whole, fine = more.get("preload_content", True), response.status < 300
         if method == "HEAD" or (fine and not (whole and _is_page(response.data))):
+            if fine and method == "PUT" and md5:
+                self._compare(response, md5)
             return response  # of a HEAD, too: the client knows what its status means
         data = response.data if whole else response.read(_MOST_ERROR)
         if len(data) < _MOST_ERROR:
@@ -149,6 +164,11 @@ class _Requests:
             response.close()
         code, message = s3_words(data)
         raise AnsweredError(response.status, code, message, html=_is_page(data))
+
+    def _compare(self, response: urllib3.BaseHTTPResponse, md5: bytes) -> None:
+        etag = str(response.headers.get("ETag", "")).strip('"')
+        if self.md5_etags and etag and "-" not in etag and etag.lower() != md5.hex():
+            raise OtherBytesError("the store says that it holds other bytes than were sent")
 
 
 class _Direct(_Requests, urllib3.PoolManager):  # type: ignore[misc]  # **more holds redirect
@@ -176,7 +196,7 @@ def s3_words(data: bytes) -> tuple[str, str]:
     return found.get("Code", ""), found.get("Message", "")
 
 
-def pool_for(endpoint: str, ca_file: str | None) -> urllib3.PoolManager:
+def pool_for(endpoint: str, ca_file: str | None) -> _Direct | _Proxied:
     """The connections to an endpoint, through HTTP(S)_PROXY unless NO_PROXY exempts it.
 
     Raises StoreMisconfigured for a CA file that cannot be read, or a proxy that is no http URL.
@@ -249,6 +269,8 @@ def network_words(error: BaseException) -> str:
         cause = error.__cause__
         words = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
         return f"no connection: {words}"
+    if isinstance(error, OtherBytesError):
+        return str(error)
     if isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):
         return "no whole answer in time"
     return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>:? ?", "", f"{type(error).__name__}: {error}")

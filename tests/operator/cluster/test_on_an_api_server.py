@@ -204,7 +204,9 @@ def test_the_schedules_length_changes_only_while_the_run_is_suspended(stage) -> 
         await stage.set(suspend=True)
         await stage.set(training={"scheduleSteps": 500}, suspend=False)
         assert (await stage.run())["spec"]["training"]["scheduleSteps"] == 500
-        with pytest.raises(ClusterError, match="leave it out with Constant"):
+        with pytest.raises(
+            ClusterError, match="is the length of Cosine, Linear, WSD; leave it out"
+        ):
             await stage.create(
                 "other",
                 optimizer={"schedule": {"type": "Constant"}},
