@@ -27,6 +27,7 @@ from forkcast_wire.manifest_branching import (
     Uncertainty,
 )
 from forkcast_wire.manifest_data import (
+    HUGGING_FACE,
     STRESSOR_PROBABILITY,
     Data,
     Device,
@@ -64,6 +65,7 @@ from forkcast_wire.manifest_training import (
 
 __all__ = [
     "FIXED",
+    "HUGGING_FACE",
     "STRESSOR_PROBABILITY",
     "Acceptance",
     "ActionChoices",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -51,26 +51,39 @@ class ModelSize(Part):
     """Dropout everywhere in the model."""
 
 
+#: Before the folder or the hub id of a causal language model.
+HUGGING_FACE: Final = "hf:"
+_SOURCE_RULE: Final = (
+    "is set exactly when init is Pretrained and architecture is not hf:...; set both or neither"
+)
+
+
 class Model(Part):
     """Which model is trained and where its first weights come from."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             ".source",
-            "(self.init == 'Pretrained') == has(self.source)",
-            "is set exactly when init is Pretrained; set both or neither",
+            "(self.init == 'Pretrained' && !(has(self.architecture) && "
+            "self.architecture.startsWith('hf:'))) == has(self.source)",
+            _SOURCE_RULE,
         ),
     )
 
-    architecture: Annotated[str, Field(min_length=1, max_length=63, pattern=PLAIN_PATTERN)] = "gpt2"
+    architecture: Annotated[str, Field(min_length=1, max_length=1024, pattern=PLAIN_PATTERN)] = (
+        "gpt2"
+    )
     """A name of the trainer's model shelf: gpt2-tiny, gpt2, gpt2-medium, gpt2-large,
-    gpt2-xl."""
+    gpt2-xl; or `hf:` and a folder in Hugging Face layout or a hub id: any causal language model
+    of the transformers library, in the size that its config.json says. A relative folder is relative
+    to the manifest."""
     size: ModelSize = ModelSize()
     """Overrides of the architecture's shape."""
     init: Literal["FromScratch", "Pretrained"] = "FromScratch"
-    """Random first weights, or those of `source`."""
+    """Random first weights, or those of `source`; with `hf:` those beside its config.json."""
     source: Uri | None = None
-    """With init Pretrained: a folder in Hugging Face layout, or a hub id."""
+    """With init Pretrained: a folder in Hugging Face layout, or a hub id. Not with `hf:`, which names
+    it."""
     dtype: Dtype = Dtype.AUTO
     """Arithmetic of the forward and backward pass. Auto: bf16 where the device has it, else fp32."""
     device: Device = Device.AUTO
@@ -82,8 +95,9 @@ class Model(Part):
 
     @model_validator(mode="after")
     def _source_goes_with_pretrained(self) -> Self:
-        if (self.init == "Pretrained") != (self.source is not None):
-            raise ValueError("source: is set exactly when init is Pretrained; set both or neither")
+        named = self.architecture.startswith(HUGGING_FACE)
+        if (self.init == "Pretrained" and not named) != (self.source is not None):
+            raise ValueError(f"source: {_SOURCE_RULE}")
         return self
 
 

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from forkcast_wire.echo import shown
 from forkcast_wire.fields import NAME_PATTERN, PLAIN_PATTERN
-from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import HUGGING_FACE, TrainingRun, TrainingRunSpec
 from forkcast_wire.manifest_error import ManifestError
 from forkcast_wire.manifest_yaml import read_documents, unusable
 
@@ -252,6 +252,11 @@ def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
         if part.get(name) not in (None, "bytes"):
             with _noted(field, faults):
                 part[name] = _folder_or_hub(field, folder, part[name])
+    if (named := spec["model"]["architecture"]).startswith(HUGGING_FACE):
+        field = "spec.model.architecture"
+        with _noted(field, faults):
+            place = _folder_or_hub(field, folder, named.removeprefix(HUGGING_FACE))
+            spec["model"]["architecture"] = f"{HUGGING_FACE}{place}"
     storage = spec["storage"]
     for name in ("credentialsDir", "caFile", "path"):
         if storage.get(name):

@@ -80,7 +80,7 @@ class Engine:
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length
         self._schedule = spec.learning_rate()
-        self.batches = Batches(Windows([train], length), on_data)
+        self.batches = Batches(Windows([train], length), [*on_data, *learner.stages(spec)])
         held_windows = Windows([held], length)
         self.validation = ValidationBatches(
             held_windows, spec.training.micro_batch_size, spec.data.validation.max_batches
@@ -95,7 +95,9 @@ class Engine:
         self.generators = randomness.Shards(
             place.device, [randomness.seeded(one, place.device) for one in others]
         )
-        self.learner = learner.make(spec, train.file.vocabulary_size).to(place.device)
+        self.learner = learner.make(spec, train.file.vocabulary_size, train.file.end_of_text).to(
+            place.device
+        )
         self.module = self.learner.module
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
