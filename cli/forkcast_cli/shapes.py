@@ -81,6 +81,8 @@ def vocabulary_size(data: Data) -> int | None:
     """Ids of the manifest's tokenizer, where they can be told without loading it: one more than
     its highest, and one more still where it has no end-of-text of its own.
     """
+    if data.vocabulary_size is not None:
+        return data.vocabulary_size
     if data.tokenizer == "bytes":
         return _BYTES_VOCABULARY
     folder = Path(data.tokenizer)

@@ -136,6 +136,17 @@ def test_a_published_name_is_known_and_another_is_not_guessed():
     assert plan_model(manifest("gpt2", init="Pretrained", source="some/other").spec) is None
 
 
+def test_states_that_are_kept_for_life_are_counted():
+    def planned(**checkpoint):
+        document = manifest().document()
+        document["spec"]["checkpoint"] = checkpoint
+        return plan(TrainingRun.model_validate(document))
+
+    default, none = planned(), planned(logSpacedFrom=0)
+    assert (default.kept_for_life, none.kept_for_life) == (6, 0)  # 0, 50, 100, 200, 400, 800
+    assert default.store_bytes - none.store_bytes == 6 * default.model.state_bytes
+
+
 def test_a_model_that_no_trainer_has_is_refused_by_the_plan():
     with pytest.raises(ManifestError, match=r"spec.model.architecture: unknown: gpt5; one of gpt2"):
         plan(manifest(architecture="gpt5"))

@@ -88,7 +88,7 @@ def engine_of(spec_of, tmp_path):
 
 
 def make(spec, vocabulary=257):
-    return learner.make(spec, vocabulary, 256)
+    return learner.make(spec, vocabulary)
 
 
 def test_every_family_is_in_this_suite(spec_of):

@@ -9,7 +9,7 @@ import structlog
 import torch
 from torch import Tensor, nn
 
-from forkcast_trainer.data.tokenizer import open_tokenizer
+from forkcast_trainer.data.tokenizer import BYTES, open_tokenizer
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.models import Family, Taps, family_of, positions_of
 from forkcast_trainer.objectives import OBJECTIVES, Loss, Objective, head_loss, logits_loss
@@ -80,13 +80,14 @@ def stages(spec: TrainingRunSpec) -> list[DataStressor]:
     return [make_one() for make_one in objective.stages]
 
 
-def make(spec: TrainingRunSpec, vocabulary: int, end: int) -> Learner:
-    """The manifest's model, on the CPU, in training mode. vocabulary, end: ids of the tokenizer, and
-    its end of text.
+def make(spec: TrainingRunSpec, vocabulary: int) -> Learner:
+    """The manifest's model, on the CPU, in training mode. vocabulary: ids of the text.
 
     Raises TrainerError.
     """
-    family = family_of(spec.model.architecture)
+    family, uri = family_of(spec.model.architecture), spec.data.tokenizer
+    tokenizer = open_tokenizer(uri) if family.reads_sentinels and uri != BYTES else None
+    end = vocabulary - 1 if tokenizer is None else tokenizer.end_of_text
     module: Any = family.build(
         spec.model, vocabulary, positions_of(spec), spec.training.seed, end=end
     )
@@ -100,7 +101,6 @@ def make(spec: TrainingRunSpec, vocabulary: int, end: int) -> Learner:
                 "set false",
             ) from None
     module.train()
-    tokenizer = open_tokenizer(spec.data.tokenizer) if family.reads_sentinels else None
     special = family.special(module, vocabulary, end, tokenizer.sentinels if tokenizer else ())
     objective = OBJECTIVES[family.objective](special)
     learner = Learner(
