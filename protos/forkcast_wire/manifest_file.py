@@ -245,7 +245,9 @@ def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
     if held := spec["data"]["validation"].get("source"):
         sources.append(("spec.data.validation.source", held))
     for field, source in sources:
-        if source["uri"] not in _LOCAL and source["format"] != "Dataset":
+        if source["uri"] in _LOCAL or source["uri"].startswith("s3://"):
+            continue
+        if source["format"] != "Dataset":
             with _noted(f"{field}.uri", faults):
                 source["uri"] = str(_readable_text(f"{field}.uri", _found(folder, source["uri"])))
     for part, name in ((spec["data"], "tokenizer"), (spec["model"], "source")):
@@ -265,6 +267,11 @@ def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
                 storage[name] = str(_found(folder, storage[name]).resolve())
                 if name == "path":
                     _usable_store(Path(storage[name]))
+    access = spec["data"].get("s3") or {}
+    for name in ("credentialsDir", "caFile"):
+        if access.get(name):
+            with _noted(f"spec.data.s3.{name}", faults):
+                access[name] = str(_found(folder, access[name]).resolve())
     if faults:
         raise _together(faults)
     return TrainingRun.model_validate(document)
