@@ -45,7 +45,7 @@ _LAYERED: Final = ("attention_entropy", "activation_mean", "activation_sd")
 @torch.no_grad()
 def sample(learner: Learner, sequence: Tensor) -> dict[str, Tensor]:
     """Look inside on one sequence of ids, shape [T]: 0-d values on the device, by name and layer; empty
-    if the model has no taps. Its mode is restored.
+    if the model has no taps, which is said once. Its mode is restored.
     """
     taps = learner.taps
     if taps is None:
@@ -59,6 +59,7 @@ def sample(learner: Learner, sequence: Tensor) -> dict[str, Tensor]:
     finally:
         learner.module.train(training)
     if len(attention.seen) != len(taps.blocks):
+        learner.untap("its attention is not scaled-dot-product attention")
         return {}
     wide = [block.float() for block in blocks]
     values = {"attention_logit_max": torch.stack([top for _, top in attention.seen]).max()}
