@@ -67,5 +67,5 @@ def test_a_kernel_whose_bits_may_vary_is_refused_by_name(tmp_path):
         raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
 
     engine.loss_of = not_so
-    with pytest.raises(TrainerError, match="spec.training.deterministic: cumsum.*; set false"):
+    with pytest.raises(TrainerError, match=r"spec.training.deterministic: cumsum.*; set false"):
         engine.step()

@@ -12,7 +12,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from forkcast_trainer.data.tokenizer import BYTES, open_tokenizer
 from forkcast_trainer.errors import TrainerError
-from forkcast_trainer.models import Family, Taps, family_of, positions_of
+from forkcast_trainer.models import Family, Taps, family_for, family_of, positions_of
 from forkcast_trainer.objectives import OBJECTIVES, Loss, Objective, head_loss, logits_loss
 from forkcast_trainer.stressors.base import DataStressor
 from forkcast_wire.echo import first_line
@@ -36,6 +36,8 @@ class Learner(nn.Module):
         """compiled: by torch.compile, in training; the head by itself, for it runs in chunks."""
         super().__init__()
         self.module, self.family, self.objective = module, family, objective
+        #: What a state says of how it is trained, where that is not the plain way.
+        self.facts: dict[str, bool | float] = {}
         self.taps: Taps | None = family.taps(module)
         self._z_loss, self._compiled = z_loss, compiled
         self._whole = family.head(module) is None
@@ -103,7 +105,7 @@ def make(spec: TrainingRunSpec, vocabulary: int, *, compiled: bool = False) -> L
 
     Raises TrainerError.
     """
-    family, uri = family_of(spec.model.architecture), spec.data.tokenizer
+    family, uri = family_for(spec.model), spec.data.tokenizer
     tokenizer = open_tokenizer(uri) if family.reads_sentinels and uri != BYTES else None
     end = vocabulary - 1 if tokenizer is None else tokenizer.end_of_text
     module: Any = family.build(
@@ -122,6 +124,10 @@ def make(spec: TrainingRunSpec, vocabulary: int, *, compiled: bool = False) -> L
     special = family.special(module, vocabulary, end, tokenizer.sentinels if tokenizer else ())
     objective = OBJECTIVES[family.objective](special)
     learner = Learner(module, family, objective, z_loss=spec.training.z_loss, compiled=compiled)
+    if spec.model.qk_norm:
+        learner.facts["qkNorm"] = True
+    if spec.training.z_loss:
+        learner.facts["zLoss"] = spec.training.z_loss
     if learner.taps is None:
         learner.untap("its blocks are not recognised")
     return learner

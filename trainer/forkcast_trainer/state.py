@@ -95,6 +95,8 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
     }
     if others:
         meta["rng.ranks"] = [{"python": one.python, "numpy": one.numpy} for one in others]
+    if engine.learner.facts:
+        meta["model"] = dict(engine.learner.facts)
     if position.int8_restores:
         meta["int8_restores"] = position.int8_restores
     roles = {f"optimizer.{name}.{slot}": role for name, slot, role in moments.roles(engine.module)}
@@ -140,6 +142,7 @@ def admit(engine: Engine, meta: Mapping[str, Any], tensors: Mapping[str, Shaped]
     file asks for is bounded by the model before it is read.
     """
     schema.check(meta, tensors)
+    _trained_alike(meta.get("model", {}), engine.learner.facts)
     wanted = _shapes(engine, meta)
     for name, tensor in tensors.items():
         if name not in wanted:
@@ -153,6 +156,19 @@ def admit(engine: Engine, meta: Mapping[str, Any], tensors: Mapping[str, Shaped]
         if any(slots) and not all(slots):
             raise CheckpointError(
                 f"{name}: some of the optimizer's {', '.join(_SLOTS)} are missing"
+            )
+
+
+def _trained_alike(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if a state was trained in another way than the manifest's. What is absent
+    is off, as it was in versions that had no such thing.
+    """
+    for name in sorted({*saved, *ours}):
+        if saved.get(name, 0) != ours.get(name, 0):
+            was, now = (json.dumps(one.get(name, False)) for one in (saved, ours))
+            raise CheckpointError(
+                f"the state was trained with {name}: {was}, the manifest says {now}; "
+                "give the manifest that the state was trained with"
             )
 
 
