@@ -33,6 +33,7 @@ from forkcast_trainer.data.identity import identity_of
 from forkcast_trainer.data.mixture import sampler_of
 from forkcast_trainer.data.sources import locate
 from forkcast_trainer.data.tokens import RunTokens, prepare
+from forkcast_trainer.data_parallel import DataParallel
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.measure.late import LateReader, Value
 from forkcast_trainer.objectives import Loss
@@ -131,6 +132,7 @@ class Engine:
         made = learner.make(spec, tokens.vocabulary_size, compiled=place.compiled)
         self.learner = made.to(place.device)
         self.module = self.learner.module
+        self._spread = DataParallel(self.learner, place.world)
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
         self.optimizer = self._make_optimizer()
@@ -277,17 +279,19 @@ class Engine:
             first = batch[0, :-1] if first is None else first
             if world == 1:
                 self.generators.turn_to(number % self.shards)
-            with self.autocast():
-                loss = self.loss_of(batch)
-            if self.clipping.needs_micro_gradients:
-                micro.append(self._own_gradient(loss, count))
-            else:
-                self.scaler.scale(loss / count).backward()
+            last, alone = number + world >= count, self.clipping.needs_micro_gradients
+            with self._spread.micro_batch(averages=last and not alone):
+                with self.autocast():
+                    loss = self.loss_of(batch)
+                if alone:
+                    micro.append(self._own_gradient(loss, count))
+                else:
+                    self.scaler.scale(loss / (count // world)).backward()
             total += loss.detach().float() / count
         self.generators.turn_to(0)
         if world > 1:
             with beats.during(beats.Phase.MEET):
-                self._sum_over_ranks(total)
+                dist.all_reduce(total)
         if first is None:
             raise RuntimeError("a step without a micro-batch")
         return total, micro, first
@@ -298,15 +302,6 @@ class Engine:
         if self.place.device.type == "cuda":
             tokens = tokens.pin_memory()
         return tokens.to(self.place.device, non_blocking=True)
-
-    def _sum_over_ranks(self, total: Tensor) -> None:
-        """The step's loss, and its gradient if that is not the clipping's to sum."""
-        dist.all_reduce(total)
-        if self.clipping.needs_micro_gradients:
-            return
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
 
     def _refused(self, skip: Tensor) -> Tensor:
         """Whether no update is made, 0-d float32: the clipping refuses it, or loss scaling found an
@@ -377,7 +372,7 @@ class Engine:
         """The objective at a [count, length + 1] batch: its value is the mean cross-entropy,
         nats/token, 0-d float32. eager: not compiled.
         """
-        found: Loss = self.learner(batch, eager=eager)
+        found: Loss = self.learner(batch, eager=True) if eager else self._spread(batch)
         return found.value
 
     # -------------------------------------------------------------------------------- evaluation

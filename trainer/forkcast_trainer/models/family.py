@@ -41,6 +41,8 @@ class Family(ABC):
     objective: ClassVar[str] = "Causal"
     #: Whether its models can norm queries and keys.
     norms_queries: ClassVar[bool] = False
+    #: Whether a step may leave some of its parameters without a gradient, as experts are that no id asks for.
+    skips_parameters: ClassVar[bool] = False
     #: Whether its objective writes sentinels: then the tokenizer is asked for its own.
     reads_sentinels: ClassVar[bool] = False
 

@@ -30,6 +30,8 @@ _PRODUCTS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 class HuggingFace(Family):
     """The config says all sizes; `spec.model.size` may only change the dropout."""
 
+    skips_parameters = True  # some kinds have experts
+
     @property
     def names(self) -> Sequence[str]:
         """For messages."""
