@@ -21,7 +21,7 @@ from torch import Tensor
 
 from forkcast.robust import usable
 from forkcast.spikes import SpikeScore
-from forkcast_trainer import randomness, schema
+from forkcast_trainer import optimizers, randomness, schema
 from forkcast_trainer.checkpoint import CheckpointError, Shaped, Snapshot
 from forkcast_trainer.clipping import ClippingPolicy
 from forkcast_trainer.data.sampler import SamplerState
@@ -32,7 +32,8 @@ from forkcast_wire import beats
 from forkcast_wire.documents import load
 
 T = TypeVar("T")
-_SLOTS = ("exp_avg", "exp_avg_sq", "step")
+#: The optimizer of a state that does not name it.
+_ADAMW = "AdamW"
 
 
 def randomness_of_all(engine: Engine) -> list[Randomness]:
@@ -51,12 +52,12 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
     processes hold some of them.
     """
     tensors: dict[str, Tensor] = {}
+    layouts = optimizers.layouts(engine.optimizer)
     for name, parameter in engine.named.items():
         tensors[f"model.{name}"] = _copy(parameter)
         state = engine.optimizer.state.get(parameter, {})
-        for slot in _SLOTS:
-            if slot in state:
-                tensors[f"optimizer.{name}.{slot}"] = _copy(state[slot])
+        for slot, kept in layouts[parameter].saved(state).items():
+            tensors[f"optimizer.{name}.{slot}"] = _copy(kept)
     for name, buffer in engine.module.named_buffers():
         tensors[f"buffer.{name}"] = _copy(buffer)
     mine = randomness.taken(engine.place.device)
@@ -84,6 +85,8 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
         "rng.numpy": first.numpy,
         "world": engine.shards,
     }
+    if engine.spec.optimizer.name != _ADAMW:  # older versions read AdamW's states, which name none
+        meta["optimizer"] = engine.spec.optimizer.name
     if others:
         meta["rng.ranks"] = [{"python": one.python, "numpy": one.numpy} for one in others]
     return Snapshot(meta, tensors)
@@ -126,30 +129,36 @@ def admit(engine: Engine, meta: Mapping[str, Any], tensors: Mapping[str, Shaped]
     file asks for is bounded by the model before it is read.
     """
     schema.check(meta, tensors)
-    wanted = _shapes(engine, meta)
+    own, given = engine.spec.optimizer.name, meta.get("optimizer", _ADAMW)
+    if given != own:
+        raise CheckpointError(
+            f"the state is of another optimizer: {given}, not {own}; set spec.optimizer.name to "
+            f"{given}, or start another run"
+        )
+    wanted, layouts = _shapes(engine, meta), optimizers.layouts(engine.optimizer)
     for name, tensor in tensors.items():
         if name not in wanted:
             raise CheckpointError(f"the state is of another model: {name} is not in it")
         if tuple(tensor.shape) != wanted[name]:
             raise CheckpointError(f"{name}: shape {tuple(tensor.shape)} is not {wanted[name]}")
-    for name in engine.named:
+    for name, parameter in engine.named.items():
         if f"model.{name}" not in tensors:
             raise CheckpointError(f"the state is of another model: it lacks {name}")
-        slots = [f"optimizer.{name}.{slot}" in tensors for slot in _SLOTS]
-        if any(slots) and not all(slots):
-            raise CheckpointError(
-                f"{name}: some of the optimizer's {', '.join(_SLOTS)} are missing"
-            )
+        slots = layouts[parameter].shapes(parameter)
+        there = [f"optimizer.{name}.{slot}" in tensors for slot in slots]
+        if any(there) and not all(there):
+            raise CheckpointError(f"{name}: some of the optimizer's {', '.join(slots)} are missing")
 
 
 def _shapes(engine: Engine, meta: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
     """The shape of every tensor that a state of this model may hold."""
     shapes: dict[str, tuple[int, ...]] = {}
+    layouts = optimizers.layouts(engine.optimizer)
     for name, parameter in engine.named.items():
         shape = tuple(parameter.shape)
         shapes[f"model.{name}"] = shape
-        shapes |= {f"optimizer.{name}.exp_avg": shape, f"optimizer.{name}.exp_avg_sq": shape}
-        shapes[f"optimizer.{name}.step"] = ()
+        for slot, kept in layouts[parameter].shapes(parameter).items():
+            shapes[f"optimizer.{name}.{slot}"] = kept
     for name, buffer in engine.module.named_buffers():
         shapes[f"buffer.{name}"] = tuple(buffer.shape)
     for rank in range(1 + len(meta.get("rng.ranks", ()))):
@@ -267,19 +276,14 @@ def _saved_randomness(engine: Engine, saved: Snapshot, rank: int) -> Randomness:
 @torch.no_grad()
 def _restore_tensors(engine: Engine, tensors: Mapping[str, Tensor]) -> None:
     engine.optimizer.state.clear()
+    layouts = optimizers.layouts(engine.optimizer)
     for name, parameter in engine.named.items():
         parameter.copy_(tensors[f"model.{name}"])
-        slots = {
-            slot: tensors[f"optimizer.{name}.{slot}"]
-            for slot in _SLOTS
-            if f"optimizer.{name}.{slot}" in tensors
-        }
-        if slots:
-            fused = engine.place.device.type == "cuda"
-            engine.optimizer.state[parameter] = {
-                slot: value.clone().to(engine.place.device if fused or slot != "step" else "cpu")
-                for slot, value in slots.items()
-            }
+        layout = layouts[parameter]
+        slots = {slot: f"optimizer.{name}.{slot}" for slot in layout.shapes(parameter)}
+        if all(key in tensors for key in slots.values()):
+            saved = {slot: tensors[key] for slot, key in slots.items()}
+            engine.optimizer.state[parameter] = layout.restored(parameter, saved)
     for name, buffer in engine.module.named_buffers():
         if f"buffer.{name}" in tensors:
             buffer.copy_(tensors[f"buffer.{name}"])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from forkcast.actions import KEEP
 from forkcast.records import StepStats
 from forkcast.spikes import SpikeScore
-from forkcast_trainer import clipping, models, randomness, stressors
+from forkcast_trainer import clipping, models, optimizers, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows
@@ -36,7 +36,6 @@ from forkcast_wire import beats
 from forkcast_wire.manifest import StressorType, TrainingRunSpec
 
 _REWARM_STEPS = 150
-_OPTIMIZERS = {"AdamW": torch.optim.AdamW}
 
 
 @dataclass
@@ -129,17 +128,7 @@ class Engine:
     # ------------------------------------------------------------------------------------ set-up
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        o = self.spec.optimizer
-        decayed = [p for p in self.parameters if p.ndim >= 2]
-        plain = [p for p in self.parameters if p.ndim < 2]
-        return _OPTIMIZERS[o.name](
-            [{"params": decayed, "decays": True}, {"params": plain, "decays": False}],
-            lr=o.learning_rate,
-            betas=o.betas,
-            eps=o.epsilon,
-            weight_decay=0.0,
-            fused=self.place.device.type == "cuda",
-        )
+        return optimizers.make(self.module, self.spec.optimizer)
 
     def make_clipping(self, name: str) -> ClippingPolicy:
         """A fresh policy of that name; Keep: the run's own, with the run's parameters."""
