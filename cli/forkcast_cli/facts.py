@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from forkcast_cli import metrics
-from forkcast_cli.shapes import plan_model, tokens_per_step
+from forkcast_cli.shapes import ModelPlan, plan_model, tokens_per_step
 from forkcast_cli.view import RunReader, RunView
+from forkcast_wire.manifest import TrainingRunSpec
+from forkcast_wire.manifest_file import ManifestError
 from forkcast_wire.run_events import RunEvent, events_of
 from forkcast_wire.run_records import RunRecords
 from forkcast_wire.run_steps import read_steps
@@ -41,7 +43,7 @@ def gather(folder: Path) -> RunFacts:
         for row in rows
     ]
     spec = view.manifest.spec if view.manifest is not None else None
-    model = plan_model(spec) if spec is not None else None
+    model = _model(spec) if spec is not None else None
     facts = metrics.Facts(
         points=points,
         lineage=view.lineage,
@@ -60,6 +62,14 @@ def gather(folder: Path) -> RunFacts:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def _model(spec: TrainingRunSpec) -> ModelPlan | None:
+    """None too of a model that this version does not build: another one has."""
+    try:
+        return plan_model(spec)
+    except ManifestError:
+        return None
 
 
 def _last_validation(view: RunView, rows: Iterable[dict[str, Any]]) -> float | None:

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from forkcast import ladder
+from forkcast.retention import log_spaced_steps
 from forkcast_cli import rate
 from forkcast_cli.shapes import ModelPlan, plan_model, tokens_per_step
 from forkcast_trainer.data.files import source_files
 from forkcast_trainer.errors import DataError
-from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import Mode, TextFormat, TrainingRun, TrainingRunSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class Plan:
     memory_bytes: int | None
     checkpoints_kept: int
     ring_kept: int
+    kept_for_life: int
     store_bytes: int | None
     ring_bytes: int | None
     rollouts: int
@@ -56,6 +58,7 @@ def plan(manifest: TrainingRun) -> Plan:
     concurrent = processes + (spec.branching.max_concurrent_rollouts if branching else 0)
     least, most = branch_steps(spec) if branching else (0, 0)
     kept = spec.checkpoint.keep_last + len(spec.checkpoint.pinned)
+    for_life = len(log_spaced_steps(spec.training.total_steps, spec.checkpoint.log_spaced_from))
     state = model.state_bytes if model is not None else None
     total = spec.training.total_steps * tokens
     return Plan(
@@ -70,7 +73,8 @@ def plan(manifest: TrainingRun) -> Plan:
         memory_bytes=model.memory_bytes * concurrent if model is not None else None,
         checkpoints_kept=kept,
         ring_kept=spec.checkpoint.ring_keep,
-        store_bytes=state * kept if state is not None else None,
+        kept_for_life=for_life,
+        store_bytes=state * (kept + for_life) if state is not None else None,
         ring_bytes=state * spec.checkpoint.ring_keep if state is not None else None,
         rollouts=_rollouts(spec) if branching else 0,
         branch_steps_least=least,
@@ -82,17 +86,19 @@ def plan(manifest: TrainingRun) -> Plan:
 
 def _text(spec: TrainingRunSpec, vocabulary: int | None) -> dict[str, int | None]:
     """Files and bytes of the training text; a token is at least a byte of it."""
-    source = spec.data.train
-    try:
-        files = source_files(source, "spec.data.train")
-        found = sum(path.stat().st_size for path in files)
-    except (DataError, OSError):
-        files, found = [], 0
-    if not files:
-        return {"text_files": None, "text_bytes": None, "token_bytes": None}
-    read = min(found, source.max_bytes or found)
+    files = found = read = 0
+    for field, source in spec.data.texts():
+        try:
+            sizes = [path.stat().st_size for path in source_files(source, field)]
+        except (DataError, OSError):
+            sizes = []
+        if not sizes:
+            return {"text_files": None, "text_bytes": None, "token_bytes": None}
+        files, found = files + len(sizes), found + sum(sizes)
+        if source.format is not TextFormat.TOKENS:  # these are used where they are
+            read += min(sum(sizes), source.max_bytes or sum(sizes))
     width = 2 if vocabulary is not None and vocabulary <= 1 << 16 else 4
-    return {"text_files": len(files), "text_bytes": found, "token_bytes": width * read}
+    return {"text_files": files, "text_bytes": found, "token_bytes": width * read}
 
 
 def _rollouts(spec: TrainingRunSpec) -> int:
@@ -153,7 +159,8 @@ def lines(planned: Plan) -> list[tuple[str, str]]:
                 "checkpoints",
                 (
                     f"{size(model.state_bytes)} each before compression; {planned.checkpoints_kept} "
-                    f"kept = {size(planned.store_bytes or 0)}, ring {size(planned.ring_bytes or 0)}"
+                    f"kept and {planned.kept_for_life} for life = {size(planned.store_bytes or 0)}, "
+                    f"ring {size(planned.ring_bytes or 0)}"
                 ),
             ),
         ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from forkcast import retention
 from forkcast.ports import ObjectInfo, Store
@@ -52,8 +53,21 @@ def unpin(store: Store, name: str) -> None:
         update_document(store, Catalogue, keys.CATALOGUE, _EMPTY, change)
 
 
-def prune(store: Store, kind: StateKind, *, keep_last: int, pinned_steps: Sequence[int]) -> int:
+def prune(
+    store: Store,
+    kind: StateKind,
+    *,
+    keep_last: int,
+    pinned_steps: Sequence[int],
+    log_spaced_from: int = 0,
+) -> int:
     """Delete the main run's states of one kind that retention lets go; returns how many."""
+    keep = partial(
+        retention.keep,
+        keep_last=keep_last,
+        pinned_steps=pinned_steps,
+        log_spaced_from=log_spaced_from,
+    )
     states = saved_states(store, kind)
     known = {ref.key for ref in states}
     chosen: set[str] = set()
@@ -67,14 +81,14 @@ def prune(store: Store, kind: StateKind, *, keep_last: int, pinned_steps: Sequen
 
     def change(before: Catalogue) -> Catalogue:
         pins = {key for held in before.pins.values() for key in held}
-        stay = retention.keep(states, keep_last=keep_last, pinned_steps=pinned_steps, pins=pins)
+        stay = keep(states, pins=pins)
         chosen.clear()
         # what another process has let go does not come back
         chosen.update((known - stay) | (known & {*before.tombstones}))
         left = [key for key in before.tombstones if stands(key)]
         return replace(before, tombstones=(*left, *sorted(chosen)))
 
-    stay = retention.keep(states, keep_last=keep_last, pinned_steps=pinned_steps)
+    stay = keep(states)
     if all(ref.key in stay for ref in states) and not read(store).tombstones:
         return 0
     update_document(store, Catalogue, keys.CATALOGUE, _EMPTY, change)

@@ -86,7 +86,7 @@ class Rollback(Part):
 
     depths: Annotated[list[StepsOrZero], Field(min_length=1, max_length=8)] = [0, 200]
     """Wanted distances of base states before the departure, steps, newest first; each takes the
-    nearest state at hand at or before it."""
+    nearest state at hand at or before it, or the oldest."""
     steps: Steps = 1000
     """Nothing older than this, steps."""
 

@@ -240,7 +240,8 @@ def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
     document = manifest.document()
     spec = document["spec"]
     faults: list[ManifestError] = []
-    sources = [("spec.data.train", spec["data"]["train"])]
+    sources = [("spec.data.train", spec["data"]["train"])] if "train" in spec["data"] else []
+    sources += [(f"spec.data.mixture[{n}]", one) for n, one in enumerate(spec["data"]["mixture"])]
     if held := spec["data"]["validation"].get("source"):
         sources.append(("spec.data.validation.source", held))
     for field, source in sources:

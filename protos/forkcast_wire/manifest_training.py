@@ -138,6 +138,9 @@ class Training(Part):
     """Passes of one optimizer step."""
     seed: Seed = 42
     """Seed of the first weights and of dropout."""
+    z_loss: Annotated[Decimal, Field(ge=0, le=1)] = 0.0
+    """Coefficient of log(Z)^2, which is added to what is differentiated so that the logits do not
+    drift (PaLM: 1e-4); losses that are reported stay the cross-entropy alone. 0: off."""
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     """Intra-op threads of each process on the CPU; results are bit-equal only at one count."""
     changed_text: Literal["Refuse", "Accept"] = "Refuse"
@@ -250,7 +253,15 @@ class Checkpoint(Part):
     """Steps between states of the ring."""
     ring_keep: Annotated[int, Field(ge=2, le=1000, strict=True)] = 8
     """How many states the ring holds."""
+    log_spaced_from: StepsOrZero = 50
+    """States of step 0, of this step and of twice, four times ... as many are kept in the ring for the
+    life of the run: a branch may go back to them, however old they are. 0 keeps none."""
     pinned: Annotated[list[Steps], Field(max_length=64)] = []
     """Steps whose checkpoints are never pruned."""
     compression_level: Annotated[int, Field(ge=0, le=19, strict=True)] = 1
-    """Level of zstd, for checkpoints; 0 stores raw frames, as ring states always do."""
+    """Level of zstd, for checkpoints. 1 is as fast as memory almost; from 2 on files are 1 to 2 % smaller
+    and take several times as long; 0 stores raw frames, as ring states always do."""
+    optimizer_state: Literal["Full", "Int8"] = "Full"
+    """How checkpoints hold the optimizer's moments. Full: to the bit. Int8: those of matrices, but of
+    embeddings and heads, in 8 bits; a resume from such a checkpoint is near the unbroken run, not
+    equal to it. The weights, and ring states whole, are always to the bit."""

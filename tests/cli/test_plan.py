@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from forkcast_cli.plan import lines, plan
-from forkcast_cli.shapes import SHAPES, plan_model, vocabulary_size
+from forkcast_cli.shapes import plan_model, vocabulary_size
 from forkcast_trainer.data.tokenizer import open_tokenizer
-from forkcast_trainer.models import build
+from forkcast_trainer.models import FAMILIES, build
 from forkcast_wire.manifest import Data, TextSource, TrainingRun
 from forkcast_wire.manifest_file import ManifestError
 
@@ -110,7 +110,7 @@ def test_a_shape_that_no_trainer_builds_is_refused_by_the_plan(size):
         plan(given)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [name for one in FAMILIES for name in one.names])
 def test_every_shape_of_the_shelf_is_planned_with_bytes_and_with_a_folder(tmp_path, name):
     for tokenizer in ("bytes", gpt2_layout(tmp_path / "tok")):
         said = dict(lines(plan(manifest(tokenizer, architecture=name))))
@@ -132,6 +132,22 @@ def test_a_published_name_is_known_and_another_is_not_guessed():
     known = plan_model(manifest("gpt2", init="Pretrained", source="gpt2-medium").spec)
     assert (known.layers, known.positions, known.vocabulary) == (24, 1024, 50257)
     assert plan_model(manifest("gpt2", init="Pretrained", source="some/other").spec) is None
+
+
+def test_states_that_are_kept_for_life_are_counted():
+    def planned(**checkpoint):
+        document = manifest().document()
+        document["spec"]["checkpoint"] = checkpoint
+        return plan(TrainingRun.model_validate(document))
+
+    default, none = planned(), planned(logSpacedFrom=0)
+    assert (default.kept_for_life, none.kept_for_life) == (6, 0)  # 0, 50, 100, 200, 400, 800
+    assert default.store_bytes - none.store_bytes == 6 * default.model.state_bytes
+
+
+def test_a_model_that_no_trainer_has_is_refused_by_the_plan():
+    with pytest.raises(ManifestError, match=r"spec.model.architecture: unknown: gpt5; one of gpt2"):
+        plan(manifest(architecture="gpt5"))
 
 
 def test_planning_loads_no_torch():

@@ -88,24 +88,6 @@ def test_abandoned_steps_are_not_of_the_lineage(made_run):
     assert [p.step for p in lineage_points(points, view.lineage, 1)] == [139]
 
 
-def test_shapes_are_those_of_the_model_shelf():
-    from forkcast_cli.shapes import SHAPES, plan_model
-    from forkcast_trainer.models import gpt2
-    from forkcast_wire.manifest import TrainingRunSpec
-
-    shelf = {name: (s.layers, s.heads, s.width) for name, s in gpt2.SHAPES.items()}
-    assert shelf == SHAPES
-    spec = TrainingRunSpec.model_validate(
-        {
-            "model": {"architecture": "gpt2-tiny"},
-            "data": {"train": {"uri": "x"}, "sequenceLength": 64},
-            "training": {"totalSteps": 1},
-        }
-    )
-    built = gpt2.build(spec.model, 257, 64, 1)
-    assert plan_model(spec).parameters == sum(p.numel() for p in built.parameters())
-
-
 def forecast(name: str, loss: float | None, abstained: str | None = None) -> Forecast:
     point = None if loss is None else Interval(loss, loss - 1, loss + 1)
     return Forecast(

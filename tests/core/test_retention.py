@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from forkcast.lineage import LineageEntry
 from forkcast.records import StateRef
-from forkcast.retention import choose_bases, keep, of_lineage
+from forkcast.retention import (
+    choose_bases,
+    is_log_spaced,
+    keep,
+    log_spaced_steps,
+    of_lineage,
+)
 from tests.make import lineage_entry, state_ref
 
 
@@ -65,8 +71,8 @@ def test_keep_last_is_at_least_one() -> None:
         (130, (0, 50), 0, [125, 75]),
         (125, (0, 50), 0, [100, 75]),  # the state at the departure is part of it
         (130, (0, 5, 10), 0, [125, 100]),  # distinct
-        (130, (0, 500), 0, [125]),  # no state is that old
-        (130, (0, 50), 100, [125]),
+        (130, (0, 500), 0, [125, 0]),  # no state is that old
+        (130, (0, 50), 100, [125, 100]),
         (25, (0,), 0, [0]),
         (0, (0,), 0, []),
         (130, (50,), 0, [125, 75]),  # the newest is always there: the control starts from it
@@ -114,3 +120,37 @@ def test_of_two_states_at_one_step_the_known_good_one_is_taken() -> None:
     states = [ref(50, attempt=1, good=True), ref(50, attempt=2)]
     chosen = choose_bases(states, before_step=60, depths=(0,), oldest=0)
     assert [one.attempt for one in chosen] == [1]
+
+
+@given(st.integers(0, 10**6), st.integers(0, 1000))
+def test_log_spaced_steps_are_0_and_the_doublings_of_the_first(step, first) -> None:
+    steps = log_spaced_steps(10**6, first)
+    assert steps == (() if not first else (0, *(first << n for n in range(len(steps) - 1))))
+    assert is_log_spaced(step, first) == (step in steps)
+
+
+def test_states_of_log_spaced_steps_stay_for_the_life_of_the_run() -> None:
+    states: list[StateRef] = []
+    for step in range(0, 100_000, 50):
+        states.append(ref(step + (3 if step == 400 else 0)))  # a save may come late
+        stay = keep(states, keep_last=4, log_spaced_from=50)
+        states = [one for one in states if one.key in stay]
+    steps = {one.step for one in states}
+    assert steps >= {0, 50, 100, 200, 403, 800, 1600, 3200, 6400, 12800, 25600, 51200}
+    assert len(steps) <= 12 + 4 + 4
+    assert {one.step for one in states if one.key in keep(states, keep_last=4)} < steps
+
+
+def test_after_a_rewind_both_lineages_of_a_log_spaced_step_stay() -> None:
+    states = [ref(step, 0) for step in (0, 100, 150, 200, 250)]
+    states += [ref(step, 1) for step in (170, 200, 250, 300, 350, 400, 450, 500)]
+    stay = keep(states, keep_last=1, log_spaced_from=100)
+    kept = [(one.epoch, one.step) for one in states if one.key in stay]
+    assert {(0, 0), (0, 100), (1, 170), (1, 200), (1, 400)} <= set(kept)
+    assert (0, 200) not in kept  # abandoned, and taken again
+
+
+def test_a_depth_beyond_the_oldest_state_goes_back_to_it() -> None:
+    states = [ref(step) for step in (0, 50, 100)]
+    chosen = choose_bases(states, before_step=130, depths=(0, 500), oldest=0)
+    assert [one.step for one in chosen] == [100, 0]

@@ -11,14 +11,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from forkcast.parameter_groups import GROUPS, group_of
 from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.errors import TrainerError
-from forkcast_trainer.models import MODELS, build
-from forkcast_trainer.models.gpt2 import SHAPES
+from forkcast_trainer.models import FAMILIES, build
+from forkcast_trainer.models.gpt2 import SIZES
 from forkcast_wire.manifest import Model, ModelSize
 
 SMALL = ModelSize(layers=2, heads=2, width=32)
 
 
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize("architecture", SIZES)
 def test_every_architecture_trains_a_step_and_its_parameters_have_groups(architecture):
     module = build(Model(architecture=architecture, size=SMALL), 257, 16, 1)
     ids = torch.arange(32).reshape(2, 16)
@@ -39,13 +39,23 @@ def test_the_tiny_one_has_the_size_the_quickstart_counts_on():
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("gpt2", 124.4), ("gpt2-medium", 354.8), ("gpt2-large", 774.0)]
+    ("name", "millions"),
+    [("gpt2", 124.4), ("gpt2-medium", 354.8), ("gpt2-large", 774.0), ("gpt2-xl", 1557.6)],
 )
 def test_published_sizes(name, millions):
-    shape = SHAPES[name]
-    block = 12 * shape.width**2 + 13 * shape.width
-    total = shape.layers * block + (50257 + 1024 + 2) * shape.width
-    assert total / 1e6 == pytest.approx(millions, abs=0.05)
+    shape = FAMILIES[0].shape(Model(architecture=name), 50257, 1024)
+    assert shape.parameters / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_the_weights_of_a_seed_are_those_of_the_library_with_that_seed():
+    """So a run of any version continues with the weights it began with."""
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32}
+    torch.manual_seed(5)
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_positions=16, **shape))
+    ours = build(Model(architecture="gpt2-tiny", size=SMALL), 257, 16, 5)
+    own = dict(theirs.named_parameters())
+    assert all(torch.equal(p, own.pop(name)) for name, p in ours.named_parameters())
+    assert not own
 
 
 def test_the_seed_names_the_weights_and_leaves_the_callers_generator_alone():

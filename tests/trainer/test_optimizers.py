@@ -13,6 +13,7 @@ from forkcast_trainer.apply import apply
 from forkcast_trainer.checkpoint import CheckpointError, read_container, write_container
 from forkcast_trainer.clipping import CLIPPING
 from forkcast_trainer.errors import TrainerError
+from forkcast_trainer.models import family_of
 from forkcast_trainer.optimizers import OPTIMIZERS
 from forkcast_trainer.placement import placement
 from forkcast_trainer.state import restore, snapshot
@@ -22,6 +23,11 @@ from forkcast_wire.shelves import SHELVES
 from tests.make import trigger
 
 RATE, DECAY = 1e-2, 0.1
+FAMILY = family_of("gpt2-tiny")
+
+
+def make(net, settings):
+    return optimizers.make(net, FAMILY, settings)
 
 
 @pytest.fixture(params=OPTIMIZERS)
@@ -69,7 +75,7 @@ def same(one, other):
 
 def test_it_learns(name):
     net = Net()
-    optimizer = optimizers.make(net, Optimizer(name=name))
+    optimizer = make(net, Optimizer(name=name))
     before = float(net.loss().detach())
     stepped(net, optimizer, 40, decay=0.0)
     assert float(net.loss().detach()) < 0.3 * before
@@ -77,7 +83,7 @@ def test_it_learns(name):
 
 def test_a_rate_of_zero_moves_nothing(name):
     net = Net()
-    optimizer = optimizers.make(net, Optimizer(name=name))
+    optimizer = make(net, Optimizer(name=name))
     stepped(net, optimizer, 3)
     before = weights(net)
     stepped(net, optimizer, 2, rate=0.0)
@@ -86,7 +92,7 @@ def test_a_rate_of_zero_moves_nothing(name):
 
 def test_without_a_gradient_only_matrices_and_tables_decay(name):
     net = Net()
-    optimizer = optimizers.make(net, Optimizer(name=name))
+    optimizer = make(net, Optimizer(name=name))
     before = weights(net)
     optimizers.set_rates(optimizer, RATE, DECAY)
     for one in net.parameters():
@@ -99,7 +105,7 @@ def test_without_a_gradient_only_matrices_and_tables_decay(name):
 
 def test_the_groups_hold_every_parameter_once(name):
     net = Net()
-    optimizer = optimizers.make(net, Optimizer(name=name))
+    optimizer = make(net, Optimizer(name=name))
     held = [id(one) for group in optimizer.param_groups for one in group["params"]]
     assert sorted(held) == sorted(id(one) for one in net.parameters())
     assert set(optimizers.layouts(optimizer)) == set(net.parameters())
@@ -107,7 +113,7 @@ def test_the_groups_hold_every_parameter_once(name):
 
 def test_its_moments_are_those_of_the_gradient(name):
     net = Net()
-    optimizer = optimizers.make(net, Optimizer(name=name))
+    optimizer = make(net, Optimizer(name=name))
     parameters = list(net.parameters())
     assert optimizers.moments(optimizer, parameters) == [None] * len(parameters)
     stepped(net, optimizer)
@@ -124,7 +130,7 @@ def test_its_moments_are_those_of_the_gradient(name):
 
 def test_after_a_reset_it_steps_as_if_it_had_never_stepped(name):
     net = Net()
-    optimizer = optimizers.make(net, Optimizer(name=name))
+    optimizer = make(net, Optimizer(name=name))
     stepped(net, optimizer, 5)
     optimizers.reset(optimizer)
     fresh = Net()
@@ -134,17 +140,17 @@ def test_after_a_reset_it_steps_as_if_it_had_never_stepped(name):
         assert kept.second is None or not kept.second.any()
         assert kept.count is None or float(kept.count) == 0
     stepped(net, optimizer, 3, first=9)
-    stepped(fresh, optimizers.make(fresh, Optimizer(name=name)), 3, first=9)
+    stepped(fresh, make(fresh, Optimizer(name=name)), 3, first=9)
     assert same(weights(net), weights(fresh))
 
 
 def test_it_keeps_as_many_bits_of_a_weight_as_the_shelf_says(name):
     net = Net()
-    optimizer = optimizers.make(net, Optimizer(name=name))
+    optimizer = make(net, Optimizer(name=name))
     stepped(net, optimizer)
     bits = SHELVES["optimizers"][name]
     layouts = optimizers.layouts(optimizer)
-    for one in optimizers.described(net):
+    for one in optimizers.described(net, FAMILY):
         kept = layouts[one.tensor].saved(optimizer.state[one.tensor]).values()
         found = sum(8 * t.nbytes for t in kept if t.ndim) / one.tensor.numel()
         said = bits["matrixBits"] if one.matrix else bits["otherBits"]
@@ -291,7 +297,7 @@ def test_adamw_is_torchs_with_the_groups_it_always_had():
     plain = [one for one in theirs.parameters() if one.ndim < 2]
     groups = [{"params": decayed, "decays": True}, {"params": plain, "decays": False}]
     reference = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    stepped(ours, optimizers.make(ours, Optimizer()), 20)
+    stepped(ours, make(ours, Optimizer()), 20)
     stepped(theirs, reference, 20)
     assert same(weights(ours), weights(theirs))
 
@@ -319,7 +325,7 @@ def test_muon_has_the_matrices_of_blocks_and_no_table_or_head(engine):
 def test_muon_alone_has_its_own_momentum():
     def after(**settings):
         net = Net()
-        stepped(net, optimizers.make(net, Optimizer(name="Muon", **settings)), 3)
+        stepped(net, make(net, Optimizer(name="Muon", **settings)), 3)
         return weights(net)["up.weight"]
 
     assert torch.equal(after(), after(momentum=0.95))
@@ -331,7 +337,7 @@ def test_muon_alone_has_its_own_momentum():
 def test_muons_update_has_the_size_of_adamws():
     """So that one learning rate serves both: .2 sqrt(max(rows, columns)) times an orthogonal matrix."""
     net = Net()
-    optimizer = optimizers.make(net, Optimizer(name="Muon"))
+    optimizer = make(net, Optimizer(name="Muon"))
     before = weights(net)
     optimizers.set_rates(optimizer, RATE, 0.0)
     for one in net.parameters():
@@ -347,13 +353,13 @@ def test_without_bitsandbytes_the_error_names_the_extra(monkeypatch):
     with pytest.raises(
         TrainerError, match=r"pip install 'forkcast\[bitsandbytes\]', or take AdamW"
     ):
-        optimizers.make(Net(), Optimizer(name="AdamW8bit"))
+        make(Net(), Optimizer(name="AdamW8bit"))
 
 
 def test_eight_bits_are_decoded_as_the_library_does_it():
     functional = pytest.importorskip("bitsandbytes.functional", reason="the extra is not installed")
     net = Net()
-    optimizer = optimizers.make(net, Optimizer(name="AdamW8bit"))
+    optimizer = make(net, Optimizer(name="AdamW8bit"))
     stepped(net, optimizer, 3)
     kept, state = optimizers.moments(optimizer, [net.up.weight])[0], optimizer.state[net.up.weight]
     for n, ours in ((1, kept.first), (2, kept.second)):

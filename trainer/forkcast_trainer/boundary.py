@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from forkcast.records import StateKind
+from forkcast.retention import is_log_spaced
 from forkcast_trainer import state
 from forkcast_trainer.newer_epoch import NewerEpoch, NewerEpochReader, Newest
 from forkcast_trainer.orders import Order, Orders
@@ -114,7 +115,7 @@ class Boundary:
         rules = self._engine.spec.checkpoint
         if step % rules.every_steps == 0 or self._orders.takes_checkpoint():
             self.due.add(StateKind.CHECKPOINT)
-        if step % rules.ring_every_steps == 0:
+        if step % rules.ring_every_steps == 0 or is_log_spaced(step, rules.log_spaced_from):
             self.due.add(StateKind.RING)
 
     def _next_save(self) -> StateKind | None:

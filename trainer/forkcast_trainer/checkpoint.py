@@ -53,10 +53,12 @@ def publish(
     scratch: Path,
     level: int,
     *,
+    int8: bool = False,
     before_manifest: Callable[[], None] = lambda: None,
 ) -> StateRef:
-    """Write container and manifest under ``folder``, the manifest last; returns the reference.
-    before_manifest: called when all but the manifest is written, with which the state exists.
+    """Write container and manifest under ``folder``, the manifest last; returns the reference. int8:
+    see `write_container`. before_manifest: called when all but the manifest is written, with which the
+    state exists.
 
     Publishing the same state again is success. Raises CheckpointError where another state stands
     under the folder already, StoreUnavailable if the store does not show the container that it has
@@ -65,7 +67,8 @@ def publish(
     meta = snapshot.meta
     path = _scratch_file(scratch, folder)
     try:
-        digest = write_container(snapshot, path, level)
+        digest = write_container(snapshot, path, level, int8=int8)
+        lossless = not open_container(path).coded
         ref = StateRef(
             key=folder,
             kind=kind,
@@ -86,7 +89,7 @@ def publish(
         format_version=STATE_FORMAT,
         run_uid=meta["run_uid"],
         state=ref,
-        lossless=True,
+        lossless=lossless,
         loss=meta.get("loss"),
         versions=_versions(),
     )

@@ -43,6 +43,7 @@ from forkcast_trainer.table import (
     MAX_HEADER,
     MAX_TENSORS,
     CheckpointError,
+    Role,
     Snapshot,
     is_size,
     no_container,
@@ -56,20 +57,31 @@ _CHUNK_UNIT, _MOST_CHUNK = 8, 64 << 20
 _HEAD = struct.Struct("<8sQQ32s8x")
 
 
+#: Of moments in 8 bits.
+_OF_ROLE = {Role.FIRST_MOMENT: "first8", Role.SECOND_MOMENT: "second8"}
+
+
 def write(
-    snapshot: Snapshot, path: Path, level: int, threads: int, chunk_bytes: int = CHUNK_BYTES
+    snapshot: Snapshot,
+    path: Path,
+    level: int,
+    threads: int,
+    chunk_bytes: int = CHUNK_BYTES,
+    *,
+    int8: bool = False,
 ) -> str:
-    """Write the container; level 0 stores raw frames, otherwise it is zstd's. The same snapshot gives
-    the same bytes with any number of threads. Returns the sha256 of the index, hex.
+    """Write the container; level 0 stores raw frames, otherwise it is zstd's. int8: moments of known
+    roles in 8 bits. The same snapshot gives the same bytes with any number of threads. Returns the
+    sha256 of the index, hex.
     """
-    codec = "planes" if level else "raw"
     jobs, rows = [], []
     for name, tensor in snapshot.tensors.items():
         if tensor.dtype not in DTYPE_NAMES:
             raise CheckpointError(f"{name}: a checkpoint holds no {tensor.dtype}")
         raw, itemsize = _raw(tensor), tensor.element_size()
+        codecs = _codecs(tensor.dtype, snapshot.roles.get(name) if int8 else None, level)
         for at in range(0, len(raw), chunk_bytes):
-            jobs.append(partial(_encoded, raw[at : at + chunk_bytes], itemsize, codec, level))
+            jobs.append(partial(_encoded, raw[at : at + chunk_bytes], itemsize, codecs, level))
         rows.append((name, tensor, math.ceil(len(raw) / chunk_bytes)))
     with path.open("wb") as out:
         out.write(bytes(_HEAD.size))  # until all is there, the file is no container
@@ -99,14 +111,24 @@ def _raw(tensor: Tensor) -> NDArray[np.uint8]:
     return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
 
 
+def _codecs(dtype: torch.dtype, role: Role | None, level: int) -> tuple[str, ...]:
+    """Those that are tried for a tensor's chunks, in this order; raw takes whatever is left."""
+    floats = dtype is torch.float32
+    own = (_OF_ROLE[role],) if role is not None and floats else ()
+    if not level:
+        return own
+    return (*own, "exponents", "planes") if floats and level == 1 else (*own, "planes")
+
+
 def _encoded(
-    chunk: NDArray[np.uint8], itemsize: int, codec: str, level: int
+    chunk: NDArray[np.uint8], itemsize: int, codecs: Iterable[str], level: int
 ) -> tuple[str, bytes | memoryview, str]:
     """The codec that was used, the frame and its digest, hex."""
-    frame = CODECS[codec].encode(chunk, itemsize, level)
-    if len(frame) >= len(chunk):
-        codec, frame = "raw", chunk.data
-    return codec, frame, _digest(frame)
+    for codec in codecs:
+        frame = CODECS[codec].encode(chunk, itemsize, level)
+        if frame is not None and len(frame) < len(chunk):
+            return codec, frame, _digest(frame)
+    return "raw", chunk.data, _digest(chunk.data)
 
 
 def _digest(frame: bytes | memoryview) -> str:
@@ -162,6 +184,15 @@ class ContainerV2:
     meta: Mapping[str, Any]
     table: Mapping[str, Row]
     data: memoryview
+
+    @property
+    def coded(self) -> frozenset[str]:
+        """Names of the tensors with a frame that is not lossless."""
+        return frozenset(
+            row.name
+            for row in self.table.values()
+            if not all(CODECS[frame.codec].LOSSLESS for frame in row.frames)
+        )
 
     def tensors(self, names: Iterable[str], threads: int) -> dict[str, Tensor]:
         """The tensors, each verified. Memory for one is taken when its turn comes: a file that lies
@@ -279,5 +310,7 @@ def _row(given: Mapping[str, Any], chunk: int, file: str) -> Row:
             raise CheckpointError(f"{file}: {name}: sizes are no sizes")
         if codec not in CODECS:
             raise CheckpointError(f"{file}: {name}: unknown codec {codec}")
+        if CODECS[codec].FLOATS and dtype is not torch.float32:
+            raise CheckpointError(f"{file}: {name}: {codec} is of float32, not of {given['dtype']}")
         frames.append(Frame(offset, length, codec, digest, min(chunk, raw - n * chunk)))
     return Row(name, dtype, shape, frames)

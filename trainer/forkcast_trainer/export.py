@@ -40,8 +40,9 @@ def hugging_face(spec: TrainingRunSpec, weights: Mapping[str, Tensor], place: Pa
 
 def _model(spec: TrainingRunSpec, weights: Mapping[str, Tensor]) -> nn.Module:
     try:
-        vocabulary, positions = (len(weights[f"transformer.{n}.weight"]) for n in ("wte", "wpe"))
-        model = models.build(spec.model, vocabulary, positions, seed=0)
+        family = models.family_of(spec.model.architecture)
+        sizes = family.sizes({name: tuple(one.shape) for name, one in weights.items()})
+        model = family.build(spec.model, *sizes, seed=0)
         missing, unknown = model.load_state_dict(dict(weights), strict=False)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"the state is of another model: {error}") from error

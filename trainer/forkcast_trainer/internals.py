@@ -1,17 +1,29 @@
 """Statistics from inside the model: attention entropy, attention logits, block activations.
 
 They come from one extra forward pass over one sequence, in evaluation mode and without gradients,
-so that neither the training kernels nor any random generator are touched.
+so that neither the training kernels nor any random generator are touched. Queries and keys are
+taken where they meet, at the call of scaled-dot-product attention: after rotary embeddings and
+norms, whatever the model.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.overrides import TorchFunctionMode
+
+from forkcast_trainer.learner import Learner
+from forkcast_trainer.models import Taps
+
+_SDPA = nn.functional.scaled_dot_product_attention
+#: A mask's bias below it hides a key: some models write the least float for minus infinity.
+_HIDDEN = -1e30
 
 
 @dataclass(frozen=True)
@@ -27,33 +39,28 @@ class Internals:
 
 
 @torch.no_grad()
-def sample(model: nn.Module, sequence: Tensor) -> Internals:
-    """Look inside a GPT-2 on one sequence of ids, shape [T]. The model's mode is restored."""
-    qkv: list[Tensor] = []
+def sample(learner: Learner, sequence: Tensor) -> Internals | None:
+    """Look inside on one sequence of ids, shape [T]; None if the model has no taps. Its mode is
+    restored.
+    """
+    taps = learner.taps
+    if taps is None:
+        return None
     blocks: list[Tensor] = []
-    handles: list[RemovableHandle] = []
-    heads = int(model.config.n_head)  # type: ignore[union-attr, arg-type]
-    for block in model.transformer.h:  # type: ignore[union-attr]
-        handles.append(block.attn.c_attn.register_forward_hook(lambda _m, _i, o: qkv.append(o)))
-        handles.append(
-            block.register_forward_hook(
-                lambda _m, _i, o: blocks.append(o[0] if isinstance(o, tuple) else o)
-            )
-        )
-    training = model.training
-    model.eval()
+    training = learner.module.training
+    learner.module.eval()
     try:
-        model(sequence[None])
+        with _outputs(taps.blocks, blocks.append), _Attention(taps) as attention:
+            learner.hidden(learner.objective.look(sequence))
     finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    pairs = [_attention(one[0].float(), heads) for one in qkv]
+        learner.module.train(training)
+    if len(attention.seen) != len(taps.blocks):
+        return None
     wide = [block.float() for block in blocks]
     packed = torch.stack(
         [
-            torch.stack([entropy for entropy, _ in pairs]),
-            torch.stack([top for _, top in pairs]),
+            torch.stack([entropy for entropy, _ in attention.seen]),
+            torch.stack([top for _, top in attention.seen]),
             torch.stack([block.mean() for block in wide]),
             torch.stack([block.std() for block in wide]),
         ]
@@ -67,18 +74,73 @@ def sample(model: nn.Module, sequence: Tensor) -> Internals:
     )
 
 
-def _attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Mean over heads and rows of the entropy over log(visible keys), and the largest logit.
-    qkv: [T, 3C] as GPT-2's c_attn gives it. The first row sees one key and is left out.
+@contextmanager
+def _outputs(modules: Sequence[nn.Module], keep: Callable[[Tensor], None]) -> Generator[None]:
+    """Give every module's output, or the first of several, to ``keep``."""
+    with ExitStack() as hooks:
+        for one in modules:
+            handle = one.register_forward_hook(
+                lambda _m, _i, out: keep(out[0] if isinstance(out, tuple) else out)
+            )
+            hooks.callback(handle.remove)
+        yield
+
+
+class _Attention(TorchFunctionMode):
+    """Reads the first call of attention inside each of the tapped modules."""
+
+    def __init__(self, taps: Taps) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self._inside = False
+        self._handles = [one.register_forward_pre_hook(self._enter) for one in taps.attention]
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def _enter(self, *_: Any) -> None:
+        self._inside = True
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is _SDPA and self._inside:
+            self._inside = False
+            named |= dict(zip(("query", "key", "value", "attn_mask"), args, strict=False))
+            self.seen.append(_entropy(named))
+            return func(*args, **(kwargs or {}))
+        return func(*args, **named)
+
+
+def _entropy(call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Mean over heads and rows of the entropy over log(visible keys), and the largest logit, of a
+    call of attention. Rows that see one key are left out.
     """
-    length, width = qkv.shape[0], qkv.shape[1] // 3
-    query, key, _ = qkv.split(width, dim=1)
-    query = query.view(length, heads, -1).transpose(0, 1)
-    key = key.view(length, heads, -1).transpose(0, 1)
-    logits = query @ key.transpose(1, 2) / math.sqrt(width // heads)
-    hidden = torch.ones(length, length, dtype=torch.bool, device=qkv.device).triu(1)
+    query, key = call["query"][0].float(), call["key"][0].float()
+    key = key.repeat_interleave(query.shape[0] // key.shape[0], dim=0)
+    scale = call.get("scale") or 1 / math.sqrt(query.shape[-1])
+    logits = query @ key.transpose(1, 2) * scale
+    hidden = torch.zeros(logits.shape[1:], dtype=torch.bool, device=logits.device)
+    if call.get("is_causal"):
+        hidden = torch.ones_like(hidden).triu(1)
+    mask = call.get("attn_mask")
+    if mask is not None and mask.dtype is torch.bool:
+        hidden = hidden | ~mask[0]
+    elif mask is not None:
+        logits = logits + mask[0].float()
+        hidden = hidden | (mask[0] < _HIDDEN)
+    hidden = hidden.expand_as(logits)
     logits = logits.masked_fill(hidden, -torch.inf)
     log_p = logits.log_softmax(-1)
-    entropy = -(log_p.exp() * log_p.masked_fill(hidden, 0.0)).sum(-1)[:, 1:]
-    visible = torch.arange(2, length + 1, device=qkv.device).float().log()
-    return (entropy / visible).mean(), logits.max()
+    entropy = -(log_p.exp() * log_p.masked_fill(hidden, 0.0)).sum(-1)
+    visible = (~hidden).sum(-1)
+    share = entropy / visible.clamp_min(2).log()
+    counted = visible > 1
+    return torch.where(counted, share, 0).sum() / counted.sum().clamp_min(1), logits.max()

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from forkcast.parameter_groups import group_of
-from forkcast_trainer import internals
 from forkcast_trainer.internals import Internals
 from forkcast_wire.manifest import Statistics
 
@@ -49,12 +48,13 @@ class Observer:
         *,
         epsilon: float,
         autocast: Callable[[], AbstractContextManager[object]],
+        look: Callable[[Tensor], Internals | None],
     ) -> None:
         """epsilon: the optimizer's, below which RMS_t takes no second moment's root. autocast: the
-        forward pass's precision.
+        forward pass's precision. look: inside the model, at a sequence of ids.
         """
         self.statistics = statistics
-        self._module, self._optimizer, self._autocast = module, optimizer, autocast
+        self._optimizer, self._autocast, self._look = optimizer, autocast, look
         self._floor = epsilon**2
         named = dict(module.named_parameters())
         self._parameters = list(named.values())
@@ -101,11 +101,11 @@ class Observer:
         )
 
     def inside(self, step: int, sequence: Tensor) -> Internals | None:
-        """Attention and activations; None if the step is not sampled, or the model has none."""
-        if step % self.statistics.internals_every_steps or not hasattr(self._module, "transformer"):
+        """Attention and activations; None if the step is not sampled, or the model has no taps."""
+        if step % self.statistics.internals_every_steps:
             return None
         with self._autocast():
-            return internals.sample(self._module, sequence)
+            return self._look(sequence)
 
     def _group_norms(self, norms: Tensor) -> dict[str, Tensor]:
         """norms: [gradients], of the parameters that have one."""

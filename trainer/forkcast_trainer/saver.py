@@ -13,6 +13,7 @@ import structlog
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, StepStats
+from forkcast.retention import is_log_spaced
 from forkcast_trainer import checkpoint
 from forkcast_trainer.checkpoint import Snapshot
 from forkcast_trainer.journal import Journal
@@ -223,7 +224,10 @@ class Saver:
             raise outage
         folder = keys.state(kind, meta["epoch"], meta["attempt"], meta["step"])
         # compressing takes longer than all the rest and saves 8 %: not for what lives for minutes
-        level = self._rules.compression_level if kind is StateKind.CHECKPOINT else 0
+        lives = kind is StateKind.CHECKPOINT or is_log_spaced(
+            meta["step"], self._rules.log_spaced_from
+        )
+        level = self._rules.compression_level if lives else 0
         ref = checkpoint.publish(
             self._store,
             snapshot,
@@ -231,6 +235,8 @@ class Saver:
             kind,
             self._scratch,
             level,
+            # branches fork from the ring: what they compare has to be what the run would do
+            int8=self._rules.optimizer_state == "Int8" and kind is StateKind.CHECKPOINT,
             before_manifest=lambda: self._tell_gap(folder, meta["epoch"], meta["step"]),
         )
         with self._lock:
@@ -241,9 +247,15 @@ class Saver:
             if self._unhealthy_step <= ref.step:
                 self._awaiting_good.append(ref)
         _log.info("saver.saved", kind=kind.value, step=ref.step, epoch=ref.epoch, key=ref.key)
-        keep = self._rules.keep_last if kind is StateKind.CHECKPOINT else self._rules.ring_keep
+        rules, checkpoint_kind = self._rules, kind is StateKind.CHECKPOINT
         try:
-            catalogue.prune(self._store, kind, keep_last=keep, pinned_steps=self._rules.pinned)
+            catalogue.prune(
+                self._store,
+                kind,
+                keep_last=rules.keep_last if checkpoint_kind else rules.ring_keep,
+                pinned_steps=rules.pinned,
+                log_spaced_from=0 if checkpoint_kind else rules.log_spaced_from,
+            )
             self._sweep()
         except StoreError as error:
             _log.warning("saver.not_pruned", error=str(error))

@@ -7,33 +7,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from forkcast.actions import KEEP
 from forkcast.records import StepStats
 from forkcast.spikes import SpikeScore
-from forkcast_trainer import clipping, models, optimizers, randomness, stressors
+from forkcast_trainer import clipping, internals, learner, optimizers, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows
 from forkcast_trainer.data.identity import identity_of
-from forkcast_trainer.data.sampler import Sampler, SamplerState
-from forkcast_trainer.data.tokens import prepare
+from forkcast_trainer.data.mixture import sampler_of
+from forkcast_trainer.data.tokens import RunTokens, prepare
 from forkcast_trainer.internals import Internals
+from forkcast_trainer.objectives import Loss
 from forkcast_trainer.observe import Measured, Observer
 from forkcast_trainer.placement import Placement
 from forkcast_trainer.schedule import scheduled_rate
-from forkcast_trainer.stressors.long_sequence import LONGER
 from forkcast_wire import beats
-from forkcast_wire.manifest import StressorType, TrainingRunSpec
+from forkcast_wire.manifest import TrainingRunSpec
 
 _REWARM_STEPS = 150
 
@@ -52,7 +51,9 @@ class ActionState:
 
 @dataclass
 class Position:
-    """Where the lineage stands. step: the next step to take. loss: the last finite one."""
+    """Where the lineage stands. step: the next step to take. loss: the last finite one. int8_restores:
+    how often it went on from moments in 8 bits, which is near an unbroken run, not equal to it.
+    """
 
     step: int = 0
     epoch: int = 0
@@ -60,59 +61,52 @@ class Position:
     tokens: int = 0
     loss: float | None = None
     internals: Internals | None = None
+    int8_restores: int = 0
 
 
 class Engine:
     """Model, optimizer, clipping, sampler and position of one lineage on one process."""
 
     def __init__(
-        self, spec: TrainingRunSpec, run_uid: str, workdir: Path, place: Placement
+        self,
+        spec: TrainingRunSpec,
+        run_uid: str,
+        workdir: Path,
+        place: Placement,
+        tokens: RunTokens | None = None,
     ) -> None:
-        """Raises TrainerError if data, model or clipping cannot be set up."""
+        """tokens: None: prepared here. Raises TrainerError if data, model or clipping cannot be set up."""
         torch.set_num_threads(spec.training.threads)
         self.spec, self.run_uid, self.place = spec, run_uid, place
         # a rollout is one process: it takes the micro-batches of all ranks, in their order and
         # with their generators, so that it computes what the run would compute
         alone = place.world == 1
         self.shards = spec.parallelism.processes if alone else place.world
-        train, held = prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
-        self.text = identity_of(train, held)
+        tokens = tokens or prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
+        self.tokens, self.text = tokens, identity_of(tokens)
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length
         self._schedule = spec.learning_rate()
-        self.batches = Batches(Windows([train], length), on_data)
-        held_windows = Windows([held], length)
+        self.batches = Batches(Windows(tokens.train, length), on_data)
+        held = Windows(tokens.held, length)
         self.validation = ValidationBatches(
-            held_windows, spec.training.micro_batch_size, spec.data.validation.max_batches
+            held, spec.training.micro_batch_size, spec.data.validation.max_batches
         )
-        self.full_validation = ValidationBatches(
-            held_windows, spec.training.micro_batch_size, 1 << 30
-        )
-        self.sampler = Sampler(self.batches.text.windows, SamplerState(spec.data.shuffle_seed))
-        longer = any(one.type is StressorType.LONG_SEQUENCE for one in spec.stressors)
+        self.full_validation = ValidationBatches(held, spec.training.micro_batch_size, 1 << 30)
+        text = self.batches.text
+        self.sampler = sampler_of(text.counts, text.weights, spec.data.shuffle_seed)
         seed = spec.training.seed + place.rank
         randomness.seed_all(seed)
         others = range(seed + 1, seed + self.shards) if alone else ()
         self.generators = randomness.Shards(
             place.device, [randomness.seeded(one, place.device) for one in others]
         )
-        module = models.build(
-            spec.model,
-            train.file.vocabulary_size,
-            length * (LONGER if longer else 1),
-            spec.training.seed,
-        )
-        if spec.model.gradient_checkpointing:
-            module.gradient_checkpointing_enable()  # type: ignore[operator]
-        self.module = module.to(place.device)
-        self.module.train()
+        self.learner = learner.make(spec, tokens.vocabulary_size).to(place.device)
+        self.module = self.learner.module
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
         self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
-        self.forward: Callable[..., Any] = self.module
-        if spec.model.compile:
-            self.forward = torch.compile(self.module)
         self.actions = ActionState()
         self.position = Position()
         self.spikes = SpikeScore()
@@ -123,12 +117,13 @@ class Engine:
             spec.statistics,
             epsilon=spec.optimizer.epsilon,
             autocast=self.autocast,
+            look=partial(internals.sample, self.learner),
         )
 
     # ------------------------------------------------------------------------------------ set-up
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        return optimizers.make(self.module, self.spec.optimizer)
+        return optimizers.make(self.module, self.learner.family, self.spec.optimizer)
 
     def make_clipping(self, name: str) -> ClippingPolicy:
         """A fresh policy of that name; Keep: the run's own, with the run's parameters."""
@@ -280,18 +275,23 @@ class Engine:
         position.loss = loss if math.isfinite(loss) else position.loss
         position.internals = inside or position.internals
 
+    def passes(self) -> dict[str, float]:
+        """How often each text has been seen, by its name."""
+        names = [text.label for text in self.tokens.train]
+        return dict(zip(names, self.sampler.passes(), strict=True))
+
     def autocast(self) -> AbstractContextManager[object]:
         """The forward pass's precision."""
         if self.place.dtype is torch.float32:
             return nullcontext()
         return torch.autocast(self.place.device.type, dtype=self.place.dtype)
 
-    def loss_of(self, batch: Tensor, *, model: nn.Module | None = None) -> Tensor:
-        """Mean cross-entropy of a [count, length + 1] batch, nats/token, 0-d float32."""
-        logits = (model if model is not None else self.forward)(batch[:, :-1]).logits
-        return nn.functional.cross_entropy(
-            logits.float().reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1)
-        )
+    def loss_of(self, batch: Tensor, *, eager: bool = False) -> Tensor:
+        """The objective at a [count, length + 1] batch: its value is the mean cross-entropy,
+        nats/token, 0-d float32. eager: not compiled.
+        """
+        found: Loss = self.learner(batch, eager=eager)
+        return found.value
 
     # -------------------------------------------------------------------------------- evaluation
 
@@ -307,7 +307,7 @@ class Engine:
                 beats.beat()
                 batch = torch.from_numpy(ids).to(self.place.device)
                 with self.autocast():
-                    loss = self.loss_of(batch, model=self.module)
+                    loss = self.loss_of(batch, eager=True)
                 count = batch.shape[0] * (batch.shape[1] - 1)
                 total, tokens = total + float(loss) * count, tokens + count
         finally:

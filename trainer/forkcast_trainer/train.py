@@ -45,15 +45,15 @@ class TrainingRun:
         info = load(RunInfo, (workdir / keys.RUN).read_bytes())
         store = wait_for(lambda: open_store(spec.storage, workdir), stop)
         place = placement(spec, *ranks)
-        published.fetch(store, spec.data, workdir / "tokens")
-        self.engine = Engine(spec, info.uid, workdir, place)
+        self.leads, folder = place.rank == 0, workdir / "tokens"
+        tokens = published.prepared(store, spec.data, folder, progress=self.leads)
+        self.engine = Engine(spec, info.uid, workdir, place, tokens)
         self.engine.position.attempt = attempt
         claim_text(self.engine, store, stop)
         states = SavedStates(self.engine, store, workdir)
         begun = states.resume(stop)
-        self.leads = place.rank == 0
         if self.leads:
-            published.publish_aside(store, spec.data, workdir / "tokens")
+            published.publish_aside(store, tokens.files)
         self.saver = Saver(store, workdir, spec.checkpoint) if self.leads else None
         if self.saver is not None and begun.opened is not None:
             self.saver.adopted(begun.opened, attempt)

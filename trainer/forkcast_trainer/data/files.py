@@ -83,6 +83,8 @@ def source_files(source: TextSource, field: str) -> list[Path]:
         return _below(path) if path.is_dir() else []
     if not path.exists():
         raise DataError(f"{field}.uri", f"{source.uri} does not exist", "give a file or a folder")
+    if source.format is TextFormat.TOKENS:
+        return _token_files(path, source.split, field)
     if not path.is_dir():
         return [path]
     wanted = {
@@ -94,6 +96,22 @@ def source_files(source: TextSource, field: str) -> list[Path]:
     if not files:
         names = ", ".join(sorted(wanted))
         raise DataError(f"{field}.uri", f"{source.uri} holds no {names} file", "put text there")
+    return files
+
+
+def _token_files(path: Path, split: str, field: str) -> list[Path]:
+    """The file itself; of a folder that of the split, or all."""
+    if not path.is_dir():
+        if path.suffix == ".idx":
+            path = path.with_suffix(".bin")
+        if not path.is_file():
+            raise DataError(f"{field}.uri", f"{path} does not exist", "give the .bin file")
+        return [path]
+    if (one := path / f"{split}.bin").is_file():
+        return [one]
+    files = [one for one in _below(path) if one.suffix == ".bin"]
+    if not files:
+        raise DataError(f"{field}.uri", f"{path} holds no .bin file", "put tokens there")
     return files
 
 

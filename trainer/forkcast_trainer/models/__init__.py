@@ -1,26 +1,44 @@
-"""Models by name. To add one: a file here, and its names in MODELS."""
+"""Model families. To add one: a file here, and a line in FAMILIES."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from forkcast_trainer.errors import TrainerError
-from forkcast_trainer.models import gpt2
-from forkcast_wire.manifest import Model
+from forkcast_trainer.models.family import Family, Shape
+from forkcast_trainer.models.gpt2 import GPT2
+from forkcast_trainer.models.parts import Head, Taps
+from forkcast_trainer.stressors.long_sequence import LONGER
+from forkcast_wire.manifest import Model, StressorType, TrainingRunSpec
 
-ModelBuilder: TypeAlias = Callable[[Model, int, int, int], nn.Module]
-MODELS: Mapping[str, ModelBuilder] = dict.fromkeys(gpt2.SHAPES, gpt2.build)
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["FAMILIES", "Family", "Head", "Shape", "Taps", "build", "family_of", "positions_of"]
+
+FAMILIES: tuple[Family, ...] = (
+    GPT2(),
+)  # fmt: skip
 
 
-def build(model: Model, vocabulary_size: int, positions: int, seed: int) -> nn.Module:
-    """The manifest's model: (vocabulary, positions, seed) -> module. Raises TrainerError."""
-    if model.architecture not in MODELS:
-        raise TrainerError(
-            "spec.model.architecture",
-            f"unknown: {model.architecture}",
-            f"one of {', '.join(MODELS)}",
-        )
-    return MODELS[model.architecture](model, vocabulary_size, positions, seed)
+def family_of(architecture: str) -> Family:
+    """Whose models have this name. Raises TrainerError."""
+    for family in FAMILIES:
+        if family.takes(architecture):
+            return family
+    raise TrainerError(
+        "spec.model.architecture",
+        f"unknown: {architecture}",
+        f"one of {', '.join(name for family in FAMILIES for name in family.names)}",
+    )
+
+
+def positions_of(spec: TrainingRunSpec) -> int:
+    """The longest sequence that a run shows its model, tokens."""
+    long = any(one.type is StressorType.LONG_SEQUENCE for one in spec.stressors)
+    return spec.data.sequence_length * (LONGER if long else 1)
+
+
+def build(model: Model, vocabulary: int, positions: int, seed: int) -> nn.Module:
+    """The manifest's model, see `Family.build`. Raises TrainerError."""
+    return family_of(model.architecture).build(model, vocabulary, positions, seed)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Final
 
 from forkcast_trainer.errors import TrainerError
-from forkcast_wire.echo import first_line
+from forkcast_trainer.models import hugging_face
+from forkcast_trainer.models.family import Family, Shape
+from forkcast_trainer.models.parts import Head, Taps
 from forkcast_wire.manifest import Model
-from forkcast_wire.manifest_file import looks_like_path
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Shape:
+class Size:
     """layers, heads, width as in the GPT-2 paper's table 2; dropout probability."""
 
     layers: int
@@ -25,109 +26,139 @@ class Shape:
     dropout: float = 0.1
 
 
-SHAPES = {
-    "gpt2-tiny": Shape(4, 4, 128, 0.0),
-    "gpt2": Shape(12, 12, 768),
-    "gpt2-medium": Shape(24, 16, 1024),
-    "gpt2-large": Shape(36, 20, 1280),
+SIZES: Final = {
+    "gpt2-tiny": Size(4, 4, 128, 0.0),
+    "gpt2": Size(12, 12, 768),
+    "gpt2-medium": Size(24, 16, 1024),
+    "gpt2-large": Size(36, 20, 1280),
+    "gpt2-xl": Size(48, 25, 1600),
 }
+#: The weights on the hub, by their names there.
+_PUBLISHED: Final = {name: one for name, one in SIZES.items() if name != "gpt2-tiny"} | {
+    "distilgpt2": Size(6, 12, 768)
+}
+_PUBLISHED_IDS, _PUBLISHED_POSITIONS = 50257, 1024
+_CONFIG = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
 
 
-def shape_of(model: Model) -> Shape:
-    """The architecture's shape with the manifest's overrides. Raises TrainerError."""
-    base = SHAPES[model.architecture]
-    size = model.size
-    shape = Shape(
-        size.layers or base.layers,
-        size.heads or base.heads,
-        size.width or base.width,
-        base.dropout if size.dropout is None else size.dropout,
+class GPT2(Family):
+    """Radford et al. 2019: decoder, learned positions, tied embeddings."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The published sizes and a tiny one."""
+        return tuple(SIZES)
+
+    def vocabulary_of(self, name: str) -> int | None:
+        """50,257 for its own models."""
+        return _PUBLISHED_IDS if _published(name) else None
+
+    def shape(self, model: Model, vocabulary: int | None, positions: int) -> Shape | None:
+        """See `Family`; pretrained, what the folder's config.json or the published name says."""
+        if model.init == "FromScratch":
+            size = _size_of(model)
+            return _shape(size, positions, vocabulary) if vocabulary is not None else None
+        source = model.source or ""
+        config = hugging_face.read_config(source)
+        if config is None:
+            known = _published(source)
+            return _shape(known, _PUBLISHED_POSITIONS, _PUBLISHED_IDS) if known else None
+        numbers = hugging_face.whole_numbers(config, *_CONFIG)
+        return _shape(Size(*numbers[:3]), *numbers[3:]) if numbers else None
+
+    def build(self, model: Model, vocabulary: int, positions: int, seed: int) -> nn.Module:
+        """A GPT2LMHeadModel with scaled-dot-product attention."""
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        if model.init == "Pretrained":
+            return _pretrained(model, vocabulary, positions)
+        size = _size_of(model)
+        config = GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=positions,
+            n_layer=size.layers,
+            n_head=size.heads,
+            n_embd=size.width,
+            embd_pdrop=size.dropout,
+            attn_pdrop=size.dropout,
+            resid_pdrop=size.dropout,
+            bos_token_id=vocabulary - 1,
+            eos_token_id=vocabulary - 1,
+            use_cache=False,
+            attn_implementation="sdpa",  # taken by the base class
+        )
+        return hugging_face.random_module(GPT2LMHeadModel, config, seed)
+
+    def hidden(self, module: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """After the last norm."""
+        hidden: Tensor = module.transformer(**inputs).last_hidden_state
+        return hidden
+
+    def head(self, module: Any) -> Head:
+        """The tied embedding."""
+        return Head(module.lm_head.weight)
+
+    def taps(self, module: Any) -> Taps:
+        """Every block."""
+        body, blocks = module.transformer, list(module.transformer.h)
+        return Taps(blocks, [one.attn for one in blocks], body.ln_f, module.lm_head)
+
+    def sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+        """Of the two embeddings."""
+        return shapes["transformer.wte.weight"][0], shapes["transformer.wpe.weight"][0]
+
+
+def _published(name: str) -> Size | None:
+    return _PUBLISHED.get(name.removeprefix("openai-community/"))
+
+
+def _shape(size: Size, positions: int, vocabulary: int) -> Shape:
+    width = size.width
+    block = 12 * width * width + 13 * width
+    return Shape(
+        layers=size.layers,
+        heads=size.heads,
+        width=width,
+        positions=positions,
+        vocabulary=vocabulary,
+        parameters=(vocabulary + positions + 2) * width + size.layers * block,
     )
-    if shape.width % shape.heads:
+
+
+def _size_of(model: Model) -> Size:
+    """The architecture's size with the manifest's overrides. Raises TrainerError."""
+    base, given = SIZES[model.architecture], model.size
+    size = Size(
+        given.layers or base.layers,
+        given.heads or base.heads,
+        given.width or base.width,
+        base.dropout if given.dropout is None else given.dropout,
+    )
+    if size.width % size.heads:
         raise TrainerError(
             "spec.model.size.width",
-            f"{shape.width} is not a multiple of {shape.heads} heads",
+            f"{size.width} is not a multiple of {size.heads} heads",
             "change one of them",
         )
-    return shape
+    return size
 
 
-def build(model: Model, vocabulary_size: int, positions: int, seed: int) -> nn.Module:
-    """A GPT2LMHeadModel (scaled-dot-product attention, tied embeddings) on the CPU, float32: mixed
-    precision is the forward pass's affair, the weights that learn are full.
-
-    Weights are drawn from ``seed`` without disturbing the caller's generators, or loaded from the
-    manifest's source. Raises TrainerError if the source does not fit.
-    """
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    if model.init == "Pretrained":
-        return _pretrained(model, vocabulary_size, positions)
-    shape = shape_of(model)
-    config = GPT2Config(
-        vocab_size=vocabulary_size,
-        n_positions=positions,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        n_embd=shape.width,
-        embd_pdrop=shape.dropout,
-        attn_pdrop=shape.dropout,
-        resid_pdrop=shape.dropout,
-        bos_token_id=vocabulary_size - 1,
-        eos_token_id=vocabulary_size - 1,
-        use_cache=False,
-        attn_implementation="sdpa",  # taken by the base class
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        built: nn.Module = GPT2LMHeadModel(config)
-    return built
-
-
-def _pretrained(model: Model, vocabulary_size: int, positions: int) -> nn.Module:
-    from safetensors import SafetensorError
+def _pretrained(model: Model, vocabulary: int, positions: int) -> nn.Module:
     from transformers import GPT2LMHeadModel
 
-    source, dropout = model.source or "", model.size.dropout
+    source, size = model.source or "", model.size
     drops = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-    changed: dict[str, Any] = {} if dropout is None else dict.fromkeys(drops, dropout)
-    try:
-        loaded = GPT2LMHeadModel.from_pretrained(
-            source,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **changed,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if looks_like_path(source) and not Path(source).is_dir():
-            raise TrainerError(
-                "spec.model.source",
-                f"no such folder: {Path(source).absolute()}",
-                "give a folder in Hugging Face layout",
-            ) from None
-        first = first_line(error)
-        raise TrainerError(
-            "spec.model.source", f"{model.source}: {first}", "give a folder in Hugging Face layout"
-        ) from None
+    changed = {} if size.dropout is None else dict.fromkeys(drops, size.dropout)
+    loaded: Any = hugging_face.pretrained_module(
+        GPT2LMHeadModel, "spec.model.source", source, **changed
+    )
     config = loaded.config
     own = {"layers": config.n_layer, "heads": config.n_head, "width": config.n_embd}
-    for name, value in own.items():
-        wish = getattr(model.size, name)
-        if wish not in {None, value}:
-            raise TrainerError(
-                f"spec.model.size.{name}",
-                f"{wish}, but the weights of {model.source} have {value}",
-                "remove it, or train from scratch",
-            )
-    if config.vocab_size < vocabulary_size or config.n_positions < positions:
-        raise TrainerError(
-            "spec.model.source",
-            f"{config.vocab_size} ids and {config.n_positions} positions are fewer than the "
-            f"{vocabulary_size} and {positions} needed",
-            "use its own tokenizer, or a shorter sequence",
-        )
-    loaded.config.use_cache = False
+    wishes = {"layers": size.layers, "heads": size.heads, "width": size.width}
+    hugging_face.refuse_other_sizes(source, wishes, own)
+    hugging_face.refuse_too_small(
+        "spec.model.source", config.vocab_size, config.n_positions, vocabulary, positions
+    )
+    config.use_cache = False
     built: nn.Module = loaded
     return built

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from forkcast.parameter_groups import group_of
+from forkcast_trainer.models import Family
 from forkcast_trainer.optimizers.adamw import AdamW
 from forkcast_trainer.optimizers.adamw8bit import AdamW8bit
 from forkcast_trainer.optimizers.base import DECAYS, LAYOUT, Kind, Layout, Moments, Parameter
@@ -30,16 +30,14 @@ OPTIMIZERS: Final[Mapping[str, type[Kind]]] = {
 _TORCHS_ADAM: Final = Layout("exp_avg", "exp_avg_sq", "step")
 
 
-def make(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+def make(module: nn.Module, family: Family, settings: Optimizer) -> torch.optim.Optimizer:
     """The named optimizer of a module, on its device. Raises TrainerError if it cannot be built here."""
-    parameters = described(module)
+    parameters = described(module, family)
     return OPTIMIZERS[settings.name]().build(parameters, settings, parameters[0].tensor.device)
 
 
-def described(module: nn.Module) -> list[Parameter]:
-    """The module's parameters, tied ones once: norms and biases do not decay, and only matrices that are
-    no table of tokens or positions are matrices.
-    """
+def described(module: nn.Module, family: Family) -> list[Parameter]:
+    """The module's parameters, tied ones once."""
     tables = {
         id(one)
         for part in module.modules()
@@ -50,8 +48,8 @@ def described(module: nn.Module) -> list[Parameter]:
         Parameter(
             name,
             one,
-            decays=one.ndim >= 2,
-            matrix=one.ndim == 2 and id(one) not in tables and group_of(name) != "embedding",
+            decays=family.decays(name, one),
+            matrix=one.ndim == 2 and id(one) not in tables and family.part(name) != "embedding",
         )
         for name, one in module.named_parameters()
     ]

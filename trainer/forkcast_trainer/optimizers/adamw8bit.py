@@ -6,6 +6,7 @@ are of sizes too many for a block's 8 bits.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import cache
 from typing import Any, Final
@@ -17,6 +18,7 @@ from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.optimizers.adamw import AdamW
 from forkcast_trainer.optimizers.base import Kind, Layout, Moments, Parameter, groups
 from forkcast_trainer.optimizers.split import Split
+from forkcast_trainer.table import Role
 from forkcast_wire.manifest import Optimizer
 
 #: Weights of one block, and the fewest of a matrix that is kept in them: of bitsandbytes.
@@ -46,6 +48,10 @@ class Blockwise(Layout):
         kept = {slot: value.clone().to(parameter.device) for slot, value in saved.items()}
         first, second = _maps(parameter.device)
         return {**kept, "step": int(saved["step"]), "qmap1": first, "qmap2": second}
+
+    def roles(self) -> Mapping[str, Role]:
+        """They are in 8 bits already."""
+        return {}
 
     def moments(self, state: Mapping[str, Any]) -> Moments | None:
         """Decoded."""
@@ -96,6 +102,8 @@ class AdamW8bit(Kind):
         """Blocks for matrices of 4,096 weights and more; torch's AdamW for all others. Raises TrainerError
         without bitsandbytes.
         """
+        # it advises at import to install what only inference uses
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         try:
             import bitsandbytes
         except ImportError as error:

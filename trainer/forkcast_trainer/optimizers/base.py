@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor
 
+from forkcast_trainer.table import Role
 from forkcast_wire.manifest import Optimizer
 
 #: The key of a parameter group under which its `Layout` stands, and that of whether decay pulls on it.
@@ -72,6 +73,14 @@ class Layout:
 
     def _is_on_host(self, slot: str) -> bool:
         return slot == self.count and not self.counts_on_device
+
+    def roles(self) -> Mapping[str, Role]:
+        """Which slots a checkpoint may save in 8 bits: a pair of moments in float32. Without a second
+        moment nothing says what an error of the first does to an update.
+        """
+        if self.second is None:
+            return {}
+        return {self.first: Role.FIRST_MOMENT, self.second: Role.SECOND_MOMENT}
 
     def moments(self, state: Mapping[str, Any]) -> Moments | None:
         """None before the first step."""
