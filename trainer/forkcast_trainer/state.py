@@ -156,10 +156,17 @@ def admit(engine: Engine, meta: Mapping[str, Any], tensors: Mapping[str, Shaped]
     for name, parameter in engine.named.items():
         if f"model.{name}" not in tensors:
             raise CheckpointError(f"the state is of another model: it lacks {name}")
-        slots = layouts[parameter].shapes(parameter)
+        slots = layouts[parameter].slots(parameter)
         there = [f"optimizer.{name}.{slot}" in tensors for slot in slots]
         if any(there) and not all(there):
             raise CheckpointError(f"{name}: some of the optimizer's {', '.join(slots)} are missing")
+        for slot, kept in slots.items() if all(there) else ():
+            found, dtype = (
+                str(one.dtype).removeprefix("torch.")
+                for one in (tensors[f"optimizer.{name}.{slot}"], kept)
+            )
+            if found != dtype:
+                raise CheckpointError(f"optimizer.{name}.{slot}: dtype {found} is not {dtype}")
 
 
 def _shapes(engine: Engine, meta: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
@@ -169,8 +176,8 @@ def _shapes(engine: Engine, meta: Mapping[str, Any]) -> Mapping[str, tuple[int, 
     for name, parameter in engine.named.items():
         shape = tuple(parameter.shape)
         shapes[f"model.{name}"] = shape
-        for slot, kept in layouts[parameter].shapes(parameter).items():
-            shapes[f"optimizer.{name}.{slot}"] = kept
+        for slot, kept in layouts[parameter].slots(parameter).items():
+            shapes[f"optimizer.{name}.{slot}"] = kept.shape
     for name, buffer in engine.module.named_buffers():
         shapes[f"buffer.{name}"] = tuple(buffer.shape)
     for rank in range(1 + len(meta.get("rng.ranks", ()))):
@@ -320,7 +327,7 @@ def _restore_tensors(engine: Engine, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in engine.named.items():
         parameter.copy_(tensors[f"model.{name}"])
         layout = layouts[parameter]
-        slots = {slot: f"optimizer.{name}.{slot}" for slot in layout.shapes(parameter)}
+        slots = {slot: f"optimizer.{name}.{slot}" for slot in layout.slots(parameter)}
         if all(key in tensors for key in slots.values()):
             saved = {slot: tensors[key] for slot, key in slots.items()}
             engine.optimizer.state[parameter] = layout.restored(parameter, saved)

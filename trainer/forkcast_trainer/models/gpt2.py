@@ -122,6 +122,7 @@ def _shape(size: Size, positions: int, vocabulary: int) -> Shape:
         positions=positions,
         vocabulary=vocabulary,
         parameters=(vocabulary + positions + 2) * width + size.layers * block,
+        matrices=size.layers * 12 * width * width,
     )
 
 

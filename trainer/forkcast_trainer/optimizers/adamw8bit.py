@@ -16,7 +16,7 @@ from torch import Tensor
 
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.optimizers.adamw import AdamW
-from forkcast_trainer.optimizers.base import Kind, Layout, Moments, Parameter, groups
+from forkcast_trainer.optimizers.base import Kind, Layout, Moments, Parameter, Slot, groups
 from forkcast_trainer.optimizers.split import Split
 from forkcast_trainer.table import Role
 from forkcast_wire.manifest import Optimizer
@@ -31,10 +31,12 @@ class Blockwise(Layout):
 
     __slots__ = ()
 
-    def shapes(self, parameter: Tensor) -> Mapping[str, tuple[int, ...]]:
-        """The codes have the weights' shape; scales: [blocks]."""
-        shape, blocks = tuple(parameter.shape), (-(-parameter.numel() // _BLOCK),)
-        return {"state1": shape, "absmax1": blocks, "state2": shape, "absmax2": blocks, "step": ()}
+    def slots(self, parameter: Tensor) -> Mapping[str, Slot]:
+        """Codes of the weights' shape, scales of [blocks], and the counter."""
+        codes = Slot(tuple(parameter.shape), torch.uint8)
+        scales = Slot((-(-parameter.numel() // _BLOCK),), torch.float32)
+        both = {f"state{n}": codes for n in (1, 2)} | {f"absmax{n}": scales for n in (1, 2)}
+        return both | {"step": Slot((), torch.int64)}
 
     def saved(self, state: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """All but the two maps, which are the library's constants; its counter is a number."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,13 @@ class Moments:
     count: Tensor | None
 
 
+class Slot(NamedTuple):
+    """One tensor that is kept of a parameter."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """What is kept of a parameter, by the names in the optimizer's state: the slots of the two moments and
@@ -53,16 +60,16 @@ class Layout:
     count: str | None = None
     counts_on_device: bool = False
 
-    def shapes(self, parameter: Tensor) -> Mapping[str, tuple[int, ...]]:
-        """The shape of everything that is saved of it: all of it, or nothing before the first step."""
-        shape = tuple(parameter.shape)
-        moments = {slot: shape for slot in (self.first, self.second) if slot is not None}
-        return moments | ({self.count: ()} if self.count is not None else {})
+    def slots(self, parameter: Tensor) -> Mapping[str, Slot]:
+        """Everything that is saved of it: all of it, or nothing before the first step."""
+        whole, counter = Slot(tuple(parameter.shape), torch.float32), Slot((), torch.float32)
+        moments = {name: whole for name in (self.first, self.second) if name is not None}
+        return moments | ({self.count: counter} if self.count is not None else {})
 
     def saved(self, state: Mapping[str, Any]) -> Mapping[str, Tensor]:
-        """What to save of a parameter's state, by the names of `shapes`; not copied."""
-        slots = (self.first, self.second, self.count)
-        return {slot: state[slot] for slot in slots if slot is not None and slot in state}
+        """What to save of a parameter's state, by the names of `slots`; not copied."""
+        names = (self.first, self.second, self.count)
+        return {name: state[name] for name in names if name is not None and name in state}
 
     def restored(self, parameter: Tensor, saved: Mapping[str, Tensor]) -> dict[str, Any]:
         """The state of which `saved` was taken, a copy on the parameter's device."""
