@@ -10,6 +10,7 @@ from forkcast.retention import log_spaced_steps
 from forkcast_cli import rate
 from forkcast_cli.shapes import ModelPlan, plan_model, tokens_per_step
 from forkcast_trainer.data.files import source_files
+from forkcast_trainer.data.s3_text import SCHEME
 from forkcast_trainer.errors import DataError
 from forkcast_wire.manifest import Mode, TextFormat, TrainingRun, TrainingRunSpec
 
@@ -89,7 +90,8 @@ def _text(spec: TrainingRunSpec, vocabulary: int | None) -> dict[str, int | None
     files = found = read = 0
     for field, source in spec.data.texts():
         try:
-            sizes = [path.stat().st_size for path in source_files(source, field)]
+            files_of = [] if source.uri.startswith(SCHEME) else source_files(source, field)
+            sizes = [path.stat().st_size for path in files_of]
         except (DataError, OSError):
             sizes = []
         if not sizes:

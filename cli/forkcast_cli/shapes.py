@@ -95,7 +95,7 @@ def vocabulary_size(data: Data) -> int | None:
         return _BYTES_VOCABULARY
     folder = Path(data.tokenizer)
     if not folder.is_dir():
-        named = (family.vocabulary_of(data.tokenizer) for family in models.FAMILIES)
+        named = (family.vocabulary_of(data.tokenizer) for family in models.families())
         return next((ids for ids in named if ids is not None), None)
     document = _json(folder / "tokenizer.json")
     if document is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from forkcast_wire.endpoint import Endpoint
 from forkcast_wire.fields import (
     PLAIN_PATTERN,
     Count,
@@ -21,6 +23,7 @@ from forkcast_wire.fields import (
     StepsOrZero,
     Uri,
 )
+from forkcast_wire.manifest_pods import CaRef, SecretRef
 
 
 class Dtype(StrEnum):
@@ -53,26 +56,39 @@ class ModelSize(Part):
     """Dropout everywhere in the model."""
 
 
+#: Before the folder or the hub id of a causal language model.
+HUGGING_FACE: Final = "hf:"
+_SOURCE_RULE: Final = (
+    "is set exactly when init is Pretrained and architecture is not hf:...; set both or neither"
+)
+
+
 class Model(Part):
     """Which model is trained and where its first weights come from."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             ".source",
-            "(self.init == 'Pretrained') == has(self.source)",
-            "is set exactly when init is Pretrained; set both or neither",
+            "(self.init == 'Pretrained' && !(has(self.architecture) && "
+            "self.architecture.startsWith('hf:'))) == has(self.source)",
+            _SOURCE_RULE,
         ),
     )
 
-    architecture: Annotated[str, Field(min_length=1, max_length=63, pattern=PLAIN_PATTERN)] = "gpt2"
+    architecture: Annotated[str, Field(min_length=1, max_length=1024, pattern=PLAIN_PATTERN)] = (
+        "gpt2"
+    )
     """A name of the trainer's model shelf: gpt2-tiny, gpt2, gpt2-medium, gpt2-large,
-    gpt2-xl."""
+    gpt2-xl; or `hf:` and a folder in Hugging Face layout or a hub id: any causal language model
+    of the transformers library, in the size that its config.json says. A relative folder is relative
+    to the manifest."""
     size: ModelSize = ModelSize()
     """Overrides of the architecture's shape."""
     init: Literal["FromScratch", "Pretrained"] = "FromScratch"
-    """Random first weights, or those of `source`."""
+    """Random first weights, or those of `source`; with `hf:` those beside its config.json."""
     source: Uri | None = None
-    """With init Pretrained: a folder in Hugging Face layout, or a hub id."""
+    """With init Pretrained: a folder in Hugging Face layout, or a hub id. Not with `hf:`, which names
+    it."""
     dtype: Dtype = Dtype.AUTO
     """Arithmetic of the forward and backward pass. Auto: bf16 where the device has it, else fp32."""
     device: Device = Device.AUTO
@@ -84,8 +100,9 @@ class Model(Part):
 
     @model_validator(mode="after")
     def _source_goes_with_pretrained(self) -> Self:
-        if (self.init == "Pretrained") != (self.source is not None):
-            raise ValueError("source: is set exactly when init is Pretrained; set both or neither")
+        named = self.architecture.startswith(HUGGING_FACE)
+        if (self.init == "Pretrained" and not named) != (self.source is not None):
+            raise ValueError(f"source: {_SOURCE_RULE}")
         return self
 
 
@@ -121,6 +138,10 @@ _NUMPY: Mapping[IdType, Literal["uint16", "uint32", "int32", "int64"]] = {
 }
 
 
+#: A bucket, and what the names of objects begin with.
+_S3: Final = "^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$"
+
+
 class TextSource(Part):
     """Text from a file, a folder, the standard library's own sources, or a data set. A file is UTF-8
     or begins with a byte order mark, which is no text; its CRLF and CR become LF; a file of which more
@@ -129,9 +150,23 @@ class TextSource(Part):
     skipped, links followed, and each real file is read once. The text of an end-of-text token is text.
     """
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".uri",
+            f"!self.uri.startsWith('s3://') || self.uri.matches('{_S3}')",
+            "not s3://BUCKET/PREFIX; give a bucket's name, and what names of its objects begin with",
+        ),
+        Rule(
+            ".uri",
+            "!self.uri.startsWith('s3://') || !(self.format in ['Dataset', 'Tokens'])",
+            "a bucket holds text; give a folder, or another format",
+        ),
+    )
+
     uri: Uri
-    """A file or folder, `python-stdlib:` (the standard library's own sources), or a hub id of the
-    `datasets` library. Relative paths are relative to the manifest."""
+    """A file or folder, `s3://BUCKET/PREFIX` (an object, or all below a folder; see `s3` of the data),
+    `python-stdlib:` (the standard library's own sources), or a hub id of the `datasets` library.
+    Relative paths are relative to the manifest."""
     format: TextFormat = TextFormat.AUTO
     """What is at the uri. Auto: by the file's suffix, `.parquet`, JSON lines (`.jsonl`, `.ndjson`,
     `.json`; in a folder `.json` only if compressed), or text. Dataset: a hub id. Tokens: text that is
@@ -140,6 +175,11 @@ class TextSource(Part):
     as nanoGPT writes them."""
     config_name: Annotated[str, Field(max_length=256, pattern=PLAIN_PATTERN)] | None = None
     """Configuration of the data set, e.g. wikitext-103-raw-v1."""
+    revision: Annotated[str, Field(min_length=1, max_length=256, pattern=PLAIN_PATTERN)] | None = (
+        None
+    )
+    """Branch, tag or commit of a data set of the hub. Absent: its default branch. The run keeps to the
+    commit that it finds at its first start."""
     split: Annotated[str, Field(min_length=1, max_length=64, pattern=PLAIN_PATTERN)] = "train"
     """Split of the data set; of a folder of tokens the file `<split>.bin`, e.g. val."""
     text_column: Annotated[str, Field(min_length=1, max_length=128, pattern=PLAIN_PATTERN)] = "text"
@@ -148,6 +188,39 @@ class TextSource(Part):
     """Stop reading after this much text, bytes; 0 = all of it. Of tokens: bytes of their file."""
     id_type: IdType | None = None
     """Type of bare ids (format Tokens). Absent: UInt16; an index or a card says it itself."""
+
+    @model_validator(mode="after")
+    def _text_in_a_bucket(self) -> Self:
+        if self.uri.startswith("s3://"):
+            if not re.match(_S3, self.uri):
+                raise ValueError(
+                    "uri: not s3://BUCKET/PREFIX; give a bucket's name, and what names of its objects "
+                    "begin with"
+                )
+            if self.format in (TextFormat.DATASET, TextFormat.TOKENS):
+                raise ValueError("uri: a bucket holds text; give a folder, or another format")
+        return self
+
+
+class DataStorage(Part):
+    """The S3 API that `s3://` texts are read from, and the keys for it."""
+
+    endpoint: Endpoint
+    """URL of the S3 API: scheme, host and port. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are honoured."""
+    region: Annotated[str, Field(max_length=64, pattern=PLAIN_PATTERN)] = "us-east-1"
+    """Region that requests are signed for."""
+    credentials_dir: Uri | None = None
+    """Folder with the files accessKeyId and secretAccessKey, and sessionToken for temporary keys;
+    they may change at any time. Absent: the AWS_* variables, web identity, profile, container or
+    instance role; on a cluster the operator sets it to where `secretRef` is mounted."""
+    secret_ref: SecretRef | None = None
+    """Kubernetes only: the Secret with the credentials, in the run's namespace. Absent: what the pods'
+    variables and service account give."""
+    ca_file: Uri | None = None
+    """PEM file that an https endpoint's certificate is checked against. Absent: the system's; on a
+    cluster the operator sets it to where `caRef` is mounted."""
+    ca_ref: CaRef | None = None
+    """Kubernetes only: where `caFile` comes from."""
 
 
 class MixtureSource(TextSource):
@@ -202,6 +275,8 @@ class Data(Part):
     two of them."""
     validation: Validation = Validation()
     """The held-out text."""
+    s3: DataStorage | None = None
+    """Where `s3://` texts are, if not in the run's own store's server with its keys."""
     tokenizer: Uri = "bytes"
     """`bytes` (256 ids and one end-of-text), a folder with tokenizer files, or a hub id. Of text that is
     all Tokens: the tokenizer that made them, or `bytes` with a `vocabularySize`."""

@@ -101,7 +101,7 @@ RIGHT = containers.frame(bytes(8))
         {"frames": [[64, 8, "pickle", RIGHT[3]]]},
         {"frames": [[64, 8, [], RIGHT[3]]]},
         {"frames": [[64, 8, "planes", RIGHT[3]]]},
-        {"frames": [[64, 8, "exponents", RIGHT[3]]]},
+        {"frames": [[64, 8, "high8", RIGHT[3]]]},
         {"frames": [[64, 8, "first8", RIGHT[3]]]},
         {"dtype": "int32", "frames": [[64, 8, "second8", RIGHT[3]]]},
         {"frames": [[64, 8, "raw", None]]},

@@ -91,7 +91,7 @@ def test_a_large_tensor_of_every_dtype_comes_back_to_the_bit(tmp_path):
         for row in containers.parts(tmp_path / "x.ptz")[0]["tensors"]
         for frame in row["frames"]
     }
-    assert used == {"planes", "exponents"}
+    assert used == {"planes", "high8"}
 
 
 # ---------------------------------------------------------------- damage

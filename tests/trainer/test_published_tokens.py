@@ -52,9 +52,9 @@ def read(monkeypatch):
     """The sources of which text was read."""
     found, pieces = [], tokens.pieces
 
-    def noted(source, field, counts):
+    def noted(source, field, counts, files):
         found.append(field)
-        yield from pieces(source, field, counts)
+        yield from pieces(source, field, counts, files)
 
     monkeypatch.setattr(tokens, "pieces", noted)
     return found

@@ -25,6 +25,7 @@ from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows
 from forkcast_trainer.data.identity import identity_of
 from forkcast_trainer.data.mixture import sampler_of
+from forkcast_trainer.data.sources import locate
 from forkcast_trainer.data.tokens import RunTokens, prepare
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.objectives import Loss
@@ -82,12 +83,15 @@ class Engine:
         # with their generators, so that it computes what the run would compute
         alone = place.world == 1
         self.shards = spec.parallelism.processes if alone else place.world
-        tokens = tokens or prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
+        if tokens is None:
+            folder, texts = workdir / "tokens", locate(spec.data, spec.storage)
+            tokens = prepare(spec.data, folder, progress=place.rank == 0, texts=texts)
         self.tokens, self.text = tokens, identity_of(tokens)
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length
         self._schedule = spec.learning_rate()
-        self.batches = Batches(Windows(tokens.train, length), on_data)
+        staged = [*on_data, *learner.stages(spec)]
+        self.batches = Batches(Windows(tokens.train, length), staged)
         held = Windows(tokens.held, length)
         self.validation = ValidationBatches(
             held, spec.training.micro_batch_size, spec.data.validation.max_batches

@@ -46,7 +46,9 @@ class TrainingRun:
         store = wait_for(lambda: open_store(spec.storage, workdir), stop)
         place = placement(spec, *ranks)
         self.leads, folder = place.rank == 0, workdir / "tokens"
-        tokens = published.prepared(store, spec.data, folder, progress=self.leads)
+        tokens = published.prepared(
+            store, spec.data, folder, progress=self.leads, storage=spec.storage
+        )
         self.engine = Engine(spec, info.uid, workdir, place, tokens)
         self.engine.position.attempt = attempt
         claim_text(self.engine, store, stop)

@@ -17,21 +17,26 @@ from pathlib import Path
 import structlog
 
 from forkcast.ports import Store
+from forkcast_trainer.data.hub import commits_of
 from forkcast_trainer.data.sources import Texts, locate
 from forkcast_trainer.data.token_file import Card, TokenFile, alone, card_of, kept
 from forkcast_trainer.data.tokens import RunTokens, prepare
 from forkcast_wire import beats, keys
 from forkcast_wire.documents import DocumentError, dump, load
 from forkcast_wire.files import replace_bytes
-from forkcast_wire.manifest import Data
+from forkcast_wire.manifest import Data, Storage
 from forkcast_wire.store import KeyMissing, StoreError
 
 _log = structlog.get_logger()
 
 
-def prepared(store: Store, data: Data, folder: Path, *, progress: bool) -> RunTokens:
-    """`tokens.prepare`, with what the run has published of its texts. Raises DataError."""
-    texts = locate(data)
+def prepared(
+    store: Store, data: Data, folder: Path, *, progress: bool, storage: Storage | None = None
+) -> RunTokens:
+    """`tokens.prepare`, with what the run has published of its texts. storage: of the run. Raises
+    DataError.
+    """
+    texts = locate(data, storage, commits_of(store, data))
     damaged = fetch(store, texts, folder)
     tokens = prepare(data, folder, progress=progress, texts=texts)
     if damaged:

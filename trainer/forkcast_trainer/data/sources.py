@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
-from forkcast_trainer.data.files import source_files
+from forkcast_trainer.data.files import LocalFile, TextFile, source_files, text_files
+from forkcast_trainer.data.hub import pinned
 from forkcast_trainer.data.tokenizer import digest_of
 from forkcast_trainer.errors import DataError
-from forkcast_wire.manifest import Data, TextFormat, TextSource
+from forkcast_wire.manifest import Data, Storage, TextFormat, TextSource
 
 #: Of the rules by which text becomes ids; with other rules a kept file is another's.
 _RULES: Final = 2
@@ -24,8 +26,8 @@ _EVER: Final = {"uri", "format", "config_name", "split", "text_column", "max_byt
 @dataclass(frozen=True)
 class Located:
     """A text of the run. name: of its token file, a digest of source, tokenizer and options. label,
-    weight: of a mixture's text; a text that is alone has the label train and the weight 1. ready: the
-    files of a text that is tokenised already, each with a name of its own.
+    weight: of a mixture's text; a text that is alone has the label train and the weight 1. files: of
+    text, none for a data set of the hub. ready: the files of a text that is tokenised already, each with a name of its own.
     """
 
     source: TextSource
@@ -33,6 +35,7 @@ class Located:
     name: str
     label: str = "train"
     weight: float = 1.0
+    files: Sequence[TextFile] = ()
     ready: Sequence[tuple[str, Path]] = ()
 
     @property
@@ -54,8 +57,12 @@ class Texts:
         return [*self.train, *([self.held] if self.held is not None else [])]
 
 
-def locate(data: Data) -> Texts:
-    """The texts of a manifest, looked at once. Raises DataError."""
+def locate(
+    data: Data, storage: Storage | None = None, commits: Mapping[str, str] = MappingProxyType({})
+) -> Texts:
+    """The texts of a manifest, looked at once. storage: of the run. commits: of data sets of the hub, see
+    `hub.commits_of`. Raises DataError.
+    """
     tokenizer = _digest_of(data.tokenizer)
     if data.vocabulary_size is not None:
         of_tokens = f"{tokenizer}\0{data.vocabulary_size}"
@@ -64,9 +71,11 @@ def locate(data: Data) -> Texts:
 
     def located(source: TextSource, field: str) -> Located:
         if source.format is not TextFormat.TOKENS:
-            return Located(source, field, _name(source, tokenizer, source_files(source, field)))
+            source = pinned(source, commits)
+            found = text_files(source, field, data.s3, storage)
+            return Located(source, field, _name(source, tokenizer, found), files=found)
         files = source_files(source, field)
-        ready = [(_name(source, of_tokens, [path]), path) for path in files]
+        ready = [(_name(source, of_tokens, [LocalFile(path)]), path) for path in files]
         return Located(source, field, ready[0][0], ready=ready)
 
     train = [located(one, field) for field, one in data.texts()]
@@ -89,13 +98,9 @@ def _digest_of(tokenizer: str) -> str:
         raise DataError("spec.data.tokenizer", rule, "make it readable") from None
 
 
-def _name(source: TextSource, tokenizer_digest: str, files: Sequence[Path]) -> str:
+def _name(source: TextSource, tokenizer_digest: str, files: Sequence[TextFile]) -> str:
     """A digest of what goes in: the source, the tokenizer, and the size and time of the source's files."""
-    seen = [
-        (str(path), status.st_size, status.st_mtime_ns)
-        for path in files
-        for status in [path.stat()]
-    ]
+    seen = [file.seen for file in files]
     text = json.dumps([_RULES, _facts(source), tokenizer_digest, seen])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

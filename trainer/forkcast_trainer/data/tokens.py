@@ -176,10 +176,10 @@ class _Maker:
             return kept(self._folder, text.name) or self._new(text)
 
     def _new(self, text: Located) -> TokenFile:
-        source, field, name = text.source, text.field, text.name
+        field, name = text.field, text.name
         tokenizer, path = self._tokenizer, self._folder / f"{name}.bin"
         counts, digest, size = Counts(), hashlib.sha256(), 0
-        with replaced(path) as file, closing(self._ids(source, field, counts)) as found:
+        with replaced(path) as file, closing(self._ids(text, counts)) as found:
             for ids in found:
                 digest.update(ids)
                 file.write(ids)
@@ -197,15 +197,16 @@ class _Maker:
         replace_bytes(self._folder / f"{name}.json", dump(card))
         return TokenFile(path=path, name=name, **asdict(card))
 
-    def _ids(self, source: TextSource, field: str, counts: Counts) -> Generator[bytes]:
+    def _ids(self, text: Located, counts: Counts) -> Generator[bytes]:
         """The ids of all documents, a batch at a time. Raises DataError for empty text."""
-        tokenizer = self._tokenizer
-        found = encoded(batches(pieces(source, field, counts)), tokenizer, self._workers)
+        tokenizer, source, field = self._tokenizer, text.source, text.field
+        read = pieces(source, field, counts, text.files)
+        found = encoded(batches(read), tokenizer, self._workers)
         with closing(found), _told(source, field, shown=self._progress) as advance:
             for batch, ids in found:
                 beats.beat()
                 if tokenizer.mark:
-                    counts.marks += sum(text.count(tokenizer.mark) for text in batch.texts)
+                    counts.marks += sum(one.count(tokenizer.mark) for one in batch.texts)
                 advance(sum(map(len, batch.texts)))
                 yield ids
         if not counts.characters:

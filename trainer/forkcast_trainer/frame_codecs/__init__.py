@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from forkcast_trainer.frame_codecs.exponents import Exponents
 from forkcast_trainer.frame_codecs.first8 import First8
+from forkcast_trainer.frame_codecs.high8 import High8
 from forkcast_trainer.frame_codecs.planes import Planes
 from forkcast_trainer.frame_codecs.raw import Raw
 from forkcast_trainer.frame_codecs.second8 import Second8
@@ -41,7 +41,7 @@ class FrameCodec(Protocol):
 CODECS: Mapping[str, type[FrameCodec]] = {
     "raw": Raw,
     "planes": Planes,
-    "exponents": Exponents,
+    "high8": High8,
     "first8": First8,
     "second8": Second8,
 }

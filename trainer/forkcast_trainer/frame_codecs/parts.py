@@ -6,6 +6,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+#: Elements at a time: what is at hand of them stays in the processor's cache.
+STRIDE = 1 << 15
 #: A row of which so many bytes from its middle do not get smaller is noise.
 _SAMPLE = 1 << 14
 _WORTH = 0.97

@@ -16,7 +16,7 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from forkcast_trainer.frame_codecs.parts import packed, packer, unpacked
+from forkcast_trainer.frame_codecs.parts import STRIDE, packed, packer, unpacked
 
 
 class Planes:
@@ -28,10 +28,15 @@ class Planes:
     def encode(chunk: NDArray[np.uint8], itemsize: int, level: int) -> bytes:
         """See FrameCodec."""
         elements = chunk.view(f"<u{itemsize}")
-        rotated = (elements << 1) | (elements >> (8 * itemsize - 1))
-        planes = rotated.view(np.uint8).reshape(-1, itemsize)
+        rows = [np.empty(len(elements), np.uint8) for _ in range(itemsize)]
+        for at in range(0, len(elements), STRIDE):
+            here = elements[at : at + STRIDE]
+            rotated = (here << 1) | (here >> (8 * itemsize - 1))
+            planes = rotated.view(np.uint8).reshape(-1, itemsize)
+            for n, row in enumerate(rows):
+                row[at : at + STRIDE] = planes[:, n]
         by = packer(level)
-        parts = [packed(np.ascontiguousarray(planes[:, n]), by) for n in range(itemsize)]
+        parts = [packed(row, by) for row in rows]
         lengths = struct.pack(f"<{itemsize}I", *map(len, parts))
         return b"".join((lengths, *parts))
 
@@ -44,11 +49,18 @@ class Planes:
         lengths = struct.unpack_from(f"<{itemsize}I", frame)
         if place + sum(lengths) != len(frame):
             raise ValueError("the planes' lengths are not the frame's")
-        planes = chunk.reshape(count, itemsize)
-        for n, length in enumerate(lengths):
-            planes[:, n] = unpacked(frame[place : place + length], count)
+        rows = []
+        for length in lengths:
+            rows.append(unpacked(frame[place : place + length], count))
             place += length
         elements = chunk.view(f"<u{itemsize}")
-        sign = elements << (8 * itemsize - 1)
-        elements >>= 1
-        elements |= sign
+        spare = np.empty(min(STRIDE, count), elements.dtype)
+        for at in range(0, count, STRIDE):
+            here = slice(at, min(at + STRIDE, count))
+            out, sign = elements[here], spare[: here.stop - at]
+            planes = out.view(np.uint8).reshape(-1, itemsize)
+            for n, row in enumerate(rows):
+                planes[:, n] = row[here]
+            np.left_shift(out, 8 * itemsize - 1, out=sign)
+            out >>= 1
+            out |= sign
