@@ -329,9 +329,7 @@ class Engine:
         """Unless it is refused. A fused optimizer leaves it out on the device, as it does under loss
         scaling; for any other the host has to know.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-            group["weight_decay"] = decay if group["decays"] else 0.0
+        optimizers.set_rates(self.optimizer, rate, decay)
         if not (self._runs_ahead and _skips_on_device(self.optimizer)):
             if not bool(skip):
                 self.optimizer.step()
