@@ -97,6 +97,8 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
         meta["optimizer"] = engine.spec.optimizer.name
     if others:
         meta["rng.ranks"] = [{"python": one.python, "numpy": one.numpy} for one in others]
+    if engine.learner.facts:
+        meta["model"] = dict(engine.learner.facts)
     if position.int8_restores:
         meta["int8_restores"] = position.int8_restores
     coded = moments.roles(engine.module, layouts)
@@ -143,12 +145,8 @@ def admit(engine: Engine, meta: Mapping[str, Any], tensors: Mapping[str, Shaped]
     file asks for is bounded by the model before it is read.
     """
     schema.check(meta, tensors)
-    own, given = engine.spec.optimizer.name, meta.get("optimizer", _ADAMW)
-    if given != own:
-        raise CheckpointError(
-            f"the state is of another optimizer: {given}, not {own}; set spec.optimizer.name to "
-            f"{given}, or start another run"
-        )
+    _of_this_optimizer(engine, meta)
+    _trained_alike(meta.get("model", {}), engine.learner.facts)
     wanted, layouts = _shapes(engine, meta), optimizers.layouts(engine.optimizer)
     for name, tensor in tensors.items():
         if name not in wanted:
@@ -158,17 +156,46 @@ def admit(engine: Engine, meta: Mapping[str, Any], tensors: Mapping[str, Shaped]
     for name, parameter in engine.named.items():
         if f"model.{name}" not in tensors:
             raise CheckpointError(f"the state is of another model: it lacks {name}")
-        slots = layouts[parameter].slots(parameter)
-        there = [f"optimizer.{name}.{slot}" in tensors for slot in slots]
-        if any(there) and not all(there):
-            raise CheckpointError(f"{name}: some of the optimizer's {', '.join(slots)} are missing")
-        for slot, kept in slots.items() if all(there) else ():
-            found, dtype = (
-                str(one.dtype).removeprefix("torch.")
-                for one in (tensors[f"optimizer.{name}.{slot}"], kept)
+        _of_this_layout(name, layouts[parameter].slots(parameter), tensors)
+
+
+def _of_this_optimizer(engine: Engine, meta: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if the state was trained with another optimizer than the manifest's."""
+    own, given = engine.spec.optimizer.name, meta.get("optimizer", _ADAMW)
+    if given != own:
+        raise CheckpointError(
+            f"the state is of another optimizer: {given}, not {own}; set spec.optimizer.name to "
+            f"{given}, or start another run"
+        )
+
+
+def _of_this_layout(
+    parameter: str, slots: Mapping[str, optimizers.Slot], tensors: Mapping[str, Shaped]
+) -> None:
+    """Raises CheckpointError unless all that the optimizer keeps of a parameter is there, or nothing."""
+    found = {slot: tensors.get(f"optimizer.{parameter}.{slot}") for slot in slots}
+    there = [tensor is not None for tensor in found.values()]
+    if any(there) and not all(there):
+        raise CheckpointError(
+            f"{parameter}: some of the optimizer's {', '.join(slots)} are missing"
+        )
+    for slot, tensor in found.items():
+        dtype = str(slots[slot].dtype).removeprefix("torch.")
+        if tensor is not None and str(tensor.dtype).removeprefix("torch.") != dtype:
+            raise CheckpointError(f"optimizer.{parameter}.{slot}: dtype is not {dtype}")
+
+
+def _trained_alike(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if a state was trained in another way than the manifest's. What is absent
+    is off, as it was in versions that had no such thing.
+    """
+    for name in sorted({*saved, *ours}):
+        if saved.get(name, 0) != ours.get(name, 0):
+            was, now = (json.dumps(one.get(name, False)) for one in (saved, ours))
+            raise CheckpointError(
+                f"the state was trained with {name}: {was}, the manifest says {now}; "
+                "give the manifest that the state was trained with"
             )
-            if found != dtype:
-                raise CheckpointError(f"optimizer.{name}.{slot}: dtype {found} is not {dtype}")
 
 
 def _shapes(engine: Engine, meta: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:

@@ -15,11 +15,22 @@ from torch import Tensor, nn
 from forkcast_trainer.models import Family
 from forkcast_trainer.optimizers.adamw import AdamW
 from forkcast_trainer.optimizers.adamw8bit import AdamW8bit
-from forkcast_trainer.optimizers.base import DECAYS, LAYOUT, Kind, Layout, Moments, Parameter
+from forkcast_trainer.optimizers.base import DECAYS, LAYOUT, Kind, Layout, Moments, Parameter, Slot
 from forkcast_trainer.optimizers.muon import Muon
 from forkcast_wire.manifest import Optimizer
 
-__all__ = ["OPTIMIZERS", "Layout", "Moments", "layouts", "make", "moments", "reset", "set_rates"]
+__all__ = [
+    "OPTIMIZERS",
+    "Layout",
+    "Moments",
+    "Slot",
+    "described",
+    "layouts",
+    "make",
+    "moments",
+    "reset",
+    "set_rates",
+]
 
 OPTIMIZERS: Final[Mapping[str, type[Kind]]] = {
     "AdamW": AdamW,
