@@ -143,6 +143,10 @@ class Training(Part):
     drift (PaLM: 1e-4); losses that are reported stay the cross-entropy alone. 0: off."""
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     """Intra-op threads of each process on the CPU; results are bit-equal only at one count."""
+    deterministic: bool = False
+    """On a GPU, only kernels that give the same bits each time, so that a resumed run equals an unbroken
+    run to the bit; it costs speed, and a model that needs another kernel is refused. On a CPU it is so
+    in any case."""
     changed_text: Literal["Refuse", "Accept"] = "Refuse"
     """What a start does if the text or the tokenizer gives other tokens than the run has trained on.
     Accept: it goes on with them, in other windows and with another held-out part: losses before and

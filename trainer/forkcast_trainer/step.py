@@ -37,7 +37,7 @@ from forkcast_trainer.internals import Internals
 from forkcast_trainer.measure.late import LateReader, Value
 from forkcast_trainer.objectives import Loss
 from forkcast_trainer.observe import Observer
-from forkcast_trainer.placement import Placement
+from forkcast_trainer.placement import Placement, refusing
 from forkcast_trainer.schedule import scheduled_rate
 from forkcast_wire import beats
 from forkcast_wire.manifest import TrainingRunSpec
@@ -127,7 +127,8 @@ class Engine:
         self.generators = randomness.Shards(
             place.device, [randomness.seeded(one, place.device) for one in others]
         )
-        self.learner = learner.make(spec, tokens.vocabulary_size).to(place.device)
+        made = learner.make(spec, tokens.vocabulary_size, compiled=place.compiled)
+        self.learner = made.to(place.device)
         self.module = self.learner.module
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
@@ -172,7 +173,8 @@ class Engine:
         step = self.position.step
         rate, decay = self.rates(step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, micro, first = self._gradients(step)
+        with refusing():
+            loss, micro, first = self._gradients(step)
         self.scaler.unscale_(self.optimizer)
         clipped = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
         skip = self._refused(clipped.skip)
