@@ -1,25 +1,29 @@
-"""Saves in the background: at most one copy pending, and the step never waits for the store."""
+"""Saves in the background: one state is written while one more waits, and the step waits for neither."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from torch import Tensor
 
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, StepStats
 from forkcast.retention import is_log_spaced
 from forkcast_trainer import checkpoint
-from forkcast_trainer.checkpoint import Snapshot
+from forkcast_trainer.checkpoint import Snapshot, Uploaded
 from forkcast_trainer.journal import Journal
+from forkcast_trainer.staging import BUFFERS, Staged, Staging, on_the_host
+from forkcast_trainer.uploading import UploadProcess, UploadProcessDiedError
 from forkcast_wire import catalogue, completion, keys
 from forkcast_wire.documents import Complete, HistoryGap, dump, read_manifest
-from forkcast_wire.manifest import Checkpoint
+from forkcast_wire.manifest import Checkpoint, Storage
 from forkcast_wire.store import AlreadyExists, StoreError, StoreRefused, StoreUnavailable
 
 _log = structlog.get_logger()
@@ -28,6 +32,8 @@ GOOD_AFTER_STEPS = 25
 #: After a failed save the next copy is taken no sooner, seconds: a copy costs the step time. It
 #: doubles with each failure in a row.
 _RETRY_SECONDS, _MOST_RETRY_SECONDS = 2.0, 30.0
+#: Between two starts of the process that encodes, which may die of something that lasts.
+_PROCESS_SECONDS = 60.0
 #: Between two sweeps of the store: three listings each.
 _SWEEP_SECONDS = 6 * 3600.0
 #: So many saves in a row are held back because the rows before them could not be written. A state is
@@ -57,23 +63,43 @@ class _Chunk:
     """A chunk of the history is due, whatever is saved."""
 
 
+class _Start:
+    """The process that encodes is due."""
+
+
 class Saver:
     """Owns the writing thread of rank 0. ``error`` says why the last save failed, '' if it did not;
     ``gap`` what the history lacks of the steps before the newest state, '' if nothing; ``end_error``
-    why the run's end could not be recorded.
+    why the run's end could not be recorded; ``skipped`` how many saves were due and never made, since
+    those before them took too long or failed.
     """
 
-    def __init__(self, store: Store, workdir: Path, rules: Checkpoint) -> None:
+    def __init__(
+        self,
+        store: Store,
+        workdir: Path,
+        rules: Checkpoint,
+        *,
+        staging: Staging | None = None,
+        storage: Storage | None = None,
+    ) -> None:
+        """staging: of the device whose state is saved, None for copies in memory of their own.
+        storage: the store as the manifest has it, for the process that encodes; None for none: then
+        the thread does it.
+        """
         self._store, self._rules = store, rules
+        self._staging, self._storage, self._workdir = staging, storage, workdir
+        self._process: UploadProcess | None = None
+        self._process_at = 0.0
+        self.skipped = 0
         self._journal = Journal(store)
         self._scratch = workdir / "scratch"
         checkpoint.sweep(self._scratch)
-        self._queue: queue.SimpleQueue[_Save | _Mark | _Adopted | _Chunk | Complete | None] = (
-            queue.SimpleQueue()
-        )
-        self._idle = threading.Event()
-        self._idle.set()
+        self._queue: queue.SimpleQueue[
+            _Save | _Mark | _Adopted | _Chunk | _Start | Complete | None
+        ] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._pending, self._settled = 0, threading.Condition(self._lock)
         self._failed: set[StateKind] = set()
         self._not_before = self._sweep_at = 0.0
         self._unhealthy_step = -1
@@ -89,15 +115,18 @@ class Saver:
 
     @property
     def ready(self) -> bool:
-        """Whether `save` would take a copy now."""
-        return self._idle.is_set() and time.monotonic() >= self._not_before
+        """Whether `save` would take a copy now: there is room for one more."""
+        return self._pending < BUFFERS and time.monotonic() >= self._not_before
+
+    def copied(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Copies of them for a snapshot that is saved next."""
+        return on_the_host(tensors) if self._staging is None else self._staging.copy(tensors)
 
     def save(self, snapshot: Snapshot, kind: StateKind, *, last: bool = False) -> None:
         """Queue a copy of the state. Call it only while `ready`, or after `flush`. last: there may be
         no other try, so it is not held back by a history that cannot be written.
         """
-        self._idle.clear()
-        self._queue.put(_Save(snapshot, kind, last))
+        self._queue_work(_Save(snapshot, kind, last))
 
     def failed(self) -> set[StateKind]:
         """The kinds whose last save failed since the last call: they are due again."""
@@ -117,7 +146,18 @@ class Saver:
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until nothing is pending; False where the time ran out."""
-        return self._idle.wait(timeout)
+        with self._settled:
+            return self._settled.wait_for(lambda: self._pending == 0, timeout)
+
+    def _queue_work(self, item: _Save | Complete) -> None:
+        with self._lock:
+            self._pending += 1
+        self._queue.put(item)
+
+    def _done(self) -> None:
+        with self._settled:
+            self._pending -= 1
+            self._settled.notify_all()
 
     def record_end(self, done: Complete, timeout: float) -> bool:
         """Record the run's end, waiting for the store at most about twice the timeout, seconds. False
@@ -125,8 +165,7 @@ class Saver:
         """
         place = done.epoch, done.step
         if self.flush(timeout) and self._ended != place:
-            self._idle.clear()
-            self._queue.put(done)
+            self._queue_work(done)
             self.flush(timeout)
         return self._ended == place
 
@@ -163,6 +202,7 @@ class Saver:
         if not ref.good and ref.kind is not StateKind.ROLLOUT:
             with self._lock:
                 self._awaiting_good.append(ref)
+        self._queue.put(_Start())  # the next save is some steps away
 
     def new_epoch(self) -> None:
         """The steps that follow belong to another lineage: they say nothing about older states."""
@@ -179,9 +219,12 @@ class Saver:
                 self._end(item)
             elif isinstance(item, _Chunk):
                 self._journal.write(whole=True)
+            elif isinstance(item, _Start):
+                self._start_process()
             else:
                 self._try(item)
         self._journal.write(whole=True)
+        self._end_process("")
 
     def _try(self, save: _Save) -> None:
         try:
@@ -198,7 +241,55 @@ class Saver:
         else:
             self.error, self._failures = "", 0
         finally:
-            self._idle.set()
+            if self._staging is not None and isinstance(save.snapshot.tensors, Staged):
+                self._staging.give_back(save.snapshot.tensors.buffer)
+            self._done()
+            # not before the first save of a run: both would start at once, on the same cores
+            if not save.last:
+                self._start_process()
+
+    def _upload(
+        self,
+        store: Store,
+        snapshot: Snapshot,
+        folder: str,
+        kind: StateKind,
+        scratch: Path,
+        level: int,
+    ) -> Uploaded:
+        """By the other process; by this thread if that is not up, or dies of it."""
+        staged = snapshot.tensors
+        if isinstance(staged, Staged):
+            staged.copied()
+            try:
+                if self._process is not None and self._process.up():
+                    return self._process.upload(snapshot, folder, kind, level)
+            except UploadProcessDiedError as error:
+                self._end_process(str(error))
+        return checkpoint.upload(store, snapshot, folder, kind, scratch, level)
+
+    def _start_process(self) -> None:
+        """Unless it runs, or has died a moment ago: training goes on without it."""
+        now = time.monotonic()
+        if self._process is not None or self._storage is None or now < self._process_at:
+            return
+        self._process_at = now + _PROCESS_SECONDS
+        try:
+            self._process = UploadProcess(self._storage, self._workdir)
+        except OSError as error:
+            _log.warning("saver.process_not_started", error=str(error))
+        else:
+            _log.info("saver.process_started", pid=self._process.pid)
+
+    def _end_process(self, why: str) -> None:
+        """why: it has died by itself, so it is said, and what it has left goes."""
+        if self._process is None:
+            return
+        self._process.close()
+        self._process = None
+        if why:
+            _log.warning("saver.process_died", error=why)
+            checkpoint.sweep(self._scratch)
 
     def _end(self, done: Complete) -> None:
         try:
@@ -210,7 +301,7 @@ class Saver:
         else:
             self.end_error, self._ended = "", (done.epoch, done.step)
         finally:
-            self._idle.set()
+            self._done()
 
     def _write(self, save: _Save) -> None:
         snapshot, kind = save.snapshot, save.kind
@@ -236,6 +327,7 @@ class Saver:
             self._scratch,
             level,
             before_manifest=lambda: self._tell_gap(folder, meta["epoch"], meta["step"]),
+            by=self._upload,
         )
         with self._lock:
             self._newest_step[ref.epoch] = ref.step

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from forkcast_trainer.clipping import ClippingPolicy
 from forkcast_trainer.data.sampler import SamplerState
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.randomness import Randomness
+from forkcast_trainer.staging import on_the_host
 from forkcast_trainer.step import ActionState, Engine
 from forkcast_wire import beats
 from forkcast_wire.documents import load
@@ -46,19 +47,23 @@ def randomness_of_all(engine: Engine) -> list[Randomness]:
     return gathered
 
 
-def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
+def snapshot(
+    engine: Engine,
+    ranks: Sequence[Randomness] = (),
+    copied: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = on_the_host,
+) -> Snapshot:
     """A copy of the whole state on the CPU. ``ranks``: every rank's generators, where other
-    processes hold some of them.
+    processes hold some of them. copied: how the copy is made.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in engine.named.items():
-        tensors[f"model.{name}"] = _copy(parameter)
+        tensors[f"model.{name}"] = parameter.detach()
         state = engine.optimizer.state.get(parameter, {})
         for slot in _SLOTS:
             if slot in state:
-                tensors[f"optimizer.{name}.{slot}"] = _copy(state[slot])
+                tensors[f"optimizer.{name}.{slot}"] = state[slot]
     for name, buffer in engine.module.named_buffers():
-        tensors[f"buffer.{name}"] = _copy(buffer)
+        tensors[f"buffer.{name}"] = buffer
     mine = randomness.taken(engine.place.device)
     first, *others = ranks or [mine, *engine.generators.others]
     for rank, one in enumerate((first, *others)):
@@ -86,11 +91,7 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
     }
     if others:
         meta["rng.ranks"] = [{"python": one.python, "numpy": one.numpy} for one in others]
-    return Snapshot(meta, tensors)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    return Snapshot(meta, copied(tensors))
 
 
 def restore(engine: Engine, saved: Snapshot) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -101,6 +102,8 @@ class Engine:
         self.parameters = list(self.named.values())
         self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
+        #: Called before weights or moments change: a copy of them may be under way on the device.
+        self.before_update: Callable[[], None] = lambda: None
         self.actions = ActionState()
         self.position = Position()
         self.spikes = SpikeScore()
@@ -146,6 +149,7 @@ class Engine:
         rate, decay = self.rates(step)
         self.optimizer.zero_grad(set_to_none=True)
         loss, micro, first = self._gradients(step)
+        self.before_update()
         self.scaler.unscale_(self.optimizer)
         overflow = self._overflow()
         clipped = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
