@@ -116,6 +116,24 @@ def test_a_copy_is_what_was_there_whatever_comes_after():
         assert (staged[name].dtype, staged[name].shape) == (wanted.dtype, wanted.shape)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_a_device_the_copy_is_what_was_there_before_the_next_update():
+    staging = Staging(torch.device("cuda"))
+    weight = torch.randn(4096, 4096, device="cuda")
+    before = weight.cpu()
+    for _ in range(3):  # the second time into memory that is page-locked already
+        busy = weight @ weight  # the copy comes after what the device still has to do
+        staged = staging.copy({"model.w": weight, "busy": busy})
+        assert staged["model.w"].is_pinned()
+        staging.wait()
+        weight.add_(1)
+        staged.copied()
+        assert torch.equal(staged["model.w"], before)
+        assert torch.equal(staged["busy"], busy.cpu())
+        before = weight.cpu()
+        staging.give_back(staged.buffer)
+
+
 def test_buffers_are_kept_and_used_again_and_there_are_two():
     staging = Staging(CPU)
     first = staging.copy(tensors(1))

@@ -17,10 +17,10 @@ from forkcast.ports import Store
 from forkcast.records import StateKind, StateRef, StepStats
 from forkcast.retention import is_log_spaced
 from forkcast_trainer import checkpoint
-from forkcast_trainer.checkpoint import Snapshot, Uploaded
+from forkcast_trainer.checkpoint import Snapshot
 from forkcast_trainer.journal import Journal
 from forkcast_trainer.staging import BUFFERS, Staged, Staging, on_the_host
-from forkcast_trainer.uploading import UploadProcess, UploadProcessDiedError
+from forkcast_trainer.uploading import Uploads
 from forkcast_wire import catalogue, completion, keys
 from forkcast_wire.documents import Complete, HistoryGap, dump, read_manifest
 from forkcast_wire.manifest import Checkpoint, Storage
@@ -32,8 +32,6 @@ GOOD_AFTER_STEPS = 25
 #: After a failed save the next copy is taken no sooner, seconds: a copy costs the step time. It
 #: doubles with each failure in a row.
 _RETRY_SECONDS, _MOST_RETRY_SECONDS = 2.0, 30.0
-#: Between two starts of the process that encodes, which may die of something that lasts.
-_PROCESS_SECONDS = 60.0
 #: Between two sweeps of the store: three listings each.
 _SWEEP_SECONDS = 6 * 3600.0
 #: So many saves in a row are held back because the rows before them could not be written. A state is
@@ -88,12 +86,10 @@ class Saver:
         the thread does it.
         """
         self._store, self._rules = store, rules
-        self._staging, self._storage, self._workdir = staging, storage, workdir
-        self._process: UploadProcess | None = None
-        self._process_at = 0.0
-        self.skipped = 0
+        self._staging, self.skipped = staging, 0
         self._journal = Journal(store)
         self._scratch = workdir / "scratch"
+        self._uploads = Uploads(storage, workdir, self._scratch)
         checkpoint.sweep(self._scratch)
         self._queue: queue.SimpleQueue[
             _Save | _Mark | _Adopted | _Chunk | _Start | Complete | None
@@ -220,11 +216,11 @@ class Saver:
             elif isinstance(item, _Chunk):
                 self._journal.write(whole=True)
             elif isinstance(item, _Start):
-                self._start_process()
+                self._uploads.start()
             else:
                 self._try(item)
         self._journal.write(whole=True)
-        self._end_process("")
+        self._uploads.close()
 
     def _try(self, save: _Save) -> None:
         try:
@@ -246,50 +242,7 @@ class Saver:
             self._done()
             # not before the first save of a run: both would start at once, on the same cores
             if not save.last:
-                self._start_process()
-
-    def _upload(
-        self,
-        store: Store,
-        snapshot: Snapshot,
-        folder: str,
-        kind: StateKind,
-        scratch: Path,
-        level: int,
-    ) -> Uploaded:
-        """By the other process; by this thread if that is not up, or dies of it."""
-        staged = snapshot.tensors
-        if isinstance(staged, Staged):
-            staged.copied()
-            try:
-                if self._process is not None and self._process.up():
-                    return self._process.upload(snapshot, folder, kind, level)
-            except UploadProcessDiedError as error:
-                self._end_process(str(error))
-        return checkpoint.upload(store, snapshot, folder, kind, scratch, level)
-
-    def _start_process(self) -> None:
-        """Unless it runs, or has died a moment ago: training goes on without it."""
-        now = time.monotonic()
-        if self._process is not None or self._storage is None or now < self._process_at:
-            return
-        self._process_at = now + _PROCESS_SECONDS
-        try:
-            self._process = UploadProcess(self._storage, self._workdir)
-        except OSError as error:
-            _log.warning("saver.process_not_started", error=str(error))
-        else:
-            _log.info("saver.process_started", pid=self._process.pid)
-
-    def _end_process(self, why: str) -> None:
-        """why: it has died by itself, so it is said, and what it has left goes."""
-        if self._process is None:
-            return
-        self._process.close()
-        self._process = None
-        if why:
-            _log.warning("saver.process_died", error=why)
-            checkpoint.sweep(self._scratch)
+                self._uploads.start()
 
     def _end(self, done: Complete) -> None:
         try:
@@ -304,8 +257,10 @@ class Saver:
             self._done()
 
     def _write(self, save: _Save) -> None:
-        snapshot, kind = save.snapshot, save.kind
+        snapshot, kind, started = save.snapshot, save.kind, time.monotonic()
         meta = snapshot.meta
+        if isinstance(snapshot.tensors, Staged):
+            snapshot.tensors.copied()
         # its rows first: a start from this state finds the steps before it
         outage = self._journal.write(whole=kind is StateKind.CHECKPOINT)
         if outage is None:
@@ -327,7 +282,8 @@ class Saver:
             self._scratch,
             level,
             before_manifest=lambda: self._tell_gap(folder, meta["epoch"], meta["step"]),
-            by=self._upload,
+            # of the last one the process ends: nothing trains beside it, and nothing may start late
+            by=checkpoint.upload if save.last else self._uploads.upload,
         )
         with self._lock:
             self._newest_step[ref.epoch] = ref.step
@@ -336,7 +292,14 @@ class Saver:
             # a bad step may have come while this was being written
             if self._unhealthy_step <= ref.step:
                 self._awaiting_good.append(ref)
-        _log.info("saver.saved", kind=kind.value, step=ref.step, epoch=ref.epoch, key=ref.key)
+        _log.info(
+            "saver.saved",
+            kind=kind.value,
+            step=ref.step,
+            epoch=ref.epoch,
+            key=ref.key,
+            seconds=round(time.monotonic() - started, 1),
+        )
         rules, checkpoint_kind = self._rules, kind is StateKind.CHECKPOINT
         try:
             catalogue.prune(

@@ -30,8 +30,12 @@ from forkcast_trainer.table import DTYPE_NAMES, DTYPES, Snapshot
 _log = structlog.get_logger()
 #: The start of each tensor, bytes: as torch allocates them.
 _ALIGN = 64
+#: cudaHostRegisterPortable: for every context of the process.
+_PORTABLE = 1
 #: One is written, one waits.
 BUFFERS = 2
+#: Whether this system has memory without a name. Without it the saver's thread does all the work.
+SHARED = hasattr(os, "memfd_create")
 
 
 class Buffer:
@@ -57,9 +61,9 @@ class Buffer:
 def _pin(memory: mmap.mmap) -> None:
     """Page-lock it for the life of the process. A refusal (a limit on locked memory) costs speed only."""
     view = torch.frombuffer(memory, dtype=torch.uint8)
-    code = torch.cuda.cudart().cudaHostRegister(view.data_ptr(), view.numel(), 0)
-    if int(code):
-        _log.warning("staging.not_pinned", bytes=view.numel(), code=int(code))
+    code = int(torch.cuda.cudart().cudaHostRegister(view.data_ptr(), view.numel(), _PORTABLE))
+    if code:
+        _log.warning("staging.not_pinned", bytes=view.numel(), code=code)
 
 
 def _unpin(memory: mmap.mmap) -> None:
@@ -133,7 +137,7 @@ class Staging:
         """Copies of them as they are now. In memory of their own if both buffers are in use, or a
         tensor is of a kind that no checkpoint holds.
         """
-        buffer = self._take()
+        buffer = self._take() if SHARED else None
         if buffer is None or any(one.dtype not in DTYPE_NAMES for one in tensors.values()):
             if buffer is not None:
                 self.give_back(buffer)

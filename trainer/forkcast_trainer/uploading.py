@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ from forkcast_wire.store import StoreError, StoreRefused, StoreUnavailable, open
 
 _log = structlog.get_logger()
 #: Beside the training it takes what processor time is left.
-_NICE = 10
+_NICE = 5
 _MOST_BYTES = 64 << 10
+#: Between two starts, seconds: it may die of something that lasts.
+_BETWEEN_STARTS = 60.0
 _ERRORS: dict[str, type[Exception]] = {
     one.__name__: one for one in (CheckpointError, StoreUnavailable, StoreRefused, StoreError)
 }
@@ -130,6 +133,57 @@ class UploadProcess:
         self._socket.close()
         self._process.kill()
         self._process.wait()
+
+
+class Uploads:
+    """Uploads by the other process if that is up, by the calling thread if not. Of the saver's thread
+    alone; see `UploadProcess`.
+    """
+
+    def __init__(self, storage: Storage | None, workdir: Path, scratch: Path) -> None:
+        """storage: None for no other process."""
+        self._storage, self._workdir, self._scratch = storage, workdir, scratch
+        self._process: UploadProcess | None = None
+        self._not_before = 0.0
+
+    def start(self) -> None:
+        """Unless it runs, or has been started a moment ago."""
+        now = time.monotonic()
+        if self._process is not None or self._storage is None or now < self._not_before:
+            return
+        self._not_before = now + _BETWEEN_STARTS
+        try:
+            self._process = UploadProcess(self._storage, self._workdir)
+        except OSError as error:
+            _log.warning("saver.process_not_started", error=str(error))
+        else:
+            _log.info("saver.process_started", pid=self._process.pid)
+
+    def upload(
+        self,
+        store: Store,
+        snapshot: Snapshot,
+        folder: str,
+        kind: StateKind,
+        scratch: Path,
+        level: int,
+    ) -> Uploaded:
+        """As `checkpoint.upload`. If the process dies of it the calling thread writes the same copy."""
+        if self._process is not None and isinstance(snapshot.tensors, Staged):
+            try:
+                if self._process.up():
+                    return self._process.upload(snapshot, folder, kind, level)
+            except UploadProcessDiedError as error:
+                _log.warning("saver.process_died", error=str(error))
+                self.close()
+                checkpoint.sweep(self._scratch)
+        return checkpoint.upload(store, snapshot, folder, kind, scratch, level)
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
 
 def _error(answer: dict[str, Any]) -> Exception:
