@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from forkcast_cli import words
 from forkcast_cli.metrics import Metrics
 from forkcast_cli.view import RunView
 
@@ -18,6 +19,11 @@ def headline_tiles(metrics: Metrics, view: RunView) -> list[tuple[str, str, str]
     of_total = f"of {view.total_steps:,}; " if view.total_steps else ""
     return [
         ("steps", f"{step:,}", f"{of_total}lineage epoch {len(view.lineage)}"),
+        *(
+            [("passes over the text", said, "how often the run has seen each of its texts")]
+            if (said := words.passes(view.progress))
+            else []
+        ),
         (
             "validation perplexity",
             _figure(metrics.validation_perplexity, ".2f"),

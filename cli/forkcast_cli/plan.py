@@ -10,8 +10,9 @@ from forkcast.retention import log_spaced_steps
 from forkcast_cli import rate
 from forkcast_cli.shapes import ModelPlan, plan_model, tokens_per_step
 from forkcast_trainer.data.files import source_files
+from forkcast_trainer.data.s3_text import SCHEME
 from forkcast_trainer.errors import DataError
-from forkcast_wire.manifest import Mode, TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import Mode, TextFormat, TrainingRun, TrainingRunSpec
 
 #: Of the state, in memory, while it is saved; the trainer's staging has as many buffers, a test says.
 COPIES = 2
@@ -91,17 +92,20 @@ def plan(manifest: TrainingRun) -> Plan:
 
 def _text(spec: TrainingRunSpec, vocabulary: int | None) -> dict[str, int | None]:
     """Files and bytes of the training text; a token is at least a byte of it."""
-    source = spec.data.train
-    try:
-        files = source_files(source, "spec.data.train")
-        found = sum(path.stat().st_size for path in files)
-    except (DataError, OSError):
-        files, found = [], 0
-    if not files:
-        return {"text_files": None, "text_bytes": None, "token_bytes": None}
-    read = min(found, source.max_bytes or found)
+    files = found = read = 0
+    for field, source in spec.data.texts():
+        try:
+            files_of = [] if source.uri.startswith(SCHEME) else source_files(source, field)
+            sizes = [path.stat().st_size for path in files_of]
+        except (DataError, OSError):
+            sizes = []
+        if not sizes:
+            return {"text_files": None, "text_bytes": None, "token_bytes": None}
+        files, found = files + len(sizes), found + sum(sizes)
+        if source.format is not TextFormat.TOKENS:  # these are used where they are
+            read += min(sum(sizes), source.max_bytes or sum(sizes))
     width = 2 if vocabulary is not None and vocabulary <= 1 << 16 else 4
-    return {"text_files": len(files), "text_bytes": found, "token_bytes": width * read}
+    return {"text_files": files, "text_bytes": found, "token_bytes": width * read}
 
 
 def _rollouts(spec: TrainingRunSpec) -> int:

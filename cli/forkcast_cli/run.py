@@ -178,6 +178,8 @@ def panel(view: RunView, losses: list[float]) -> Group:
         line.append(f"loss {p['loss']:.3f} nats/token  ")
         line.append(sparkline(losses[-60:]), style="cyan")
         line.append(f"  {pace(p)}")
+        if said := words.passes(p):
+            line.append(f"  passes over the text: {said}", style="dim")
         if p.get("learning_rate_factor", 1.0) != 1.0:
             line.append(f"  learning rate x{p['learning_rate_factor']:.3g}", style="yellow")
     parts: list[Progress | Text | Table] = [bar, line]

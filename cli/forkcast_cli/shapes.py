@@ -81,11 +81,13 @@ def vocabulary_size(data: Data) -> int | None:
     """Ids of the manifest's tokenizer, where they can be told without loading it: one more than
     its highest, and one more still where it has no end-of-text of its own.
     """
+    if data.vocabulary_size is not None:
+        return data.vocabulary_size
     if data.tokenizer == "bytes":
         return _BYTES_VOCABULARY
     folder = Path(data.tokenizer)
     if not folder.is_dir():
-        named = (family.vocabulary_of(data.tokenizer) for family in models.FAMILIES)
+        named = (family.vocabulary_of(data.tokenizer) for family in models.families())
         return next((ids for ids in named if ids is not None), None)
     document = _json(folder / "tokenizer.json")
     if document is not None:

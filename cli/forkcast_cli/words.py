@@ -72,6 +72,14 @@ def trigger_sentence(trigger: Trigger) -> str:
     return f"At step {trigger.step}, {_RULES[trigger.rule]}: z {trigger.z:.1f}{said}.{since}"
 
 
+def passes(progress: Mapping[str, Any]) -> str:
+    """How often each text has been seen, e.g. `code 2.31, web 0.12`; '' if the trainer has not said."""
+    found: Mapping[str, float] = progress.get("passes") or {}
+    if list(found) == ["train"]:
+        return f"{found['train']:.2f}"
+    return ", ".join(f"{name} {count:.2f}" for name, count in found.items())
+
+
 def told_events(progress: Mapping[str, Any]) -> list[str]:
     """The newest events that a watched run has told of, in sentences."""
     return [f"unstable at step {one['step']}: {one['cause']}" for one in progress.get("events", ())]

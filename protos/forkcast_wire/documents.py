@@ -133,6 +133,15 @@ class TextIdentity:
     validation_sha256: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextCommits:
+    """text-commits.json: which commit of each data set of the hub the run reads, by `name@revision` as the
+    manifest gives them.
+    """
+
+    commits: dict[str, str]
+
+
 class DocumentError(ValueError):
     """A stored document is not what its name says."""
 

@@ -12,6 +12,7 @@ CATALOGUE = "catalogue.json"
 RUN = "run.json"
 COMPLETE = "complete.json"
 TEXT = "text.json"
+TEXT_COMMITS = "text-commits.json"
 LINEAGE_PREFIX = "lineage/"
 ATTEMPTS_PREFIX = "attempts/"
 SUPPRESSED_PREFIX = "suppressed/"
@@ -176,7 +177,7 @@ _TRIGGER = r"e\d+-t\d+[a-z0-9-]*"
 _RECORD = re.compile(
     "|".join(
         (
-            *(re.escape(name) for name in (RUN, COMPLETE, TEXT, CATALOGUE)),
+            *(re.escape(name) for name in (RUN, COMPLETE, TEXT, TEXT_COMMITS, CATALOGUE)),
             rf"{LINEAGE_PREFIX}\d+\.json",
             rf"{ATTEMPTS_PREFIX}\d+\.json",
             rf"{SUPPRESSED_PREFIX}{_TRIGGER}\.json",

@@ -27,10 +27,14 @@ from forkcast_wire.manifest_branching import (
     Uncertainty,
 )
 from forkcast_wire.manifest_data import (
+    HUGGING_FACE,
     STRESSOR_PROBABILITY,
     Data,
+    DataStorage,
     Device,
     Dtype,
+    IdType,
+    MixtureSource,
     Model,
     ModelSize,
     Stressor,
@@ -64,6 +68,7 @@ from forkcast_wire.manifest_training import (
 
 __all__ = [
     "FIXED",
+    "HUGGING_FACE",
     "STRESSOR_PROBABILITY",
     "Acceptance",
     "ActionChoices",
@@ -74,11 +79,14 @@ __all__ = [
     "Clipping",
     "Confirm",
     "Data",
+    "DataStorage",
     "Device",
     "Dtype",
+    "IdType",
     "Images",
     "Lifecycle",
     "Metadata",
+    "MixtureSource",
     "Mode",
     "Model",
     "ModelSize",
@@ -125,6 +133,8 @@ FIXED: Final = (
     "storage",
     "managedBy",
 )
+#: Decimals, which CEL does not see: a cluster cannot refuse their change, `forkcast run` does.
+_UNSEEN: Final = ("training.zLoss",)
 _WHILE_SUSPENDED = ("resources", "scheduling", "podPatch")
 _STEPS = "self.training.scheduleSteps"
 _NO_LENGTH = f"is the length of {', '.join(WITH_LENGTH)}; leave it out"
@@ -142,6 +152,7 @@ class TrainingRunSpec(Part):
                 "cannot change within a run; undo it, or create another TrainingRun",
             )
             for name in FIXED
+            if name not in _UNSEEN
         ),
         Rule(
             ".training.totalSteps",

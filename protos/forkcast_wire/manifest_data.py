@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from forkcast_wire.endpoint import Endpoint
 from forkcast_wire.fields import (
     PLAIN_PATTERN,
     Count,
     Decimal,
     Fraction,
     Part,
+    Positive,
     Rule,
     Seed,
     Steps,
     StepsOrZero,
     Uri,
 )
+from forkcast_wire.manifest_pods import CaRef, SecretRef
 
 
 class Dtype(StrEnum):
@@ -51,26 +56,39 @@ class ModelSize(Part):
     """Dropout everywhere in the model."""
 
 
+#: Before the folder or the hub id of a causal language model.
+HUGGING_FACE: Final = "hf:"
+_SOURCE_RULE: Final = (
+    "is set exactly when init is Pretrained and architecture is not hf:...; set both or neither"
+)
+
+
 class Model(Part):
     """Which model is trained and where its first weights come from."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             ".source",
-            "(self.init == 'Pretrained') == has(self.source)",
-            "is set exactly when init is Pretrained; set both or neither",
+            "(self.init == 'Pretrained' && !(has(self.architecture) && "
+            "self.architecture.startsWith('hf:'))) == has(self.source)",
+            _SOURCE_RULE,
         ),
     )
 
-    architecture: Annotated[str, Field(min_length=1, max_length=63, pattern=PLAIN_PATTERN)] = "gpt2"
+    architecture: Annotated[str, Field(min_length=1, max_length=1024, pattern=PLAIN_PATTERN)] = (
+        "gpt2"
+    )
     """A name of the trainer's model shelf: gpt2-tiny, gpt2, gpt2-medium, gpt2-large,
-    gpt2-xl."""
+    gpt2-xl; or `hf:` and a folder in Hugging Face layout or a hub id: any causal language model
+    of the transformers library, in the size that its config.json says. A relative folder is relative
+    to the manifest."""
     size: ModelSize = ModelSize()
     """Overrides of the architecture's shape."""
     init: Literal["FromScratch", "Pretrained"] = "FromScratch"
-    """Random first weights, or those of `source`."""
+    """Random first weights, or those of `source`; with `hf:` those beside its config.json."""
     source: Uri | None = None
-    """With init Pretrained: a folder in Hugging Face layout, or a hub id."""
+    """With init Pretrained: a folder in Hugging Face layout, or a hub id. Not with `hf:`, which names
+    it."""
     dtype: Dtype = Dtype.AUTO
     """Arithmetic of the forward and backward pass. Auto: bf16 where the device has it, else fp32."""
     device: Device = Device.AUTO
@@ -82,18 +100,46 @@ class Model(Part):
 
     @model_validator(mode="after")
     def _source_goes_with_pretrained(self) -> Self:
-        if (self.init == "Pretrained") != (self.source is not None):
-            raise ValueError("source: is set exactly when init is Pretrained; set both or neither")
+        named = self.architecture.startswith(HUGGING_FACE)
+        if (self.init == "Pretrained" and not named) != (self.source is not None):
+            raise ValueError(f"source: {_SOURCE_RULE}")
         return self
 
 
 class TextFormat(StrEnum):
-    """Auto: by the file's suffix. Dataset: a hub id for the `datasets` library."""
+    """Auto: by the file's suffix. Dataset: a hub id for the `datasets` library. Tokens: ids."""
 
     AUTO = "Auto"
     TEXT = "Text"
     PARQUET = "Parquet"
     DATASET = "Dataset"
+    TOKENS = "Tokens"
+
+
+class IdType(StrEnum):
+    """Of the ids in a file that holds nothing else; little-endian."""
+
+    UINT16 = "UInt16"
+    UINT32 = "UInt32"
+    INT32 = "Int32"
+    INT64 = "Int64"
+
+    @property
+    def numpy(self) -> Literal["uint16", "uint32", "int32", "int64"]:
+        """Numpy's name of it."""
+        return _NUMPY[self]
+
+
+_NUMPY: Mapping[IdType, Literal["uint16", "uint32", "int32", "int64"]] = {
+    IdType.UINT16: "uint16",
+    IdType.UINT32: "uint32",
+    IdType.INT32: "int32",
+    IdType.INT64: "int64",
+}
+
+
+#: A bucket, and what the names of objects begin with.
+_S3: Final = "^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$"
 
 
 class TextSource(Part):
@@ -104,27 +150,98 @@ class TextSource(Part):
     skipped, links followed, and each real file is read once. The text of an end-of-text token is text.
     """
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".uri",
+            f"!self.uri.startsWith('s3://') || self.uri.matches('{_S3}')",
+            "not s3://BUCKET/PREFIX; give a bucket's name, and what names of its objects begin with",
+        ),
+        Rule(
+            ".uri",
+            "!self.uri.startsWith('s3://') || !(self.format in ['Dataset', 'Tokens'])",
+            "a bucket holds text; give a folder, or another format",
+        ),
+    )
+
     uri: Uri
-    """A file or folder, `python-stdlib:` (the standard library's own sources), or a hub id of the
-    `datasets` library. Relative paths are relative to the manifest."""
+    """A file or folder, `s3://BUCKET/PREFIX` (an object, or all below a folder; see `s3` of the data),
+    `python-stdlib:` (the standard library's own sources), or a hub id of the `datasets` library.
+    Relative paths are relative to the manifest."""
     format: TextFormat = TextFormat.AUTO
     """What is at the uri. Auto: by the file's suffix, `.parquet`, JSON lines (`.jsonl`, `.ndjson`,
-    `.json`; in a folder `.json` only if compressed), or text. Dataset: a hub id."""
+    `.json`; in a folder `.json` only if compressed), or text. Dataset: a hub id. Tokens: text that is
+    tokenised already, used where it is: a `.bin` file, or a folder's `<split>.bin`, or without that all
+    its `.bin` files; Megatron-LM's with its `.idx`, a token file of a run with its `.json`, or bare ids
+    as nanoGPT writes them."""
     config_name: Annotated[str, Field(max_length=256, pattern=PLAIN_PATTERN)] | None = None
     """Configuration of the data set, e.g. wikitext-103-raw-v1."""
+    revision: Annotated[str, Field(min_length=1, max_length=256, pattern=PLAIN_PATTERN)] | None = (
+        None
+    )
+    """Branch, tag or commit of a data set of the hub. Absent: its default branch. The run keeps to the
+    commit that it finds at its first start."""
     split: Annotated[str, Field(min_length=1, max_length=64, pattern=PLAIN_PATTERN)] = "train"
-    """Split of the data set."""
+    """Split of the data set; of a folder of tokens the file `<split>.bin`, e.g. val."""
     text_column: Annotated[str, Field(min_length=1, max_length=128, pattern=PLAIN_PATTERN)] = "text"
     """Column that holds the text, in Parquet files, JSON lines and data sets."""
     max_bytes: Count = 0
-    """Stop reading after this much text, bytes; 0 = all of it."""
+    """Stop reading after this much text, bytes; 0 = all of it. Of tokens: bytes of their file."""
+    id_type: IdType | None = None
+    """Type of bare ids (format Tokens). Absent: UInt16; an index or a card says it itself."""
+
+    @model_validator(mode="after")
+    def _text_in_a_bucket(self) -> Self:
+        if self.uri.startswith("s3://"):
+            if not re.match(_S3, self.uri):
+                raise ValueError(
+                    "uri: not s3://BUCKET/PREFIX; give a bucket's name, and what names of its objects "
+                    "begin with"
+                )
+            if self.format in (TextFormat.DATASET, TextFormat.TOKENS):
+                raise ValueError("uri: a bucket holds text; give a folder, or another format")
+        return self
+
+
+class DataStorage(Part):
+    """The S3 API that `s3://` texts are read from, and the keys for it."""
+
+    endpoint: Endpoint
+    """URL of the S3 API: scheme, host and port. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are honoured."""
+    region: Annotated[str, Field(max_length=64, pattern=PLAIN_PATTERN)] = "us-east-1"
+    """Region that requests are signed for."""
+    credentials_dir: Uri | None = None
+    """Folder with the files accessKeyId and secretAccessKey, and sessionToken for temporary keys;
+    they may change at any time. Absent: the AWS_* variables, web identity, profile, container or
+    instance role; on a cluster the operator sets it to where `secretRef` is mounted."""
+    secret_ref: SecretRef | None = None
+    """Kubernetes only: the Secret with the credentials, in the run's namespace. Absent: what the pods'
+    variables and service account give."""
+    ca_file: Uri | None = None
+    """PEM file that an https endpoint's certificate is checked against. Absent: the system's; on a
+    cluster the operator sets it to where `caRef` is mounted."""
+    ca_ref: CaRef | None = None
+    """Kubernetes only: where `caFile` comes from."""
+
+
+class MixtureSource(TextSource):
+    """A text of a mixture: a source with a name and a weight."""
+
+    name: Annotated[
+        str,
+        Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$"),
+    ]
+    """What progress and errors call it; no other source has this name."""
+    weight: Annotated[Positive, Field(le=1_000_000)]
+    """Its share of the sequences, as a part of the sum of all weights, whatever its size: a text that
+    is used up begins again, in another order."""
 
 
 class Validation(Part):
     """The held-out text and how often it is looked at."""
 
     source: TextSource | None = None
-    """Its own text. Absent: the last `fraction` of the training tokens is held out."""
+    """Its own text. Absent: the last `fraction` of the training tokens is held out, of each text of a
+    mixture; they are looked at by weight."""
     fraction: Annotated[Decimal, Field(gt=0, lt=1)] = 0.02
     """Share of the training tokens that is held out where there is no source."""
     every_steps: Steps = 1000
@@ -138,16 +255,52 @@ class Validation(Part):
 class Data(Part):
     """The text, how it becomes tokens, and in which order they come."""
 
-    train: TextSource
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ".train",
+            "has(self.train) == (size(self.mixture) == 0)",
+            "train is one text, mixture several; give exactly one of them",
+        ),
+        Rule(
+            ".mixture",
+            "self.mixture.all(one, self.mixture.exists_one(other, other.name == one.name))",
+            "two sources have the same name; rename one",
+        ),
+    )
+
+    train: TextSource | None = None
     """The training text."""
+    mixture: Annotated[list[MixtureSource], Field(max_length=32)] = []
+    """Several training texts instead of one, each with its share of the sequences; no sequence holds
+    two of them."""
     validation: Validation = Validation()
     """The held-out text."""
+    s3: DataStorage | None = None
+    """Where `s3://` texts are, if not in the run's own store's server with its keys."""
     tokenizer: Uri = "bytes"
-    """`bytes` (256 ids and one end-of-text), a folder with tokenizer files, or a hub id."""
+    """`bytes` (256 ids and one end-of-text), a folder with tokenizer files, or a hub id. Of text that is
+    all Tokens: the tokenizer that made them, or `bytes` with a `vocabularySize`."""
+    vocabulary_size: Annotated[int, Field(ge=2, le=16_777_216, strict=True)] | None = None
+    """Ids that the model has, at least the tokenizer's. Absent: the tokenizer's."""
     sequence_length: Annotated[int, Field(ge=8, le=1_048_576, strict=True)] = 1024
     """Tokens of a sequence."""
     shuffle_seed: Seed = 17
-    """Seed of the order of the sequences."""
+    """Seed of the order of the sequences, and of the choice between the texts of a mixture."""
+
+    def texts(self) -> Sequence[tuple[str, TextSource]]:
+        """The training texts, each with the field that it stands in."""
+        if self.train is not None:
+            return [("spec.data.train", self.train)]
+        return [(f"spec.data.mixture[{number}]", one) for number, one in enumerate(self.mixture)]
+
+    @model_validator(mode="after")
+    def _one_text_or_several(self) -> Self:
+        if (self.train is None) == (not self.mixture):
+            raise ValueError("train is one text, mixture several; give exactly one of them")
+        names = [one.name for one in self.mixture]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"mixture: two sources have the name {twice[0]}; rename one")
+        return self
 
 
 class StressorType(StrEnum):

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from forkcast_wire.echo import shown
 from forkcast_wire.fields import NAME_PATTERN, PLAIN_PATTERN
-from forkcast_wire.manifest import TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import HUGGING_FACE, TrainingRun, TrainingRunSpec
 from forkcast_wire.manifest_error import ManifestError
 from forkcast_wire.manifest_yaml import read_documents, unusable
 
@@ -240,11 +240,14 @@ def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
     document = manifest.document()
     spec = document["spec"]
     faults: list[ManifestError] = []
-    sources = [("spec.data.train", spec["data"]["train"])]
+    sources = [("spec.data.train", spec["data"]["train"])] if "train" in spec["data"] else []
+    sources += [(f"spec.data.mixture[{n}]", one) for n, one in enumerate(spec["data"]["mixture"])]
     if held := spec["data"]["validation"].get("source"):
         sources.append(("spec.data.validation.source", held))
     for field, source in sources:
-        if source["uri"] not in _LOCAL and source["format"] != "Dataset":
+        if source["uri"] in _LOCAL or source["uri"].startswith("s3://"):
+            continue
+        if source["format"] != "Dataset":
             with _noted(f"{field}.uri", faults):
                 source["uri"] = str(_readable_text(f"{field}.uri", _found(folder, source["uri"])))
     for part, name in ((spec["data"], "tokenizer"), (spec["model"], "source")):
@@ -252,6 +255,11 @@ def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
         if part.get(name) not in (None, "bytes"):
             with _noted(field, faults):
                 part[name] = _folder_or_hub(field, folder, part[name])
+    if (named := spec["model"]["architecture"]).startswith(HUGGING_FACE):
+        field = "spec.model.architecture"
+        with _noted(field, faults):
+            place = _folder_or_hub(field, folder, named.removeprefix(HUGGING_FACE))
+            spec["model"]["architecture"] = f"{HUGGING_FACE}{place}"
     storage = spec["storage"]
     for name in ("credentialsDir", "caFile", "path"):
         if storage.get(name):
@@ -259,6 +267,11 @@ def _anchored(manifest: TrainingRun, folder: Path) -> TrainingRun:
                 storage[name] = str(_found(folder, storage[name]).resolve())
                 if name == "path":
                     _usable_store(Path(storage[name]))
+    access = spec["data"].get("s3") or {}
+    for name in ("credentialsDir", "caFile"):
+        if access.get(name):
+            with _noted(f"spec.data.s3.{name}", faults):
+                access[name] = str(_found(folder, access[name]).resolve())
     if faults:
         raise _together(faults)
     return TrainingRun.model_validate(document)

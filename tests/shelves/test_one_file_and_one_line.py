@@ -1,4 +1,4 @@
-"""A signal, a search strategy, a clipping policy and a schedule are one file and one line each: put into a copy
+"""A signal, a search strategy, a clipping policy, a schedule and a model family are one file and one line each: put into a copy
 of the tree, they are in the manifest, the cluster's definitions, a real run, its decision, its
 history and its report, and the shipped proxy still answers.
 """
@@ -31,6 +31,7 @@ TOYS = {
     "backwards": ("operator/forkcast_operator/search", "Backwards", "SEARCH"),
     "stairs": ("core/forkcast/schedules", "Stairs", "SCHEDULES"),
     "halving": ("trainer/forkcast_trainer/clipping", "Halving", "CLIPPING"),
+    "pairs": ("trainer/forkcast_trainer/models", "Pairs", "FAMILIES"),
 }
 MANIFEST = tiny_run(
     "toys",
@@ -57,6 +58,7 @@ MANIFEST = tiny_run(
     },
     proxy={"horizonSteps": 50, "timeoutSeconds": "60"},
 )
+MANIFEST["spec"]["model"]["architecture"] = "pairs"
 
 
 class Copy:
@@ -233,3 +235,20 @@ def test_a_search_drafts_and_a_clipping_policy_clips(run: Path) -> None:
     assert decision.draft.proxy in (ProxyAnswer.ANSWERED, ProxyAnswer.ABSTAINED)
     for row in read_history(run / "statistics")[:50]:
         assert row["grad_norm_clipped"] == pytest.approx(0.5 * row["grad_norm"], rel=1e-5)
+
+
+def test_a_family_is_planned_trained_forked_and_exported(copy: Copy, run: Path) -> None:
+    parameters = 2 * 257 * 16 + 16 * 16
+    planned = json.loads(
+        copy.python("-m", "forkcast_cli", "plan", str(run.parent / "m.yaml"), "--json")
+    )
+    assert planned["model"]["parameters"] == parameters
+    rows = list(read_history(run / "statistics"))
+    assert sum(row["loss"] for row in rows[-10:]) / 10 < rows[0]["loss"] - 0.1
+    assert {row["attention_entropy"] for row in rows} == {None}  # it has no attention
+    decision = load(Decision, (run / "branches/e0-t60/decision.json").read_bytes())
+    assert len(decision.trials) == 2  # the control and a candidate, each a rollout of its own
+    export = ("-m", "forkcast_cli", "checkpoint", "export", str(run))
+    copy.python(*export, str(run / "weights.safetensors"), "--as", "safetensors")
+    said = copy.python(*export, str(run / "hf"), code=2)
+    assert "pairs has no layout of Hugging Face's; export as safetensors" in " ".join(said.split())

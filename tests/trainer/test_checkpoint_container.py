@@ -101,6 +101,9 @@ RIGHT = containers.frame(bytes(8))
         {"frames": [[64, 8, "pickle", RIGHT[3]]]},
         {"frames": [[64, 8, [], RIGHT[3]]]},
         {"frames": [[64, 8, "planes", RIGHT[3]]]},
+        {"frames": [[64, 8, "high8", RIGHT[3]]]},
+        {"frames": [[64, 8, "first8", RIGHT[3]]]},
+        {"dtype": "int32", "frames": [[64, 8, "second8", RIGHT[3]]]},
         {"frames": [[64, 8, "raw", None]]},
         {"frames": [[64, 8, "raw"]]},
         {"frames": [None]},
@@ -207,6 +210,8 @@ def test_one_tensor_is_read_whatever_became_of_the_others(tmp_path):
 
 class Backwards:
     """A codec: the bytes in reverse."""
+
+    LOSSLESS, FLOATS = True, False
 
     @staticmethod
     def decode(frame, chunk, _):

@@ -11,9 +11,9 @@ from blake3 import blake3
 
 from forkcast.records import StateKind
 from forkcast_trainer import checkpoint, container_v2, schema, state
-from forkcast_trainer.checkpoint import Snapshot, write_container
+from forkcast_trainer.checkpoint import Snapshot, read_container, write_container
 from forkcast_trainer.frame_codecs import CODECS
-from forkcast_trainer.table import DTYPES, MAGIC
+from forkcast_trainer.table import DTYPES, MAGIC, Role
 from forkcast_wire import keys
 from forkcast_wire.documents import STATE_FORMAT, read_manifest
 from forkcast_wire.store import FolderStore
@@ -61,11 +61,18 @@ def test_the_pages_reader_decodes_a_real_state(make_engine, read, tmp_path, leve
 
 
 def test_the_pages_reader_puts_planes_and_chunks_together(read, tmp_path):
-    """Of every dtype, several chunks a tensor; the engine's own state has only one of each."""
+    """Of every dtype, several chunks a tensor; the engine's own state has only one of each. And of
+    every codec: moments over many powers of two, some of them 0.
+    """
     state = {
         name: (torch.arange(999) % 2 * 50).to(dtype).reshape(27, 37)
         for name, dtype in DTYPES.items()
     }
+    draw = torch.Generator().manual_seed(3)
+    first = torch.randn(27, 37, generator=draw) * 2.0 ** torch.arange(-18, 19)
+    state |= {"signed": first, "first": first * (first > 0), "second": first.square()}
+    state["second"][3:9] = 0
+    roles = {"first": Role.FIRST_MOMENT, "second": Role.SECOND_MOMENT}
     meta = {"run_uid": "u", "epoch": 0, "attempt": 0, "step": 7}
     (tmp_path / "manifest.json").write_text(
         json.dumps(
@@ -74,7 +81,11 @@ def test_the_pages_reader_puts_planes_and_chunks_together(read, tmp_path):
                 "state": {
                     "step": 7,
                     "digest": write_container(
-                        Snapshot(meta, state), tmp_path / "cp_7.ptz", 1, chunk_bytes=264
+                        Snapshot(meta, state, roles),
+                        tmp_path / "cp_7.ptz",
+                        1,
+                        chunk_bytes=1320,
+                        int8=True,
                     ),
                 },
             }
@@ -82,9 +93,10 @@ def test_the_pages_reader_puts_planes_and_chunks_together(read, tmp_path):
     )
     _, told, tensors = read(tmp_path)
     assert told == meta
+    state |= {name: read_container(tmp_path / "cp_7.ptz").tensors[name] for name in roles}
     for name, tensor in state.items():
         assert tensors[name] == (
-            name,
+            str(tensor.dtype).removeprefix("torch."),
             [27, 37],
             bytes(tensor.reshape(-1).view(torch.uint8).numpy()),
         )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 import tracemalloc
 from pathlib import Path
@@ -21,13 +22,15 @@ from forkcast_trainer.checkpoint import (
     verify_container,
     write_container,
 )
-from forkcast_trainer.table import DTYPES
+from forkcast_trainer.frame_codecs import CODECS
+from forkcast_trainer.table import DTYPES, Role
 from forkcast_wire import keys
 from forkcast_wire.documents import read_manifest
 from forkcast_wire.store import FolderStore
 from tests.trainer import containers
 
 DATA = Path(__file__).parents[1] / "data" / "state_v1"
+SECOND = DATA.with_name("state_v2")
 META = {"run_uid": "u", "epoch": 0, "attempt": 0, "step": 7, "loss": 1.5}
 
 
@@ -88,14 +91,14 @@ def test_a_large_tensor_of_every_dtype_comes_back_to_the_bit(tmp_path):
         for row in containers.parts(tmp_path / "x.ptz")[0]["tensors"]
         for frame in row["frames"]
     }
-    assert used == {"planes"}
+    assert used == {"planes", "high8"}
 
 
 # ---------------------------------------------------------------- damage
 
 
 def seeds(folder):
-    """A small state, packed and raw, each in several frames."""
+    """A small state, packed, raw and with moments in 8 bits, each in several frames."""
     draw = torch.Generator().manual_seed(0)
     state = {
         "weights": torch.randn(16, 12, generator=draw) / 50,
@@ -104,9 +107,12 @@ def seeds(folder):
         "step": torch.tensor(7.0),
         "none": torch.empty(0, 3),
     }
-    made = []
-    for level, chunk in ((1, 256), (0, 64)):
-        write_container(Snapshot(META, state), folder / "seed.ptz", level, chunk_bytes=chunk)
+    state["first"] = state["weights"] * 2.0 ** torch.arange(-6, 6)
+    state["second"] = state["first"].square()
+    roles = {"first": Role.FIRST_MOMENT, "second": Role.SECOND_MOMENT}
+    saved, made = Snapshot(META, state, roles), []
+    for level, chunk, int8 in ((1, 256, False), (0, 64, False), (1, 256, True), (0, 64, True)):
+        write_container(saved, folder / "seed.ptz", level, chunk_bytes=chunk, int8=int8)
         made.append((folder / "seed.ptz").read_bytes())
         assert len(containers.parts(folder / "seed.ptz")[0]["tensors"][0]["frames"]) > 2
     return made
@@ -178,7 +184,10 @@ def lying(data, rng, path):
     if what == 0:
         rng.choice(row["frames"])[rng.randrange(2)] = rng.choice(LIES)
     elif what == 1:
-        rng.choice(row["frames"])[2] = rng.choice(["planes", "raw", "zstd", "", None, 1])
+        frame = rng.choice(row["frames"])
+        # that a moment is the first and not the second, nothing says but the index
+        others = {"first8", "second8"} if frame[2] in ("first8", "second8") else {frame[2]}
+        frame[2] = rng.choice([*sorted(set(CODECS) - others), "zstd", "", None, 1])
     elif what == 2:
         one, other = rng.choice(rows)["frames"], row["frames"]
         i, j = rng.randrange(len(one)), rng.randrange(len(other))
@@ -212,6 +221,10 @@ def small(_meta, table):
             raise CheckpointError(f"{name}: no model's")
 
 
+#: How many; more with e.g. FORKCAST_DAMAGED_FILES=100000.
+DAMAGED = int(os.environ.get("FORKCAST_DAMAGED_FILES", "12000"))
+
+
 def test_twelve_thousand_damaged_files_are_refused_in_bounded_memory(tmp_path):
     rng, path, done = random.Random(12), tmp_path / "x.ptz", 0
     kinds = (flipped, cut, longer, overwritten, swapped, lying)
@@ -219,7 +232,7 @@ def test_twelve_thousand_damaged_files_are_refused_in_bounded_memory(tmp_path):
     taken, said = [], set()
     tracemalloc.start()
     try:
-        while done < 12_000:
+        while done < DAMAGED:
             data, kind = rng.choice(originals), kinds[done % len(kinds)]
             damaged = lying(data, rng, path) if kind is lying else kind(data, rng)
             if damaged is None or damaged == data:
@@ -241,7 +254,7 @@ def test_twelve_thousand_damaged_files_are_refused_in_bounded_memory(tmp_path):
     assert most < 16 << 20
 
 
-# ---------------------------------------------------------------- version 1
+# ---------------------------------------------------------------- older files
 
 
 EXPECTED = {
@@ -257,12 +270,15 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("kind", [StateKind.RING, StateKind.CHECKPOINT], ids=["zstd", "raw"])
-def test_a_state_of_version_1_is_read_and_verified(tmp_path, kind):
-    """Both were written by the last version that wrote them."""
-    store = FolderStore(DATA)
+@pytest.mark.parametrize("kind", [StateKind.RING, StateKind.CHECKPOINT])
+@pytest.mark.parametrize(("version", "folder"), [(1, DATA), (2, SECOND)])
+def test_a_state_of_an_older_forkcast_is_read_and_verified(tmp_path, version, folder, kind):
+    """Those of version 1 were written by the last Forkcast that wrote it, those of version 2 by the
+    last that had the codecs raw and planes alone.
+    """
+    store = FolderStore(folder)
     manifest = read_manifest(store, keys.state(kind, 0, 0, 7))
-    assert manifest.format_version == 1
+    assert manifest.format_version == version
     saved = checkpoint.fetch(store, manifest.state, tmp_path, "u")
     assert saved.meta == META
     assert saved.tensors.keys() == EXPECTED.keys()

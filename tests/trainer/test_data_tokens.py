@@ -19,15 +19,16 @@ from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows, w
 from forkcast_trainer.data.files import source_files
 from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.data.text import pieces
+from forkcast_trainer.data.token_file import TokenFile
 from forkcast_trainer.data.tokenizer import open_tokenizer
-from forkcast_trainer.data.tokens import TokenFile, prepare
+from forkcast_trainer.data.tokens import Tokens
 from forkcast_trainer.errors import DataError
 from forkcast_trainer.stressors.block_shuffle import BlockShuffle
 from forkcast_wire.manifest import Data, Stressor, TextSource, Validation
+from tests.trainer.prepared import POEM, alone, bpe_folder, prepare
 from tests.waiting import HANG_SECONDS
 
 FIELD = "spec.data.train"
-POEM = "Größe, 東京 and\nplain words.\n"
 
 
 def read(uri, **more):
@@ -260,16 +261,6 @@ def test_a_damaged_token_file_is_made_again(text, tmp_path, damage):
     assert second.file.path.read_bytes() == whole
 
 
-def bpe_folder(folder, size, special=("<|endoftext|>",)):
-    from tokenizers import ByteLevelBPETokenizer
-
-    folder.mkdir(exist_ok=True)
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator([POEM * 10], vocab_size=size, special_tokens=list(special))
-    bpe.save_model(str(folder))
-    return folder
-
-
 def test_a_folder_with_vocab_and_merges_is_gpt2s_tokenizer(tmp_path):
     folder = bpe_folder(tmp_path / "gpt2", 270)
     tokenizer = open_tokenizer(str(folder))
@@ -350,7 +341,7 @@ def test_a_path_to_no_tokenizer_is_no_hub_id(uri, tmp_path, monkeypatch):
 
 def test_windows_cover_the_text_and_share_one_id(text, tmp_path):
     train, _ = prepare(data(text), tmp_path / "t", progress=False)
-    windows = Windows([train], 8)
+    windows = Windows(alone(train), 8)
     rows = windows.read(np.arange(windows.windows), 8)
     assert rows.shape == (window_count(train, 8), 9)
     assert np.array_equal(rows[1:, 0], rows[:-1, -1])
@@ -359,8 +350,8 @@ def test_windows_cover_the_text_and_share_one_id(text, tmp_path):
 
 def test_a_batch_is_named_by_the_samplers_state(text, tmp_path):
     train, _ = prepare(data(text), tmp_path / "t", progress=False)
-    windows = Windows([train], 8)
-    batches, others = Batches(windows, ()), Batches(Windows([train], 8), ())
+    windows = Windows(alone(train), 8)
+    batches, others = Batches(windows, ()), Batches(Windows(alone(train), 8), ())
     one, two = (Sampler(windows.windows, SamplerState(3)) for _ in range(2))
     for step in range(30):
         mine = batches.read(step, batches.draw(step, one, 5))
@@ -370,7 +361,7 @@ def test_a_batch_is_named_by_the_samplers_state(text, tmp_path):
 
 def test_what_is_drawn_does_not_hang_on_what_is_read(text, tmp_path):
     train, _ = prepare(data(text), tmp_path / "t", progress=False)
-    batches = Batches(Windows([train], 8), [BlockShuffle(Stressor(type="BlockShuffle"))])
+    batches = Batches(Windows(alone(train), 8), [BlockShuffle(Stressor(type="BlockShuffle"))])
     one, two = (Sampler(batches.text.windows, SamplerState(3)) for _ in range(2))
     for step in range(30):
         mine = batches.draw(step, one, 5)
@@ -384,9 +375,10 @@ def test_the_windows_of_several_texts_are_numbered_through_and_none_lies_in_two(
     ids = np.arange(100, dtype=np.uint16)
     ids.tofile(tmp_path / "ids.bin")
     facts = {"dtype": "uint16", "count": 100, "vocabulary_size": 100, "end_of_text": 99}
-    file = TokenFile(path=tmp_path / "ids.bin", sha256="", **facts)
-    windows = Windows([file.part(0, 30), file.part(30, 43), file.part(43, 100)], 8)
-    assert windows.counts == [3, 1, 7]
+    file = TokenFile(path=tmp_path / "ids.bin", name="ids", sha256="", **facts)
+    parts = [file.part(0, 30), file.part(30, 43), file.part(43, 100)]
+    windows = Windows([Tokens("a", 1, parts[:2]), Tokens("b", 1, parts[2:])], 8)
+    assert windows.counts == [4, 7]
     rows = windows.read(np.arange(11), 8)
     assert rows[:, 0].tolist() == [0, 8, 16, 30, 43, 51, 59, 67, 75, 83, 91]
     assert all(np.array_equal(row, np.arange(row[0], row[0] + 9)) for row in rows)
@@ -398,8 +390,8 @@ def test_the_windows_of_several_texts_are_numbered_through_and_none_lies_in_two(
 @pytest.mark.parametrize(("micro", "most"), [(4, 3), (1, 1), (7, 1000)])
 def test_validation_batches_are_fixed_and_never_repeat_a_window(text, tmp_path, micro, most):
     train, _ = prepare(data(text), tmp_path / "t", progress=False)
-    chosen = list(ValidationBatches(Windows([train], 8), micro, most))
-    again = list(ValidationBatches(Windows([train], 8), micro, most))
+    chosen = list(ValidationBatches(Windows(alone(train), 8), micro, most))
+    again = list(ValidationBatches(Windows(alone(train), 8), micro, most))
     assert all(np.array_equal(a, b) for a, b in zip(chosen, again, strict=True))
     assert all(1 <= len(batch) <= micro for batch in chosen)
     assert sum(map(len, chosen)) == min(window_count(train, 8), micro * most)

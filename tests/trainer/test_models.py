@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from forkcast.parameter_groups import GROUPS, group_of
 from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.errors import TrainerError
-from forkcast_trainer.models import FAMILIES, build
+from forkcast_trainer.models import build, family_of
 from forkcast_trainer.models.gpt2 import SIZES
 from forkcast_wire.manifest import Model, ModelSize
 
@@ -43,7 +43,7 @@ def test_the_tiny_one_has_the_size_the_quickstart_counts_on():
     [("gpt2", 124.4), ("gpt2-medium", 354.8), ("gpt2-large", 774.0), ("gpt2-xl", 1557.6)],
 )
 def test_published_sizes(name, millions):
-    shape = FAMILIES[0].shape(Model(architecture=name), 50257, 1024)
+    shape = family_of(name).shape(Model(architecture=name), 50257, 1024)
     assert shape.parameters / 1e6 == pytest.approx(millions, abs=0.05)
 
 

@@ -14,8 +14,10 @@ from forkcast.actions import Action
 from forkcast.records import StateKind
 from forkcast_trainer.data import tokens
 from forkcast_trainer.data.identity import compare
-from forkcast_trainer.data.published import fetch, publish, publish_aside
-from forkcast_trainer.data.tokens import Card, kept, names, prepare
+from forkcast_trainer.data.published import fetch, prepared, publish, publish_aside
+from forkcast_trainer.data.sources import locate
+from forkcast_trainer.data.token_file import Card, kept
+from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.errors import DataError
 from forkcast_trainer.rollout import Rollout
 from forkcast_wire import keys
@@ -40,8 +42,8 @@ def data(tmp_path):
 def store(data, tmp_path):
     """Into which the run has published its two token files."""
     made = MemoryStore()
-    prepare(data, tmp_path / "first", progress=False)
-    publish_aside(made, data, tmp_path / "first").join(HANG_SECONDS)
+    found = prepare(data, tmp_path / "first", progress=False)
+    publish_aside(made, found.files).join(HANG_SECONDS)
     return made
 
 
@@ -50,12 +52,16 @@ def read(monkeypatch):
     """The sources of which text was read."""
     found, pieces = [], tokens.pieces
 
-    def noted(source, field, counts):
+    def noted(source, field, counts, files):
         found.append(field)
-        yield from pieces(source, field, counts)
+        yield from pieces(source, field, counts, files)
 
     monkeypatch.setattr(tokens, "pieces", noted)
     return found
+
+
+def names(data):
+    return [text.name for text in locate(data).all]
 
 
 def _equal(folder, other):
@@ -66,10 +72,9 @@ def _equal(folder, other):
 def test_what_was_published_is_fetched_and_no_text_is_read(data, store, tmp_path, read):
     assert len(store.objects) == 4
     assert all(keys.is_record(key) for key in store.objects)
-    fetch(store, data, tmp_path / "second")
-    train, held = prepare(data, tmp_path / "second", progress=False)
+    found = prepared(store, data, tmp_path / "second", progress=False)
     assert read == []
-    assert (train.count, held.count) == (1051, 301)
+    assert (found.train[0].count, found.held[0].count) == (1051, 301)
     _equal(tmp_path / "second", tmp_path / "first")
 
 
@@ -111,16 +116,25 @@ def test_what_is_damaged_is_not_used_and_published_again(data, store, tmp_path, 
     else:
         other = replace(load(Card, store.objects[card]), sha256="0" * 64)
         store.objects[card] = dump(other)
-    fetch(store, data, tmp_path / "second")
+    fetch(store, locate(data), tmp_path / "second")
     assert kept(tmp_path / "second", name) is None
-    prepare(data, tmp_path / "second", progress=False)
+    found = prepare(data, tmp_path / "second", progress=False)
     assert read == ["spec.data.train"]
     _equal(tmp_path / "second", tmp_path / "first")
-    publish(store, data, tmp_path / "second")
-    if (
-        damage != "file"
-    ):  # of as many bytes: a process that fetches sees it, one that publishes does not
-        assert store.objects == before
+    publish(store, found.files)
+    assert store.objects == before
+
+
+def test_who_meets_damage_takes_the_card_back_and_whoever_has_the_tokens_publishes_them(
+    data, store, tmp_path, read
+):
+    before, file = dict(store.objects), keys.token_file(names(data)[0])
+    store.objects[file] = store.objects[file][:-2] + b"\0\0"  # of as many bytes as its card says
+    publish(store, prepare(data, tmp_path / "first", progress=False).files)
+    assert store.objects != before  # who publishes reads no file back
+    prepared(store, data, tmp_path / "second", progress=False)  # a rollout
+    until(lambda: store.objects == before, "the tokens, published again")
+    assert read == ["spec.data.train"]
 
 
 @pytest.mark.parametrize("access", ["get", "put", "head"])
@@ -131,26 +145,24 @@ def test_a_store_that_is_away_leaves_the_work_to_the_process(data, tmp_path, rea
 
     store = MemoryStore()
     store.before = away
-    fetch(store, data, tmp_path / "t")
-    prepare(data, tmp_path / "t", progress=False)
-    publish(store, data, tmp_path / "t")
+    found = prepared(store, data, tmp_path / "t", progress=False)
+    publish(store, found.files)
     assert len(read) == 2
     assert not any(key.endswith(".json") for key in store.objects) or access == "head"
 
 
 def test_the_card_is_written_last(data, tmp_path):
-    prepare(data, tmp_path / "t", progress=False)
+    found = prepare(data, tmp_path / "t", progress=False)
     store, put = MemoryStore(), []
     store.before = lambda what, key: put.append(key) if what == "put" else None
-    publish(store, data, tmp_path / "t")
+    publish(store, found.files)
     assert [key.rpartition(".")[2] for key in put] == ["bin", "json"] * 2
 
 
 def test_a_source_that_is_gone_is_told_of_where_it_is_needed(data, store, tmp_path):
     (tmp_path / "held.txt").unlink()
     with pytest.raises(DataError, match=r"validation\.source\.uri: .*does not exist"):
-        fetch(store, data, tmp_path / "second")
-    publish(store, data, tmp_path / "first")
+        prepared(store, data, tmp_path / "second", progress=False)
 
 
 def test_a_rollout_elsewhere_has_the_tokens_of_its_run_without_reading_text(tmp_path, read):

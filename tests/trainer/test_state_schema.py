@@ -28,7 +28,7 @@ def test_a_state_keeps_to_the_schema_before_and_after_steps(make_engine):
         one.step()
     saved = state.snapshot(one)
     keeps(saved)
-    assert set(saved.meta) | {"rng.ranks"} == set(schema.schema()["meta"])
+    assert set(saved.meta) | {"rng.ranks", "int8_restores"} == set(schema.schema()["meta"])
     assert any(name.endswith(".step") for name in saved.tensors)
 
 

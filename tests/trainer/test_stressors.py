@@ -5,12 +5,13 @@ import pytest
 
 from forkcast_trainer.data.batches import Batches, Windows
 from forkcast_trainer.data.sampler import Sampler, SamplerState
+from forkcast_trainer.data.token_file import TokenFile
 from forkcast_trainer.data.tokenizer import open_tokenizer
-from forkcast_trainer.data.tokens import TokenFile
 from forkcast_trainer.stressors import STRESSORS, make
 from forkcast_trainer.stressors.base import DataStressor
 from forkcast_trainer.stressors.text_artifacts import mangled_pool
 from forkcast_wire.manifest import Stressor, StressorType
+from tests.trainer.prepared import alone
 
 LENGTH, COUNT, PEAK = 16, 4, 1e-3
 FIRST, LAST = 100, 140
@@ -25,7 +26,13 @@ def tokens(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokens") / "ids.bin"
     ids.tofile(path)
     file = TokenFile(
-        path=path, dtype="uint16", count=len(ids), vocabulary_size=300, end_of_text=299, sha256=""
+        path=path,
+        name="ids",
+        dtype="uint16",
+        count=len(ids),
+        vocabulary_size=300,
+        end_of_text=299,
+        sha256="",
     )
     return file.part(0, len(ids))
 
@@ -33,7 +40,7 @@ def tokens(tmp_path_factory):
 def seen(tokens, stressors, step, position=0):
     """What a step sees: its batch and its learning rate."""
     on_data, on_rate = make(stressors, "bytes")
-    batches = Batches(Windows([tokens], LENGTH), on_data)
+    batches = Batches(Windows(alone(tokens), LENGTH), on_data)
     sampler = Sampler(batches.text.windows, SamplerState(5, 0, position))
     batch = batches.read(step, batches.draw(step, sampler, COUNT))
     rate = PEAK / 3

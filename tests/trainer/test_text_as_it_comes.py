@@ -27,9 +27,9 @@ from forkcast_trainer.data.batches import ValidationBatches, Windows
 from forkcast_trainer.data.decode import Counts, cut
 from forkcast_trainer.data.files import source_files
 from forkcast_trainer.data.text import pieces
-from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.errors import DataError
 from forkcast_wire.manifest import Data, TextSource
+from tests.trainer.prepared import alone, prepare
 
 FIELD = "spec.data.train"
 GERMAN = "Größe, naïve Straße and plain words.\n" * 100
@@ -300,7 +300,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
         train, held = prepare(
             Data(train=source, sequence_length=64), tmp_path / "t", progress=False
         )
-        batches = ValidationBatches(Windows([held], 64), 8, 1 << 30)
+        batches = ValidationBatches(Windows(alone(held), 64), 8, 1 << 30)
         rows = sum(len(one) for one in batches)
         most = tracemalloc.get_traced_memory()[1]
     finally:

@@ -11,7 +11,6 @@ import pytest
 
 from forkcast.actions import Action
 from forkcast_trainer.data.identity import agree, claim, compare
-from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.errors import DataError
 from forkcast_trainer.rollout import Rollout
 from forkcast_wire import keys
@@ -20,6 +19,7 @@ from forkcast_wire.manifest import Data, TextSource
 from forkcast_wire.store import FolderStore
 from tests.make import state_ref
 from tests.trainer.conftest import text_manifest
+from tests.trainer.prepared import prepare
 from tests.wire.memory_store import MemoryStore
 
 OURS = TextIdentity(tokens=100, sha256="a" * 64, validation_tokens=10, validation_sha256="b" * 64)
@@ -93,7 +93,9 @@ def test_a_run_whose_text_changed_between_two_starts(tmp_path):
     refused = _start(run, text_manifest(text, 4))
     assert refused.returncode == 2
     (line,) = [one for one in refused.stderr.splitlines() if one.startswith("error: ")]
-    assert "spec.data.train: the text or its tokenizer has changed: 2,113 tokens" in line
+    assert (
+        "spec.data.train: the text, its tokenizer or its mixture has changed: 2,113 tokens" in line
+    )
     assert "but the run has 2,101 tokens" in line
     accepted = _start(run, text_manifest(text, 4, training={"changedText": "Accept"}))
     assert accepted.returncode == 0, accepted.stderr

@@ -26,10 +26,10 @@ from forkcast_trainer.data.decode import cut
 from forkcast_trainer.data.encoding import batches, encoded
 from forkcast_trainer.data.text import Piece, pieces
 from forkcast_trainer.data.tokenizer import open_tokenizer
-from forkcast_trainer.data.tokens import prepare
 from forkcast_trainer.errors import DataError
 from forkcast_wire.cores import quota, usable_cores
 from forkcast_wire.manifest import Data, TextSource
+from tests.trainer.prepared import prepare
 
 FIELD = "spec.data.train"
 WORDS = "Größe  and\n\nplain words, 東京's 1234 end. \t don't stop;\n\tcafe\u0301 x² naïve\u00a0pad"
@@ -323,9 +323,9 @@ from pathlib import Path
 from forkcast_trainer.data.tokens import prepare
 from forkcast_wire.manifest import Data, TextSource
 data = Data(train=TextSource(uri=sys.argv[1]), tokenizer=sys.argv[2], sequence_length=64)
-train, held = prepare(data, Path(sys.argv[3]), progress=False, workers=1)
+found = prepare(data, Path(sys.argv[3]), progress=False, workers=1)
 status = Path("/proc/self/status").read_text()  # ru_maxrss also counts the process that forked this one
-print(train.count + held.count, re.search(r"VmHWM:\\s+(\\d+)", status)[1])
+print(sum(text.count for text in (*found.train, *found.held)), re.search(r"VmHWM:\\s+(\\d+)", status)[1])
 """
 
 

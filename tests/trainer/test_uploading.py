@@ -81,12 +81,15 @@ def save_until(saver, seen, what):
 def test_the_other_process_writes_the_same_bytes(tmp_path, process):
     here, staging = FolderStore(tmp_path / "here"), Staging(CPU)
     until(process.up, "the process")
-    for step in (10, 20):
+    for step, int8 in ((10, False), (20, True)):
         staged = staging.copy(tensors(step))
         assert isinstance(staged, Staged)
-        there = process.upload(Snapshot(meta(step), staged), folder(step), RING, 1)
-        plain = Snapshot(meta(step), tensors(step))
-        assert there.ref == checkpoint.upload(here, plain, folder(step), RING, tmp_path, 1).ref
+        there = process.upload(
+            Snapshot(meta(step), staged, ROLES), folder(step), RING, 1, int8=int8
+        )
+        plain = Snapshot(meta(step), tensors(step), ROLES)
+        made = checkpoint.upload(here, plain, folder(step), RING, tmp_path, 1, int8)
+        assert (there.ref, there.lossless) == (made.ref, not int8)
         store = FolderStore(tmp_path / "store")
         assert store.head(keys.ptz(folder(step), step)).etag == there.etag
         checkpoint.verify(store, there.ref, tmp_path, "u")
@@ -99,10 +102,10 @@ def test_what_goes_wrong_there_is_told_here(tmp_path):
     until(process.up, "the process")
     snapshot = Snapshot(meta(10), Staging(CPU).copy(tensors(10)))
     with pytest.raises(StoreUnavailable, match=r"Not a directory|File exists"):
-        process.upload(snapshot, folder(10), RING, 1)
+        process.upload(snapshot, folder(10), RING, 1, int8=False)
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(UploadProcessDiedError):
-        process.upload(snapshot, folder(10), RING, 1)
+        process.upload(snapshot, folder(10), RING, 1, int8=False)
     process.close()
 
 

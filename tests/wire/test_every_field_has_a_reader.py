@@ -237,6 +237,9 @@ def readers() -> dict:
         made.declare(tree)
     for name, tree in trees.items():
         made.read(name, tree)
+    for part, name in {(part, name) for _, part, name, _ in FIELDS}:
+        for base in part.__mro__[1:]:  # who reads the field of a part reads it of what is one
+            made.found[part, name] |= made.found.get((base, name), set())
     return made.found
 
 

@@ -28,6 +28,7 @@ from forkcast_wire.store import AlreadyExists, BadKey, KeyMissing, StoreUnavaila
 
 __all__ = [
     "CheckpointError",
+    "Encoding",
     "Shaped",
     "Snapshot",
     "Upload",
@@ -47,18 +48,27 @@ __all__ = [
 
 T = TypeVar("T")
 #: Writes and uploads a container, as `upload` does.
-Upload: TypeAlias = Callable[[Store, Snapshot, str, StateKind, Path, int], "Uploaded"]
+Upload: TypeAlias = Callable[[Store, Snapshot, str, StateKind, Path, "Encoding"], "Uploaded"]
 _WEIGHT = "model."
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How a container is written, see `write_container`."""
+
+    level: int
+    int8: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
     """A container that the store has taken. etag: the store's for it; None if this very state stands
-    there already, manifest and all.
+    there already, manifest and all. lossless: as a manifest has it.
     """
 
     ref: StateRef
     etag: str | None
+    lossless: bool
 
 
 def publish(
@@ -69,18 +79,19 @@ def publish(
     scratch: Path,
     level: int,
     *,
+    int8: bool = False,
     before_manifest: Callable[[], None] = lambda: None,
     by: Upload | None = None,
 ) -> StateRef:
-    """Write container and manifest under ``folder``, the manifest last; returns the reference.
-    before_manifest: called when all but the manifest is written, with which the state exists. by: what
-    writes and uploads the container, None for `upload` in this process.
+    """Write container and manifest under ``folder``, the manifest last; returns the reference. int8:
+    see `write_container`. before_manifest: called when all but the manifest is written, with which the
+    state exists. by: what writes and uploads the container, None for `upload` in this process.
 
     Publishing the same state again is success. Raises CheckpointError where another state stands
     under the folder already, StoreUnavailable if the store does not show the container that it has
     taken.
     """
-    uploaded = (by or upload)(store, snapshot, folder, kind, scratch, level)
+    uploaded = (by or upload)(store, snapshot, folder, kind, scratch, Encoding(level, int8))
     ref = uploaded.ref
     if uploaded.etag is None:
         return ref
@@ -90,7 +101,7 @@ def publish(
         format_version=STATE_FORMAT,
         run_uid=snapshot.meta["run_uid"],
         state=ref,
-        lossless=True,
+        lossless=uploaded.lossless,
         loss=snapshot.meta.get("loss"),
         versions=_versions(),
     )
@@ -102,7 +113,12 @@ def publish(
 
 
 def upload(
-    store: Store, snapshot: Snapshot, folder: str, kind: StateKind, scratch: Path, level: int
+    store: Store,
+    snapshot: Snapshot,
+    folder: str,
+    kind: StateKind,
+    scratch: Path,
+    encoding: Encoding,
 ) -> Uploaded:
     """Write the container and upload it. Raises CheckpointError where another state stands under the
     folder already, StoreError.
@@ -110,7 +126,8 @@ def upload(
     meta = snapshot.meta
     path = _scratch_file(scratch, folder)
     try:
-        digest = write_container(snapshot, path, level)
+        digest = write_container(snapshot, path, encoding.level, int8=encoding.int8)
+        lossless = not open_container(path).coded
         ref = StateRef(
             key=folder,
             kind=kind,
@@ -121,8 +138,8 @@ def upload(
             size_bytes=path.stat().st_size,
         )
         if (standing := read_manifest(store, folder)) is not None:  # its bytes must stay its own
-            return Uploaded(_same(standing, ref), None)
-        return Uploaded(ref, store.put_file(keys.ptz(folder, ref.step), path))
+            return Uploaded(_same(standing, ref), None, lossless)
+        return Uploaded(ref, store.put_file(keys.ptz(folder, ref.step), path), lossless)
     finally:
         path.unlink(missing_ok=True)
 

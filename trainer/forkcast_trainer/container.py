@@ -28,6 +28,10 @@ class Container(Protocol):
     def table(self) -> Mapping[str, Shaped]:
         """The tensors by name, in their order."""
 
+    @property
+    def coded(self) -> frozenset[str]:
+        """Names of the tensors that are near what was saved, not equal to it."""
+
     def tensors(self, names: Iterable[str], threads: int) -> dict[str, Tensor]:
         """These tensors, verified; no other one's bytes are looked at. Raises CheckpointError."""
 
@@ -53,14 +57,17 @@ def write_container(
     *,
     threads: int | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    int8: bool = False,
 ) -> str:
-    """Write the container; level 0 stores raw frames, otherwise it is zstd's (1 to 19). threads: None:
-    as many as there are cores, four at most. chunk_bytes: a multiple of 8, up to 64 MiB.
+    """Write the container; level 0 stores raw frames, otherwise it is zstd's (1 to 19). int8: the
+    snapshot's moments of known roles in 8 bits, all else to the bit. threads: None: as many as there
+    are cores, four at most. chunk_bytes: a multiple of 8, up to 64 MiB.
 
     Returns the digest that the manifest holds: the sha256 of the file's index, hex. Raises
     CheckpointError for a dtype that the format has no name for.
     """
-    return container_v2.write(snapshot, path, level, threads or default_threads(), chunk_bytes)
+    threads = threads or default_threads()
+    return container_v2.write(snapshot, path, level, threads, chunk_bytes, int8=int8)
 
 
 def open_container(path: Path, digest: str | None = None) -> Container:
@@ -91,7 +98,8 @@ def read_container(
     found = open_container(path, digest)
     if admit is not None:
         admit(found.meta, found.table)
-    return Snapshot(found.meta, found.tensors(found.table, threads or default_threads()))
+    tensors = found.tensors(found.table, threads or default_threads())
+    return Snapshot(found.meta, tensors, coded=found.coded)
 
 
 def read_tensor(path: Path, name: str, digest: str | None = None) -> Tensor:

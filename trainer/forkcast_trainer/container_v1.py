@@ -47,6 +47,11 @@ class ContainerV1:
     table: Mapping[str, Entry]
     frames: memoryview
 
+    @property
+    def coded(self) -> frozenset[str]:
+        """None is: this version has lossless frames only."""
+        return frozenset()
+
     def tensors(self, names: Iterable[str], threads: int) -> dict[str, Tensor]:  # noqa: ARG002
         """The tensors, each verified, one after the other: a frame is a whole tensor."""
         return {name: _tensor(self.table[name], self._frame(name), self.file) for name in names}

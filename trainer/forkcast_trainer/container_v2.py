@@ -43,6 +43,7 @@ from forkcast_trainer.table import (
     MAX_HEADER,
     MAX_TENSORS,
     CheckpointError,
+    Role,
     Snapshot,
     is_size,
     no_container,
@@ -56,20 +57,31 @@ _CHUNK_UNIT, _MOST_CHUNK = 8, 64 << 20
 _HEAD = struct.Struct("<8sQQ32s8x")
 
 
+#: Of moments in 8 bits.
+_OF_ROLE = {Role.FIRST_MOMENT: "first8", Role.SECOND_MOMENT: "second8"}
+
+
 def write(
-    snapshot: Snapshot, path: Path, level: int, threads: int, chunk_bytes: int = CHUNK_BYTES
+    snapshot: Snapshot,
+    path: Path,
+    level: int,
+    threads: int,
+    chunk_bytes: int = CHUNK_BYTES,
+    *,
+    int8: bool = False,
 ) -> str:
-    """Write the container; level 0 stores raw frames, otherwise it is zstd's. The same snapshot gives
-    the same bytes with any number of threads. Returns the sha256 of the index, hex.
+    """Write the container; level 0 stores raw frames, otherwise it is zstd's. int8: moments of known
+    roles in 8 bits. The same snapshot gives the same bytes with any number of threads. Returns the
+    sha256 of the index, hex.
     """
-    codec = "planes" if level else "raw"
     jobs, rows = [], []
     for name, tensor in snapshot.tensors.items():
         if tensor.dtype not in DTYPE_NAMES:
             raise CheckpointError(f"{name}: a checkpoint holds no {tensor.dtype}")
         raw, itemsize = _raw(tensor), tensor.element_size()
+        codecs = _codecs(tensor.dtype, snapshot.roles.get(name) if int8 else None, level)
         for at in range(0, len(raw), chunk_bytes):
-            jobs.append(partial(_encoded, raw[at : at + chunk_bytes], itemsize, codec, level))
+            jobs.append(partial(_encoded, raw[at : at + chunk_bytes], itemsize, codecs, level))
         rows.append((name, tensor, math.ceil(len(raw) / chunk_bytes)))
     with path.open("wb") as out:
         out.write(bytes(_HEAD.size))  # until all is there, the file is no container
@@ -99,14 +111,24 @@ def _raw(tensor: Tensor) -> NDArray[np.uint8]:
     return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
 
 
+def _codecs(dtype: torch.dtype, role: Role | None, level: int) -> tuple[str, ...]:
+    """Those that are tried for a tensor's chunks, in this order; raw takes whatever is left."""
+    floats = dtype is torch.float32
+    own = (_OF_ROLE[role],) if role is not None and floats else ()
+    if not level:
+        return own
+    return (*own, "high8" if floats and level == 1 else "planes")
+
+
 def _encoded(
-    chunk: NDArray[np.uint8], itemsize: int, codec: str, level: int
+    chunk: NDArray[np.uint8], itemsize: int, codecs: Iterable[str], level: int
 ) -> tuple[str, bytes | memoryview, str]:
     """The codec that was used, the frame and its digest, hex."""
-    frame = CODECS[codec].encode(chunk, itemsize, level)
-    if len(frame) >= len(chunk):
-        codec, frame = "raw", chunk.data
-    return codec, frame, _digest(frame)
+    for codec in codecs:
+        frame = CODECS[codec].encode(chunk, itemsize, level)
+        if frame is not None and len(frame) < len(chunk):
+            return codec, frame, _digest(frame)
+    return "raw", chunk.data, _digest(chunk.data)
 
 
 def _digest(frame: bytes | memoryview) -> str:
@@ -154,6 +176,35 @@ class Row:
     frames: Sequence[Frame]
 
 
+def _size(row: Row) -> int:
+    """Bytes of the tensor."""
+    return math.prod(row.shape) * row.dtype.itemsize
+
+
+class _Memory:
+    """Where tensors are read to. numpy asks for large pages for whatever is large, if the system has
+    them; to take small tensors from one piece of memory then saves half of the time that it costs.
+    """
+
+    _PIECE, _ALIGNED = 32 << 20, 64
+
+    def __init__(self, size: int) -> None:
+        """size: of all tensors, bytes. Nothing is taken yet."""
+        self._left, self._piece, self._at = size, np.empty(0, np.uint8), 0
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """So many bytes, whatever is in them. Raises MemoryError, ValueError."""
+        if 4 * size > self._PIECE:
+            return np.empty(size, np.uint8)
+        if self._at + size > len(self._piece):
+            most = max(size, min(self._PIECE, 2 * self._left))  # the gaps are less than the tensors
+            self._piece, self._at = np.empty(most, np.uint8), 0
+        taken = self._piece[self._at : self._at + size]
+        self._at += -(-size // self._ALIGNED) * self._ALIGNED
+        self._left -= size
+        return taken
+
+
 @dataclass(frozen=True)
 class ContainerV2:
     """A container whose index is verified and whose frames are where it says."""
@@ -163,15 +214,26 @@ class ContainerV2:
     table: Mapping[str, Row]
     data: memoryview
 
+    @property
+    def coded(self) -> frozenset[str]:
+        """Names of the tensors with a frame that is not lossless."""
+        return frozenset(
+            row.name
+            for row in self.table.values()
+            if not all(CODECS[frame.codec].LOSSLESS for frame in row.frames)
+        )
+
     def tensors(self, names: Iterable[str], threads: int) -> dict[str, Tensor]:
         """The tensors, each verified. Memory for one is taken when its turn comes: a file that lies
         about the first never gets any for the second.
         """
         found: dict[str, Tensor] = {}
+        rows = [self.table[name] for name in names]
 
         def jobs() -> Iterator[Callable[[], None]]:
-            for row in map(self.table.__getitem__, names):
-                found[row.name], flat = self._empty(row)
+            memory = _Memory(sum(_size(row) for row in rows))
+            for row in rows:
+                found[row.name], flat = self._empty(row, memory)
                 at = 0
                 for frame in row.frames:
                     yield partial(self._decode, row, frame, flat[at : at + frame.chunk])
@@ -193,13 +255,19 @@ class ContainerV2:
         ):
             pass
 
-    def _empty(self, row: Row) -> tuple[Tensor, NDArray[np.uint8]]:
+    def _empty(self, row: Row, memory: _Memory) -> tuple[Tensor, NDArray[np.uint8]]:
         """A tensor to be filled, and its bytes."""
         try:
-            tensor = torch.empty(row.shape, dtype=row.dtype)
-        except (MemoryError, RuntimeError) as error:  # torch's own word for a shape that is none
+            if not row.frames:
+                return torch.empty(row.shape, dtype=row.dtype), np.empty(0, np.uint8)
+            flat = memory.take(_size(row))
+            return torch.from_numpy(flat).view(row.dtype).reshape(row.shape), flat
+        except (
+            MemoryError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # their words for a shape that is none
             raise CheckpointError(f"{self.file}: {row.name}: does not fit into memory") from error
-        return tensor, _raw(tensor)
 
     def _decode(self, row: Row, frame: Frame, chunk: NDArray[np.uint8]) -> None:
         """Fill a chunk with what its frame holds. Raises CheckpointError."""
@@ -279,5 +347,7 @@ def _row(given: Mapping[str, Any], chunk: int, file: str) -> Row:
             raise CheckpointError(f"{file}: {name}: sizes are no sizes")
         if codec not in CODECS:
             raise CheckpointError(f"{file}: {name}: unknown codec {codec}")
+        if CODECS[codec].FLOATS and dtype is not torch.float32:
+            raise CheckpointError(f"{file}: {name}: {codec} is of float32, not of {given['dtype']}")
         frames.append(Frame(offset, length, codec, digest, min(chunk, raw - n * chunk)))
     return Row(name, dtype, shape, frames)

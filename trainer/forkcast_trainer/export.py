@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +34,22 @@ def hugging_face(spec: TrainingRunSpec, weights: Mapping[str, Tensor], place: Pa
                 first_line(error),
                 "put the tokenizer back, or export as safetensors",
             ) from error
-    _model(spec, weights).save_pretrained(place)  # type: ignore[operator]
+    end = getattr(tokenizer, "eos_token_id", None)
+    model: Any = _model(spec, weights, end)
+    if not hasattr(model, "save_pretrained"):
+        raise CheckpointError(
+            f"{spec.model.architecture} has no layout of Hugging Face's; export as safetensors"
+        )
+    model.save_pretrained(place)
     if tokenizer is not None:
         tokenizer.save_pretrained(place)
 
 
-def _model(spec: TrainingRunSpec, weights: Mapping[str, Tensor]) -> nn.Module:
+def _model(spec: TrainingRunSpec, weights: Mapping[str, Tensor], end: int | None) -> nn.Module:
     try:
         family = models.family_of(spec.model.architecture)
         sizes = family.sizes({name: tuple(one.shape) for name, one in weights.items()})
-        model = family.build(spec.model, *sizes, seed=0)
+        model = family.build(spec.model, *sizes, seed=0, end=end)
         missing, unknown = model.load_state_dict(dict(weights), strict=False)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"the state is of another model: {error}") from error

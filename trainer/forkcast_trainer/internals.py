@@ -40,8 +40,8 @@ class Internals:
 
 @torch.no_grad()
 def sample(learner: Learner, sequence: Tensor) -> Internals | None:
-    """Look inside on one sequence of ids, shape [T]; None if the model has no taps. Its mode is
-    restored.
+    """Look inside on one sequence of ids, shape [T]; None if the model has no taps, which is said once.
+    Its mode is restored.
     """
     taps = learner.taps
     if taps is None:
@@ -55,6 +55,7 @@ def sample(learner: Learner, sequence: Tensor) -> Internals | None:
     finally:
         learner.module.train(training)
     if len(attention.seen) != len(taps.blocks):
+        learner.untap("its attention is not scaled-dot-product attention")
         return None
     wide = [block.float() for block in blocks]
     packed = torch.stack(

@@ -9,9 +9,11 @@ import structlog
 import torch
 from torch import Tensor, nn
 
+from forkcast_trainer.data.tokenizer import BYTES, open_tokenizer
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.models import Family, Taps, family_of, positions_of
-from forkcast_trainer.objectives import OBJECTIVES, Loss, head_loss, logits_loss
+from forkcast_trainer.objectives import OBJECTIVES, Loss, Objective, head_loss, logits_loss
+from forkcast_trainer.stressors.base import DataStressor
 from forkcast_wire.manifest import TrainingRunSpec
 
 _log = structlog.get_logger()
@@ -20,11 +22,18 @@ _log = structlog.get_logger()
 class Learner(nn.Module):
     """``learner(batch)`` is the loss of a [count, length + 1] batch of ids."""
 
-    def __init__(self, module: nn.Module, family: Family, *, z_loss: float, compiled: bool) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        family: Family,
+        objective: Objective,
+        *,
+        z_loss: float,
+        compiled: bool,
+    ) -> None:
         """compiled: by torch.compile, in training. The head is not: it runs in chunks."""
         super().__init__()
-        self.module, self.family = module, family
-        self.objective = OBJECTIVES[family.objective]()
+        self.module, self.family, self.objective = module, family, objective
         self.taps: Taps | None = family.taps(module)
         self._z_loss, self._compiled = z_loss, compiled
         self._whole = family.head(module) is None
@@ -50,31 +59,53 @@ class Learner(nn.Module):
         """[count, length, width]: what the head multiplies."""
         return self.family.hidden(self.module, inputs)
 
+    def untap(self, why: str) -> None:
+        """Give up the statistics from inside, and say so: once, for nothing is tried again."""
+        self.taps = None
+        _log.warning(
+            "train.fewer_statistics",
+            model=type(self.module).__name__,
+            why=why,
+            without="attention entropy, attention logits, activations",
+        )
+
     def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         logits: Tensor = self.module(**inputs).logits
         return logits
 
 
+def stages(spec: TrainingRunSpec) -> list[DataStressor]:
+    """What the objective wants done to batches that are read for training."""
+    objective = OBJECTIVES[family_of(spec.model.architecture).objective]
+    return [make_one() for make_one in objective.stages]
+
+
 def make(spec: TrainingRunSpec, vocabulary: int) -> Learner:
-    """The manifest's model, on the CPU, in training mode. vocabulary: ids of the tokenizer.
+    """The manifest's model, on the CPU, in training mode. vocabulary: ids of the text.
 
     Raises TrainerError.
     """
-    family = family_of(spec.model.architecture)
-    module: Any = family.build(spec.model, vocabulary, positions_of(spec), spec.training.seed)
+    family, uri = family_of(spec.model.architecture), spec.data.tokenizer
+    tokenizer = open_tokenizer(uri) if family.reads_sentinels and uri != BYTES else None
+    end = vocabulary - 1 if tokenizer is None else tokenizer.end_of_text
+    module: Any = family.build(
+        spec.model, vocabulary, positions_of(spec), spec.training.seed, end=end
+    )
     if spec.model.gradient_checkpointing:
         try:
             module.gradient_checkpointing_enable()
-        except ValueError as error:
+        except (AttributeError, ValueError):
             raise TrainerError(
-                "spec.model.gradientCheckpointing", str(error), "set false"
-            ) from error
+                "spec.model.gradientCheckpointing",
+                f"{type(module).__name__} cannot recompute its activations",
+                "set false",
+            ) from None
     module.train()
-    learner = Learner(module, family, z_loss=spec.training.z_loss, compiled=spec.model.compile)
+    special = family.special(module, vocabulary, end, tokenizer.sentinels if tokenizer else ())
+    objective = OBJECTIVES[family.objective](special)
+    learner = Learner(
+        module, family, objective, z_loss=spec.training.z_loss, compiled=spec.model.compile
+    )
     if learner.taps is None:
-        _log.warning(
-            "train.fewer_statistics",
-            model=spec.model.architecture,
-            without="attention entropy, attention logits, activations",
-        )
+        learner.untap("its blocks are not recognised")
     return learner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
@@ -33,6 +34,7 @@ class Progress:
         actions: ActionState,
         *,
         rate: float,
+        passes: Mapping[str, float],
         validation_loss: float | None,
         dropped: int,
         saved_step: int | None,
@@ -43,9 +45,9 @@ class Progress:
         force: bool = False,
     ) -> None:
         """word: running, held, ending (the last step is taken, and the store does not take the end now),
-        unrecorded (it left so), stopped or finished. saved_step: of the newest durable state of the
-        epoch, or the one it was resumed from; None if there is none. saves_skipped: saves of this attempt
-        that were due and never made. save_error: why the last save
+        unrecorded (it left so), stopped or finished. passes: how often each text has been seen. saved_step:
+        of the newest durable state of the epoch, or the one it was resumed from; None if there is none.
+        saves_skipped: saves of this attempt that were due and never made. save_error: why the last save
         failed, '' if it did not. history_gap: what the history lacks of the steps before the newest
         state, '' if nothing. end_error: why the run's end is not recorded yet, '' if it is not due or
         is recorded. hang_seconds in the
@@ -69,6 +71,7 @@ class Progress:
             "validation_loss": validation_loss,
             "tokens": position.tokens,
             "tokens_per_second": round(speed, 1),
+            "passes": {name: round(count, 4) for name, count in passes.items()},
             "learning_rate": rate,
             "learning_rate_factor": actions.learning_rate_factor,
             "weight_decay_factor": actions.weight_decay_factor,

@@ -89,6 +89,7 @@ class Report:
             engine.position,
             engine.actions,
             rate=engine.rates(engine.position.step)[0],
+            passes=engine.passes(),
             validation_loss=self.validation_loss,
             dropped=self.reporter.dropped,
             saved_step=self._saved_step(self._saver),

@@ -112,7 +112,11 @@ class SavedStates:
         epoch = entry.epoch if entry else 0
         saved, damaged = self._survey()
         candidates = [ref for ref in saved if ref.epoch == epoch]
-        candidates.sort(key=lambda ref: (ref.step, ref.good, ref.attempt), reverse=True)
+        # of one step the good one, then the ring's, which holds every bit
+        candidates.sort(
+            key=lambda ref: (ref.step, ref.good, ref.kind is StateKind.RING, ref.attempt),
+            reverse=True,
+        )
         for ref in candidates:
             if self._restored(ref):
                 return Beginning(entry, ref)

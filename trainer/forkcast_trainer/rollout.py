@@ -74,8 +74,10 @@ class Rollout:
         by_store = _POLL_SECONDS if spec.storage.bucket is None else _BUCKET_POLL_SECONDS
         self._poll_seconds = by_store if poll_seconds is None else poll_seconds
         self._park_seconds = park_seconds
-        published.fetch(store, spec.data, workdir / "tokens")
-        self.engine = Engine(spec, job.run_uid, workdir, placement(spec))
+        tokens = published.prepared(
+            store, spec.data, workdir / "tokens", progress=False, storage=spec.storage
+        )
+        self.engine = Engine(spec, job.run_uid, workdir, placement(spec), tokens)
         _patiently(lambda: identity.compare(store, self.engine.text))
         self.slots = slots_of(spec, workdir)
         states = SavedStates(self.engine, store, workdir)

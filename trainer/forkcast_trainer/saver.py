@@ -281,6 +281,8 @@ class Saver:
             kind,
             self._scratch,
             level,
+            # branches fork from the ring: what they compare has to be what the run would do
+            int8=self._rules.optimizer_state == "Int8" and kind is StateKind.CHECKPOINT,
             before_manifest=lambda: self._tell_gap(folder, meta["epoch"], meta["step"]),
             # of the last one the process ends: nothing trains beside it, and nothing may start late
             by=checkpoint.upload if save.last else self._uploads.upload,

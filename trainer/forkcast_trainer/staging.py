@@ -19,13 +19,12 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 import torch
 from torch import Tensor
 
-from forkcast_trainer.table import DTYPE_NAMES, DTYPES, Snapshot
+from forkcast_trainer.table import DTYPE_NAMES, DTYPES, Role, Snapshot
 
 _log = structlog.get_logger()
 #: The start of each tensor, bytes: as torch allocates them.
@@ -88,10 +87,14 @@ class Staged(dict[str, Tensor]):
         super().__init__()
         self.buffer, self.copied, self._places = buffer, copied, places
 
-    def describe(self, meta: Mapping[str, Any]) -> tuple[int, int]:
-        """Write what the buffer holds behind it, for `read_described`: (offset, length), bytes."""
+    def describe(self, snapshot: Snapshot) -> tuple[int, int]:
+        """Write what the snapshot with these tensors is behind them, for `read_described`: (offset,
+        length), bytes.
+        """
+        roles = {name: role.value for name, role in snapshot.roles.items()}
         rows = [[one.name, one.dtype, one.shape, one.offset] for one in self._places]
-        text = json.dumps({"meta": meta, "tensors": rows}).encode()
+        told = {"meta": snapshot.meta, "roles": roles, "tensors": rows}
+        text = json.dumps(told).encode()
         os.pwrite(self.buffer.fd, text, self.buffer.size)
         return self.buffer.size, len(text)
 
@@ -108,6 +111,7 @@ def read_described(fd: int, at: int, length: int) -> Snapshot:
             name: _view(memory, _Place(name, dtype, tuple(shape), offset))
             for name, dtype, shape, offset in document["tensors"]
         },
+        {name: Role(role) for name, role in document["roles"].items()},
     )
 
 

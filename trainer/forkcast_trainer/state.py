@@ -8,6 +8,7 @@ measured, so that every rollout of a branch has the same past. Restoring gives t
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -15,23 +16,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
+import structlog
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from forkcast.robust import usable
 from forkcast.spikes import SpikeScore
-from forkcast_trainer import randomness, schema
+from forkcast_trainer import moments, randomness, schema
 from forkcast_trainer.checkpoint import CheckpointError, Shaped, Snapshot
 from forkcast_trainer.clipping import ClippingPolicy
-from forkcast_trainer.data.sampler import SamplerState
+from forkcast_trainer.data import identity
+from forkcast_trainer.data.mixture import Mixture, MixtureState
+from forkcast_trainer.data.sampler import Sampler, SamplerState
+from forkcast_trainer.errors import DataError
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.randomness import Randomness
 from forkcast_trainer.staging import on_the_host
 from forkcast_trainer.step import ActionState, Engine
+from forkcast_trainer.table import Role
 from forkcast_wire import beats
-from forkcast_wire.documents import load
+from forkcast_wire.documents import TextIdentity, load
 
+_log = structlog.get_logger()
 T = TypeVar("T")
 _SLOTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -88,10 +95,14 @@ def snapshot(
         "rng.python": first.python,
         "rng.numpy": first.numpy,
         "world": engine.shards,
+        "text": asdict(engine.text),
     }
     if others:
         meta["rng.ranks"] = [{"python": one.python, "numpy": one.numpy} for one in others]
-    return Snapshot(meta, copied(tensors))
+    if position.int8_restores:
+        meta["int8_restores"] = position.int8_restores
+    roles = {f"optimizer.{name}.{slot}": role for name, slot, role in moments.roles(engine.module)}
+    return Snapshot(meta, copied(tensors), roles)
 
 
 def restore(engine: Engine, saved: Snapshot) -> None:
@@ -101,13 +112,14 @@ def restore(engine: Engine, saved: Snapshot) -> None:
     parts = _checked(engine, saved)
     meta = saved.meta
     _restore_tensors(engine, saved.tensors)
-    engine.actions, engine.clipping, engine.sampler.state = (
-        parts.actions,
-        parts.clipping,
-        parts.sampler,
-    )
-    engine.scaler, engine.spikes = parts.scaler, parts.spikes
     position = engine.position
+    position.int8_restores = int(meta.get("int8_restores", 0))
+    if saved.coded:
+        position.int8_restores += 1
+        _restore_coded(engine, saved)
+    engine.actions, engine.clipping = parts.actions, parts.clipping
+    engine.sampler = parts.sampler
+    engine.scaler, engine.spikes = parts.scaler, parts.spikes
     position.step, position.epoch = int(meta["step"]), int(meta["epoch"])
     position.tokens, position.loss = int(meta["tokens"]), meta["loss"]
     position.internals = parts.internals
@@ -166,7 +178,7 @@ class _Parts:
 
     actions: ActionState
     clipping: ClippingPolicy
-    sampler: SamplerState
+    sampler: Sampler | Mixture
     internals: Internals | None
     spikes: SpikeScore
     scaler: torch.amp.GradScaler
@@ -177,6 +189,7 @@ class _Parts:
 def _checked(engine: Engine, saved: Snapshot) -> _Parts:
     admit(engine, saved.meta, saved.tensors)
     meta, place = saved.meta, engine.place
+    _of_this_text(engine, meta.get("text"))
     try:
         actions = _exactly(ActionState, meta["actions"])
         _in_range(meta, actions)
@@ -185,7 +198,7 @@ def _checked(engine: Engine, saved: Snapshot) -> _Parts:
         return _Parts(
             actions=actions,
             clipping=_clipping(engine, actions, meta["clipping"]),
-            sampler=_exactly(SamplerState, meta["sampler"]),
+            sampler=_sampler(engine, meta["sampler"]),
             internals=None if meta["internals"] is None else _exactly(Internals, meta["internals"]),
             spikes=_spikes(meta["spikes"]),
             scaler=_scaler(engine, meta["scaler"]),
@@ -200,8 +213,9 @@ def _in_range(meta: Mapping[str, Any], actions: ActionState) -> None:
     """Raises ValueError for a number that no run reaches."""
     if meta["loss"] is not None and not math.isfinite(meta["loss"]):
         raise ValueError("loss is not finite")
-    if min(meta[name] for name in ("step", "epoch", "attempt", "tokens")) < 0:
-        raise ValueError("step, epoch, attempt and tokens are at least 0")
+    counts = [meta[name] for name in ("step", "epoch", "attempt", "tokens")]
+    if min(*counts, meta.get("int8_restores", 0)) < 0:
+        raise ValueError("step, epoch, attempt, tokens and int8_restores are at least 0")
     if not all(map(usable, (actions.learning_rate_factor, actions.weight_decay_factor))):
         raise ValueError("a factor of the actions is not finite")
 
@@ -213,6 +227,32 @@ def _exactly(kind: type[T], saved: Mapping[str, Any]) -> T:
     if missing := sorted({one.name for one in fields(kind)} - set(saved)):  # type: ignore[arg-type]
         raise ValueError(f"{kind.__name__} lacks {missing[0]}")
     return load(kind, json.dumps(saved).encode())
+
+
+def _of_this_text(engine: Engine, saved: Mapping[str, Any] | None) -> None:
+    """Raises CheckpointError if the state has seen another text than the run's, unless that was accepted.
+    saved: None in a state of a version that did not say.
+    """
+    if saved is None or engine.spec.training.changed_text == "Accept":
+        return
+    try:
+        identity.agree(_exactly(TextIdentity, saved), engine.text)
+    except DataError as error:
+        raise CheckpointError(f"the state is of another text: {error.rule}") from None
+    except ValueError as error:
+        raise CheckpointError(f"the state is of another version: {error}") from error
+
+
+def _sampler(engine: Engine, saved: Mapping[str, Any]) -> Sampler | Mixture:
+    """The run's sampler, in the saved state."""
+    sampler = copy.copy(engine.sampler)
+    if isinstance(sampler, Sampler):
+        sampler.state = _exactly(SamplerState, saved)
+        return sampler
+    sampler.state = _exactly(MixtureState, saved)
+    if len(sampler.state.passes) != len(sampler.windows):
+        raise ValueError(f"sampler: {len(sampler.state.passes)} texts, not {len(sampler.windows)}")
+    return sampler
 
 
 def _clipping(engine: Engine, actions: ActionState, saved: Mapping[str, Any]) -> ClippingPolicy:
@@ -284,3 +324,22 @@ def _restore_tensors(engine: Engine, tensors: Mapping[str, Tensor]) -> None:
     for name, buffer in engine.module.named_buffers():
         if f"buffer.{name}" in tensors:
             buffer.copy_(tensors[f"buffer.{name}"])
+
+
+def _restore_coded(engine: Engine, saved: Snapshot) -> None:
+    """Moments in 8 bits are not the saved ones: of those that no gradients lead to, the next update
+    would be beyond all bounds.
+    """
+    repaired = 0
+    for name, parameter in engine.named.items():
+        slots = engine.optimizer.state.get(parameter, {})
+        first, second = (
+            next((slot for slot, role in moments.ROLES.items() if role is wanted), "")
+            for wanted in (Role.FIRST_MOMENT, Role.SECOND_MOMENT)
+        )
+        if f"optimizer.{name}.{first}" in saved.coded and second in slots:
+            slots[first], count = moments.bounded(
+                slots[first], slots[second], engine.spec.optimizer.betas
+            )
+            repaired += count
+    _log.info("state.int8", step=saved.meta["step"], repaired=repaired)

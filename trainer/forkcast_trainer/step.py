@@ -25,8 +25,9 @@ from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows
 from forkcast_trainer.data.identity import identity_of
-from forkcast_trainer.data.sampler import Sampler, SamplerState
-from forkcast_trainer.data.tokens import prepare
+from forkcast_trainer.data.mixture import sampler_of
+from forkcast_trainer.data.sources import locate
+from forkcast_trainer.data.tokens import RunTokens, prepare
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.objectives import Loss
 from forkcast_trainer.observe import Measured, Observer
@@ -53,7 +54,9 @@ class ActionState:
 
 @dataclass
 class Position:
-    """Where the lineage stands. step: the next step to take. loss: the last finite one."""
+    """Where the lineage stands. step: the next step to take. loss: the last finite one. int8_restores:
+    how often it went on from moments in 8 bits, which is near an unbroken run, not equal to it.
+    """
 
     step: int = 0
     epoch: int = 0
@@ -61,42 +64,50 @@ class Position:
     tokens: int = 0
     loss: float | None = None
     internals: Internals | None = None
+    int8_restores: int = 0
 
 
 class Engine:
     """Model, optimizer, clipping, sampler and position of one lineage on one process."""
 
     def __init__(
-        self, spec: TrainingRunSpec, run_uid: str, workdir: Path, place: Placement
+        self,
+        spec: TrainingRunSpec,
+        run_uid: str,
+        workdir: Path,
+        place: Placement,
+        tokens: RunTokens | None = None,
     ) -> None:
-        """Raises TrainerError if data, model or clipping cannot be set up."""
+        """tokens: None: prepared here. Raises TrainerError if data, model or clipping cannot be set up."""
         torch.set_num_threads(spec.training.threads)
         self.spec, self.run_uid, self.place = spec, run_uid, place
         # a rollout is one process: it takes the micro-batches of all ranks, in their order and
         # with their generators, so that it computes what the run would compute
         alone = place.world == 1
         self.shards = spec.parallelism.processes if alone else place.world
-        train, held = prepare(spec.data, workdir / "tokens", progress=place.rank == 0)
-        self.text = identity_of(train, held)
+        if tokens is None:
+            folder, texts = workdir / "tokens", locate(spec.data, spec.storage)
+            tokens = prepare(spec.data, folder, progress=place.rank == 0, texts=texts)
+        self.tokens, self.text = tokens, identity_of(tokens)
         on_data, self._on_rate = stressors.make(spec.stressors, spec.data.tokenizer)
         length = spec.data.sequence_length
         self._schedule = spec.learning_rate()
-        self.batches = Batches(Windows([train], length), on_data)
-        held_windows = Windows([held], length)
+        staged = [*on_data, *learner.stages(spec)]
+        self.batches = Batches(Windows(tokens.train, length), staged)
+        held = Windows(tokens.held, length)
         self.validation = ValidationBatches(
-            held_windows, spec.training.micro_batch_size, spec.data.validation.max_batches
+            held, spec.training.micro_batch_size, spec.data.validation.max_batches
         )
-        self.full_validation = ValidationBatches(
-            held_windows, spec.training.micro_batch_size, 1 << 30
-        )
-        self.sampler = Sampler(self.batches.text.windows, SamplerState(spec.data.shuffle_seed))
+        self.full_validation = ValidationBatches(held, spec.training.micro_batch_size, 1 << 30)
+        text = self.batches.text
+        self.sampler = sampler_of(text.counts, text.weights, spec.data.shuffle_seed)
         seed = spec.training.seed + place.rank
         randomness.seed_all(seed)
         others = range(seed + 1, seed + self.shards) if alone else ()
         self.generators = randomness.Shards(
             place.device, [randomness.seeded(one, place.device) for one in others]
         )
-        self.learner = learner.make(spec, train.file.vocabulary_size).to(place.device)
+        self.learner = learner.make(spec, tokens.vocabulary_size).to(place.device)
         self.module = self.learner.module
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
@@ -282,6 +293,11 @@ class Engine:
         position.step += 1
         position.loss = loss if math.isfinite(loss) else position.loss
         position.internals = inside or position.internals
+
+    def passes(self) -> dict[str, float]:
+        """How often each text has been seen, by its name."""
+        names = [text.label for text in self.tokens.train]
+        return dict(zip(names, self.sampler.passes(), strict=True))
 
     def autocast(self) -> AbstractContextManager[object]:
         """The forward pass's precision."""

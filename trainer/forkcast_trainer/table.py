@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -37,12 +38,25 @@ class CheckpointError(ValueError):
     """A checkpoint is damaged, of another run, or not a checkpoint."""
 
 
+class Role(Enum):
+    """What a tensor is to the optimizer, as far as it may be saved in 8 bits."""
+
+    FIRST_MOMENT = "first moment"
+    SECOND_MOMENT = "second moment"
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """A whole training state on the CPU. ``meta`` is JSON-ready; tensors are owned by it."""
+    """A whole training state on the CPU. ``meta`` is JSON-ready; tensors are owned by it.
+
+    roles: of tensors that may be saved in 8 bits, by name. coded: the tensors that were, if it was read
+    from a container: what they hold is near what was saved, not equal to it.
+    """
 
     meta: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    coded: frozenset[str] = frozenset()
 
 
 class Shaped(Protocol):

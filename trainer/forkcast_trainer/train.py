@@ -46,15 +46,17 @@ class TrainingRun:
         info = load(RunInfo, (workdir / keys.RUN).read_bytes())
         store = wait_for(lambda: open_store(spec.storage, workdir), stop)
         place = placement(spec, *ranks)
-        published.fetch(store, spec.data, workdir / "tokens")
-        self.engine = Engine(spec, info.uid, workdir, place)
+        self.leads, folder = place.rank == 0, workdir / "tokens"
+        tokens = published.prepared(
+            store, spec.data, folder, progress=self.leads, storage=spec.storage
+        )
+        self.engine = Engine(spec, info.uid, workdir, place, tokens)
         self.engine.position.attempt = attempt
         claim_text(self.engine, store, stop)
         states = SavedStates(self.engine, store, workdir)
         begun = states.resume(stop)
-        self.leads = place.rank == 0
         if self.leads:
-            published.publish_aside(store, spec.data, workdir / "tokens")
+            published.publish_aside(store, tokens.files)
         self.saver: Saver | None = None
         if self.leads:
             staging = Staging(place.device)

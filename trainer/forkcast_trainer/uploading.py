@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import structlog
 from forkcast.ports import Store
 from forkcast.records import StateKind
 from forkcast_trainer import checkpoint
-from forkcast_trainer.checkpoint import CheckpointError, Uploaded
+from forkcast_trainer.checkpoint import CheckpointError, Encoding, Uploaded
 from forkcast_trainer.staging import Staged, read_described
 from forkcast_trainer.table import Snapshot
 from forkcast_wire.documents import dump, load
@@ -94,15 +95,17 @@ class UploadProcess:
                 self._socket.setblocking(True)  # noqa: FBT003
         return self._up
 
-    def upload(self, snapshot: Snapshot, folder: str, kind: StateKind, level: int) -> Uploaded:
+    def upload(
+        self, snapshot: Snapshot, folder: str, kind: StateKind, encoding: Encoding
+    ) -> Uploaded:
         """As `checkpoint.upload`, of a snapshot whose tensors are `Staged` and whole. Raises
         UploadProcessDiedError, CheckpointError, StoreError.
         """
         staged = snapshot.tensors
         assert isinstance(staged, Staged)
-        at, length = staged.describe(snapshot.meta)
-        job = {"at": at, "length": length, "folder": folder, "kind": kind.value, "level": level}
-        self._send(job, staged.buffer.fd)
+        at, length = staged.describe(snapshot)
+        job = {"at": at, "length": length, "folder": folder, "kind": kind.value}
+        self._send({**job, "encoding": asdict(encoding)}, staged.buffer.fd)
         answer = self._receive()
         if "error" in answer:
             raise _error(answer)
@@ -166,18 +169,18 @@ class Uploads:
         folder: str,
         kind: StateKind,
         scratch: Path,
-        level: int,
+        encoding: Encoding,
     ) -> Uploaded:
         """As `checkpoint.upload`. If the process dies of it the calling thread writes the same copy."""
         if self._process is not None and isinstance(snapshot.tensors, Staged):
             try:
                 if self._process.up():
-                    return self._process.upload(snapshot, folder, kind, level)
+                    return self._process.upload(snapshot, folder, kind, encoding)
             except UploadProcessDiedError as error:
                 _log.warning("saver.process_died", error=str(error))
                 self.close()
                 checkpoint.sweep(self._scratch)
-        return checkpoint.upload(store, snapshot, folder, kind, scratch, level)
+        return checkpoint.upload(store, snapshot, folder, kind, scratch, encoding)
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -227,7 +230,8 @@ def _serve(connection: socket.socket) -> None:
 def _upload(store: Store, job: dict[str, Any], descriptor: int, scratch: Path) -> Uploaded:
     snapshot = read_described(descriptor, job["at"], job["length"])
     kind = StateKind(job["kind"])
-    return checkpoint.upload(store, snapshot, job["folder"], kind, scratch, job["level"])
+    encoding = Encoding(**job["encoding"])
+    return checkpoint.upload(store, snapshot, job["folder"], kind, scratch, encoding)
 
 
 def main() -> int:

@@ -13,9 +13,17 @@ from typing import Any, Final
 from kubernetes.utils.quantity import parse_quantity
 
 from forkcast_operator.kubernetes.config import OperatorConfig
-from forkcast_operator.kubernetes.run import CA_FOLDER, STORE_FOLDER, Run, StorePlace, child_name
+from forkcast_operator.kubernetes.run import (
+    CA_FOLDER,
+    DATA_CA_FOLDER,
+    DATA_FOLDER,
+    STORE_FOLDER,
+    Run,
+    StorePlace,
+    child_name,
+)
 from forkcast_wire.manifest import TrainingRunSpec
-from forkcast_wire.manifest_pods import EnvironmentVariable, PodResources
+from forkcast_wire.manifest_pods import CaRef, EnvironmentVariable, PodResources
 from forkcast_wire.resources import LABEL_COMPONENT, LABEL_RUN
 
 WORKDIR: Final = "/work"
@@ -193,23 +201,20 @@ def _volumes(
     add("tmp", {"emptyDir": {"sizeLimit": spec.resources.scratch}}, "/tmp", read_only=False)  # noqa: S108
     settings = {"configMap": {"name": child_name(run.name, "run")}}
     add("run", settings, RUN_FOLDER, read_only=True)
-    credentials = {
-        "secretName": place.secret,
-        "defaultMode": 0o440,
-        "items": [
-            {"key": place.access_key_id_key, "path": "accessKeyId"},
-            {"key": place.secret_access_key_key, "path": "secretAccessKey"},
-        ],
-    }
-    add("store", {"secret": credentials}, STORE_FOLDER, read_only=True)
-    if (ca := spec.storage.ca_ref) is not None:
-        items = [{"key": ca.key, "path": "ca.crt"}]
-        source = (
-            {"configMap": {"name": ca.name, "items": items}}
-            if ca.kind == "ConfigMap"
-            else {"secret": {"secretName": ca.name, "items": items}}
-        )
-        add("store-ca", source, CA_FOLDER, read_only=True)
+    keys = _keys(place.secret, place.access_key_id_key, place.secret_access_key_key)
+    add("store", keys, STORE_FOLDER, read_only=True)
+    if spec.storage.ca_ref is not None:
+        add("store-ca", _authority(spec.storage.ca_ref), CA_FOLDER, read_only=True)
+    if (data := spec.data.s3) is not None:
+        if data.secret_ref is not None:
+            keys = _keys(
+                data.secret_ref.name,
+                data.secret_ref.access_key_id_key,
+                data.secret_ref.secret_access_key_key,
+            )
+            add("data", keys, DATA_FOLDER, read_only=True)
+        if data.ca_ref is not None:
+            add("data-ca", _authority(data.ca_ref), DATA_CA_FOLDER, read_only=True)
     if component == "trainer":
         _monitor_volumes(config, add)
     if spec.resources.shared_memory is not None:
@@ -219,6 +224,22 @@ def _volumes(
         source = {"persistentVolumeClaim": {"claimName": claim.claim_name}}
         add(f"claim-{number}", source, claim.mount_path, read_only=claim.read_only)
     return [volume for volume, _ in pairs], [mount for _, mount in pairs]
+
+
+def _keys(secret: str, access_key_id_key: str, secret_access_key_key: str) -> Document:
+    """A volume with the keys of an object store, as `credentialsDir` wants them."""
+    items = [
+        {"key": access_key_id_key, "path": "accessKeyId"},
+        {"key": secret_access_key_key, "path": "secretAccessKey"},
+    ]
+    return {"secret": {"secretName": secret, "defaultMode": 0o440, "items": items}}
+
+
+def _authority(ca: CaRef) -> Document:
+    items = [{"key": ca.key, "path": "ca.crt"}]
+    if ca.kind == "ConfigMap":
+        return {"configMap": {"name": ca.name, "items": items}}
+    return {"secret": {"secretName": ca.name, "items": items}}
 
 
 def _monitor_volumes(config: OperatorConfig, add: Callable[..., None]) -> None:

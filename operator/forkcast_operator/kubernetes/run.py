@@ -12,7 +12,14 @@ from pydantic import ValidationError
 
 from forkcast_operator.kubernetes.config import OperatorConfig, StoreConfig
 from forkcast_wire.fields import API_VERSION
-from forkcast_wire.manifest import Metadata, SecretRef, Storage, TrainingRun, TrainingRunSpec
+from forkcast_wire.manifest import (
+    DataStorage,
+    Metadata,
+    SecretRef,
+    Storage,
+    TrainingRun,
+    TrainingRunSpec,
+)
 from forkcast_wire.newer import Unknown, known_part, resolved_document
 from forkcast_wire.resources import FINALIZER
 from forkcast_wire.store.errors import is_key
@@ -172,6 +179,8 @@ class StorePlace:
 
 STORE_FOLDER: Final = "/etc/forkcast/store"
 CA_FOLDER: Final = "/etc/forkcast/store-ca"
+DATA_FOLDER: Final = "/etc/forkcast/data"
+DATA_CA_FOLDER: Final = "/etc/forkcast/data-ca"
 
 
 def store_place(run: Run, spec: TrainingRunSpec, config: OperatorConfig) -> StorePlace:
@@ -269,9 +278,22 @@ def _known_store(given: Storage, config: OperatorConfig) -> StoreConfig:
     )
 
 
+def _data_storage(given: DataStorage | None) -> DataStorage | None:
+    """As pods see it: keys and certificates where they are mounted."""
+    if given is None:
+        return None
+    return given.model_copy(
+        update={
+            "credentials_dir": DATA_FOLDER if given.secret_ref is not None else None,
+            "ca_file": f"{DATA_CA_FOLDER}/ca.crt" if given.ca_ref is not None else None,
+        }
+    )
+
+
 def manifest_json(run: Run, spec: TrainingRunSpec, place: StorePlace) -> str:
     """The resolved manifest that pods read: every default filled in, the store as pods see it."""
-    resolved = spec.model_copy(update={"storage": place.pods, "suspend": False})
+    data = spec.data.model_copy(update={"s3": _data_storage(spec.data.s3)})
+    resolved = spec.model_copy(update={"storage": place.pods, "data": data, "suspend": False})
     manifest = TrainingRun(
         api_version=API_VERSION,
         kind="TrainingRun",

@@ -98,7 +98,7 @@ def _pause(state: RetryCallState) -> float:
     return max(0.0, min(wait, limits.left()))
 
 
-def _patient(call: Callable[P, T]) -> Callable[P, T]:
+def patient(call: Callable[P, T]) -> Callable[P, T]:
     """A method of S3Store that is tried again after passing errors."""
 
     @functools.wraps(call)
@@ -120,7 +120,7 @@ def _brief(call: Callable[P, T]) -> Callable[P, T]:
     return bounded
 
 
-def _steady(call: Callable[P, T]) -> Callable[P, T]:
+def steady(call: Callable[P, T]) -> Callable[P, T]:
     """An operation on a file: it goes on while bytes move."""
 
     @functools.wraps(call)
@@ -218,7 +218,7 @@ class S3Store:
         return self._minio
 
     @_brief
-    @_patient
+    @patient
     def _look_into_bucket(self) -> None:
         """A list, not HEAD: its refusal has a body that says why."""
         start = f"{self._prefix}{_PROBES}"
@@ -308,7 +308,7 @@ class S3Store:
             response.release_conn()
 
     @_brief
-    @_patient
+    @patient
     def get(self, key: str) -> tuple[bytes, str]:
         """(bytes, etag). Raises KeyMissing; StoreError for what is too long to be read as a whole."""
         return self._get(key)
@@ -326,8 +326,8 @@ class S3Store:
             time.sleep(secrets.randbelow(50) / 1e3)
         raise _TransientError(f"{key}: read {_READS} times, never whole")
 
-    @_steady
-    @_patient
+    @steady
+    @patient
     def get_file(self, key: str, path: Path) -> None:
         """Download to ``path`` and verify the sha256 that `put_file` recorded. Raises KeyMissing.
 
@@ -362,7 +362,7 @@ class S3Store:
             raise Conflict(key)
         return self._put_plain(key, data)
 
-    @_patient
+    @patient
     def _put_plain(self, key: str, data: bytes) -> str:
         name, digest = self._name(key), hashlib.sha256(data).hexdigest()
         result = self._call(
@@ -437,11 +437,11 @@ class S3Store:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return self._put_parts(key, path, digest)
 
-    @_steady
+    @steady
     def _put_small_file(self, key: str, path: Path) -> str:
         return self._put(key, path.read_bytes(), create=True, match=None)
 
-    @_patient
+    @patient
     def _put_parts(self, key: str, path: Path, digest: str) -> str:
         name = self._name(key)
         result = self._call(
@@ -453,7 +453,7 @@ class S3Store:
         return (result.etag or "").strip('"')
 
     @_brief
-    @_patient
+    @patient
     def head(self, key: str) -> ObjectInfo | None:
         """The object's facts, None where it does not exist."""
         name = self._name(key)
@@ -464,7 +464,7 @@ class S3Store:
         return ObjectInfo(key, stat.size or 0, (stat.etag or "").strip('"'))
 
     @_brief
-    @_patient
+    @patient
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects whose key starts with the prefix, in key order."""
         start = self._prefix + check_prefix(prefix)
@@ -486,7 +486,7 @@ class S3Store:
         return iter(sorted(infos, key=lambda info: info.key))
 
     @_brief
-    @_patient
+    @patient
     def delete(self, key: str) -> None:
         """Delete; a missing key is success."""
         name = self._name(key)

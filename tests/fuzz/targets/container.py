@@ -12,15 +12,16 @@ from forkcast_trainer.checkpoint import (
     verify_container,
     write_container,
 )
+from forkcast_trainer.table import Role
 
 REFUSALS = (CheckpointError,)
 _PATH = Path(tempfile.mkdtemp(), "x.ptz")
-_OLD = Path(__file__).parents[2] / "data" / "state_v1"
+_OLD = Path(__file__).parents[2] / "data"
 _MOST_ELEMENTS = 1 << 16
 
 
 def seeds():
-    """A small state, packed and raw, and the files of version 1 that the tests read."""
+    """A small state, packed, raw and with moments in 8 bits, and the older files that the tests read."""
     tensors = {
         "a": torch.ones(3, 5),
         "b": torch.arange(4),
@@ -28,10 +29,12 @@ def seeds():
         "d": torch.empty(0, 3),
     }
     meta = {"run_uid": "u", "epoch": 0, "attempt": 0, "step": 7, "loss": 1.5}
-    for level in (0, 1):
-        write_container(Snapshot(meta, tensors), _PATH, level)
+    tensors["m"], tensors["v"] = torch.linspace(-1, 1, 300) ** 9, torch.linspace(0, 1, 300) ** 9
+    roles = {"m": Role.FIRST_MOMENT, "v": Role.SECOND_MOMENT}
+    for level, int8 in ((0, False), (1, False), (0, True), (1, True)):
+        write_container(Snapshot(meta, tensors, roles), _PATH, level, int8=int8)
         yield _PATH.read_bytes()
-    for path in sorted(_OLD.rglob("*.ptz")):
+    for path in sorted(_OLD.glob("state_v*/**/*.ptz")):
         yield path.read_bytes()
 
 

@@ -192,6 +192,35 @@ def test_pods_read_the_manifest_with_the_store_as_they_see_it(children) -> None:
     assert manifest.spec.storage.ca_file == "/etc/forkcast/store-ca/ca.crt"
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_the_keys_of_the_data_are_mounted_where_the_manifest_says(children, own) -> None:
+    refs = {
+        "secretRef": {"name": "texts", "accessKeyIdKey": "id", "secretAccessKeyKey": "key"},
+        "caRef": {"name": "authority"},
+    }
+    access = {"endpoint": "https://data.example.org", "credentialsDir": "/x", "caFile": "/y"}
+    shape = {"data": {"train": {"uri": "s3://texts/c4"}, "s3": access | (refs if own else {})}}
+    made = children(shape)
+    found = TrainingRun.model_validate(json.loads(made["config"]["data"]["manifest.json"])).spec
+    assert found.data.s3.credentials_dir == ("/etc/forkcast/data" if own else None)
+    assert found.data.s3.ca_file == ("/etc/forkcast/data-ca/ca.crt" if own else None)
+    for name in ("trainer", "rollout"):
+        pod = made[name]["spec"]["template"]["spec"]
+        volumes = {one["name"]: one for one in pod["volumes"]}
+        mounts = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
+        assert mounts.get("data") == ("/etc/forkcast/data" if own else None)
+        if own:
+            assert volumes["data"]["secret"] == {
+                "secretName": "texts",
+                "defaultMode": 0o440,
+                "items": [
+                    {"key": "id", "path": "accessKeyId"},
+                    {"key": "key", "path": "secretAccessKey"},
+                ],
+            }
+            assert volumes["data-ca"]["configMap"]["name"] == "authority"
+
+
 def test_a_run_without_a_prefix_gets_a_place_of_its_own(config, make_run) -> None:
     run = make_run()
     assert store_place(run, run.parsed(), config).pods.prefix == "ml/gpt-075a10ff/"

@@ -12,7 +12,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import BinaryIO, Final
 
 from forkcast_trainer.errors import DataError
@@ -75,7 +75,7 @@ def cut(text: str) -> Iterator[str]:
 
 
 def decoded(
-    file: BinaryIO, path: Path, field: str, counts: Counts, *, most: int, lenient: bool
+    file: BinaryIO, path: PurePath, field: str, counts: Counts, *, most: int, lenient: bool
 ) -> Iterator[str]:
     """The text of a file, in pieces; at least one. most: bytes of UTF-8 that are wanted of it; no more
     of the file is read than that takes. lenient: nothing is refused.
@@ -111,7 +111,7 @@ def decoded(
     yield held
 
 
-def _no_text(path: Path, field: str, share: float, *, nulls: bool) -> DataError:
+def _no_text(path: PurePath, field: str, share: float, *, nulls: bool) -> DataError:
     """The refusal, with the share of the file's characters that are no text."""
     what = "is NUL bytes" if nulls else "is not UTF-8"
     remedy = "if it is text in another encoding, convert it, e.g. iconv -f ISO-8859-1 -t UTF-8"

@@ -12,12 +12,15 @@ import io
 import lzma
 import os
 import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, Final, cast
 
+from forkcast_trainer.data.s3_text import SCHEME, S3File, bucket_of
 from forkcast_trainer.errors import DataError
-from forkcast_wire.manifest import TextFormat, TextSource
+from forkcast_wire.manifest import DataStorage, Storage, TextFormat, TextSource
 
 STDLIB: Final = "python-stdlib:"
 _TEXT: Final = {".txt", ".md", ".py", ".text", ".rst"}
@@ -54,7 +57,59 @@ class Content(Enum):
     TABLE = "Parquet"
 
 
-def content_of(path: Path, form: TextFormat) -> Content:
+@dataclass(frozen=True)
+class LocalFile:
+    """A file of this machine."""
+
+    path: Path
+
+    @property
+    def size(self) -> int:
+        """Bytes. Raises OSError."""
+        return self.path.stat().st_size
+
+    @property
+    def seen(self) -> tuple[str, int, int]:
+        """Name, size and time. Raises OSError."""
+        status = self.path.stat()
+        return str(self.path), status.st_size, status.st_mtime_ns
+
+    def open(self) -> io.BufferedReader:
+        """Its bytes. Raises OSError."""
+        return self.path.open("rb")
+
+
+#: A file of text. path: its name, for its suffix and for people. seen: what tells it from another version.
+TextFile = LocalFile | S3File
+
+
+def text_files(
+    source: TextSource, field: str, access: DataStorage | None, storage: Storage | None
+) -> Sequence[TextFile]:
+    """The files of a source, here or in a bucket, sorted by name; empty for a data set of the hub. access,
+    storage: of the data and of the run. Raises DataError if there are none.
+    """
+    if not source.uri.startswith(SCHEME):
+        return [LocalFile(path) for path in source_files(source, field)]
+    bucket, prefix = bucket_of(source.uri, field, access, storage)
+    wanted, found = _wanted(source.format), bucket.below(prefix)
+    alone = len(found) == 1 and found[0].key == prefix
+    files = [
+        file
+        for file in (S3File(bucket, info) for info in found)
+        if alone or (not _is_hidden(file.info.key[len(prefix) :]) and _is_wanted(file.path, wanted))
+    ]
+    if not files:
+        names = ", ".join(sorted(wanted))
+        raise DataError(f"{field}.uri", f"{source.uri} holds no {names} object", "put text there")
+    return files
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def content_of(path: PurePath, form: TextFormat) -> Content:
     """By the manifest's format; Auto: by the suffix, under that of a compression."""
     if form is TextFormat.TEXT:
         return Content.TEXT
@@ -64,7 +119,7 @@ def content_of(path: Path, form: TextFormat) -> Content:
     return Content.LINES if suffix in _LINES | {".json"} else Content.TEXT
 
 
-def _suffix(path: Path) -> str:
+def _suffix(path: PurePath) -> str:
     outer = path.suffix.lower()
     return Path(path.stem).suffix.lower() if outer in _PACKED else outer
 
@@ -83,13 +138,11 @@ def source_files(source: TextSource, field: str) -> list[Path]:
         return _below(path) if path.is_dir() else []
     if not path.exists():
         raise DataError(f"{field}.uri", f"{source.uri} does not exist", "give a file or a folder")
+    if source.format is TextFormat.TOKENS:
+        return _token_files(path, source.split, field)
     if not path.is_dir():
         return [path]
-    wanted = {
-        TextFormat.AUTO: _TEXT | _LINES | {".parquet"},
-        TextFormat.TEXT: _TEXT,
-        TextFormat.PARQUET: {".parquet"},
-    }[source.format]
+    wanted = _wanted(source.format)
     files = [one for one in _below(path) if _is_wanted(one, wanted)]
     if not files:
         names = ", ".join(sorted(wanted))
@@ -97,7 +150,32 @@ def source_files(source: TextSource, field: str) -> list[Path]:
     return files
 
 
-def _is_wanted(path: Path, wanted: set[str]) -> bool:
+def _token_files(path: Path, split: str, field: str) -> list[Path]:
+    """The file itself; of a folder that of the split, or all."""
+    if not path.is_dir():
+        if path.suffix == ".idx":
+            path = path.with_suffix(".bin")
+        if not path.is_file():
+            raise DataError(f"{field}.uri", f"{path} does not exist", "give the .bin file")
+        return [path]
+    if (one := path / f"{split}.bin").is_file():
+        return [one]
+    files = [one for one in _below(path) if one.suffix == ".bin"]
+    if not files:
+        raise DataError(f"{field}.uri", f"{path} holds no .bin file", "put tokens there")
+    return files
+
+
+def _wanted(form: TextFormat) -> set[str]:
+    """Suffixes of text in a folder."""
+    return {
+        TextFormat.AUTO: _TEXT | _LINES | {".parquet"},
+        TextFormat.TEXT: _TEXT,
+        TextFormat.PARQUET: {".parquet"},
+    }[form]
+
+
+def _is_wanted(path: PurePath, wanted: set[str]) -> bool:
     """In a folder `.json` alone is more often a description than text; compressed it is text."""
     suffix = _suffix(path)
     packed = path.suffix.lower() in _PACKED
@@ -123,29 +201,30 @@ def _below(root: Path) -> list[Path]:
     return sorted(found.values())
 
 
-def opened(path: Path, field: str) -> BinaryIO:
+def opened(file: TextFile, field: str) -> BinaryIO:
     """The bytes of a file of text, decompressed if they are compressed, whatever its name says.
 
     Raises DataError for what is no text; reading from it raises OSError, EOFError, zlib.error,
     lzma.LZMAError or zstandard.ZstdError where it is damaged.
     """
-    if not path.is_file():
+    path = file.path
+    if isinstance(path, Path) and not path.is_file():
         raise DataError(f"{field}.uri", f"{path} is no regular file", "give a file or a folder")
-    raw = path.open("rb")
+    raw = file.open()
     head = raw.peek(_HEAD)[:_HEAD]
     packing = next((name for magic, name in _OPENED.items() if head.startswith(magic)), None)
-    file = _unpacked(raw, packing, path, field)
-    head = file.peek(_HEAD)[:_HEAD]
+    text = _unpacked(raw, packing, path, field)
+    head = text.peek(_HEAD)[:_HEAD]
     for magic, (what, remedy) in _REFUSED.items():
         if head.startswith(magic):
             raise DataError(f"{field}.uri", f"{path} {what}", remedy)
     if head[_TAR] == b"ustar":
         raise DataError(f"{field}.uri", f"{path} is a tar archive", "unpack it")
-    return cast("BinaryIO", file)
+    return cast("BinaryIO", text)
 
 
 def _unpacked(
-    raw: io.BufferedReader, packing: str | None, path: Path, field: str
+    raw: io.BufferedReader, packing: str | None, path: PurePath, field: str
 ) -> io.BufferedReader:
     match packing:
         case "gz":

@@ -4,10 +4,15 @@ another held-out part, so losses would not compare and earlier training text mig
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+
 import structlog
 
 from forkcast.ports import Store
-from forkcast_trainer.data.tokens import TokenSlice
+from forkcast_trainer.data.tokens import RunTokens, Tokens
 from forkcast_trainer.errors import DataError
 from forkcast_wire import keys
 from forkcast_wire.documents import DocumentError, TextIdentity, dump, load
@@ -18,14 +23,32 @@ _FIELD = "spec.data"
 _REMEDY = "put the text back, or go on with this one: spec.training.changedText: Accept"
 
 
-def identity_of(train: TokenSlice, held: TokenSlice) -> TextIdentity:
-    """Of the tokens of a run; both parts may be of one file."""
+def identity_of(tokens: RunTokens) -> TextIdentity:
+    """Of the tokens of a run; both parts may be of the same files."""
+    count, digest = _identity(tokens.train)
+    held_count, held_digest = _identity(tokens.held)
     return TextIdentity(
-        tokens=train.file.count,
-        sha256=train.file.sha256,
-        validation_tokens=held.file.count,
-        validation_sha256=held.file.sha256,
+        tokens=count,
+        sha256=digest,
+        validation_tokens=held_count,
+        validation_sha256=held_digest,
     )
+
+
+def _identity(texts: Sequence[Tokens]) -> tuple[int, str]:
+    """(ids, digest): of one file they are the file's own; of a mixture the digest is over names, shares
+    and files of its texts, in their order.
+    """
+    files = [file for text in texts for file in text.files]
+    if len(files) == 1:
+        return files[0].count, files[0].sha256
+    total = math.fsum(text.weight for text in texts)
+    facts = [
+        [text.label, text.weight / total, [(file.count, file.sha256) for file in text.files]]
+        for text in texts
+    ]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return sum(file.count for file in files), digest
 
 
 def claim(store: Store, ours: TextIdentity, *, accept: bool) -> None:
@@ -87,7 +110,7 @@ def _changed(theirs: TextIdentity, ours: TextIdentity, remedy: str) -> DataError
         part = "validation"
         before = _shown(theirs.validation_tokens, theirs.validation_sha256)
         now = _shown(ours.validation_tokens, ours.validation_sha256)
-    rule = f"the text or its tokenizer has changed: {now}, but the run has {before}"
+    rule = f"the text, its tokenizer or its mixture has changed: {now}, but the run has {before}"
     return DataError(f"{_FIELD}.{part}", rule, remedy)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 4
@@ -21,9 +22,9 @@ _ROUNDS = 4
 class SamplerState:
     """seed: of the order. epoch: data passes finished. position: windows taken of this pass."""
 
-    seed: int
-    epoch: int = 0
-    position: int = 0
+    seed: NonNegativeInt
+    epoch: NonNegativeInt = 0
+    position: NonNegativeInt = 0
 
 
 class Sampler:
@@ -37,15 +38,17 @@ class Sampler:
 
     def take(self, count: int) -> NDArray[np.int64]:
         """The next ``count`` window ids; a pass that ends is followed by the next."""
-        taken = np.empty(count, dtype=np.int64)
-        for index in range(count):
+        parts, left = [], count
+        while left:
             if self.state.position >= self.windows:
                 self.state = replace(self.state, epoch=self.state.epoch + 1, position=0)
-            taken[index] = permuted(
-                self.state.position, self.windows, self.state.seed, self.state.epoch
-            )
-            self.state = replace(self.state, position=self.state.position + 1)
-        return taken
+            first = self.state.position
+            last = min(first + left, self.windows)
+            places = np.arange(first, last, dtype=np.uint64)
+            parts.append(permuted(places, self.windows, self.state.seed, self.state.epoch))
+            self.state = replace(self.state, position=last)
+            left -= last - first
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
     def skip(self, count: int) -> None:
         """Pass over ``count`` windows."""
@@ -56,25 +59,36 @@ class Sampler:
         """Continue at the same position of another order."""
         self.state = replace(self.state, seed=seed)
 
+    def passes(self) -> list[float]:
+        """How often the text has been seen."""
+        return [self.state.epoch + self.state.position / self.windows]
 
-def _mixed(value: int) -> int:
+
+def mixed(value: int) -> int:
     """splitmix64's finaliser (Steele, Lea and Flood, 2014)."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+    return int(mixed_all(np.array([value & _MASK], dtype=np.uint64))[0])
 
 
-def permuted(index: int, size: int, seed: int, epoch: int) -> int:
-    """Where ``index`` goes in the permutation of [0, size) named by (seed, epoch)."""
-    half = max(((size - 1).bit_length() + 1) // 2, 1)
-    low = (1 << half) - 1
-    key = _mixed(_mixed(seed) ^ epoch)
-    value = index
-    while True:
+def mixed_all(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`mixed` of each."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def permuted(places: NDArray[np.uint64], size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Where each place goes in the permutation of [0, size) named by (seed, epoch)."""
+    half = np.uint64(max(((size - 1).bit_length() + 1) // 2, 1))
+    low = (np.uint64(1) << half) - np.uint64(1)
+    key = mixed(mixed(seed) ^ epoch)
+    keys = [np.uint64(key ^ (number << 56)) for number in range(_ROUNDS)]
+    found, walking = places.copy(), np.arange(len(places))
+    while len(walking):
+        value = found[walking]
         left, right = value >> half, value & low
-        for number in range(_ROUNDS):
-            left, right = right, left ^ (_mixed(key ^ (number << 56) ^ right) & low)
-        value = (left << half) | right
-        if value < size:
-            return value
+        for one in keys:
+            left, right = right, left ^ (mixed_all(right ^ one) & low)
+        found[walking] = (left << half) | right
+        walking = walking[found[walking] >= size]
+    return found.astype(np.int64)

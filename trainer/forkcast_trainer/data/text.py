@@ -10,13 +10,14 @@ import json
 import lzma
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from forkcast_trainer.data.decode import Counts, cut, decoded
-from forkcast_trainer.data.files import STDLIB, Content, content_of, opened, source_files
+from forkcast_trainer.data.files import STDLIB, Content, TextFile, content_of, opened, text_files
+from forkcast_trainer.data.hub import rows
 from forkcast_trainer.errors import DataError
 from forkcast_wire.echo import first_line, one_line, shown
 from forkcast_wire.manifest import TextFormat, TextSource
@@ -40,15 +41,21 @@ class _Wanted:
     left: int
 
 
-def pieces(source: TextSource, field: str, counts: Counts | None = None) -> Iterator[Piece]:
+def pieces(
+    source: TextSource,
+    field: str,
+    counts: Counts | None = None,
+    files: Sequence[TextFile] | None = None,
+) -> Iterator[Piece]:
     """The documents of a source in a fixed order, cut at ``max_bytes``; nothing is read beyond it.
 
-    counts: is added to. Raises DataError naming ``field`` where the source does not exist, cannot be
+    counts: is added to. files: of the source; None: of this machine, found here. Raises DataError naming ``field`` where the source does not exist, cannot be
     read, or holds no text.
     """
     counts = counts if counts is not None else Counts()
     wanted = _Wanted(source.max_bytes or sys.maxsize)
-    for piece in _all_pieces(source, field, counts, wanted):
+    files = text_files(source, field, None, None) if files is None else files
+    for piece in _all_pieces(source, field, counts, wanted, files):
         text, ends = piece
         data = text.encode(errors="replace")
         if len(data) >= wanted.left:
@@ -61,19 +68,21 @@ def pieces(source: TextSource, field: str, counts: Counts | None = None) -> Iter
             return
 
 
-def _all_pieces(source: TextSource, field: str, counts: Counts, wanted: _Wanted) -> Iterator[Piece]:
+def _all_pieces(
+    source: TextSource, field: str, counts: Counts, wanted: _Wanted, files: Sequence[TextFile]
+) -> Iterator[Piece]:
     if source.format is TextFormat.DATASET:
         yield from _documents(_dataset(source, field, counts))
         return
-    for path in source_files(source, field):
+    for file in files:
         counts.files += 1
         try:
-            yield from _file(source, path, field, counts, wanted)
+            yield from _file(source, file, field, counts, wanted)
         except DataError:
             raise
         except (OSError, EOFError, zlib.error, lzma.LZMAError, _zstd_error()) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            rule, remedy = f"{path}: {one_line(reason)}", "make it readable, or give it anew"
+            rule, remedy = f"{file.path}: {one_line(reason)}", "make it readable, or give it anew"
             raise DataError(f"{field}.uri", rule, remedy) from None
 
 
@@ -86,13 +95,14 @@ def _zstd_error() -> type[Exception]:
 
 
 def _file(
-    source: TextSource, path: Path, field: str, counts: Counts, wanted: _Wanted
+    source: TextSource, text: TextFile, field: str, counts: Counts, wanted: _Wanted
 ) -> Iterator[Piece]:
+    path = text.path
     content = content_of(path, source.format)
     if content is Content.TABLE:
-        yield from _documents(_parquet(path, source.text_column, field, counts))
+        yield from _documents(_parquet(text, source.text_column, field, counts))
         return
-    with opened(path, field) as file:
+    with opened(text, field) as file:
         if content is Content.LINES:
             yield from _documents(_lines(file, path, source.text_column, field, counts))
         else:
@@ -126,7 +136,9 @@ def _text(value: Any, place: str, column: str, field: str, counts: Counts) -> st
     return value
 
 
-def _lines(file: BinaryIO, path: Path, column: str, field: str, counts: Counts) -> Iterator[str]:
+def _lines(
+    file: BinaryIO, path: PurePath, column: str, field: str, counts: Counts
+) -> Iterator[str]:
     """JSON lines: an object a line."""
     for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
         place = f"{path} line {number}"
@@ -154,13 +166,15 @@ def _lines(file: BinaryIO, path: Path, column: str, field: str, counts: Counts) 
             yield text.encode(errors="replace").decode() if not text.isascii() else text
 
 
-def _parquet(path: Path, column: str, field: str, counts: Counts) -> Iterator[str]:
+def _parquet(text: TextFile, column: str, field: str, counts: Counts) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = text.path
+    place = path if isinstance(path, Path) else text.open()
     try:
         # a page at a time: by default a whole row group is read ahead
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+        with pq.ParquetFile(place, pre_buffer=False, buffer_size=_BUFFER) as file:
             names = file.schema_arrow.names
             if column not in names:
                 known = ", ".join(names)
@@ -176,39 +190,18 @@ def _parquet(path: Path, column: str, field: str, counts: Counts) -> Iterator[st
                 raise DataError(f"{field}.textColumn", rule, "name a column of texts")
             for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
                 for value in batch.column(0).to_pylist():
-                    if (text := _text(value, str(path), column, field, counts)) is not None:
-                        yield text
+                    if (row := _text(value, str(path), column, field, counts)) is not None:
+                        yield row
     except (pa.ArrowException, UnicodeDecodeError) as error:
         first = one_line(first_line(error))
         raise DataError(f"{field}.uri", f"{path}: {first}", "give a Parquet file") from None
 
 
 def _dataset(source: TextSource, field: str, counts: Counts) -> Iterator[str]:
-    """The rows of a data set of the hub, of the library's own cache where there is no network, or
-    of a local folder in its layout (train-*.parquet, validation-*.parquet, data/...).
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            f"{field}.format", "Dataset needs the `datasets` library", "pip install datasets"
-        ) from None
-
     column = source.text_column
-    try:
-        rows = datasets.load_dataset(
-            source.uri, source.config_name, split=source.split, streaming=True
-        )
-        for row in rows:
-            if column not in row:
-                names = ", ".join(row)
-                raise DataError(f"{field}.textColumn", "no such column", f"one of: {names}")
-            if (text := _text(row[column], source.uri, column, field, counts)) is not None:
-                yield text
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        first = first_line(error)
-        raise DataError(
-            f"{field}.uri", f"data set {source.uri} cannot be loaded: {first}", "check its name"
-        ) from error
+    for row in rows(source, field):
+        if column not in row:
+            names = ", ".join(row)
+            raise DataError(f"{field}.textColumn", "no such column", f"one of: {names}")
+        if (text := _text(row[column], source.uri, column, field, counts)) is not None:
+            yield text

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,7 +25,8 @@ _MARK: Final = "<|endoftext|>"
 @dataclass(frozen=True)
 class Tokenizer:
     """mark: the text of the end-of-text token, if it has one. described: what `restored` makes the same
-    ``encode`` of in another process; None if it lives in this one only.
+    ``encode`` of in another process; None if it lives in this one only. sentinels: ids of <extra_id_0>,
+    <extra_id_1>, ..., which T5's tokenizers have.
     """
 
     encode: Encode
@@ -32,6 +34,7 @@ class Tokenizer:
     end_of_text: int
     mark: str | None = None
     described: str | None = None
+    sentinels: tuple[int, ...] = ()
 
     @property
     def dtype(self) -> Literal["uint16", "uint32"]:
@@ -92,7 +95,9 @@ def _hugging_face(uri: str) -> Tokenizer:
         ids = hf(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         return np.asarray(ids["input_ids"], dtype=np.int64)
 
-    return Tokenizer(encode, *_size(hf.get_vocab().values(), hf.eos_token_id), hf.eos_token)
+    known = hf.get_vocab()
+    sizes = _size(known.values(), hf.eos_token_id)
+    return Tokenizer(encode, *sizes, hf.eos_token, sentinels=_sentinels(known))
 
 
 def _byte_level_bpe(folder: Path) -> Tokenizer:
@@ -106,9 +111,16 @@ def _byte_level_bpe(folder: Path) -> Tokenizer:
 
 def _with_end(fast: Any, end: int | None, mark: str | None) -> Tokenizer:
     described = str(fast.to_str())
-    sizes = _size(fast.get_vocab(with_added_tokens=True).values(), end)
+    known = fast.get_vocab(with_added_tokens=True)
+    sizes = _size(known.values(), end)
     mark = mark if end is not None else None
-    return Tokenizer(restored(described), *sizes, mark, described)
+    return Tokenizer(restored(described), *sizes, mark, described, _sentinels(known))
+
+
+def _sentinels(known: Mapping[str, int]) -> tuple[int, ...]:
+    """In their order, as far as they go without a gap."""
+    names = takewhile(known.__contains__, (f"<extra_id_{number}>" for number in count()))
+    return tuple(known[name] for name in names)
 
 
 def _size(ids: Iterable[int], end: int | None) -> tuple[int, int]:

@@ -2,158 +2,184 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
-import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveInt
 
 from forkcast_trainer.data.decode import Counts
 from forkcast_trainer.data.encoding import batches, default_workers, encoded
-from forkcast_trainer.data.files import source_files
+from forkcast_trainer.data.ready import ids_of
+from forkcast_trainer.data.sources import Located, Texts, locate
 from forkcast_trainer.data.text import pieces
-from forkcast_trainer.data.tokenizer import Tokenizer, digest_of, open_tokenizer
+from forkcast_trainer.data.token_file import Card, TokenFile, TokenSlice, alone, kept
+from forkcast_trainer.data.tokenizer import BYTES, Tokenizer, open_tokenizer
 from forkcast_trainer.errors import DataError
 from forkcast_wire import beats
-from forkcast_wire.documents import DocumentError, dump, load
+from forkcast_wire.documents import dump
 from forkcast_wire.files import replace_bytes, replaced
 from forkcast_wire.manifest import Data, TextSource
 
 _log = structlog.get_logger()
-#: Of the rules by which text becomes ids; with other rules a kept file is another's.
-_RULES: Final = 2
-_TRAIN: Final = "spec.data.train"
-_HELD: Final = "spec.data.validation.source"
 _LINE_SECONDS: Final = 10.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What stands beside a token file: ``count`` ids, documents separated by ``end_of_text``. sha256: of
-    the ids as they are in the file.
-    """
-
-    dtype: Literal["uint16", "uint32"]
-    count: NonNegativeInt
-    vocabulary_size: PositiveInt
-    end_of_text: NonNegativeInt
-    sha256: str
-
-    @property
-    def size(self) -> int:
-        """Bytes of the token file."""
-        return self.count * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenFile(Card):
-    """A token file of this machine."""
-
-    path: Path
-
-    @cached_property
-    def array(self) -> NDArray[np.generic]:
-        """[count] ids, memory-mapped, read only."""
-        return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.count,))
-
-    def part(self, first: int, last: int) -> TokenSlice:
-        """The ids in [first, last)."""
-        return TokenSlice(self, first, last)
-
-
-def card_of(file: TokenFile) -> Card:
-    """Its facts, without its place."""
-    facts = asdict(file)
-    del facts["path"]
-    return Card(**facts)
-
-
 @dataclass(frozen=True)
-class TokenSlice:
-    """A contiguous part of a token file."""
+class Tokens:
+    """The tokens of one text. parts: contiguous, in order. sha256: of all ids of its files."""
 
-    file: TokenFile
-    first: int
-    last: int
-
-    @property
-    def array(self) -> NDArray[np.generic]:
-        """[last - first] ids."""
-        return self.file.array[self.first : self.last]
+    label: str
+    weight: float
+    parts: Sequence[TokenSlice]
 
     @property
     def count(self) -> int:
         """Number of ids."""
-        return self.last - self.first
+        return sum(part.count for part in self.parts)
+
+    @property
+    def files(self) -> Sequence[TokenFile]:
+        """Those that its parts are of."""
+        return [part.file for part in self.parts]
+
+
+@dataclass(frozen=True)
+class RunTokens:
+    """What a run trains on, and what is held out: as many texts, or one of its own."""
+
+    train: Sequence[Tokens]
+    held: Sequence[Tokens]
+    vocabulary_size: int
+
+    @property
+    def files(self) -> Sequence[TokenFile]:
+        """The token files of the run, each once."""
+        found = [file for text in (*self.train, *self.held) for file in text.files]
+        return list({file.path: file for file in found}.values())
 
 
 def prepare(
-    data: Data, folder: Path, *, progress: bool, workers: int | None = None
-) -> tuple[TokenSlice, TokenSlice]:
+    data: Data,
+    folder: Path,
+    *,
+    progress: bool,
+    workers: int | None = None,
+    texts: Texts | None = None,
+) -> RunTokens:
     """Training and validation tokens; tokenised on the first call, mapped on later ones.
 
-    workers: processes; None: as many as cores. The tokens do not depend on it. Raises DataError if
-    there is too little text for one window of training and validation.
+    workers: processes; None: as many as cores. The tokens do not depend on it. texts: as `locate`
+    finds them; None: looks. Raises DataError if there is too little text for one window of training and
+    validation.
     """
-    maker = _Maker(data.tokenizer, folder, workers or default_workers(), progress=progress)
-    train = maker.made(data.train, _TRAIN)
+    texts = texts or locate(data)
+    maker = _Maker(data, folder, workers or default_workers(), progress=progress)
     window = data.sequence_length + 1
-    if data.validation.source is not None:
-        held = maker.made(data.validation.source, _HELD)
-        parts = train.part(0, train.count), held.part(0, held.count)
-    else:
-        cut = int(train.count * (1 - data.validation.fraction))
-        cut = min(cut, train.count - window)
-        parts = train.part(0, max(cut, 0)), train.part(max(cut, 0), train.count)
-    for name, part in zip(("spec.data.train", "spec.data.validation"), parts, strict=True):
-        if part.count < window:
-            raise DataError(
-                name, f"{part.count} tokens are fewer than one window of {window}", "give more text"
-            )
-    return parts
+    train, held = [], []
+    for text in texts.train:
+        whole = maker.parts(text)
+        fraction = data.validation.fraction if texts.held is None else 0.0
+        first, rest = _cut(whole, fraction, window)
+        train.append(Tokens(text.label, text.weight, first))
+        _check(train[-1], window, text.field)
+        if texts.held is None:
+            held.append(Tokens(text.label, text.weight, rest))
+            _check(held[-1], window, "spec.data.validation")
+    if texts.held is not None:
+        held = [Tokens(texts.held.label, 1.0, maker.parts(texts.held))]
+        _check(held[0], window, "spec.data.validation")
+    sizes = [part.file.vocabulary_size for text in (*train, *held) for part in text.parts]
+    vocabulary, most = data.vocabulary_size, max(sizes)
+    if vocabulary is not None and vocabulary < most:
+        rule = f"{vocabulary:,} is fewer than the {most:,} ids of the tokenizer"
+        raise DataError("spec.data.vocabularySize", rule, "raise it, or leave it out")
+    return RunTokens(train, held, vocabulary or most)
+
+
+def _cut(
+    parts: Sequence[TokenSlice], fraction: float, window: int
+) -> tuple[Sequence[TokenSlice], Sequence[TokenSlice]]:
+    """The parts without, and the parts of, the last ``fraction`` of their ids: at least one window of
+    them; nothing for fraction 0.
+    """
+    if not fraction:
+        return parts, []
+    count = sum(part.count for part in parts)
+    cut = max(0, min(int(count * (1 - fraction)), count - window))
+    first, rest = [], []
+    for part in parts:
+        here = min(max(cut, 0), part.count)
+        cut -= part.count
+        if here:
+            first.append(part.file.part(part.first, part.first + here))
+        if here < part.count:
+            rest.append(part.file.part(part.first + here, part.last))
+    return first, rest
+
+
+def _check(tokens: Tokens, window: int, field: str) -> None:
+    longest = max((part.count for part in tokens.parts), default=0)
+    if longest < window:
+        rule = f"{longest} tokens are fewer than one window of {window}"
+        raise DataError(field, rule, "give more text")
 
 
 class _Maker:
     """Makes the token files of a run, or finds them."""
 
-    def __init__(self, tokenizer: str, folder: Path, workers: int, *, progress: bool) -> None:
-        self._uri, self._folder = tokenizer, folder
+    def __init__(self, data: Data, folder: Path, workers: int, *, progress: bool) -> None:
+        self._data, self._folder = data, folder
         self._workers, self._progress = workers, progress
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return open_tokenizer(self._uri)
+        return open_tokenizer(self._data.tokenizer)
 
     @cached_property
-    def _digest(self) -> str:
-        return _digest_of(self._uri)
+    def _vocabulary(self) -> int | None:
+        """Of tokens that somebody else has made; None: not said."""
+        if self._data.vocabulary_size is not None or self._data.tokenizer == BYTES:
+            return self._data.vocabulary_size
+        return self._tokenizer.vocabulary_size
 
-    def made(self, source: TextSource, field: str) -> TokenFile:
-        """The token file of a source. Raises DataError."""
+    def parts(self, text: Located) -> Sequence[TokenSlice]:
+        """All tokens of a text. Raises DataError."""
+        if not text.ready:
+            file = self.made(text)
+            return [file.part(0, file.count)]
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = _name(source, self._digest, field)
-        if (found := kept(self._folder, name)) is not None:
+        left, parts = text.source.max_bytes or sys.maxsize, []
+        for name, path in text.ready:
+            with alone(self._folder):
+                file = ids_of(path, name, text.source, text.field, self._folder, self._vocabulary)
+            width = np.dtype(file.dtype).itemsize
+            if (count := min(file.count, left // width)) > 0:
+                parts.append(file.part(0, count))
+            left -= count * width
+        return parts
+
+    def made(self, text: Located) -> TokenFile:
+        """The token file of a text. Raises DataError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if (found := kept(self._folder, text.name)) is not None:
             return found
         with alone(self._folder):
             # another process may have made it meanwhile
-            return kept(self._folder, name) or self._new(source, field, name)
+            return kept(self._folder, text.name) or self._new(text)
 
-    def _new(self, source: TextSource, field: str, name: str) -> TokenFile:
+    def _new(self, text: Located) -> TokenFile:
+        field, name = text.field, text.name
         tokenizer, path = self._tokenizer, self._folder / f"{name}.bin"
         counts, digest, size = Counts(), hashlib.sha256(), 0
-        with replaced(path) as file, closing(self._ids(source, field, counts)) as found:
+        with replaced(path) as file, closing(self._ids(text, counts)) as found:
             for ids in found:
                 digest.update(ids)
                 file.write(ids)
@@ -169,72 +195,22 @@ class _Maker:
             sha256=digest.hexdigest(),
         )
         replace_bytes(self._folder / f"{name}.json", dump(card))
-        return TokenFile(path=path, **asdict(card))
+        return TokenFile(path=path, name=name, **asdict(card))
 
-    def _ids(self, source: TextSource, field: str, counts: Counts) -> Generator[bytes]:
+    def _ids(self, text: Located, counts: Counts) -> Generator[bytes]:
         """The ids of all documents, a batch at a time. Raises DataError for empty text."""
-        tokenizer = self._tokenizer
-        found = encoded(batches(pieces(source, field, counts)), tokenizer, self._workers)
+        tokenizer, source, field = self._tokenizer, text.source, text.field
+        read = pieces(source, field, counts, text.files)
+        found = encoded(batches(read), tokenizer, self._workers)
         with closing(found), _told(source, field, shown=self._progress) as advance:
             for batch, ids in found:
                 beats.beat()
                 if tokenizer.mark:
-                    counts.marks += sum(text.count(tokenizer.mark) for text in batch.texts)
+                    counts.marks += sum(one.count(tokenizer.mark) for one in batch.texts)
                 advance(sum(map(len, batch.texts)))
                 yield ids
         if not counts.characters:
             raise DataError(f"{field}.uri", f"{source.uri} holds no text", "give more text")
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time; the kernel lets the next one in when it dies."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with beats.during(beats.Phase.MEET):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def kept(folder: Path, name: str) -> TokenFile | None:
-    """The token file of this name that stands in the folder, unless a crash of the machine cut it short."""
-    path = folder / f"{name}.bin"
-    try:
-        card = load(Card, (folder / f"{name}.json").read_bytes())
-        whole = path.stat().st_size == card.size
-    except (OSError, DocumentError):
-        return None
-    return TokenFile(path=path, **asdict(card)) if whole else None
-
-
-def names(data: Data) -> list[str]:
-    """Of the token files of a run, without suffix. Raises DataError."""
-    digest = _digest_of(data.tokenizer)
-    found = [_name(data.train, digest, _TRAIN)]
-    if data.validation.source is not None:
-        found.append(_name(data.validation.source, digest, _HELD))
-    return found
-
-
-def _digest_of(tokenizer: str) -> str:
-    try:
-        return digest_of(tokenizer)
-    except OSError as error:
-        rule = f"{tokenizer}: {error.strerror}"
-        raise DataError("spec.data.tokenizer", rule, "make it readable") from None
-
-
-def _name(source: TextSource, tokenizer_digest: str, field: str) -> str:
-    """A digest of what goes in: the source, the tokenizer, and the size and time of the source's files."""
-    seen = [
-        (str(path), status.st_size, status.st_mtime_ns)
-        for path in source_files(source, field)
-        for status in [path.stat()]
-    ]
-    text = json.dumps([_RULES, source.model_dump(mode="json"), tokenizer_digest, seen])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @contextmanager

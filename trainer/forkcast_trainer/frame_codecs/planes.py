@@ -14,25 +14,29 @@ from __future__ import annotations
 import struct
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
-#: A plane of which so many bytes from its middle do not get smaller is noise.
-_SAMPLE = 1 << 14
-_WORTH = 0.97
+from forkcast_trainer.frame_codecs.parts import STRIDE, packed, packer, unpacked
 
 
 class Planes:
     """Of elements of 1, 2, 4 or 8 bytes."""
 
+    LOSSLESS, FLOATS = True, False
+
     @staticmethod
     def encode(chunk: NDArray[np.uint8], itemsize: int, level: int) -> bytes:
         """See FrameCodec."""
         elements = chunk.view(f"<u{itemsize}")
-        rotated = (elements << 1) | (elements >> (8 * itemsize - 1))
-        planes = rotated.view(np.uint8).reshape(-1, itemsize)
-        packer = _packer(level)
-        parts = [_packed(np.ascontiguousarray(planes[:, n]), packer) for n in range(itemsize)]
+        rows = [np.empty(len(elements), np.uint8) for _ in range(itemsize)]
+        for at in range(0, len(elements), STRIDE):
+            here = elements[at : at + STRIDE]
+            rotated = (here << 1) | (here >> (8 * itemsize - 1))
+            planes = rotated.view(np.uint8).reshape(-1, itemsize)
+            for n, row in enumerate(rows):
+                row[at : at + STRIDE] = planes[:, n]
+        by = packer(level)
+        parts = [packed(row, by) for row in rows]
         lengths = struct.pack(f"<{itemsize}I", *map(len, parts))
         return b"".join((lengths, *parts))
 
@@ -45,48 +49,18 @@ class Planes:
         lengths = struct.unpack_from(f"<{itemsize}I", frame)
         if place + sum(lengths) != len(frame):
             raise ValueError("the planes' lengths are not the frame's")
-        planes = chunk.reshape(count, itemsize)
-        for n, length in enumerate(lengths):
-            planes[:, n] = _unpacked(frame[place : place + length], count)
+        rows = []
+        for length in lengths:
+            rows.append(unpacked(frame[place : place + length], count))
             place += length
         elements = chunk.view(f"<u{itemsize}")
-        sign = elements << (8 * itemsize - 1)
-        elements >>= 1
-        elements |= sign
-
-
-def _packer(level: int) -> zstandard.ZstdCompressor:
-    """Exponents are skewed, but do not repeat: at level 1, hardly a search for matches makes them
-    smaller, and in a third of the time.
-    """
-    sought = {"min_match": 7, "hash_log": 6} if level == 1 else {}
-    rules = zstandard.ZstdCompressionParameters.from_level(level, write_checksum=False, **sought)
-    return zstandard.ZstdCompressor(compression_params=rules)
-
-
-def _packed(plane: NDArray[np.uint8], packer: zstandard.ZstdCompressor) -> bytes | memoryview:
-    """A part that is shorter than the plane, or the plane."""
-    if len(plane) > 4 * _SAMPLE:
-        middle = len(plane) // 2
-        sample = packer.compress(plane[middle : middle + _SAMPLE].data)
-        if len(sample) > _WORTH * _SAMPLE:
-            return plane.data
-    packed: bytes = packer.compress(plane.data)
-    return packed if len(packed) < len(plane) else plane.data
-
-
-def _unpacked(part: memoryview, count: int) -> NDArray[np.uint8]:
-    if len(part) == count:
-        return np.frombuffer(part, np.uint8)
-    try:
-        # a part that states another size is not unpacked at all
-        if zstandard.frame_content_size(part) != count:
-            raise ValueError("a plane's size is not the chunk's")
-        plane = zstandard.ZstdDecompressor().decompress(
-            part, max_output_size=count, allow_extra_data=False
-        )
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
-    if len(plane) != count:
-        raise ValueError("a plane's size is not the chunk's")
-    return np.frombuffer(plane, np.uint8)
+        spare = np.empty(min(STRIDE, count), elements.dtype)
+        for at in range(0, count, STRIDE):
+            here = slice(at, min(at + STRIDE, count))
+            out, sign = elements[here], spare[: here.stop - at]
+            planes = out.view(np.uint8).reshape(-1, itemsize)
+            for n, row in enumerate(rows):
+                planes[:, n] = row[here]
+            np.left_shift(out, 8 * itemsize - 1, out=sign)
+            out >>= 1
+            out |= sign

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 class Raw:
     """As fast as memory; what does not get smaller is stored so, whatever the codec asked for."""
 
+    LOSSLESS, FLOATS = True, False
+
     @staticmethod
     def encode(chunk: NDArray[np.uint8], itemsize: int, level: int) -> memoryview:  # noqa: ARG004
         """See FrameCodec."""

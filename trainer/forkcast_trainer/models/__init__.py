@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.models.family import Family, Shape
 from forkcast_trainer.models.gpt2 import GPT2
-from forkcast_trainer.models.parts import Head, Taps
+from forkcast_trainer.models.hf import HuggingFace
+from forkcast_trainer.models.parts import Head, Special, Taps
+from forkcast_trainer.models.t5 import T5
 from forkcast_trainer.stressors.long_sequence import LONGER
 from forkcast_wire.manifest import Model, StressorType, TrainingRunSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["FAMILIES", "Family", "Head", "Shape", "Taps", "build", "family_of", "positions_of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Head",
+    "Shape",
+    "Special",
+    "Taps",
+    "build",
+    "families",
+    "family_of",
+    "positions_of",
+]
 
-FAMILIES: tuple[Family, ...] = (
-    GPT2(),
-)  # fmt: skip
+FAMILIES: Mapping[str, type[Family]] = {
+    "gpt2": GPT2,
+    "t5": T5,
+    "hf": HuggingFace,
+}
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """All of the shelf."""
+    return tuple(kind() for kind in FAMILIES.values())
 
 
 def family_of(architecture: str) -> Family:
     """Whose models have this name. Raises TrainerError."""
-    for family in FAMILIES:
+    for family in families():
         if family.takes(architecture):
             return family
     raise TrainerError(
         "spec.model.architecture",
         f"unknown: {architecture}",
-        f"one of {', '.join(name for family in FAMILIES for name in family.names)}",
+        f"one of {', '.join(name for family in families() for name in family.names)}",
     )
 
 
@@ -39,6 +62,8 @@ def positions_of(spec: TrainingRunSpec) -> int:
     return spec.data.sequence_length * (LONGER if long else 1)
 
 
-def build(model: Model, vocabulary: int, positions: int, seed: int) -> nn.Module:
+def build(
+    model: Model, vocabulary: int, positions: int, seed: int, *, end: int | None = None
+) -> nn.Module:
     """The manifest's model, see `Family.build`. Raises TrainerError."""
-    return family_of(model.architecture).build(model, vocabulary, positions, seed)
+    return family_of(model.architecture).build(model, vocabulary, positions, seed, end=end)

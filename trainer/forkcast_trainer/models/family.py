@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from forkcast.parameter_groups import group_of
-from forkcast_trainer.models.parts import Head, Taps
+from forkcast_trainer.models.parts import Head, Special, Taps
 from forkcast_wire.manifest import Model
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Family(ABC):
 
     #: What its models learn to do: a name of the objectives' shelf.
     objective: ClassVar[str] = "Causal"
+    #: Whether that writes sentinels: then the tokenizer is asked for its own.
+    reads_sentinels: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -63,10 +65,13 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def build(self, model: Model, vocabulary: int, positions: int, seed: int) -> nn.Module:
+    def build(
+        self, model: Model, vocabulary: int, positions: int, seed: int, *, end: int | None = None
+    ) -> nn.Module:
         """A module on the CPU, float32 (mixed precision is the forward pass's affair, the weights
         that learn are full) for at least so many ids and positions: random from ``seed`` without
-        disturbing the caller's generators, or the manifest's pretrained weights.
+        disturbing the caller's generators, or the manifest's pretrained weights. end: the id of the
+        tokenizer's end of text; the last if absent.
 
         Raises TrainerError.
         """
@@ -84,6 +89,13 @@ class Family(ABC):
     @abstractmethod
     def taps(self, module: nn.Module) -> Taps | None:
         """What statistics from inside are read of; None if they cannot be."""
+
+    def special(self, module: nn.Module, vocabulary: int, end: int, own: Sequence[int]) -> Special:
+        """The ids that the objective writes. vocabulary, end: the tokenizer's ids and end of text.
+        own: its sentinels. Raises TrainerError if the model has no ids for them.
+        """
+        del module, vocabulary
+        return Special(end, end, tuple(own))
 
     def part(self, name: str) -> str:
         """Which of `forkcast.parameter_groups.GROUPS` a parameter belongs to."""

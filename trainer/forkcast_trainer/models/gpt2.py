@@ -63,10 +63,11 @@ class GPT2(Family):
         if config is None:
             known = _published(source)
             return _shape(known, _PUBLISHED_POSITIONS, _PUBLISHED_IDS) if known else None
-        numbers = hugging_face.whole_numbers(config, *_CONFIG)
-        return _shape(Size(*numbers[:3]), *numbers[3:]) if numbers else None
+        return shape_of(config)
 
-    def build(self, model: Model, vocabulary: int, positions: int, seed: int) -> nn.Module:
+    def build(
+        self, model: Model, vocabulary: int, positions: int, seed: int, *, end: int | None = None
+    ) -> nn.Module:
         """A GPT2LMHeadModel with scaled-dot-product attention."""
         from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -82,8 +83,8 @@ class GPT2(Family):
             embd_pdrop=size.dropout,
             attn_pdrop=size.dropout,
             resid_pdrop=size.dropout,
-            bos_token_id=vocabulary - 1,
-            eos_token_id=vocabulary - 1,
+            bos_token_id=vocabulary - 1 if end is None else end,
+            eos_token_id=vocabulary - 1 if end is None else end,
             use_cache=False,
             attn_implementation="sdpa",  # taken by the base class
         )
@@ -106,6 +107,12 @@ class GPT2(Family):
     def sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
         """Of the two embeddings."""
         return shapes["transformer.wte.weight"][0], shapes["transformer.wpe.weight"][0]
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape | None:
+    """By the entries of a config.json; None if some are missing."""
+    numbers = hugging_face.whole_numbers(config, *_CONFIG)
+    return _shape(Size(*numbers[:3]), *numbers[3:]) if numbers else None
 
 
 def _published(name: str) -> Size | None:

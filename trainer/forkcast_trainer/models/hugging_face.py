@@ -45,7 +45,8 @@ def random_module(make: Any, config: Any, seed: int) -> nn.Module:
 
 def pretrained_module(kind: Any, field: str, source: str, **changed: Any) -> nn.Module:
     """A ``kind`` with a folder's or a hub id's weights, float32. Only safetensors are read, and no
-    code that lies beside them. changed: entries of the configuration.
+    code that lies beside them. Attention is scaled-dot-product attention where the model has it.
+    changed: entries of the configuration.
 
     Raises TrainerError naming ``field``.
     """
@@ -55,7 +56,6 @@ def pretrained_module(kind: Any, field: str, source: str, **changed: Any) -> nn.
     try:
         loaded: nn.Module = kind.from_pretrained(
             source,
-            attn_implementation="sdpa",
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,

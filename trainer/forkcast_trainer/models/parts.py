@@ -19,6 +19,17 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Special:
+    """Ids that are no text. start: what a decoder reads first. end: of the text. sentinels: what stands
+    for hidden spans, in their order.
+    """
+
+    start: int
+    end: int
+    sentinels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Taps:
     """blocks: whose output is the residual stream, bottom up. attention: of each block, the module
     inside which its queries meet its keys. final: whose output the head multiplies. head: the head.

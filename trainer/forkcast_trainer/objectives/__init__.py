@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from forkcast_trainer.objectives.base import Example, Objective
 from forkcast_trainer.objectives.causal import Causal
 from forkcast_trainer.objectives.head_loss import IGNORED, Loss, head_loss, logits_loss
+from forkcast_trainer.objectives.span_corruption import SpanCorruption
 
 __all__ = [
     "IGNORED",
@@ -18,6 +19,7 @@ __all__ = [
     "logits_loss",
 ]
 
-OBJECTIVES: Mapping[str, Callable[[], Objective]] = {
+OBJECTIVES: Mapping[str, type[Objective]] = {
     "Causal": Causal,
+    "SpanCorruption": SpanCorruption,
 }

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
+
+from forkcast_trainer.models import Special
+from forkcast_trainer.stressors.base import DataStressor
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +23,12 @@ class Example:
 
 class Objective(ABC):
     """Pure: of the batch alone, so that resumes and rollouts see the same examples."""
+
+    #: What the training batches go through before, with the step at hand.
+    stages: ClassVar[Sequence[Callable[[], DataStressor]]] = ()
+
+    def __init__(self, special: Special) -> None:
+        self.special = special
 
     @abstractmethod
     def example(self, batch: Tensor) -> Example:
