@@ -11,9 +11,10 @@ import torch
 
 from forkcast.records import StateKind
 from forkcast_trainer import checkpoint
-from forkcast_trainer.checkpoint import Snapshot
+from forkcast_trainer.checkpoint import Encoding, Snapshot
 from forkcast_trainer.saver import Saver
 from forkcast_trainer.staging import BUFFERS, Staged, Staging
+from forkcast_trainer.table import Role
 from forkcast_trainer.uploading import UploadProcess, UploadProcessDiedError
 from forkcast_wire import keys
 from forkcast_wire.documents import saved_states
@@ -23,6 +24,7 @@ from tests.waiting import until
 
 RING = StateKind.RING
 CPU = torch.device("cpu")
+ROLES = {"optimizer.w.exp_avg": Role.FIRST_MOMENT, "optimizer.w.exp_avg_sq": Role.SECOND_MOMENT}
 
 
 def tensors(step):
@@ -31,6 +33,8 @@ def tensors(step):
         "model.w": torch.randn(300, 7),
         "model.half": torch.randn(5).bfloat16(),
         "model.empty": torch.empty(0, 3),
+        "optimizer.w.exp_avg": 1e-4 * torch.randn(300, 7),
+        "optimizer.w.exp_avg_sq": 1e-6 + 1e-6 * torch.rand(300, 7),
         "optimizer.w.step": torch.tensor(float(step)),
         "buffer.mask": torch.tensor([True, False, True]),
         "rng.torch": torch.randint(0, 255, (11,), dtype=torch.uint8),
@@ -85,10 +89,10 @@ def test_the_other_process_writes_the_same_bytes(tmp_path, process):
         staged = staging.copy(tensors(step))
         assert isinstance(staged, Staged)
         there = process.upload(
-            Snapshot(meta(step), staged, ROLES), folder(step), RING, 1, int8=int8
+            Snapshot(meta(step), staged, ROLES), folder(step), RING, Encoding(1, int8)
         )
         plain = Snapshot(meta(step), tensors(step), ROLES)
-        made = checkpoint.upload(here, plain, folder(step), RING, tmp_path, 1, int8)
+        made = checkpoint.upload(here, plain, folder(step), RING, tmp_path, Encoding(1, int8))
         assert (there.ref, there.lossless) == (made.ref, not int8)
         store = FolderStore(tmp_path / "store")
         assert store.head(keys.ptz(folder(step), step)).etag == there.etag
@@ -102,10 +106,10 @@ def test_what_goes_wrong_there_is_told_here(tmp_path):
     until(process.up, "the process")
     snapshot = Snapshot(meta(10), Staging(CPU).copy(tensors(10)))
     with pytest.raises(StoreUnavailable, match=r"Not a directory|File exists"):
-        process.upload(snapshot, folder(10), RING, 1, int8=False)
+        process.upload(snapshot, folder(10), RING, Encoding(1))
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(UploadProcessDiedError):
-        process.upload(snapshot, folder(10), RING, 1, int8=False)
+        process.upload(snapshot, folder(10), RING, Encoding(1))
     process.close()
 
 
