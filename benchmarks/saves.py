@@ -1,12 +1,14 @@
 """What a save adds to the steps around it: by the saver's thread, by its other process, and none at all.
 
-    python -m benchmarks.saves [--layers 17] [--rounds 8] [--steps 6] [--json]
+    python -m benchmarks.saves [--layers 17] [--rounds 8] [--steps 6] [--launches] [--json]
 
 A GPT-2 of about 124M parameters trains on one thread. Rounds alternate: steps without a save (twice: A and
 A'), steps after a save that the thread encodes in the trainer's process, steps after a save that the other
 process encodes out of shared memory. Each save is a checkpoint of level 1 into a folder; before the next
 part of a round it is waited for. `call` is what taking the copy costs the training's thread; `added` is a
-step's time over the median of the steps without a save, the copy included in the first.
+step's time over the median of the steps without a save, the copy included in the first. --launches: the
+steps are what a step on a device looks like from its host, 60 times half a millisecond of Python and a
+millisecond's wait, so that what shows is what the saver takes from the training's thread.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import shutil  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from benchmarks.figures import median, quantile  # noqa: E402
@@ -49,11 +52,22 @@ def engine(folder: Path, layers: int) -> Engine:
     return Engine(spec, "u", folder, placement(spec, 0, 1, 0))
 
 
+def launches() -> None:
+    """A step on a device as its host sees it."""
+    for _ in range(60):
+        end = time.perf_counter() + 0.0005
+        while time.perf_counter() < end:
+            pass
+        time.sleep(0.001)
+
+
 class Part:
     """One way to save, None for none; its own saver and folder."""
 
-    def __init__(self, made: Engine, folder: Path, way: str | None) -> None:
-        self._engine, self.way = made, way
+    def __init__(
+        self, made: Engine, folder: Path, way: str | None, step: Callable[[], object]
+    ) -> None:
+        self._engine, self._step, self.way = made, step, way
         self.calls: list[float] = []
         self.steps: list[float] = []
         self.saves: list[float] = []
@@ -77,7 +91,7 @@ class Part:
                 copied = state.snapshot(self._engine, copied=self.saver.copied)
                 self.saver.save(copied, StateKind.CHECKPOINT)
                 calls.append(time.perf_counter() - started)
-            self._engine.step()
+            self._step()
             times.append(time.perf_counter() - started)
         if self.saver is not None:
             self.saver.flush()
@@ -93,15 +107,17 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=17)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--launches", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="saves-"))
     try:
         made = engine(folder, given.layers)
         parameters = sum(one.numel() for one in made.parameters)
-        made.step()
+        made.step()  # the moments are part of the state
+        step = launches if given.launches else made.step
         parts = {
-            name: Part(made, folder, way)
+            name: Part(made, folder, way, step)
             for name, way in (
                 ("A", None),
                 ("thread", "thread"),
