@@ -40,7 +40,7 @@ def plan_model(spec: TrainingRunSpec) -> ModelPlan | None:
     """
     vocabulary, positions = vocabulary_size(spec.data), models.positions_of(spec)
     try:
-        shape = models.family_of(spec.model.architecture).shape(spec.model, vocabulary, positions)
+        shape = models.family_for(spec.model).shape(spec.model, vocabulary, positions)
     except TrainerError as error:
         raise ManifestError(error.field, error.rule, error.remedy) from None
     if shape is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forkcast_trainer.data.tokenizer import BYTES, open_tokenizer
 from forkcast_trainer.errors import TrainerError
-from forkcast_trainer.models import Family, Taps, family_of, positions_of
+from forkcast_trainer.models import Family, Taps, family_for, family_of, positions_of
 from forkcast_trainer.objectives import OBJECTIVES, Loss, Objective, head_loss, logits_loss
 from forkcast_trainer.stressors.base import DataStressor
 from forkcast_wire.manifest import TrainingRunSpec
@@ -34,6 +34,8 @@ class Learner(nn.Module):
         """compiled: by torch.compile, in training. The head is not: it runs in chunks."""
         super().__init__()
         self.module, self.family, self.objective = module, family, objective
+        #: What a state says of how it is trained, where that is not the plain way.
+        self.facts: dict[str, bool | float] = {}
         self.taps: Taps | None = family.taps(module)
         self._z_loss, self._compiled = z_loss, compiled
         self._whole = family.head(module) is None
@@ -85,7 +87,7 @@ def make(spec: TrainingRunSpec, vocabulary: int) -> Learner:
 
     Raises TrainerError.
     """
-    family, uri = family_of(spec.model.architecture), spec.data.tokenizer
+    family, uri = family_for(spec.model), spec.data.tokenizer
     tokenizer = open_tokenizer(uri) if family.reads_sentinels and uri != BYTES else None
     end = vocabulary - 1 if tokenizer is None else tokenizer.end_of_text
     module: Any = family.build(
@@ -106,6 +108,10 @@ def make(spec: TrainingRunSpec, vocabulary: int) -> Learner:
     learner = Learner(
         module, family, objective, z_loss=spec.training.z_loss, compiled=spec.model.compile
     )
+    if spec.model.qk_norm:
+        learner.facts["qkNorm"] = True
+    if spec.training.z_loss:
+        learner.facts["zLoss"] = spec.training.z_loss
     if learner.taps is None:
         learner.untap("its blocks are not recognised")
     return learner

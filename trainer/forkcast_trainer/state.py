@@ -62,6 +62,7 @@ def snapshot(
     """A copy of the whole state on the CPU. ``ranks``: every rank's generators, where other
     processes hold some of them. copied: how the copy is made.
     """
+    engine.settle()
     tensors: dict[str, Tensor] = {}
     for name, parameter in engine.named.items():
         tensors[f"model.{name}"] = parameter.detach()
@@ -99,6 +100,8 @@ def snapshot(
     }
     if others:
         meta["rng.ranks"] = [{"python": one.python, "numpy": one.numpy} for one in others]
+    if engine.learner.facts:
+        meta["model"] = dict(engine.learner.facts)
     if position.int8_restores:
         meta["int8_restores"] = position.int8_restores
     roles = {f"optimizer.{name}.{slot}": role for name, slot, role in moments.roles(engine.module)}
@@ -110,6 +113,8 @@ def restore(engine: Engine, saved: Snapshot) -> None:
     holds what no state can; then the engine stays as it was.
     """
     parts = _checked(engine, saved)
+    engine.settle()
+    engine.told()  # of the lineage that is left here
     meta = saved.meta
     _restore_tensors(engine, saved.tensors)
     position = engine.position
@@ -125,7 +130,6 @@ def restore(engine: Engine, saved: Snapshot) -> None:
     position.internals = parts.internals
     randomness.put(engine.place.device, parts.own)
     engine.generators = randomness.Shards(engine.place.device, parts.others)
-    engine.observer.forget()
 
 
 def check(engine: Engine, saved: Snapshot) -> None:
@@ -139,6 +143,7 @@ def admit(engine: Engine, meta: Mapping[str, Any], tensors: Mapping[str, Shaped]
     file asks for is bounded by the model before it is read.
     """
     schema.check(meta, tensors)
+    _trained_alike(meta.get("model", {}), engine.learner.facts)
     wanted = _shapes(engine, meta)
     for name, tensor in tensors.items():
         if name not in wanted:
@@ -152,6 +157,19 @@ def admit(engine: Engine, meta: Mapping[str, Any], tensors: Mapping[str, Shaped]
         if any(slots) and not all(slots):
             raise CheckpointError(
                 f"{name}: some of the optimizer's {', '.join(_SLOTS)} are missing"
+            )
+
+
+def _trained_alike(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if a state was trained in another way than the manifest's. What is absent
+    is off, as it was in versions that had no such thing.
+    """
+    for name in sorted({*saved, *ours}):
+        if saved.get(name, 0) != ours.get(name, 0):
+            was, now = (json.dumps(one.get(name, False)) for one in (saved, ours))
+            raise CheckpointError(
+                f"the state was trained with {name}: {was}, the manifest says {now}; "
+                "give the manifest that the state was trained with"
             )
 
 

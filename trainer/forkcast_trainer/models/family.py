@@ -39,7 +39,9 @@ class Family(ABC):
 
     #: What its models learn to do: a name of the objectives' shelf.
     objective: ClassVar[str] = "Causal"
-    #: Whether that writes sentinels: then the tokenizer is asked for its own.
+    #: Whether its models can norm queries and keys.
+    norms_queries: ClassVar[bool] = False
+    #: Whether its objective writes sentinels: then the tokenizer is asked for its own.
     reads_sentinels: ClassVar[bool] = False
 
     @property
