@@ -99,8 +99,8 @@ class Model(Part):
     scratch; Hugging Face's GPT-2 has none, so such weights are exported as safetensors."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    compile: bool | None = None
+    """Compile the model with torch.compile. Absent: on a GPU."""
 
     @model_validator(mode="after")
     def _source_goes_with_pretrained(self) -> Self:

@@ -101,6 +101,17 @@ def test_the_published_models_have_their_published_sizes(name, millions):
     assert planned.model.state_bytes == 12 * planned.model.parameters
 
 
+@pytest.mark.parametrize(("name", "bits"), [("AdamW8bit", 17), ("Muon", 32)])
+def test_the_plan_counts_what_the_optimizer_keeps(name, bits):
+    adamw = plan_model(manifest("gpt2", architecture="gpt2").spec)
+    document = manifest("gpt2", architecture="gpt2").document()
+    document["spec"]["optimizer"]["name"] = name
+    planned = plan_model(TrainingRun.model_validate(document).spec)
+    matrices = 12 * 12 * 768**2
+    assert adamw.state_bytes - planned.state_bytes == matrices * (64 - bits) // 8
+    assert adamw.memory_bytes - planned.memory_bytes == matrices * (64 - bits) // 8
+
+
 @pytest.mark.parametrize("size", [{"heads": 3, "width": 16}, {"heads": 5}, {"width": 70}])
 def test_a_shape_that_no_trainer_builds_is_refused_by_the_plan(size):
     given = manifest(size=size)

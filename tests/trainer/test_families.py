@@ -24,9 +24,10 @@ from forkcast_trainer import export, internals, learner, state
 from forkcast_trainer.course import Course
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.models import build, families, family_of
+from forkcast_trainer.optimizers import described
 from forkcast_trainer.placement import placement
 from forkcast_trainer.step import Engine
-from forkcast_wire.manifest import Model, TrainingRunSpec
+from forkcast_wire.manifest import Model, Optimizer, TrainingRunSpec
 from tests.make import little_text
 from tests.one_step import one_step
 
@@ -161,12 +162,17 @@ def test_its_taps_show_attention_and_activations_and_change_nothing(spec_of, cas
 @pytest.mark.parametrize("case", CASES)
 def test_the_plan_counts_what_is_built(spec_of, case):
     spec = spec_of(case)
-    planned = plan_model(spec)
-    built = sum(p.numel() for p in make(spec).module.parameters())
+    planned, one = plan_model(spec), make(spec)
+    built = sum(p.numel() for p in one.module.parameters())
     if case == "hf:gemma2":
         assert planned is None  # not a kind that is counted
     else:
         assert planned.parameters == built
+        parameters = described(one.module, one.family)
+        matrices = sum(each.tensor.numel() for each in parameters if each.matrix)
+        with_muon = plan_model(spec.model_copy(update={"optimizer": Optimizer(name="Muon")}))
+        assert planned.state_bytes == 12 * built
+        assert with_muon.state_bytes == 12 * built - 4 * matrices
 
 
 @pytest.mark.parametrize("case", CASES)
