@@ -1,6 +1,7 @@
 """What every family of the model shelf gives, whatever it is."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,12 @@ from forkcast_trainer import export, internals, learner, state
 from forkcast_trainer.course import Course
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.models import build, families, family_of
+from forkcast_trainer.optimizers import described
 from forkcast_trainer.placement import placement
 from forkcast_trainer.step import Engine
-from forkcast_wire.manifest import Model, TrainingRunSpec
+from forkcast_wire.manifest import Model, Optimizer, TrainingRunSpec
 from tests.make import little_text
+from tests.one_step import one_step
 
 TOY = {
     "vocab_size": 300,
@@ -141,11 +144,12 @@ def test_its_taps_show_attention_and_activations_and_change_nothing(spec_of, cas
     one = make(spec_of(case))
     before = torch.get_rng_state()
     if case == "hf:gemma2":  # its attention is its own
-        assert internals.sample(one, torch.arange(16)) is None
-        assert internals.sample(one, torch.arange(16)) is None
+        assert not internals.sample(one, torch.arange(16))
+        assert not internals.sample(one, torch.arange(16))
         assert capsys.readouterr().out.count("train.fewer_statistics") == 1
         return
-    seen = internals.sample(one, torch.arange(16))
+    values = internals.sample(one, torch.arange(16))
+    seen = internals.read({name: float(value) for name, value in values.items()})
     layers = one.module.config.num_hidden_layers * (2 if case == "t5-tiny" else 1)
     assert len(seen.attention_entropy) == len(seen.activation_sd) == layers
     assert all(0.5 < share <= 1.000001 for share in seen.attention_entropy)  # untrained: about 1
@@ -158,12 +162,17 @@ def test_its_taps_show_attention_and_activations_and_change_nothing(spec_of, cas
 @pytest.mark.parametrize("case", CASES)
 def test_the_plan_counts_what_is_built(spec_of, case):
     spec = spec_of(case)
-    planned = plan_model(spec)
-    built = sum(p.numel() for p in make(spec).module.parameters())
+    planned, one = plan_model(spec), make(spec)
+    built = sum(p.numel() for p in one.module.parameters())
     if case == "hf:gemma2":
         assert planned is None  # not a kind that is counted
     else:
         assert planned.parameters == built
+        parameters = described(one.module, one.family)
+        matrices = sum(each.tensor.numel() for each in parameters if each.matrix)
+        with_muon = plan_model(spec.model_copy(update={"optimizer": Optimizer(name="Muon")}))
+        assert planned.state_bytes == 12 * built
+        assert with_muon.state_bytes == 12 * built - 4 * matrices
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -171,18 +180,18 @@ def test_it_trains_resumes_to_the_bit_and_exports_what_the_library_loads(
     engine_of, spec_of, case, tmp_path
 ):
     one = engine_of(case)
-    rows = [one.step() for _ in range(20)]
+    rows = [one_step(one) for _ in range(20)]
     losses = [row.loss for row in rows]
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0] - 0.3
     assert bool(rows[0].attention_entropy) == (case != "hf:gemma2")
     saved = state.snapshot(one)
     held = one.evaluate()
-    onwards = [one.step().loss for _ in range(3)]
+    onwards = [one_step(one).loss for _ in range(3)]
     other = engine_of(case)
     state.restore(other, saved)
     assert other.evaluate() == held
-    assert [other.step().loss for _ in range(3)] == onwards
+    assert [one_step(other).loss for _ in range(3)] == onwards
 
     weights = {n[6:]: t for n, t in saved.tensors.items() if n.startswith("model.")}
     export.hugging_face(one.spec, weights, tmp_path / "out")
@@ -207,7 +216,7 @@ def test_it_trains_resumes_to_the_bit_and_exports_what_the_library_loads(
 def test_checkpointing_and_half_precision_train_it_too(engine_of, case):
     def losses(**model):
         engine = engine_of(case, model=model)  # which seeds the generators that dropout draws from
-        return [engine.step().loss for _ in range(2)]
+        return [one_step(engine).loss for _ in range(2)]
 
     plain = losses()
     assert losses(gradientCheckpointing=True) == pytest.approx(plain, rel=1e-5)
@@ -278,7 +287,7 @@ def test_a_rollout_of_it_takes_the_steps_that_the_run_takes(engine_of, case):
     for _ in range(2):
         run.step()
     saved = state.snapshot(run)
-    onwards = [run.step().loss for _ in range(3)]
+    onwards = [one_step(run).loss for _ in range(3)]
     rollout = engine_of(case)
     state.restore(rollout, saved)
     course = Course(rollout)
@@ -327,3 +336,21 @@ def test_a_folder_is_found_beside_the_manifest(tmp_path):
     (tmp_path / "m.yaml").write_text(json.dumps(document))
     with pytest.raises(ManifestError, match=r"spec\.model\.architecture: no such folder: "):
         load_manifest(tmp_path / "m.yaml")
+
+
+@pytest.mark.parametrize(
+    ("case", "checkpointing"),
+    [("gpt2-tiny", False), ("gpt2-tiny", True), ("t5-tiny", False), ("hf:llama", False)],
+)
+def test_compiled_it_trains_as_it_does_eagerly(engine_of, monkeypatch, case, checkpointing):
+    """Traced, and its backward pass too; what the tracer gives is run without a C++ compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+    def losses(**model):
+        engine = engine_of(case, model=model, training={"zLoss": "1e-3"})
+        return [*(one_step(engine).loss for _ in range(2)), engine.evaluate()]
+
+    plain = losses()
+    assert losses(compile=True, gradientCheckpointing=checkpointing) == pytest.approx(
+        plain, rel=1e-4
+    )

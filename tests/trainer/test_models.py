@@ -13,7 +13,9 @@ from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.models import build, family_of
 from forkcast_trainer.models.gpt2 import SIZES
+from forkcast_trainer.models.t5 import SENTINELS
 from forkcast_wire.manifest import Model, ModelSize
+from tests.one_step import one_step
 
 SMALL = ModelSize(layers=2, heads=2, width=32)
 
@@ -40,10 +42,19 @@ def test_the_tiny_one_has_the_size_the_quickstart_counts_on():
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("gpt2", 124.4), ("gpt2-medium", 354.8), ("gpt2-large", 774.0), ("gpt2-xl", 1557.6)],
+    [
+        ("gpt2", 124.4),
+        ("gpt2-medium", 354.8),
+        ("gpt2-large", 774.0),
+        ("gpt2-xl", 1557.6),
+        ("t5-small", 60.5),
+        ("t5-base", 222.9),
+        ("t5-large", 737.7),
+    ],
 )
 def test_published_sizes(name, millions):
-    shape = family_of(name).shape(Model(architecture=name), 50257, 1024)
+    ids = 50257 if name.startswith("gpt2") else 32128 - SENTINELS
+    shape = family_of(name).shape(Model(architecture=name), ids, 1024)
     assert shape.parameters / 1e6 == pytest.approx(millions, abs=0.05)
 
 
@@ -211,8 +222,8 @@ def test_a_run_starts_from_weights_and_a_tokenizer_in_one_folder(saved, tmp_path
     logits = plain(batch[:, :-1]).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
     assert engine.loss_of(batch).item() == pytest.approx(expected.item(), rel=1e-5)
-    losses = [engine.step().loss for _ in range(3)]
+    losses = [one_step(engine).loss for _ in range(3)]
     other = Engine(spec, "u", tmp_path, placement(spec))
     state.restore(other, state.snapshot(engine))
-    assert other.step().loss == engine.step().loss
+    assert one_step(other).loss == one_step(engine).loss
     assert losses[0] > 0
