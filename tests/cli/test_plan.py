@@ -11,6 +11,7 @@ from forkcast_cli.plan import lines, plan
 from forkcast_cli.shapes import plan_model, vocabulary_size
 from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.models import build, families
+from forkcast_trainer.staging import BUFFERS
 from forkcast_wire.manifest import Data, TextSource, TrainingRun
 from forkcast_wire.manifest_file import ManifestError
 
@@ -156,6 +157,7 @@ def test_states_that_are_kept_for_life_are_counted():
     default, none = planned(), planned(logSpacedFrom=0)
     assert (default.kept_for_life, none.kept_for_life) == (6, 0)  # 0, 50, 100, 200, 400, 800
     assert default.store_bytes - none.store_bytes == 6 * default.model.state_bytes
+    assert default.copy_bytes == BUFFERS * default.model.state_bytes
 
 
 def test_a_model_that_no_trainer_has_is_refused_by_the_plan():

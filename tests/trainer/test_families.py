@@ -1,6 +1,7 @@
 """What every family of the model shelf gives, whatever it is."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -335,3 +336,21 @@ def test_a_folder_is_found_beside_the_manifest(tmp_path):
     (tmp_path / "m.yaml").write_text(json.dumps(document))
     with pytest.raises(ManifestError, match=r"spec\.model\.architecture: no such folder: "):
         load_manifest(tmp_path / "m.yaml")
+
+
+@pytest.mark.parametrize(
+    ("case", "checkpointing"),
+    [("gpt2-tiny", False), ("gpt2-tiny", True), ("t5-tiny", False), ("hf:llama", False)],
+)
+def test_compiled_it_trains_as_it_does_eagerly(engine_of, monkeypatch, case, checkpointing):
+    """Traced, and its backward pass too; what the tracer gives is run without a C++ compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+    def losses(**model):
+        engine = engine_of(case, model=model, training={"zLoss": "1e-3"})
+        return [*(one_step(engine).loss for _ in range(2)), engine.evaluate()]
+
+    plain = losses()
+    assert losses(compile=True, gradientCheckpointing=checkpointing) == pytest.approx(
+        plain, rel=1e-4
+    )

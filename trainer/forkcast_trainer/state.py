@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.errors import DataError
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.randomness import Randomness
+from forkcast_trainer.staging import on_the_host
 from forkcast_trainer.step import ActionState, Engine
 from forkcast_wire import beats
 from forkcast_wire.documents import TextIdentity, load
@@ -53,20 +54,24 @@ def randomness_of_all(engine: Engine) -> list[Randomness]:
     return gathered
 
 
-def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
+def snapshot(
+    engine: Engine,
+    ranks: Sequence[Randomness] = (),
+    copied: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = on_the_host,
+) -> Snapshot:
     """A copy of the whole state on the CPU. ``ranks``: every rank's generators, where other
-    processes hold some of them.
+    processes hold some of them. copied: how the copy is made.
     """
     engine.settle()
     tensors: dict[str, Tensor] = {}
     layouts = optimizers.layouts(engine.optimizer)
     for name, parameter in engine.named.items():
-        tensors[f"model.{name}"] = _copy(parameter)
+        tensors[f"model.{name}"] = parameter.detach()
         state = engine.optimizer.state.get(parameter, {})
         for slot, kept in layouts[parameter].saved(state).items():
-            tensors[f"optimizer.{name}.{slot}"] = _copy(kept)
+            tensors[f"optimizer.{name}.{slot}"] = kept
     for name, buffer in engine.module.named_buffers():
-        tensors[f"buffer.{name}"] = _copy(buffer)
+        tensors[f"buffer.{name}"] = buffer
     mine = randomness.taken(engine.place.device)
     first, *others = ranks or [mine, *engine.generators.others]
     for rank, one in enumerate((first, *others)):
@@ -103,11 +108,7 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
         meta["int8_restores"] = position.int8_restores
     coded = moments.roles(engine.module, layouts)
     roles = {f"optimizer.{name}.{slot}": role for name, slot, role in coded}
-    return Snapshot(meta, tensors, roles)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    return Snapshot(meta, copied(tensors), roles)
 
 
 def restore(engine: Engine, saved: Snapshot) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -134,6 +134,8 @@ class Engine:
         self.parameters = list(self.named.values())
         self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
+        #: Called before weights or moments change: a copy of them may be under way on the device.
+        self.before_update: Callable[[], None] = lambda: None
         self.actions = ActionState()
         self.position = Position()
         self.spikes = SpikeScore()
@@ -175,6 +177,7 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         with refusing():
             loss, micro, first = self._gradients(step)
+        self.before_update()
         self.scaler.unscale_(self.optimizer)
         clipped = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
         skip = self._refused(clipped.skip)
