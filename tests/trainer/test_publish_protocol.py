@@ -5,7 +5,6 @@ import secrets
 import shutil
 import signal
 import sys
-import time
 
 import pytest
 import torch
@@ -78,11 +77,17 @@ def names(root):
     return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
 
 
+def newest(root):
+    """When the last of a folder's files was written, in seconds as `time.time` gives them."""
+    return max(path.stat().st_mtime for path in root.rglob("*") if path.is_file())
+
+
 def two_days_later(root):
     """What is swept of a folder, its temporary files included."""
+    now = newest(root)
     for path in (root / ".forkcast").iterdir():
-        os.utime(path, (time.time() - _DAYS,) * 2)
-    catalogue.sweep(FolderStore(root), time.time() + _DAYS)
+        os.utime(path, (now - _DAYS,) * 2)
+    catalogue.sweep(FolderStore(root), now + _DAYS)
 
 
 @pytest.fixture
@@ -128,9 +133,10 @@ def test_a_part_without_a_manifest_goes_when_it_is_old_and_not_before(four_state
     rollout = keys.rollout_state("e0-t30", "c001", 40)
     store.put(keys.state_history(rollout), b"rows")
     before = names(four_states)
-    assert catalogue.sweep(store, time.time()) == []
+    now = newest(four_states)
+    assert catalogue.sweep(store, now) == []
     assert names(four_states) == before
-    assert catalogue.sweep(store, time.time() + _DAYS) == [folder, rollout]
+    assert catalogue.sweep(store, now + _DAYS) == [folder, rollout]
     assert before - names(four_states) == {keys.ptz(folder, 20), keys.state_history(rollout)}
 
 
