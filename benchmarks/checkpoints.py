@@ -87,8 +87,8 @@ def _sides(saved: Snapshot, level: int) -> dict[str, _Side]:
         ),
         "version 1": _Side(lambda path: first_format.write(saved, path, level), read_container),
         "version 1, raw": _Side(lambda path: first_format.write(saved, path, 0), read_container),
-        "planes, 1 thread": ours(level, 1),
-        "planes, 2 threads": ours(level, 2),
+        "high8, 1 thread": ours(level, 1),
+        "high8, 2 threads": ours(level, 2),
         "raw, 1 thread": ours(0, 1),
         "raw, 2 threads": ours(0, 2),
     }

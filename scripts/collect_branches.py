@@ -96,7 +96,7 @@ def follow_main(
             run.saved[step] = snapshot(engine)
         if run.course.expected:
             run.measured[step] = run.course.validate()
-        stats = run.course.step()
+        (stats,) = [*run.course.step(), *run.course.settle()]
         if step % validate_every == validate_every - 1:
             stats = replace(stats, validation_loss=engine.evaluate())
         reading = detector.fold(stats)

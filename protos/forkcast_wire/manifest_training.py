@@ -145,8 +145,9 @@ class Statistics(Part):
 
     internals_every_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 10
     """Steps between samples of attention entropy and logits and of activation statistics."""
-    update_every_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 1
-    """Steps between samples of RMS_t, update ratio and update cosine."""
+    update_every_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 10
+    """Steps between samples of RMS_t, update ratio and update cosine. Norms by group of parameters are
+    there at every step."""
 
 
 class Storage(Part):

@@ -13,10 +13,10 @@ from forkcast_trainer.clipping.base import ClipContext, ClippingPolicy, ClipResu
 class Halving(ClippingPolicy):
     """Takes no parameter."""
 
-    def clip_finite(
-        self, parameters: Sequence[Tensor], norm: Tensor, context: ClipContext
+    def clip_by(
+        self, parameters: Sequence[Tensor], each: Tensor, norm: Tensor, context: ClipContext
     ) -> ClipResult:
         """Scale by a half."""
         del context
         torch._foreach_mul_(gradients(parameters), 0.5)
-        return ClipResult(norm, 0.5 * norm)
+        return ClipResult(norm, 0.5 * norm, 0.5 * each, ~norm.isfinite())

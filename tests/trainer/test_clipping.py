@@ -87,19 +87,24 @@ def test_a_restart_in_the_middle_changes_no_bit(name, at):
     assert second.policy.state_dict() == whole.policy.state_dict()
 
 
+def _learnt(policy):
+    """Its memory but for the steps that SPAM counts: whether one is refused, the device alone knows."""
+    return {name: value for name, value in policy.state_dict().items() if name != "since_reset"}
+
+
 @pytest.mark.parametrize("name", CLIPPING)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_non_finite_gradient_is_refused_and_teaches_nothing(name, value):
     toy = Toy(name)
     for step in range(30):
         toy.step(step)
-    before = json.dumps(toy.policy.state_dict())
+    before = _learnt(toy.policy)
     weights = [p.detach().clone() for p in toy.parameters]
     bad = toy.gradients(30)
     for micro in bad:
         micro[0][2, 1] = value
     assert toy.step(30, bad).skip
-    assert json.dumps(toy.policy.state_dict()) == before
+    assert _learnt(toy.policy) == before
     assert all(torch.equal(a, b) for a, b in zip(weights, toy.parameters, strict=True))
     assert not toy.step(31).skip
     assert math.isfinite(toy.grad_norm())
@@ -176,8 +181,8 @@ def test_zclips_warm_up_learns_nothing_from_a_spike():
     [(4, 1, 1), (8, 1, 1), (8, 2, 3), (16, 2, 3), (5, 0, 0), (9, 3, 4)],
 )
 def test_arc_clips_to_the_k_plus_first_largest_norm(n, faulty, k):
-    norms = [float(x) for x in range(1, n + 1)]
-    assert threshold(norms, faulty) == n - k
+    norms = torch.tensor([math.nan, *(float(x) for x in range(1, n + 1))])
+    assert threshold(norms, torch.tensor(n), torch.tensor(faulty)) == n - k
 
 
 def arc(values, params=None):

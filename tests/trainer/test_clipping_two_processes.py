@@ -29,7 +29,7 @@ def clip(values, count):
         parameter.grad.tolist(),
         float(result.norm),
         float(result.clipped_norm),
-        result.skip,
+        bool(result.skip),
     )
 
 
@@ -56,7 +56,9 @@ def trained(manifest, folder, rank=0, world=1, *, poison=1.0):
         return whole(batch) * poison if here else whole(batch)
 
     engine.loss_of = loss_of
-    steps = [engine.step() for _ in range(3)]
+    for _ in range(3):
+        engine.step()
+    steps = engine.told()
     weights = torch.stack([p.detach().norm() for p in engine.parameters]).norm().item()
     seen = [[one.loss, one.grad_norm, one.grad_norm_clipped, one.skipped] for one in steps]
     return {"steps": seen, "weights": weights}

@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 from memory_store import MemoryStore, at_once
 
 from tests.make import lineage_entry, state_ref
+from tests.one_step import one_step
 from tests.waiting import until
 
 
@@ -154,7 +155,7 @@ class Saving:
 
     def save(self, kind: StateKind = StateKind.RING, *, last: bool = False) -> bool:
         """Whether the state of one more step was published."""
-        self.saver.record(self.engine.step())
+        self.saver.record(one_step(self.engine))
         self.saver.save(state.snapshot(self.engine), kind, last=last)
         assert self.saver.flush(60)
         return self.saver.newest_step(0) == self.engine.position.step
@@ -239,7 +240,7 @@ def test_what_a_state_lacks_is_on_record_before_the_state_and_goes_with_it(savin
 
 
 def test_a_state_that_is_published_at_the_second_try_says_what_is_so_then(saving: Saving) -> None:
-    saving.saver.record(saving.engine.step())
+    saving.saver.record(one_step(saving.engine))
 
     def before(access: str, key: str) -> None:
         if "history/" in key or (access, key.endswith("manifest.json")) == ("put", True):

@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 
 from forkcast_trainer.orders import Orders
 from forkcast_wire import forkcast_pb2 as pb
+from tests.one_step import one_step
 
 
 def test_a_checkpoint_is_saved_once_for_each_time_it_is_asked_for() -> None:
@@ -39,5 +40,5 @@ def test_only_the_rank_that_reports_copies_weights(make_engine, monkeypatch) -> 
     for rank, copies in ((0, True), (1, False)):
         engine = make_engine()
         engine.place = replace(engine.place, rank=rank)
-        stats = engine.step()
+        stats = one_step(engine)
         assert (stats.update_ratio is not None) is copies

@@ -9,6 +9,7 @@ import torch
 
 from forkcast_trainer import randomness, schema, state
 from forkcast_trainer.checkpoint import CheckpointError, Snapshot
+from tests.one_step import one_step
 
 
 def keeps(saved):
@@ -94,7 +95,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_state_can_still_be_saved(m
     loss = one.position.loss
     whole = one.loss_of
     one.loss_of = lambda batch, **more: whole(batch, **more) * float("nan")
-    stats = one.step()
+    stats = one_step(one)
     assert stats.skipped
     assert all(torch.equal(a, b) for a, b in zip(weights, one.parameters, strict=True))
     assert one.position.loss == loss
@@ -105,7 +106,7 @@ def test_looking_inside_and_validating_draw_nothing_and_change_nothing(make_engi
     one = make_engine()
     one.step()
     before = state.snapshot(one)
-    assert one.observer.inside(0, torch.zeros(16, dtype=torch.int64))
+    assert one.observer.after(0, torch.zeros(16, dtype=torch.int64))
     one.evaluate()
     after = state.snapshot(one)
     assert all(torch.equal(after.tensors[n], before.tensors[n]) for n in before.tensors)

@@ -27,6 +27,7 @@ from forkcast_wire import forkcast_pb2 as pb
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RolloutUntil, saved_states
 from forkcast_wire.store import FolderStore, put_document, read_document
+from tests.one_step import one_step
 from tests.waiting import until
 
 STEPS, BASE, TRIGGER, RUNG = 40, 10, 15, 10
@@ -132,7 +133,7 @@ def test_its_losses_are_those_of_one_process_with_all_micro_batches(whole, tmp_p
     spec = whole.run.manifest.spec
     alone = Engine(spec, "u", tmp_path, placement(spec))
     for step in range(STEPS):
-        stats = alone.step()
+        stats = one_step(alone)
         seen = whole.listener.stats[stats.key]
         assert seen.loss == pytest.approx(stats.loss, rel=CLOSE), step
         assert seen.grad_norm == pytest.approx(stats.grad_norm, rel=10 * CLOSE), step
@@ -145,7 +146,7 @@ def test_one_process_for_two_is_one_process_with_twice_the_micro_batches(tiny, t
     one = tiny(dropout="0", gradientAccumulationSteps=2).spec
     engines = [Engine(spec, "u", tmp_path, placement(spec)) for spec in (two, one)]
     for _ in range(5):
-        a, b = (engine.step() for engine in engines)
+        a, b = (one_step(engine) for engine in engines)
         assert (a.loss, a.grad_norm, a.tokens) == (b.loss, b.grad_norm, b.tokens)
 
 
@@ -229,7 +230,7 @@ def test_the_control_of_one_process_is_the_main_run_to_the_bit(make_engine, tmp_
             checkpoint.publish(
                 store, state.snapshot(main), folder, StateKind.RING, tmp_path / "scratch", 1
             )
-        losses.append(main.step().loss)
+        losses.append(one_step(main).loss)
     seen, end = control(store, main.spec, tmp_path)
     assert list(seen) == losses[BASE:]
     after = state.snapshot(main)

@@ -12,9 +12,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from forkcast.parameter_groups import group_of
+from forkcast_trainer.measure.late import LateReader, _Pack
 from forkcast_watch.gradients import Gradients, clip_factor
 from forkcast_watch.inside import Inside
-from forkcast_watch.late import LateReader, _Pack
 from forkcast_watch.tolerance import Tolerance
 from tests.watch.toys import HEADS, WIDTH, Toy, batch
 
@@ -360,7 +360,7 @@ def test_no_value_is_brought_to_the_host_before_it_is_read_late(toy):
 
 
 def test_a_read_in_the_code_that_watches_would_be_seen():
-    from forkcast_watch.late import LateReader
+    from forkcast_trainer.measure.late import LateReader
 
     with Reads(list) as reads:
         LateReader().put(0, {"loss": torch.tensor(1.0)})  # on the CPU it is read at once

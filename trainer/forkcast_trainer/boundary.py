@@ -39,6 +39,11 @@ class Agreed:
     save: StateKind | None
     collapse: bool
 
+    @property
+    def pauses(self) -> bool:
+        """Whether anything but the next step comes first."""
+        return self.order is not Order.GO_ON or self.save is not None or self.collapse
+
 
 class Boundary:
     """Of one rank. due: the kinds of state that are to be saved as soon as the saver takes them."""

@@ -22,12 +22,14 @@ DIVERGED_STEPS: Final = 5
 
 
 class Course:
-    """What the engine trains from the state it is in. rows: of the steps since, those with a finite
-    loss. spikes: the engine's, of this lineage.
+    """What the engine trains from the state it is in. rows: of the steps since, up to a divergence,
+    those with a finite loss. spikes: the engine's, of this lineage.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        engine.settle()
+        engine.told()  # of the steps before
         self._base_loss, self.first_step = engine.position.loss, engine.position.step
         self.rows: list[StepStats] = []
         self.spikes = engine.spikes
@@ -40,23 +42,38 @@ class Course:
         self.expect(target)
         while self._engine.position.step < target and not self.diverged:
             self.step()
+        self.settle()
 
-    def step(self) -> StepStats:
-        """One step."""
+    def step(self) -> list[StepStats]:
+        """One step; returns those whose statistics have come."""
         self._means.pop(self._engine.position.step, None)  # it has not been validated there
-        stats = self._engine.step()
+        self._engine.step()
         crash.reach("step")
+        for mean in self._means.values():
+            mean.add(self._engine)
+        return self._hear()
+
+    def settle(self) -> list[StepStats]:
+        """Wait for the statistics of the steps taken; returns those that have come."""
+        self._engine.settle()
+        return self._hear()
+
+    def _hear(self) -> list[StepStats]:
+        told = self._engine.told()
+        for stats in told:
+            if not self.diverged:
+                self._follow(stats)
+        return told
+
+    def _follow(self, stats: StepStats) -> None:
         if not math.isfinite(stats.loss):
             self._diverge()
-            return stats
+            return
         self.rows.append(stats)
         over = self._base_loss is not None and stats.loss > self._base_loss + DIVERGED_NATS
         self._high = self._high + 1 if over else 0
         if self._high >= DIVERGED_STEPS:
             self._diverge()
-        for mean in self._means.values():
-            mean.add(self._engine)
-        return stats
 
     def _diverge(self) -> None:
         self.diverged = True

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +38,18 @@ class Internals:
     activation_sd: tuple[float, ...]
 
 
+#: Per layer, in the order of `Internals`; a value's name is that of its field and its layer.
+_LAYERED: Final = ("attention_entropy", "activation_mean", "activation_sd")
+
+
 @torch.no_grad()
-def sample(learner: Learner, sequence: Tensor) -> Internals | None:
-    """Look inside on one sequence of ids, shape [T]; None if the model has no taps, which is said once.
-    Its mode is restored.
+def sample(learner: Learner, sequence: Tensor) -> dict[str, Tensor]:
+    """Look inside on one sequence of ids, shape [T]: 0-d values on the device, by name and layer; empty
+    if the model has no taps, which is said once. Its mode is restored.
     """
     taps = learner.taps
     if taps is None:
-        return None
+        return {}
     blocks: list[Tensor] = []
     training = learner.module.training
     learner.module.eval()
@@ -56,23 +60,28 @@ def sample(learner: Learner, sequence: Tensor) -> Internals | None:
         learner.module.train(training)
     if len(attention.seen) != len(taps.blocks):
         learner.untap("its attention is not scaled-dot-product attention")
-        return None
+        return {}
     wide = [block.float() for block in blocks]
-    packed = torch.stack(
-        [
-            torch.stack([entropy for entropy, _ in attention.seen]),
-            torch.stack([top for _, top in attention.seen]),
-            torch.stack([block.mean() for block in wide]),
-            torch.stack([block.std() for block in wide]),
-        ]
+    values = {"attention_logit_max": torch.stack([top for _, top in attention.seen]).max()}
+    layers = (
+        [entropy for entropy, _ in attention.seen],
+        [block.mean() for block in wide],
+        [block.std() for block in wide],
     )
-    entropies, tops, means, deviations = packed.tolist()  # one transfer from the device
-    return Internals(
-        attention_entropy=tuple(entropies),
-        attention_logit_max=max(tops),
-        activation_mean=tuple(means),
-        activation_sd=tuple(deviations),
+    for name, each in zip(_LAYERED, layers, strict=True):
+        values |= {f"{name}:{layer}": value for layer, value in enumerate(each)}
+    return values
+
+
+def read(numbers: Mapping[str, float]) -> Internals | None:
+    """What `sample` gave, as numbers; None if it was not among them."""
+    if "attention_logit_max" not in numbers:
+        return None
+    entropies, means, deviations = (
+        tuple(value for key, value in numbers.items() if key.startswith(f"{name}:"))
+        for name in _LAYERED
     )
+    return Internals(entropies, numbers["attention_logit_max"], means, deviations)
 
 
 @contextmanager

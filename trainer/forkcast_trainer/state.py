@@ -57,6 +57,7 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
     """A copy of the whole state on the CPU. ``ranks``: every rank's generators, where other
     processes hold some of them.
     """
+    engine.settle()
     tensors: dict[str, Tensor] = {}
     for name, parameter in engine.named.items():
         tensors[f"model.{name}"] = _copy(parameter)
@@ -109,6 +110,8 @@ def restore(engine: Engine, saved: Snapshot) -> None:
     holds what no state can; then the engine stays as it was.
     """
     parts = _checked(engine, saved)
+    engine.settle()
+    engine.told()  # of the lineage that is left here
     meta = saved.meta
     _restore_tensors(engine, saved.tensors)
     position = engine.position
@@ -124,7 +127,6 @@ def restore(engine: Engine, saved: Snapshot) -> None:
     position.internals = parts.internals
     randomness.put(engine.place.device, parts.own)
     engine.generators = randomness.Shards(engine.place.device, parts.others)
-    engine.observer.forget()
 
 
 def check(engine: Engine, saved: Snapshot) -> None:

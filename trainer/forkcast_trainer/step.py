@@ -1,19 +1,25 @@
 """One optimizer step, read from top to bottom in `Engine.step`, and the model in training that it
 changes. What of it survives a restart is listed in `state.py`; what a step looked like is read by
 `observe.py`.
+
+Nothing on the step's path waits for the device: whether an update is made is decided there, and losses
+and norms are read when the next step has been launched.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from forkcast.actions import KEEP
@@ -29,8 +35,9 @@ from forkcast_trainer.data.mixture import sampler_of
 from forkcast_trainer.data.sources import locate
 from forkcast_trainer.data.tokens import RunTokens, prepare
 from forkcast_trainer.internals import Internals
+from forkcast_trainer.measure.late import LateReader, Value
 from forkcast_trainer.objectives import Loss
-from forkcast_trainer.observe import Measured, Observer
+from forkcast_trainer.observe import Observer
 from forkcast_trainer.placement import Placement
 from forkcast_trainer.schedule import scheduled_rate
 from forkcast_wire import beats
@@ -65,6 +72,21 @@ class Position:
     loss: float | None = None
     internals: Internals | None = None
     int8_restores: int = 0
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step whose statistics are on their way. tokens: of the lineage, its own included."""
+
+    step: int
+    rate: float
+    tokens: int
+    seconds: float
+
+
+def _skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it reads `found_inf` as GradScaler leaves it there for fused optimizers."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 class Engine:
@@ -128,10 +150,13 @@ class Engine:
             self.module,
             self.optimizer,
             spec.statistics,
-            epsilon=spec.optimizer.epsilon,
             autocast=self.autocast,
             look=partial(internals.sample, self.learner),
         )
+        #: The host launches work on a device, and does not wait for it.
+        self._runs_ahead = place.device.type != "cpu"
+        self._late = LateReader[_Taken]()
+        self._told: list[StepStats] = []
 
     # ------------------------------------------------------------------------------------ set-up
 
@@ -158,38 +183,67 @@ class Engine:
 
     # -------------------------------------------------------------------------------------- step
 
-    def step(self) -> StepStats:
-        """Take one optimizer step; returns what it looked like."""
+    def step(self) -> None:
+        """Take one optimizer step. Its statistics come by `told`: on a GPU once the next is launched,
+        so that the device never waits for the host.
+        """
         started = time.perf_counter()
         step = self.position.step
         rate, decay = self.rates(step)
         self.optimizer.zero_grad(set_to_none=True)
         loss, micro, first = self._gradients(step)
         self.scaler.unscale_(self.optimizer)
-        overflow = self._overflow()
         clipped = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
-        norm = float(clipped.norm)
-        skip = clipped.skip or overflow or not math.isfinite(norm)
-        # only rank 0 reports: a copy of the weights on the others would be thrown away
+        skip = self._refused(clipped.skip)
+        values: dict[str, Value] = {
+            "loss": loss,
+            "grad_norm": clipped.norm,
+            "grad_norm_clipped": clipped.clipped_norm,
+            "skipped": skip,
+        }
+        # only rank 0 reports: what the others would measure is thrown away
         reports = self.place.rank == 0
-        before = self.observer.before(step) if reports and not skip else None
-        if not skip:
-            self._update(rate, decay)
+        values |= self.observer.before(step, clipped.each) if reports else {}
+        self._update(rate, decay, skip)
         self.scaler.update()
-        measured = self.observer.after(step, before, first) if reports else Measured()
-        self._move_on(loss, norm, measured.internals)
-        inside = measured.internals
+        values |= self.observer.after(step, first) if reports else {}
+        self._advance()
+        self.settle()  # of the step before: the host is never further ahead
+        taken = _Taken(step, rate, self.position.tokens, time.perf_counter() - started)
+        self._late.put(taken, values)
+        self._late.send()
+        if not self._runs_ahead:
+            self.settle()
+
+    def told(self) -> list[StepStats]:
+        """The steps taken whose statistics are there, oldest first; each is given once."""
+        told, self._told = self._told, []
+        return told
+
+    def settle(self) -> None:
+        """Wait for the statistics of all steps taken: only then is the position whole."""
+        for taken, numbers in self._late.take(everything=True):
+            self._told.append(self._read(taken, numbers))
+
+    def _read(self, taken: _Taken, numbers: Mapping[str, float]) -> StepStats:
+        """What a step looked like; loss and norm become part of the position."""
+        loss, norm, skipped = numbers["loss"], numbers["grad_norm"], bool(numbers["skipped"])
+        measured = self.observer.read(numbers, skipped=skipped)
+        position, inside = self.position, measured.internals
+        self.spikes.fold(taken.step, loss, norm)
+        position.loss = loss if math.isfinite(loss) else position.loss
+        position.internals = inside or position.internals
         return StepStats(
             run_uid=self.run_uid,
-            epoch=self.position.epoch,
-            attempt=self.position.attempt,
+            epoch=position.epoch,
+            attempt=position.attempt,
             rank=self.place.rank,
-            step=step,
+            step=taken.step,
             loss=loss,
             grad_norm=norm,
-            grad_norm_clipped=float(clipped.clipped_norm),
-            learning_rate=rate,
-            tokens=self.position.tokens,
+            grad_norm_clipped=numbers["grad_norm_clipped"],
+            learning_rate=taken.rate,
+            tokens=taken.tokens,
             update_ratio=measured.update_ratio,
             rms_max=measured.rms_max,
             update_cosine=measured.update_cosine,
@@ -198,8 +252,8 @@ class Engine:
             activation_mean=inside.activation_mean if inside else None,
             activation_sd=inside.activation_sd if inside else None,
             group_grad_norms=measured.group_grad_norms,
-            skipped=skip,
-            step_seconds=time.perf_counter() - started,
+            skipped=skipped,
+            step_seconds=taken.seconds,
         )
 
     def rates(self, step: int) -> tuple[float, float]:
@@ -211,8 +265,8 @@ class Engine:
             rate *= rewarm_scale(step - actions.reset_at, _REWARM_STEPS)
         return rate, spec.optimizer.weight_decay * actions.weight_decay_factor
 
-    def _gradients(self, step: int) -> tuple[float, list[list[Tensor]], Tensor]:
-        """Accumulate the step's gradient; (loss over all ranks, micro-batch gradients where the
+    def _gradients(self, step: int) -> tuple[Tensor, list[list[Tensor]], Tensor]:
+        """Accumulate the step's gradient; (loss over all ranks, 0-d, micro-batch gradients where the
         policy wants them, the first sequence).
         """
         training, world = self.spec.training, self.place.world
@@ -239,7 +293,14 @@ class Engine:
                 self._sum_over_ranks(total)
         if first is None:
             raise RuntimeError("a step without a micro-batch")
-        return float(total), micro, first
+        return total, micro, first
+
+    def _on_device(self, ids: NDArray[np.int64]) -> Tensor:
+        """From pinned memory, beside what the device is at."""
+        tokens = torch.from_numpy(ids)
+        if self.place.device.type == "cuda":
+            tokens = tokens.pin_memory()
+        return tokens.to(self.place.device, non_blocking=True)
 
     def _sum_over_ranks(self, total: Tensor) -> None:
         """The step's loss, and its gradient if that is not the clipping's to sum."""
@@ -250,19 +311,20 @@ class Engine:
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
 
-    def _overflow(self) -> bool:
-        """Whether loss scaling found an infinity, on any rank: then all of them skip the step and
-        lower their scale together.
+    def _refused(self, skip: Tensor) -> Tensor:
+        """Whether no update is made, 0-d float32: the clipping refuses it, or loss scaling found an
+        infinity, on any rank; then all of them skip the step and lower their scale together.
         """
+        refused = skip.float()
         if not self.scaler.is_enabled():
-            return False
+            return refused
         state = self.scaler._per_optimizer_states[id(self.optimizer)]
-        found = list(state["found_inf_per_device"].values())
-        if self.place.world > 1:
-            with beats.during(beats.Phase.MEET):
-                for one in found:
-                    dist.all_reduce(one, op=dist.ReduceOp.MAX)
-        return any(bool(one.item()) for one in found)
+        for found in state["found_inf_per_device"].values():
+            if self.place.world > 1:
+                with beats.during(beats.Phase.MEET):
+                    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+            refused = torch.maximum(refused, found.reshape(()))
+        return refused
 
     def _own_gradient(self, loss: Tensor, count: int) -> list[Tensor]:
         """Add a micro-batch's gradient to the sum; returns it alone, rescaled to a mean. It is never
@@ -270,29 +332,38 @@ class Engine:
         """
         sums = [p.grad for p in self.parameters]
         self.optimizer.zero_grad(set_to_none=True)
+        one = torch.ones((), device=self.place.device)
         self.scaler.scale(loss / count).backward()
-        scale = count / (self.scaler.get_scale() if self.scaler.is_enabled() else 1.0)
+        scale = count / self.scaler.scale(one)
         own = [p.grad.detach() * scale for p in self.parameters if p.grad is not None]
         for parameter, total in zip(self.parameters, sums, strict=True):
             if total is not None:
                 parameter.grad = total if parameter.grad is None else total.add_(parameter.grad)
         return own
 
-    def _update(self, rate: float, decay: float) -> None:
+    def _update(self, rate: float, decay: float, skip: Tensor) -> None:
+        """Unless it is refused. A fused optimizer leaves it out on the device, as it does under loss
+        scaling; for any other the host has to know.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
             group["weight_decay"] = decay if group["decays"] else 0.0
-        self.scaler.step(self.optimizer)
+        if not (self._runs_ahead and _skips_on_device(self.optimizer)):
+            if not bool(skip):
+                self.optimizer.step()
+            return
+        self.optimizer.found_inf = skip  # type: ignore[attr-defined]
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
 
-    def _move_on(self, loss: float, norm: float, inside: Internals | None) -> None:
-        """To the next step. norm: of the gradient before clipping. inside: None if not sampled."""
+    def _advance(self) -> None:
+        """To the next step; what only the device knows of it follows in `_read`."""
         position, training = self.position, self.spec.training
         windows = training.micro_batch_size * training.gradient_accumulation_steps * self.shards
-        self.spikes.fold(position.step, loss, norm)
         position.tokens += windows * self.spec.data.sequence_length
         position.step += 1
-        position.loss = loss if math.isfinite(loss) else position.loss
-        position.internals = inside or position.internals
 
     def passes(self) -> dict[str, float]:
         """How often each text has been seen, by its name."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from forkcast.records import StepStats
 from forkcast_trainer.boundary import Boundary
 from forkcast_trainer.data import published
 from forkcast_trainer.orders import Order
@@ -78,6 +77,9 @@ class TrainingRun:
         while True:
             beats.beat(phase, self.engine.position.step)
             agreed = boundary.agreed()
+            if agreed.pauses or self.engine.position.step >= total:
+                self.engine.settle()
+                self._tell(None)
             if agreed.save is not None:
                 boundary.save(agreed.save)
             if agreed.order is Order.STOP:
@@ -93,21 +95,30 @@ class TrainingRun:
                 if self._complete():
                     return self.end.unrecorded is None
             else:
-                stats = self.engine.step()
+                self.engine.step()
                 crash.reach("step")
-                self._after(stats)
+                self._after(self.engine.position.step)
                 phase = beats.Phase.STEP
 
-    def _after(self, stats: StepStats) -> None:
-        step = stats.step + 1
-        self.report.step(stats, self._validate(step))
+    def _after(self, step: int) -> None:
+        """The steps before ``step`` are taken; on a GPU the statistics of the last are on their way."""
+        self._tell(self._validate(step))
         self.boundary.after(step)
         self.report.progress("running")
+
+    def _tell(self, validation: float | None) -> None:
+        """What has come of the steps taken. validation: after the last of them."""
+        told = self.engine.told()
+        for stats in told[:-1]:
+            self.report.step(stats, None)
+        for stats in told[-1:]:
+            self.report.step(stats, validation)
 
     def _validate(self, step: int) -> float | None:
         rules, total = self.spec.data.validation, self.spec.training.total_steps
         if step == total or (step % rules.every_steps and step % rules.full_every_steps):
             return None  # the last step is followed by the full evaluation of the end
+        self.engine.settle()
         full = step % rules.full_every_steps == 0
         with beats.during(beats.Phase.EVALUATE):
             self.report.validation_loss = self.engine.evaluate(full=full)

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from forkcast.parameter_groups import GROUPS, group_of
+from forkcast_trainer.measure.late import Value, kept
+from forkcast_trainer.measure.moments import Begun, begun, is_adam, rms_max, update_ratio
+from forkcast_trainer.measure.norms import GradientNorms, Norms
 from forkcast_watch.backward import BackwardEnd
-from forkcast_watch.late import Value, kept
-from forkcast_watch.moments import Begun, begun, is_adam, rms_max, update_ratio
-from forkcast_watch.norms import GradientNorms, Norms
 from forkcast_watch.tolerance import Tolerance
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from forkcast_watch.late import Value
+from forkcast_trainer.measure.late import Value
 from forkcast_watch.tolerance import Tolerance
 from forkcast_watch.unsaved import Unsaved
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from forkcast.parameter_groups import GROUPS
 from forkcast.records import Event, StepStats
+from forkcast_trainer.measure.late import LateReader, Value, kept
 from forkcast_watch.feed import Feed, Sink
 from forkcast_watch.gradients import Gradients, clip_factor, shards
 from forkcast_watch.inside import PIECE as INSIDE
 from forkcast_watch.inside import Inside, compiled
-from forkcast_watch.late import LateReader, Value, kept
 from forkcast_watch.ranks import PIECE as RANKS
 from forkcast_watch.ranks import RankLosses, open_store, place
 from forkcast_watch.run_folder import RunFolder, open_folder

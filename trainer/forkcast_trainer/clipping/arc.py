@@ -21,19 +21,21 @@ from forkcast_trainer.clipping.base import (
     ClippingPolicy,
     ClipResult,
     Parameter,
-    global_norm,
     gradients,
+    norms_of,
+    scale_to,
 )
 from forkcast_wire import beats
 
 
-def threshold(norms: Sequence[float], faulty: int) -> float:
-    """The (k+1)-th largest norm, k = floor(2 (f/n) (n - f)). Raises ValueError unless n > 2f."""
-    n = len(norms)
-    if not 0 <= faulty < n / 2:
-        raise ValueError(f"ARC: needs more than 2 x {faulty} norms; got {n}")
-    k = 2 * faulty * (n - faulty) // n
-    return sorted(norms, reverse=True)[k]
+def threshold(norms: Tensor, count: Tensor, faulty: Tensor) -> Tensor:
+    """The (k+1)-th largest norm, k = floor(2 (f/n) (n - f)), 0-d.
+
+    norms: those that are finite among them count. count (n), faulty (f): 0-d whole numbers, n > 2f.
+    """
+    descending = norms.where(norms.isfinite(), -math.inf).sort(descending=True).values
+    k = 2 * faulty * (count - faulty) // count.clamp(min=1)
+    return descending[k.reshape(1)].reshape(())
 
 
 class Arc(ClippingPolicy):
@@ -65,42 +67,45 @@ class Arc(ClippingPolicy):
         The norms are those of the mean over all ranks, before of the micro-batches that are kept:
         every rank sees the same ones, and one lost micro-batch does not lose the step.
         """
-        local = [
-            torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g.float() for g in micro])))
-            for micro in context.micro_gradients
-        ]
-        mine = torch.stack(local)
+        mine = torch.stack(
+            [
+                torch.stack(list(torch._foreach_norm(list(micro), 2, dtype=torch.float32))).norm()
+                for micro in context.micro_gradients
+            ]
+        )
         norms = _gathered(mine)
-        finite = [x for x in norms.tolist() if math.isfinite(x)]
-        if len(finite) < self.least_micro_batches:
-            lost = torch.full_like(norms[0], math.nan)
-            return ClipResult(lost, lost, skip=True)
-        faulty = int(self.params["faulty"]) or max(1, len(finite) // 8)
-        limit = threshold(finite, min(faulty, (len(finite) - 1) // 2))
-        self._replace(parameters, context, mine, math.inf, len(finite))
-        norm = global_norm(parameters)
-        self._replace(parameters, context, mine, limit, len(finite))
-        after = global_norm(parameters)
-        top = self.params["maxNorm"]
-        factor = torch.clamp(top / (after + 1e-6), max=1.0)
-        torch._foreach_mul_(gradients(parameters), factor)
-        return ClipResult(norm, after * factor)
+        count = norms.isfinite().sum()
+        own = int(self.params["faulty"])
+        faulty = torch.full_like(count, own) if own else (count // 8).clamp(min=1)
+        faulty = torch.minimum(faulty, ((count - 1) // 2).clamp(min=0))
+        limit = threshold(norms, count, faulty)
+        self._replace(parameters, context, mine, torch.full_like(limit, math.inf), count)
+        norm = norms_of(parameters).norm()
+        self._replace(parameters, context, mine, limit, count)
+        each = norms_of(parameters)
+        after = scale_to(parameters, each, each.norm(), self.params["maxNorm"])
+        enough = count >= self.least_micro_batches
+        norm = norm.where(enough, math.nan)
+        return ClipResult(norm, after.clipped_norm, after.each, ~norm.isfinite())
 
     def _replace(
         self,
         parameters: Sequence[Tensor],
         context: ClipContext,
         norms: Tensor,
-        limit: float,
-        count: int,
+        limit: Tensor,
+        count: Tensor,
     ) -> None:
-        """Put the mean of the clipped micro-batch gradients, over all ranks, into ``.grad``."""
+        """Put the mean of the clipped micro-batch gradients, over all ranks, into ``.grad``. A gradient
+        that is not finite is left out: zero times it would not be zero.
+        """
         means = gradients(parameters)
         torch._foreach_zero_(means)
-        for micro, norm in zip(context.micro_gradients, norms.tolist(), strict=True):
-            if math.isfinite(norm):
-                factor = (limit / norm if norm > limit else 1.0) / count
-                torch._foreach_add_(means, list(micro), alpha=factor)
+        share = torch.where(norms > limit, limit / norms, 1.0) / count
+        for micro, norm, factor in zip(context.micro_gradients, norms, share, strict=True):
+            kept = norm.isfinite()
+            for mean, one in zip(means, micro, strict=True):
+                mean.add_(torch.where(kept, one * factor, 0.0))
         if dist.is_initialized():
             with beats.during(beats.Phase.MEET):
                 for mean in means:

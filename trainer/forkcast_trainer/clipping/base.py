@@ -54,11 +54,14 @@ MAX_NORM = Parameter(1.0, above=0.0)
 
 @dataclass(frozen=True)
 class ClipResult:
-    """Global L2 norms in float32, before and after, as 0-d tensors; skip: refuse the update."""
+    """Global L2 norms in float32, before and after, 0-d. each: [n], after, of the gradients that exist.
+    skip: 0-d bool, to refuse the update. All are on the gradients' device, and nobody has waited for it.
+    """
 
     norm: Tensor
     clipped_norm: Tensor
-    skip: bool = False
+    each: Tensor
+    skip: Tensor
 
 
 class ClippingPolicy:
@@ -91,20 +94,21 @@ class ClippingPolicy:
         """Raises ValueError if a step of so many micro-batches is too small for the policy."""
 
     def clip(self, parameters: Sequence[Tensor], context: ClipContext) -> ClipResult:
-        """Clip ``.grad`` of the parameters in place."""
-        norm = global_norm(parameters)
-        if not torch.isfinite(norm):
-            return ClipResult(norm, norm, skip=True)
-        return self.clip_finite(parameters, norm, context)
+        """Clip ``.grad`` of the parameters in place; what a refused gradient becomes is not defined."""
+        each = norms_of(parameters)
+        return self.clip_by(parameters, each, each.norm(), context)
 
-    def clip_finite(
+    def clip_by(
         self,
         parameters: Sequence[Tensor],  # noqa: ARG002
+        each: Tensor,
         norm: Tensor,
         context: ClipContext,  # noqa: ARG002
     ) -> ClipResult:
-        """The policy itself, for a gradient whose norm is finite."""
-        return ClipResult(norm, norm)
+        """The policy itself. each: [n] norms of the gradients. norm: of all. Whether it is finite is known
+        on the device alone: a policy that learns from it does so through `torch.where`.
+        """
+        return ClipResult(norm, norm, each, ~norm.isfinite())
 
     def rate_scale(self, step: int) -> float:  # noqa: ARG002
         """A factor on the learning rate that the policy asks for at this step."""
@@ -123,15 +127,15 @@ def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
-def global_norm(parameters: Sequence[Tensor]) -> Tensor:
-    """L2 norm over all gradients, accumulated in float32; 0-d."""
-    norms = torch._foreach_norm([g.float() for g in gradients(parameters)])
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
+def norms_of(parameters: Sequence[Tensor]) -> Tensor:
+    """[n] L2 norms of the gradients that exist, float32."""
+    return torch.stack(list(torch._foreach_norm(gradients(parameters), 2, dtype=torch.float32)))
 
 
-def scale_to(parameters: Sequence[Tensor], norm: Tensor, limit: float) -> ClipResult:
-    """Scale all gradients so that their norm is at most ``limit``."""
+def scale_to(
+    parameters: Sequence[Tensor], each: Tensor, norm: Tensor, limit: Tensor | float
+) -> ClipResult:
+    """Scale all gradients so that their norm is at most ``limit``. each: their norms. norm: of all."""
     factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
     torch._foreach_mul_(gradients(parameters), factor)
-    return ClipResult(norm, norm * factor)
+    return ClipResult(norm, norm * factor, each * factor, ~norm.isfinite())

@@ -20,9 +20,9 @@ class Norm(ClippingPolicy):
 
     takes = {"maxNorm": MAX_NORM}
 
-    def clip_finite(
-        self, parameters: Sequence[Tensor], norm: Tensor, context: ClipContext
+    def clip_by(
+        self, parameters: Sequence[Tensor], each: Tensor, norm: Tensor, context: ClipContext
     ) -> ClipResult:
         """Scale to the limit."""
         del context
-        return scale_to(parameters, norm, self.params["maxNorm"])
+        return scale_to(parameters, each, norm, self.params["maxNorm"])

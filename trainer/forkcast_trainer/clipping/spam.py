@@ -19,7 +19,7 @@ from forkcast_trainer.clipping.base import (
     ClippingPolicy,
     ClipResult,
     Parameter,
-    global_norm,
+    norms_of,
     scale_to,
 )
 
@@ -58,10 +58,13 @@ class Spam(ClippingPolicy):
         self._since_reset = 0
         self._rewarming = False
 
-    def clip_finite(
-        self, parameters: Sequence[Tensor], norm: Tensor, context: ClipContext
+    def clip_by(
+        self, parameters: Sequence[Tensor], each: Tensor, norm: Tensor, context: ClipContext
     ) -> ClipResult:
-        """Cut spiked coordinates to sign(g) sqrt(theta v), then the constant clip."""
+        """Cut spiked coordinates to sign(g) sqrt(theta v), then the constant clip. A step that is
+        refused counts as a step, for only the device knows of it yet.
+        """
+        del each
         if self._resets_now():
             reset_moments(context.optimizer)
             self._since_reset, self._rewarming = 0, True
@@ -70,8 +73,9 @@ class Spam(ClippingPolicy):
             if "exp_avg_sq" in state and parameter.grad is not None:
                 self._cut_spikes(parameter.grad, state["exp_avg_sq"], state["step"])
         self._since_reset += 1
-        after = scale_to(parameters, global_norm(parameters), self.params["maxNorm"])
-        return ClipResult(norm, after.clipped_norm)
+        cut = norms_of(parameters)
+        after = scale_to(parameters, cut, cut.norm(), self.params["maxNorm"])
+        return ClipResult(norm, after.clipped_norm, after.each, ~norm.isfinite())
 
     def _cut_spikes(self, gradient: Tensor, moment: Tensor, counted: Tensor) -> None:
         """In place, and without reading from the device. A coordinate that never had a gradient

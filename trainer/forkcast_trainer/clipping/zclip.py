@@ -7,10 +7,10 @@ values are held to the constant clip before they enter the statistics; norms are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from forkcast_trainer.clipping.base import (
@@ -38,40 +38,61 @@ class ZClip(ClippingPolicy):
 
     def __init__(self, params: Mapping[str, float]) -> None:
         super().__init__(params)
-        self._buffer: list[float] = []
-        self._mean = self._variance = 0.0
+        self._warmup = int(self.params["warmupSteps"])
+        self._become([], 0.0, 0.0)
 
-    def clip_finite(
-        self, parameters: Sequence[Tensor], norm: Tensor, context: ClipContext
+    def _become(self, buffer: list[float], mean: float, variance: float) -> None:
+        # [warmup + 3], float64: the norms of the warm-up, how many they are, mean and variance
+        filled = buffer + [0.0] * (self._warmup - len(buffer))
+        self._memory = torch.tensor([*filled, len(buffer), mean, variance], dtype=torch.float64)
+
+    def clip_by(
+        self, parameters: Sequence[Tensor], each: Tensor, norm: Tensor, context: ClipContext
     ) -> ClipResult:
         """Above the threshold the norm is brought to mean + (zThreshold^2 / z) sd."""
         del context
-        observed = float(norm)
-        limit = self.params["maxNorm"]
-        warmup = int(self.params["warmupSteps"])
-        if len(self._buffer) < warmup:
-            self._buffer.append(min(observed, limit))
-            if len(self._buffer) == warmup:
-                self._mean = math.fsum(self._buffer) / warmup
-                squares = math.fsum((x - self._mean) ** 2 for x in self._buffer)
-                self._variance = squares / warmup
-            return scale_to(parameters, norm, limit)
-        sd, bound = math.sqrt(self._variance), self.params["zThreshold"]
-        z = (observed - self._mean) / (sd + 1e-6)
-        accepted = observed if z <= bound else self._mean + bound * bound / z * sd
+        self._memory = self._memory.to(norm.device)
+        observed, limit = norm.double(), self.params["maxNorm"]
+        accepted = self._accepted(observed)
+        warming = self._memory[-3] < self._warmup
+        self._memory = torch.where(
+            observed.isfinite(), self._after(observed, accepted, warming), self._memory
+        )
+        top = torch.where(warming, limit, accepted.clamp(max=limit)).float()
+        return scale_to(parameters, each, norm, top)
+
+    def _accepted(self, observed: Tensor) -> Tensor:
+        """What is left of a norm after the warm-up."""
+        mean, sd, bound = self._memory[-2], self._memory[-1].sqrt(), self.params["zThreshold"]
+        z = (observed - mean) / (sd + 1e-6)
+        return torch.where(z <= bound, observed, mean + bound * bound / z * sd)
+
+    def _after(self, observed: Tensor, accepted: Tensor, warming: Tensor) -> Tensor:
+        """The memory after a finite norm."""
+        count, mean, variance = self._memory[-3:]
+        places = torch.arange(self._warmup, device=observed.device)
+        held = observed.clamp(max=self.params["maxNorm"])
+        buffer = torch.where((places == count) & warming, held, self._memory[:-3])
+        full = warming & (count + 1 == self._warmup)
+        first = buffer.mean()
         decay = self.params["decay"]
-        before = self._mean
-        self._mean = decay * before + (1 - decay) * accepted
         # Squared about the mean before this value: its expectation is 2 / (1 + decay) of the
         # variance, 1.5 % high. The reference squares about the updated mean, 4.5 % low.
-        self._variance = decay * self._variance + (1 - decay) * (accepted - before) ** 2
-        return scale_to(parameters, norm, min(limit, accepted))
+        later = decay * mean + (1 - decay) * accepted
+        spread = decay * variance + (1 - decay) * (accepted - mean).square()
+        mean = torch.where(full, first, torch.where(warming, mean, later))
+        about = (buffer - first).square().mean()
+        variance = torch.where(full, about, torch.where(warming, variance, spread))
+        return torch.cat([buffer, torch.stack([count + warming, mean, variance])])
 
     def state_dict(self) -> dict[str, Any]:
         """Warm-up buffer, mean and variance."""
-        return {"buffer": list(self._buffer), "mean": self._mean, "variance": self._variance}
+        *buffer, count, mean, variance = self._memory.tolist()
+        return {"buffer": buffer[: int(count)], "mean": mean, "variance": variance}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore them."""
-        self._buffer = [float(x) for x in state["buffer"]]
-        self._mean, self._variance = float(state["mean"]), float(state["variance"])
+        """Restore them. Raises ValueError for a longer warm-up than the policy's."""
+        buffer = [float(x) for x in state["buffer"]]
+        if len(buffer) > self._warmup:
+            raise ValueError(f"clipping: {len(buffer)} norms of a warm-up of {self._warmup} steps")
+        self._become(buffer, float(state["mean"]), float(state["variance"]))

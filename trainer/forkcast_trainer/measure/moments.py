@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from forkcast_watch.late import Value, kept
-from forkcast_watch.norms import norms
+from forkcast_trainer.measure.late import Value, kept
+from forkcast_trainer.measure.norms import norms
 
 #: Elements of one slice: 16 MiB of float32 for each of its temporaries, which stay in a GPU's cache.
 _SLICE = 4 << 20
@@ -103,6 +103,31 @@ def update_ratio(optimizer: torch.optim.Optimizer, begun: Begun) -> Tensor | Non
     return ratio
 
 
+@torch.no_grad()
+def cosine(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Cosine of the gradients and the direction of the update that Adam or AdamW made last, [-1, 1]; to be
+    asked before the next. None if it made none.
+    """
+    dots: list[Tensor] = []
+    sizes: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for group in optimizer.param_groups:
+        for part in slices(_with_moments(optimizer, with_gradients(group))):
+            grads = [p.grad for p in part if p.grad is not None]
+            direction = _adam(optimizer, group, part)
+            sizes.append(norms(direction).norm())
+            gradients.append(norms(grads).norm())
+            dots += [
+                torch.dot(one.flatten(), grad.flatten())
+                for one, grad in zip(direction, grads, strict=True)
+            ]
+    if not dots:
+        return None
+    size = torch.stack(sizes).norm() * torch.stack(gradients).norm()
+    along: Tensor = torch.stack(dots).sum() / (size + 1e-30)
+    return along.neg()
+
+
 def _adam(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], part: Sequence[Tensor]
 ) -> list[Tensor]:
@@ -110,10 +135,10 @@ def _adam(
     states = [optimizer.state[p] for p in part]
     first, second = group["betas"]
     taken = states[0]["step"]
-    if not isinstance(taken, Tensor) or taken.device.type == "cpu":
-        taken = float(
-            taken
-        )  # it is on the device if the optimizer is fused or capturable: not read
+    if isinstance(taken, Tensor) and taken.device.type != "cpu":
+        taken = taken.clamp(min=1)  # the optimizer is fused or capturable: it is not read
+    else:
+        taken = max(float(taken), 1.0)  # 0 after a reset, with moments of zero
     variance = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
     root = torch._foreach_sqrt([state[variance] for state in states])
     torch._foreach_mul_(root, (1 - second**taken) ** -0.5)
