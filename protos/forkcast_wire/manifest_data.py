@@ -93,10 +93,14 @@ class Model(Part):
     """Arithmetic of the forward and backward pass. Auto: bf16 where the device has it, else fp32."""
     device: Device = Device.AUTO
     """Where to train. Auto: the GPU where there is one, else the CPU."""
+    qk_norm: bool = False
+    """Norm each head's queries and keys before they meet, so that attention logits cannot grow with
+    the weights (layer norm with a scale; arXiv 2010.04245, 2302.05442). Of the gpt2 family, from
+    scratch; Hugging Face's GPT-2 has none, so such weights are exported as safetensors."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    compile: bool | None = None
+    """Compile the model with torch.compile. Absent: on a GPU."""
 
     @model_validator(mode="after")
     def _source_goes_with_pretrained(self) -> Self:

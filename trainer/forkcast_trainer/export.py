@@ -36,10 +36,9 @@ def hugging_face(spec: TrainingRunSpec, weights: Mapping[str, Tensor], place: Pa
             ) from error
     end = getattr(tokenizer, "eos_token_id", None)
     model: Any = _model(spec, weights, end)
-    if not hasattr(model, "save_pretrained"):
-        raise CheckpointError(
-            f"{spec.model.architecture} has no layout of Hugging Face's; export as safetensors"
-        )
+    if spec.model.qk_norm or not hasattr(model, "save_pretrained"):
+        what = "a model with qkNorm" if spec.model.qk_norm else spec.model.architecture
+        raise CheckpointError(f"{what} has no layout of Hugging Face's; export as safetensors")
     model.save_pretrained(place)
     if tokenizer is not None:
         tokenizer.save_pretrained(place)
@@ -47,7 +46,7 @@ def hugging_face(spec: TrainingRunSpec, weights: Mapping[str, Tensor], place: Pa
 
 def _model(spec: TrainingRunSpec, weights: Mapping[str, Tensor], end: int | None) -> nn.Module:
     try:
-        family = models.family_of(spec.model.architecture)
+        family = models.family_for(spec.model)
         sizes = family.sizes({name: tuple(one.shape) for name, one in weights.items()})
         model = family.build(spec.model, *sizes, seed=0, end=end)
         missing, unknown = model.load_state_dict(dict(weights), strict=False)

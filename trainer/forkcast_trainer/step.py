@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from torch import Tensor
 from forkcast.actions import KEEP
 from forkcast.records import StepStats
 from forkcast.spikes import SpikeScore
-from forkcast_trainer import clipping, internals, learner, randomness, stressors
+from forkcast_trainer import clipping, internals, learner, optimizers, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows
@@ -38,13 +38,12 @@ from forkcast_trainer.internals import Internals
 from forkcast_trainer.measure.late import LateReader, Value
 from forkcast_trainer.objectives import Loss
 from forkcast_trainer.observe import Observer
-from forkcast_trainer.placement import Placement
+from forkcast_trainer.placement import Placement, refusing
 from forkcast_trainer.schedule import scheduled_rate
 from forkcast_wire import beats
 from forkcast_wire.manifest import TrainingRunSpec
 
 _REWARM_STEPS = 150
-_OPTIMIZERS = {"AdamW": torch.optim.AdamW}
 
 
 @dataclass
@@ -136,12 +135,15 @@ class Engine:
         self.generators = randomness.Shards(
             place.device, [randomness.seeded(one, place.device) for one in others]
         )
-        self.learner = learner.make(spec, tokens.vocabulary_size).to(place.device)
+        made = learner.make(spec, tokens.vocabulary_size, compiled=place.compiled)
+        self.learner = made.to(place.device)
         self.module = self.learner.module
         self.named = dict(self.module.named_parameters())
         self.parameters = list(self.named.values())
         self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
+        #: Called before weights or moments change: a copy of them may be under way on the device.
+        self.before_update: Callable[[], None] = lambda: None
         self.actions = ActionState()
         self.position = Position()
         self.spikes = SpikeScore()
@@ -161,17 +163,7 @@ class Engine:
     # ------------------------------------------------------------------------------------ set-up
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        o = self.spec.optimizer
-        decayed = [p for p in self.parameters if p.ndim >= 2]
-        plain = [p for p in self.parameters if p.ndim < 2]
-        return _OPTIMIZERS[o.name](
-            [{"params": decayed, "decays": True}, {"params": plain, "decays": False}],
-            lr=o.learning_rate,
-            betas=o.betas,
-            eps=o.epsilon,
-            weight_decay=0.0,
-            fused=self.place.device.type == "cuda",
-        )
+        return optimizers.make(self.module, self.learner.family, self.spec.optimizer)
 
     def make_clipping(self, name: str) -> ClippingPolicy:
         """A fresh policy of that name; Keep: the run's own, with the run's parameters."""
@@ -191,7 +183,9 @@ class Engine:
         step = self.position.step
         rate, decay = self.rates(step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, micro, first = self._gradients(step)
+        with refusing():
+            loss, micro, first = self._gradients(step)
+        self.before_update()
         self.scaler.unscale_(self.optimizer)
         clipped = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
         skip = self._refused(clipped.skip)
@@ -345,9 +339,7 @@ class Engine:
         """Unless it is refused. A fused optimizer leaves it out on the device, as it does under loss
         scaling; for any other the host has to know.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-            group["weight_decay"] = decay if group["decays"] else 0.0
+        optimizers.set_rates(self.optimizer, rate, decay)
         if not (self._runs_ahead and _skips_on_device(self.optimizer)):
             if not bool(skip):
                 self.optimizer.step()

@@ -27,6 +27,7 @@ __all__ = [
     "Taps",
     "build",
     "families",
+    "family_for",
     "family_of",
     "positions_of",
 ]
@@ -56,6 +57,17 @@ def family_of(architecture: str) -> Family:
     )
 
 
+def family_for(model: Model) -> Family:
+    """Whose model the manifest asks for. Raises TrainerError if it has not what is asked for."""
+    family = family_of(model.architecture)
+    if model.qk_norm and (not family.norms_queries or model.init == "Pretrained"):
+        rule = (
+            "pretrained weights have none" if family.norms_queries else "of the gpt2 family alone"
+        )
+        raise TrainerError("spec.model.qkNorm", rule, "set false")
+    return family
+
+
 def positions_of(spec: TrainingRunSpec) -> int:
     """The longest sequence that a run shows its model, tokens."""
     long = any(one.type is StressorType.LONG_SEQUENCE for one in spec.stressors)
@@ -66,4 +78,4 @@ def build(
     model: Model, vocabulary: int, positions: int, seed: int, *, end: int | None = None
 ) -> nn.Module:
     """The manifest's model, see `Family.build`. Raises TrainerError."""
-    return family_of(model.architecture).build(model, vocabulary, positions, seed, end=end)
+    return family_for(model).build(model, vocabulary, positions, seed, end=end)

@@ -44,6 +44,8 @@ _CONFIG = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
 class GPT2(Family):
     """Radford et al. 2019: decoder, learned positions, tied embeddings."""
 
+    norms_queries = True
+
     @property
     def names(self) -> Sequence[str]:
         """The published sizes and a tiny one."""
@@ -57,7 +59,9 @@ class GPT2(Family):
         """See `Family`; pretrained, what the folder's config.json or the published name says."""
         if model.init == "FromScratch":
             size = _size_of(model)
-            return _shape(size, positions, vocabulary) if vocabulary is not None else None
+            if vocabulary is None:
+                return None
+            return _shape(size, positions, vocabulary, qk_norm=model.qk_norm)
         source = model.source or ""
         config = hugging_face.read_config(source)
         if config is None:
@@ -88,7 +92,12 @@ class GPT2(Family):
             use_cache=False,
             attn_implementation="sdpa",  # taken by the base class
         )
-        return hugging_face.random_module(GPT2LMHeadModel, config, seed)
+        module = hugging_face.random_module(GPT2LMHeadModel, config, seed)
+        if model.qk_norm:
+            from forkcast_trainer.models.qk_norm import norm_queries
+
+            norm_queries(module)
+        return module
 
     def hidden(self, module: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """After the last norm."""
@@ -119,9 +128,9 @@ def _published(name: str) -> Size | None:
     return _PUBLISHED.get(name.removeprefix("openai-community/"))
 
 
-def _shape(size: Size, positions: int, vocabulary: int) -> Shape:
+def _shape(size: Size, positions: int, vocabulary: int, *, qk_norm: bool = False) -> Shape:
     width = size.width
-    block = 12 * width * width + 13 * width
+    block = 12 * width * width + 13 * width + (2 * width // size.heads if qk_norm else 0)
     return Shape(
         layers=size.layers,
         heads=size.heads,
@@ -129,6 +138,7 @@ def _shape(size: Size, positions: int, vocabulary: int) -> Shape:
         positions=positions,
         vocabulary=vocabulary,
         parameters=(vocabulary + positions + 2) * width + size.layers * block,
+        matrices=size.layers * 12 * width * width,
     )
 
 
