@@ -141,8 +141,8 @@ def of_seed(given: argparse.Namespace, seed: int, folder: Path) -> dict[str, dic
         row = {"update error": update_error(saved, changed)}
         row |= {f"gap +{n}": gaps[n] for n in after}
         row |= {f"held-out +{n}": mine.held[n] - base.held[n] for n in after}
-        row["mean |gap| 0-50"] = sum(map(abs, gaps[:51])) / len(gaps[:51])
-        row["max |gap|"] = max(map(abs, gaps))
+        row["mean size 0-50"] = sum(map(abs, gaps[:51])) / len(gaps[:51])
+        row["largest"] = max(map(abs, gaps))
         found[arm] = row
         print(f"seed {seed}, {arm}: {row}", file=sys.stderr, flush=True)
     return found
@@ -172,7 +172,7 @@ def main() -> int:
     rows = []
     for arm in ARMS:
         columns = {name: [seed[arm][name] for seed in seeds] for name in figures}
-        cells = [f"{median(c):+.5f} ({max(map(abs, c)):.5f})" for c in columns.values()]
+        cells = [f"{median(c):+.2g} ({max(map(abs, c)):.2g})" for c in columns.values()]
         print(f"| {arm} | " + " | ".join(cells) + " |")
         rows.append({"arm": arm, **columns})
     if given.json:
