@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from forkcast.actions import KEEP
@@ -292,13 +290,6 @@ class Engine:
         if first is None:
             raise RuntimeError("a step without a micro-batch")
         return total, micro, first
-
-    def _on_device(self, ids: NDArray[np.int64]) -> Tensor:
-        """From pinned memory, beside what the device is at."""
-        tokens = torch.from_numpy(ids)
-        if self.place.device.type == "cuda":
-            tokens = tokens.pin_memory()
-        return tokens.to(self.place.device, non_blocking=True)
 
     def _refused(self, skip: Tensor) -> Tensor:
         """Whether no update is made, 0-d float32: the clipping refuses it, or loss scaling found an
