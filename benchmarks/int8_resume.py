@@ -94,12 +94,17 @@ ARMS: Mapping[str, Callable[[Snapshot, Path], Snapshot]] = {
 def course(engine: Engine, saved: Snapshot, after: list[int]) -> Course:
     """Go on from a state for as many steps as the last of ``after``."""
     restore(engine, saved)
-    losses, held = [], {}
-    for number in range(1, after[-1] + 1):
-        losses.append(engine.step().loss)
+    engine.settle()
+    engine.told()  # of the steps before
+    losses: list[float] = []
+    held: dict[int, float] = {}
+    for number in range(1, after[-1] + 2):
+        engine.step()
+        losses += [stats.loss for stats in engine.told()]
         if number in after:
             held[number] = engine.evaluate()
-    losses.append(engine.step().loss)
+    engine.settle()
+    losses += [stats.loss for stats in engine.told()]
     return Course(losses, held)
 
 
@@ -130,6 +135,7 @@ def of_seed(given: argparse.Namespace, seed: int, folder: Path) -> dict[str, dic
     )
     for _ in range(given.steps):
         engine.step()
+    engine.settle()
     saved = snapshot(engine)
     base: Course | None = None
     found: dict[str, dict[str, float]] = {}
