@@ -29,6 +29,7 @@ from forkcast_trainer import clipping, internals, learner, optimizers, randomnes
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows
+from forkcast_trainer.data.feed import Feed
 from forkcast_trainer.data.identity import identity_of
 from forkcast_trainer.data.mixture import sampler_of
 from forkcast_trainer.data.sources import locate
@@ -121,6 +122,13 @@ class Engine:
         self.full_validation = ValidationBatches(held, spec.training.micro_batch_size, 1 << 30)
         text = self.batches.text
         self.sampler = sampler_of(text.counts, text.weights, spec.data.shuffle_seed)
+        numbers = range(spec.training.gradient_accumulation_steps * self.shards)
+        self.feed = Feed(
+            self.batches,
+            spec.training.micro_batch_size,
+            [alone or number % place.world == place.rank for number in numbers],
+            pin=place.device.type == "cuda",
+        )
         seed = spec.training.seed + place.rank
         randomness.seed_all(seed)
         others = range(seed + 1, seed + self.shards) if alone else ()
@@ -260,12 +268,9 @@ class Engine:
         total = torch.zeros((), device=self.place.device)
         micro: list[list[Tensor]] = []
         first: Tensor | None = None
-        for number in range(count):  # every rank draws all ranks' windows: one sampler state
+        for number, tokens in self.feed.step(step, self.sampler):
             beats.beat()
-            ids = self.batches.draw(step, self.sampler, training.micro_batch_size)
-            if world > 1 and number % world != self.place.rank:
-                continue
-            batch = self._on_device(self.batches.read(step, ids))
+            batch = tokens.to(self.place.device, non_blocking=True)
             first = batch[0, :-1] if first is None else first
             if world == 1:
                 self.generators.turn_to(number % self.shards)
