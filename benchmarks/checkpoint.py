@@ -88,17 +88,15 @@ def blocking(write: Callable[[dict[str, Tensor], Path], object]) -> Side:
 def ours(level: int, *, int8: bool, kind: StateKind = StateKind.CHECKPOINT) -> Side:
     """The container, and the trainer's own saver."""
     rules = Checkpoint(compression_level=level, optimizer_state="Int8" if int8 else "Full")
-    savers: dict[Path, Saver] = {}
 
     def begin(engine: Engine, path: Path) -> Callable[[], object]:
         folder = path.with_name(path.name + ".store")
-        if folder not in savers:
-            savers[folder] = Saver(FolderStore(folder), folder / "work", rules)
-        saver = savers[folder]
+        saver = Saver(FolderStore(folder), folder / "work", rules)
         saver.save(snapshot(engine), kind)
 
         def wait() -> None:
-            saver.flush()
+            saver.close()  # it would keep the copy
+            _remove(folder)
             if saver.error:
                 raise RuntimeError(saver.error)
 
@@ -260,6 +258,8 @@ def _stepped(engine: Engine, count: int) -> float:
     started = time.perf_counter()
     for _ in range(count):
         engine.step()
+    engine.settle()
+    engine.told()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started

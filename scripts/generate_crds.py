@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from forkcast_monitor.presets import PRESETS
 from forkcast_monitor.signals import SIGNALS
 from forkcast_operator.search import SEARCH
 from forkcast_trainer.clipping import CLIPPING
+from forkcast_trainer.optimizers import OPTIMIZERS
 from forkcast_wire.crd import branch, training_run
 from forkcast_wire.editor_schema import editor_schema
 from forkcast_wire.fields import DECIMAL_PATTERN
@@ -54,9 +56,23 @@ def render(definition: dict[str, Any]) -> str:
 
 def shelves() -> dict[str, dict[str, dict[str, int]]]:
     """What shelves.json holds, from the registries of the services."""
-    least = {name: kind.least_micro_batches for name, kind in CLIPPING.items()}
     return {
-        "clipping": {name: {"leastMicroBatches": count} for name, count in least.items()},
+        "clipping": {
+            name: {
+                "leastMicroBatches": kind.least_micro_batches,
+                "needsSecondMoment": int(kind.needs_second_moment),
+            }
+            for name, kind in CLIPPING.items()
+        },
+        "optimizers": {
+            name: {
+                "matrixBits": kind.matrix_bits,
+                "otherBits": kind.other_bits,
+                "secondMoment": int(kind.second_moment),
+                "takesMomentum": int(kind.takes_momentum),
+            }
+            for name, kind in OPTIMIZERS.items()
+        },
         "schedules": {name: {} for name in SCHEDULES},
         "search": {name: {} for name in SEARCH},
         "signals": {name: {} for name in SIGNALS},
@@ -81,6 +97,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 where out of date")
     given = parser.parse_args()
+    names = json.dumps(shelves(), indent=2) + "\n"
+    if not given.check and NAMES.read_text() != names:
+        NAMES.write_text(names)  # rules across fields were made of the old ones: begin again
+        return subprocess.run([sys.executable, __file__], check=False).returncode  # noqa: S603
     stale = [p for p, text in files().items() if not p.exists() or p.read_text() != text]
     if given.check and stale:
         names = ", ".join(path.name for path in stale)

@@ -206,6 +206,7 @@ SERVICES = (
     _rate("Steps taken in", "All runs.", "forkcast_steps_total", "instance"),
     _rate("Records known already", "Counted once.", "forkcast_stats_duplicates_total", "namespace, run"),
     _rate("Steps that were dropped", "By trainers' rings.", "forkcast_stats_dropped_total", "namespace, run"),
+    _rate("Saves that were skipped", "The store was slow.", "forkcast_saves_skipped_total", "namespace, run"),
     Panel(
         title="Steps that wait",
         text="For a late one.",

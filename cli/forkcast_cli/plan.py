@@ -14,6 +14,9 @@ from forkcast_trainer.data.s3_text import SCHEME
 from forkcast_trainer.errors import DataError
 from forkcast_wire.manifest import Mode, TextFormat, TrainingRun, TrainingRunSpec
 
+#: Of the state, in memory, while it is saved; the trainer's staging has as many buffers, a test says.
+COPIES = 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -36,6 +39,7 @@ class Plan:
     kept_for_life: int
     store_bytes: int | None
     ring_bytes: int | None
+    copy_bytes: int | None
     rollouts: int
     branch_steps_least: int
     branch_steps_most: int
@@ -77,6 +81,7 @@ def plan(manifest: TrainingRun) -> Plan:
         kept_for_life=for_life,
         store_bytes=state * (kept + for_life) if state is not None else None,
         ring_bytes=state * spec.checkpoint.ring_keep if state is not None else None,
+        copy_bytes=state * COPIES if state is not None else None,
         rollouts=_rollouts(spec) if branching else 0,
         branch_steps_least=least,
         branch_steps_most=most,
@@ -164,6 +169,10 @@ def lines(planned: Plan) -> list[tuple[str, str]]:
                     f"kept and {planned.kept_for_life} for life = {size(planned.store_bytes or 0)}, "
                     f"ring {size(planned.ring_bytes or 0)}"
                 ),
+            ),
+            (
+                "saving",
+                f"one process holds up to {COPIES} copies in host memory, {size(planned.copy_bytes or 0)}",
             ),
         ]
     if planned.text_bytes is not None:

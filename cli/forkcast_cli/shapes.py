@@ -11,6 +11,7 @@ from forkcast_trainer import logit_chunks, models
 from forkcast_trainer.errors import TrainerError
 from forkcast_wire.manifest import Data, Device, Dtype, TrainingRunSpec
 from forkcast_wire.manifest_file import ManifestError
+from forkcast_wire.shelves import SHELVES
 
 _BYTES_VOCABULARY = 257
 _END_OF_TEXT = "<|endoftext|>"
@@ -20,7 +21,7 @@ _FP32 = 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
     """layers, width, positions: of the model. vocabulary: ids. parameters: tied embedding once.
-    state_bytes: weights and both Adam moments in fp32. memory_bytes: an estimate of one training
+    state_bytes: weights in fp32, and what the optimizer keeps of them. memory_bytes: an estimate of one training
     process, the state, the gradients, and the activations of one micro-batch.
     """
 
@@ -45,7 +46,7 @@ def plan_model(spec: TrainingRunSpec) -> ModelPlan | None:
         raise ManifestError(error.field, error.rule, error.remedy) from None
     if shape is None:
         return None
-    state = 3 * _FP32 * shape.parameters
+    state = _FP32 * shape.parameters + _optimizer_bytes(spec, shape)
     activations = _activations(spec, shape.layers, shape.width, shape.vocabulary)
     return ModelPlan(
         layers=shape.layers,
@@ -57,6 +58,13 @@ def plan_model(spec: TrainingRunSpec) -> ModelPlan | None:
         state_bytes=state,
         memory_bytes=state + _FP32 * shape.parameters + activations,
     )
+
+
+def _optimizer_bytes(spec: TrainingRunSpec, shape: models.Shape) -> int:
+    """What the optimizer keeps, as the shelf says: less of a matrix than of another weight."""
+    bits = SHELVES["optimizers"][spec.optimizer.name]
+    others = shape.parameters - shape.matrices
+    return (shape.matrices * bits["matrixBits"] + others * bits["otherBits"]) // 8
 
 
 def _activations(spec: TrainingRunSpec, layers: int, width: int, vocabulary: int) -> int:

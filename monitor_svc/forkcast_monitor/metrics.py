@@ -37,6 +37,7 @@ STREAMS = _gauge("report_streams", "Open streams of the run's trainer")
 STEPS = _counter("steps", "Accepted steps")
 DUPLICATES = _counter("stats_duplicates", "Records that were known already")
 DROPPED = _counter("stats_dropped", "Steps that the trainer's ring dropped")
+SKIPPED = _counter("saves_skipped", "Saves that were due and never made")
 FAILED = _counter("streams_failed", "Report streams that the monitor ended", "code")
 OVER_BUDGET = _counter(
     "over_budget", "Streams ended because the run has used up what it may", "reason"
@@ -61,7 +62,9 @@ for _reason in REASONS:  # from the start: a counter that appears with its first
 _GAUGES = (INDEX, ZSCORE, LOSS, GRAD_NORM, EPOCH, LAG, STREAMS)
 #: Those that are 0 before the first step, too; the others have no value before they have been measured.
 _ZERO_AT_FIRST = (LAG, STREAMS)
-_COUNTERS = (STEPS, DUPLICATES, DROPPED)
+_COUNTERS = (STEPS, DUPLICATES, DROPPED, SKIPPED)
+#: What a trainer may say of itself at most: beyond it a float counts no more.
+_MOST = 1 << 53
 #: What a Report stream may be ended with, see FAILED.
 CODES = (
     "FAILED_PRECONDITION",
@@ -81,7 +84,10 @@ class RunSeries:
     def __init__(self, namespace: str, run: str, *, own: bool) -> None:
         self.labels = (namespace, run) if own else (OVERFLOW, OVERFLOW)
         self._own = own
-        self._steps, self._duplicates, self._dropped = (m.labels(*self.labels) for m in _COUNTERS)
+        self._steps, self._duplicates, self._dropped, self._skipped = (
+            m.labels(*self.labels) for m in _COUNTERS
+        )
+        self._told_skipped = (0, 0)  # by which attempt, how many
         if own:
             for gauge in _ZERO_AT_FIRST:
                 gauge.labels(*self.labels)
@@ -128,6 +134,14 @@ class RunSeries:
     def dropped(self, steps: int) -> None:
         """Steps that the trainer's ring had to drop."""
         self._dropped.inc(steps)
+
+    def skipped(self, attempt: int, saves: int) -> None:
+        """How many saves an attempt has skipped since it began."""
+        before = self._told_skipped[1] if self._told_skipped[0] == attempt else 0
+        saves = min(saves, _MOST)
+        if saves > before:
+            self._skipped.inc(saves - before)
+            self._told_skipped = (attempt, saves)
 
     def triggered(self, trigger: Trigger) -> None:
         """A trigger fired."""

@@ -215,6 +215,8 @@ class Monitor(MonitorServicer):  # type: ignore[misc]  # generated code is untyp
                     gaps = [(gap.first_step, gap.last_step) for gap in batch.gaps]
                     await self._runs.blocking(run.lost, gaps)
                     hosted.series.dropped(sum(last - first + 1 for first, last in gaps))
+                if batch.stats:
+                    hosted.series.skipped(batch.stats[0].attempt, batch.saves_skipped)
                 await self._fold(hosted, run, batch)
                 await self._runs.sync(run)
             finally:  # what was folded before a failure has happened

@@ -69,8 +69,12 @@ def lattice_of(
         )
     choices = spec.branching.actions
     micro = spec.training.gradient_accumulation_steps * spec.parallelism.processes
-    least = {name: of["leastMicroBatches"] for name, of in SHELVES["clipping"].items()}
-    clipping = tuple(name for name in choices.clipping if micro >= least.get(name, 1))
+    keeps = SHELVES["optimizers"][spec.optimizer.name]["secondMoment"]
+    fit = {
+        name: micro >= of["leastMicroBatches"] and (keeps or not of["needsSecondMoment"])
+        for name, of in SHELVES["clipping"].items()
+    }
+    clipping = tuple(name for name in choices.clipping if fit.get(name, True))
     depths = tuple(trigger.step - base.step for base in bases)
     return Lattice(
         learning_rate_scales=tuple(choices.learning_rate_scales),

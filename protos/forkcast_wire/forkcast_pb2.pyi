@@ -180,16 +180,18 @@ class Gap(_message.Message):
     def __init__(self, first_step: _Optional[int] = ..., last_step: _Optional[int] = ...) -> None: ...
 
 class StatsBatch(_message.Message):
-    __slots__ = ("hello", "stats", "gaps", "seq")
+    __slots__ = ("hello", "stats", "gaps", "seq", "saves_skipped")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
     GAPS_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
+    SAVES_SKIPPED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     stats: _containers.RepeatedCompositeFieldContainer[StepStats]
     gaps: _containers.RepeatedCompositeFieldContainer[Gap]
     seq: int
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., stats: _Optional[_Iterable[_Union[StepStats, _Mapping]]] = ..., gaps: _Optional[_Iterable[_Union[Gap, _Mapping]]] = ..., seq: _Optional[int] = ...) -> None: ...
+    saves_skipped: int
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., stats: _Optional[_Iterable[_Union[StepStats, _Mapping]]] = ..., gaps: _Optional[_Iterable[_Union[Gap, _Mapping]]] = ..., seq: _Optional[int] = ..., saves_skipped: _Optional[int] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("seq", "credit", "resume_from", "directives")

@@ -22,7 +22,7 @@ from forkcast_wire.fields import (
     Uri,
 )
 from forkcast_wire.manifest_pods import CaRef, SecretRef
-from forkcast_wire.shelves import ClippingName, ScheduleName
+from forkcast_wire.shelves import ClippingName, OptimizerName, ScheduleName, having
 
 
 class Clipping(Part):
@@ -74,23 +74,53 @@ class Schedule(Part):
         return self
 
 
-class Optimizer(Part):
-    """AdamW (decoupled weight decay, no decay on 1-D tensors)."""
+_TAKES_MOMENTUM = having("optimizers", "takesMomentum")
+_KEEPS_SECOND = having("optimizers", "secondMoment")
+_NEEDS_SECOND = having("clipping", "needsSecondMoment")
+_OF_MOMENTUM = f"is of {', '.join(_TAKES_MOMENTUM)}; leave it out"
+_NO_SECOND = (
+    f"{', '.join(_NEEDS_SECOND)} needs a second moment of every weight, which only "
+    f"{', '.join(_KEEPS_SECOND)} keep; take ZClip, or one of them"
+)
 
-    name: Literal["AdamW"] = "AdamW"
-    """Which optimizer."""
+
+class Optimizer(Part):
+    """How the weights are updated; weight decay is decoupled, and does not pull on 1-D tensors."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(".momentum", f"!has(self.momentum) || self.name in {_TAKES_MOMENTUM}", _OF_MOMENTUM),
+        Rule(
+            ".clipping.policy",
+            f"!(self.clipping.policy in {_NEEDS_SECOND}) || self.name in {_KEEPS_SECOND}",
+            _NO_SECOND,
+        ),
+    )
+
+    name: OptimizerName = "AdamW"
+    """AdamW; AdamW8bit, which keeps the moments of matrices in 8 bits (needs bitsandbytes); Muon for
+    the matrices of blocks, with AdamW for all other weights, at one learning rate: docs/optimizers.md."""
     learning_rate: Positive = 6e-4
     """Peak of the schedule."""
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay of tensors with two and more dimensions."""
     betas: Annotated[tuple[Decay, Decay], Field()] = (0.9, 0.95)
-    """Decays of the two moments."""
+    """AdamW's decays of the two moments."""
     epsilon: Positive = 1e-8
-    """Added to the root of the second moment."""
+    """AdamW's, added to the root of the second moment."""
+    momentum: Decay | None = None
+    """Muon only: decay of its momentum. Absent: .95."""
     schedule: Schedule = Schedule()
     """The learning rate's course."""
     clipping: Clipping = Clipping()
     """The run's own clipping policy."""
+
+    @model_validator(mode="after")
+    def _of_this_optimizer(self) -> Self:
+        if self.momentum is not None and self.name not in _TAKES_MOMENTUM:
+            raise ValueError(f"momentum: {_OF_MOMENTUM}")
+        if self.clipping.policy in _NEEDS_SECOND and self.name not in _KEEPS_SECOND:
+            raise ValueError(f"clipping.policy: {_NO_SECOND}")
+        return self
 
 
 class Training(Part):

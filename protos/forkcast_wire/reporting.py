@@ -87,7 +87,8 @@ class _Stream:
 
 
 class Reporter:
-    """One rank's stream. Without a target it only counts.
+    """One rank's stream. Without a target it only counts. ``saves_skipped``: how many saves this
+    attempt has skipped, told with each batch.
 
     log: where it says that it is not connected; in a process of the user's not this project's own.
     """
@@ -107,7 +108,7 @@ class Reporter:
         self._reached = threading.Event()
         self._call: grpc.Call | None = None
         self._jitter = random.Random(hello.attempt)  # never the training's generators
-        self.dropped = 0
+        self.dropped = self.saves_skipped = 0
         self._thread: threading.Thread | None = None
         if target:
             self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
@@ -265,6 +266,7 @@ class Reporter:
                 seq=seq,
                 stats=messages,
                 gaps=[pb.Gap(first_step=a, last_step=b) for a, b in gaps],
+                saves_skipped=self.saves_skipped,
             )
 
     def _first_step(self, epoch: int) -> int:

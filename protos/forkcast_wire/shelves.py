@@ -1,7 +1,7 @@
 """The shelves a manifest names things of: what is on each, as data, and the field that takes a name.
 
-A shelf's things live where they are used: schedules in the core, clipping policies in the trainer,
-searches in the operator, signals in the monitor. A manifest is checked in every service and by the cluster,
+A shelf's things live where they are used: schedules in the core, optimizers and clipping policies in
+the trainer, searches in the operator, signals in the monitor. A manifest is checked in every service and by the cluster,
 so `scripts/generate_crds.py` writes their names into shelves.json, and CI fails where it is stale.
 """
 
@@ -53,6 +53,11 @@ class Shelf:
         return {**handler(schema), "enum": list(self.names)}
 
 
+def having(shelf: str, what: str) -> list[str]:
+    """The names of a shelf's things of which ``what`` holds."""
+    return [name for name, of in SHELVES[shelf].items() if of[what]]
+
+
 @dataclass(frozen=True, slots=True)
 class Shares:
     """Marks a mapping as one of names of a shelf to shares, which sum to 1."""
@@ -81,6 +86,7 @@ _NAME = Field(min_length=1, max_length=64)
 SearchName = Annotated[str, _NAME, Shelf("search")]
 ClippingName = Annotated[str, _NAME, Shelf("clipping")]
 ClippingChoice = Annotated[str, _NAME, Shelf("clipping", beside=("Keep",))]
+OptimizerName = Annotated[str, _NAME, Shelf("optimizers")]
 ScheduleName = Annotated[str, _NAME, Shelf("schedules")]
 SignalName = Annotated[str, _NAME, Shelf("signals")]
 PresetName = Annotated[str, _NAME, Shelf("presets")]

@@ -50,7 +50,7 @@ def test_the_gaps_after_a_resume_are_measured_for_every_arm(tmp_path):
         *("--steps", "3", "--seeds", "1", "--after", "1", "2", "--json", written),
     )
     rows = {row["arm"]: row for row in json.loads(written.read_text())["rows"]}
-    assert set(rows["exact again"]["gap +1"] + rows["exact again"]["max |gap|"]) == {0.0}
+    assert set(rows["exact again"]["gap +1"] + rows["exact again"]["largest"]) == {0.0}
     assert rows["exact"]["update error"] == [0.0]
     assert 0 < rows["Int8"]["update error"][0] < 0.05
     assert rows["moments 0"]["update error"] == [1.0]

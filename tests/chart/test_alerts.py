@@ -52,6 +52,7 @@ HEALTHY = {
     f"forkcast_steps_total{{{RUN}}}": "0+60x400",
     f"forkcast_report_streams{{{RUN}}}": "1x400",
     f"forkcast_stats_dropped_total{{{RUN}}}": "0x400",
+    f"forkcast_saves_skipped_total{{{RUN}}}": "0x400",
     'forkcast_proxy_forecasts_total{outcome="forecast"}': "0+10x400",
     'forkcast_proxy_forecasts_total{outcome="abstained"}': "0+1x400",
     'forkcast_monitor_certificate_expiry_timestamp_seconds{job="monitor",file="tls.crt"}': "2e9x400",
@@ -139,6 +140,11 @@ ILL: dict[str, tuple[dict[str, str | None], dict[str, str], str]] = {
         {f"forkcast_stats_dropped_total{{{RUN}}}": "0+2x400"},
         {"namespace": "lab", "run": "one"},
         "lab/one dropped 30 steps",
+    ),
+    "ForkcastSavesSkipped": (
+        {f"forkcast_saves_skipped_total{{{RUN}}}": "0+1x400"},
+        {"namespace": "lab", "run": "one"},
+        "lab/one has skipped 60 saves",
     ),
     "ForkcastBranchesFailing": (
         {'forkcast_operator_branches_total{outcome="Failed"}': "0+0.2x400"},

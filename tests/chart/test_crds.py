@@ -310,9 +310,10 @@ def test_changes_without_a_server(field, value, allowed):
     assert all(_holds(rule, after, before) for rule in rules) is allowed
 
 
-def _verdict(document: dict[str, Any]) -> bool:
-    """The rules' about a whole spec, as it stands; the model must say the same."""
-    said = all(_holds(rule, document) for rule in _rules("") if "oldSelf" not in rule)
+def _verdict(document: dict[str, Any], part: str = "") -> bool:
+    """The rules' of a part of a spec, as it stands; the model must say the same."""
+    own = _at(document, part)
+    said = all(_holds(rule, own) for rule in _rules(part) if "oldSelf" not in rule)
     try:
         TrainingRunSpec.model_validate(document)
     except ValueError:
@@ -340,6 +341,25 @@ def test_a_decay_fits_between_the_warm_up_and_the_end(length, decay, fits):
     if length is not None:
         document["training"]["scheduleSteps"] = length
     assert _verdict(document) is fits
+
+
+@pytest.mark.parametrize(
+    ("name", "clipping", "momentum", "fits"),
+    [
+        ("AdamW", "SPAM", None, True),
+        ("AdamW8bit", "SPAM", None, True),
+        ("Muon", "SPAM", None, False),
+        ("Muon", "ZClip", "0.9", True),
+        ("AdamW", "Norm", "0.9", False),
+        ("AdamW8bit", "Norm", "0.9", False),
+    ],
+)
+def test_an_optimizer_takes_what_is_its_own(name, clipping, momentum, fits):
+    document = _changed("optimizer.name", name)
+    document["optimizer"]["clipping"] = {"policy": clipping, "params": {}}
+    if momentum is not None:
+        document["optimizer"]["momentum"] = momentum
+    assert _verdict(document, "optimizer") is fits
 
 
 def test_the_schedules_length_changes_while_suspended():

@@ -11,6 +11,7 @@ from forkcast_cli.plan import lines, plan
 from forkcast_cli.shapes import plan_model, vocabulary_size
 from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.models import build, families
+from forkcast_trainer.staging import BUFFERS
 from forkcast_wire.manifest import Data, TextSource, TrainingRun
 from forkcast_wire.manifest_file import ManifestError
 
@@ -101,6 +102,17 @@ def test_the_published_models_have_their_published_sizes(name, millions):
     assert planned.model.state_bytes == 12 * planned.model.parameters
 
 
+@pytest.mark.parametrize(("name", "bits"), [("AdamW8bit", 17), ("Muon", 32)])
+def test_the_plan_counts_what_the_optimizer_keeps(name, bits):
+    adamw = plan_model(manifest("gpt2", architecture="gpt2").spec)
+    document = manifest("gpt2", architecture="gpt2").document()
+    document["spec"]["optimizer"]["name"] = name
+    planned = plan_model(TrainingRun.model_validate(document).spec)
+    matrices = 12 * 12 * 768**2
+    assert adamw.state_bytes - planned.state_bytes == matrices * (64 - bits) // 8
+    assert adamw.memory_bytes - planned.memory_bytes == matrices * (64 - bits) // 8
+
+
 @pytest.mark.parametrize("size", [{"heads": 3, "width": 16}, {"heads": 5}, {"width": 70}])
 def test_a_shape_that_no_trainer_builds_is_refused_by_the_plan(size):
     given = manifest(size=size)
@@ -145,6 +157,7 @@ def test_states_that_are_kept_for_life_are_counted():
     default, none = planned(), planned(logSpacedFrom=0)
     assert (default.kept_for_life, none.kept_for_life) == (6, 0)  # 0, 50, 100, 200, 400, 800
     assert default.store_bytes - none.store_bytes == 6 * default.model.state_bytes
+    assert default.copy_bytes == BUFFERS * default.model.state_bytes
 
 
 def test_a_model_that_no_trainer_has_is_refused_by_the_plan():

@@ -1,6 +1,6 @@
-"""A signal, a search strategy, a clipping policy, a schedule and a model family are one file and one line each: put into a copy
-of the tree, they are in the manifest, the cluster's definitions, a real run, its decision, its
-history and its report, and the shipped proxy still answers.
+"""A signal, a search strategy, a clipping policy, a schedule, an optimizer and a model family are one file
+and one line each: put into a copy of the tree, they are in the manifest, the cluster's definitions, a real
+run, its decision, its history and its report, and the shipped proxy still answers.
 """
 
 from __future__ import annotations
@@ -30,13 +30,18 @@ TOYS = {
     "jumpy": ("monitor_svc/forkcast_monitor/signals", "Jumpy", "SIGNALS"),
     "backwards": ("operator/forkcast_operator/search", "Backwards", "SEARCH"),
     "stairs": ("core/forkcast/schedules", "Stairs", "SCHEDULES"),
+    "signs": ("trainer/forkcast_trainer/optimizers", "Signs", "OPTIMIZERS"),
     "halving": ("trainer/forkcast_trainer/clipping", "Halving", "CLIPPING"),
     "pairs": ("trainer/forkcast_trainer/models", "Pairs", "FAMILIES"),
 }
 MANIFEST = tiny_run(
     "toys",
     data=little_text(32, maxBatches=2, everySteps=50),
-    optimizer={"schedule": {"type": "stairs", "warmupSteps": 5}, "clipping": {"policy": "halving"}},
+    optimizer={
+        "name": "signs",
+        "schedule": {"type": "stairs", "warmupSteps": 5},
+        "clipping": {"policy": "halving"},
+    },
     training={"totalSteps": 100, "microBatchSize": 2},
     checkpoint={"everySteps": 50, "ringEverySteps": 10, "ringKeep": 16},
     uncertainty={
@@ -115,6 +120,7 @@ def test_the_generated_definitions_name_them_and_are_then_up_to_date(copy: Copy)
     branching = spec["branching"]["properties"]
     assert "backwards" in branching["search"]["enum"]
     assert "halving" in branching["actions"]["properties"]["clipping"]["items"]["enum"]
+    assert "signs" in spec["optimizer"]["properties"]["name"]["enum"]
     schedule = spec["optimizer"]["properties"]["schedule"]["properties"]
     assert "stairs" in schedule["type"]["enum"]
     clipping = spec["optimizer"]["properties"]["clipping"]["properties"]
@@ -142,6 +148,7 @@ def test_a_manifest_takes_them_here_and_not_where_they_are_not(copy: Copy, tmp_p
             {"optimizer": {"schedule": {"type": "stairs"}}},
             "one of Cosine, Linear, WSD, Constant; got",
         ),
+        ({"optimizer": {"name": "signs"}}, "one of AdamW, AdamW8bit, Muon; got 'signs'"),
         ({"optimizer": spec["optimizer"]}, "one of None, Norm, ZClip, ARC, SPAM; got 'halving'"),
     ):
         needed = {name: spec[name] for name in ("data", "training")}
@@ -224,6 +231,25 @@ def test_a_signal_counts_in_the_index_and_is_in_trigger_history_and_report(
 def test_a_schedule_sets_the_rates(run: Path) -> None:
     rates = {row["step"]: row["learning_rate"] for row in read_history(run / "statistics")}
     assert rates[5] == rates[49] == 2 * rates[50] > 0
+
+
+def test_an_optimizer_trains_is_saved_and_planned(copy: Copy, run: Path) -> None:
+    """Its run has a state of another optimizer than AdamW, and it went on from one of them."""
+    said = copy.python("-c", _STATE, str(run))
+    assert said.splitlines()[-1] == "signs ['momentum']"
+    rows = read_history(run / "statistics")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    copy.python("-m", "forkcast_cli", "plan", str(run.parent / "m.yaml"))
+
+
+_STATE = """
+import sys, pathlib
+from forkcast_trainer.checkpoint import read_container
+path = sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/*/*/*/*.ptz"))[-1]
+saved = read_container(path)
+slots = {name.rpartition(".")[2] for name in saved.tensors if name.startswith("optimizer.")}
+print(saved.meta["optimizer"], sorted(slots))
+"""
 
 
 def test_a_search_drafts_and_a_clipping_policy_clips(run: Path) -> None:

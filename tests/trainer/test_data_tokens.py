@@ -223,9 +223,9 @@ def test_text_is_tokenised_once(text, tmp_path):
 def test_ranks_that_start_together_tokenise_once(text, tmp_path, monkeypatch):
     seen, both = [], Barrier(2)
 
-    def noted(source, field, counts):
+    def noted(source, field, counts, files):
         seen.append(field)
-        yield from pieces(source, field, counts)
+        yield from pieces(source, field, counts, files)
 
     monkeypatch.setattr(tokens, "pieces", noted)
 

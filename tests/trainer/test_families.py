@@ -1,6 +1,7 @@
 """What every family of the model shelf gives, whatever it is."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,10 @@ from forkcast_trainer import export, internals, learner, state
 from forkcast_trainer.course import Course
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.models import build, families, family_of
+from forkcast_trainer.optimizers import described
 from forkcast_trainer.placement import placement
 from forkcast_trainer.step import Engine
-from forkcast_wire.manifest import Model, TrainingRunSpec
+from forkcast_wire.manifest import Model, Optimizer, TrainingRunSpec
 from tests.make import little_text
 from tests.one_step import one_step
 
@@ -160,12 +162,17 @@ def test_its_taps_show_attention_and_activations_and_change_nothing(spec_of, cas
 @pytest.mark.parametrize("case", CASES)
 def test_the_plan_counts_what_is_built(spec_of, case):
     spec = spec_of(case)
-    planned = plan_model(spec)
-    built = sum(p.numel() for p in make(spec).module.parameters())
+    planned, one = plan_model(spec), make(spec)
+    built = sum(p.numel() for p in one.module.parameters())
     if case == "hf:gemma2":
         assert planned is None  # not a kind that is counted
     else:
         assert planned.parameters == built
+        parameters = described(one.module, one.family)
+        matrices = sum(each.tensor.numel() for each in parameters if each.matrix)
+        with_muon = plan_model(spec.model_copy(update={"optimizer": Optimizer(name="Muon")}))
+        assert planned.state_bytes == 12 * built
+        assert with_muon.state_bytes == 12 * built - 4 * matrices
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -329,3 +336,21 @@ def test_a_folder_is_found_beside_the_manifest(tmp_path):
     (tmp_path / "m.yaml").write_text(json.dumps(document))
     with pytest.raises(ManifestError, match=r"spec\.model\.architecture: no such folder: "):
         load_manifest(tmp_path / "m.yaml")
+
+
+@pytest.mark.parametrize(
+    ("case", "checkpointing"),
+    [("gpt2-tiny", False), ("gpt2-tiny", True), ("t5-tiny", False), ("hf:llama", False)],
+)
+def test_compiled_it_trains_as_it_does_eagerly(engine_of, monkeypatch, case, checkpointing):
+    """Traced, and its backward pass too; what the tracer gives is run without a C++ compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+    def losses(**model):
+        engine = engine_of(case, model=model, training={"zLoss": "1e-3"})
+        return [*(one_step(engine).loss for _ in range(2)), engine.evaluate()]
+
+    plain = losses()
+    assert losses(compile=True, gradientCheckpointing=checkpointing) == pytest.approx(
+        plain, rel=1e-4
+    )

@@ -38,5 +38,12 @@ def test_a_state_is_due_at_their_steps(run_in, tmp_path):
         boundary.due.clear()
         boundary.after(step)
         due += [step] * (StateKind.RING in boundary.due)
-    training.report.close("stopped", 60.0)
     assert due == [50, 100, 200, 400]
+    assert training.saver.skipped == 0
+    for step in (500, 1000, 2000):  # the states of 500 ... are never taken
+        boundary.after(step)
+    training.report.progress("running", force=True)
+    training.report.close("stopped", 60.0)
+    # of 1000 and 2000: one kind each was still due from before
+    assert training.saver.skipped == 2
+    assert run.progress()["saves_skipped"] == 2

@@ -13,6 +13,7 @@ from forkcast_trainer.data.tokenizer import open_tokenizer
 from forkcast_trainer.errors import TrainerError
 from forkcast_trainer.models import build, family_of
 from forkcast_trainer.models.gpt2 import SIZES
+from forkcast_trainer.models.t5 import SENTINELS
 from forkcast_wire.manifest import Model, ModelSize
 from tests.one_step import one_step
 
@@ -41,10 +42,19 @@ def test_the_tiny_one_has_the_size_the_quickstart_counts_on():
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("gpt2", 124.4), ("gpt2-medium", 354.8), ("gpt2-large", 774.0), ("gpt2-xl", 1557.6)],
+    [
+        ("gpt2", 124.4),
+        ("gpt2-medium", 354.8),
+        ("gpt2-large", 774.0),
+        ("gpt2-xl", 1557.6),
+        ("t5-small", 60.5),
+        ("t5-base", 222.9),
+        ("t5-large", 737.7),
+    ],
 )
 def test_published_sizes(name, millions):
-    shape = family_of(name).shape(Model(architecture=name), 50257, 1024)
+    ids = 50257 if name.startswith("gpt2") else 32128 - SENTINELS
+    shape = family_of(name).shape(Model(architecture=name), ids, 1024)
     assert shape.parameters / 1e6 == pytest.approx(millions, abs=0.05)
 
 

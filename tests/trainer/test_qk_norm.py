@@ -12,6 +12,7 @@ from forkcast_trainer.placement import placement
 from forkcast_trainer.step import Engine
 from forkcast_wire.manifest import Model, TrainingRunSpec
 from tests.make import little_text
+from tests.one_step import one_step
 
 SMALL = {"layers": 2, "heads": 2, "width": 32, "dropout": "0"}
 
@@ -60,11 +61,11 @@ def test_it_is_layer_norm_of_each_head_and_all_other_weights_are_the_same():
 def test_logits_do_not_grow_with_the_matrices(engine_of):
     for qk_norm, grows in ((False, True), (True, False)):
         learner = engine_of(qk_norm=qk_norm).learner
-        before = internals.sample(learner, torch.arange(16)).attention_logit_max
+        before = internals.sample(learner, torch.arange(16))["attention_logit_max"].item()
         with torch.no_grad():
             for block in learner.module.transformer.h:
                 block.attn.c_attn.weight.mul_(1000)
-        after = internals.sample(learner, torch.arange(16)).attention_logit_max
+        after = internals.sample(learner, torch.arange(16))["attention_logit_max"].item()
         assert (after > 1000 * before) == grows
         assert qk_norm == (after <= 16**0.5 + 1e-3)  # |q| |k| / sqrt(d) = sqrt(d)
 
@@ -72,14 +73,14 @@ def test_logits_do_not_grow_with_the_matrices(engine_of):
 @pytest.mark.parametrize("dtype", ["Float32", "BFloat16", "Float16"])
 def test_it_trains_and_resumes_to_the_bit(engine_of, dtype):
     one = engine_of(dtype=dtype)
-    losses = [one.step().loss for _ in range(15)]
+    losses = [one_step(one).loss for _ in range(15)]
     assert losses[-1] < losses[0] - 0.3
     saved = state.snapshot(one)
     assert saved.meta["model"] == {"qkNorm": True}
-    onwards = [one.step().loss for _ in range(2)]
+    onwards = [one_step(one).loss for _ in range(2)]
     other = engine_of(dtype=dtype)
     state.restore(other, saved)
-    assert [other.step().loss for _ in range(2)] == onwards
+    assert [one_step(other).loss for _ in range(2)] == onwards
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_a_plain_state_says_nothing_so_that_an_older_version_reads_it(engine_of)
 
 def test_z_loss_changes_the_weights_and_not_the_loss_that_is_reported(engine_of):
     plain, pulled = engine_of(qk_norm=False), engine_of(qk_norm=False, z_loss="1")
-    assert plain.step().loss == pulled.step().loss
+    assert one_step(plain).loss == one_step(pulled).loss
     assert any(
         not torch.equal(p, q) for p, q in zip(plain.parameters, pulled.parameters, strict=True)
     )

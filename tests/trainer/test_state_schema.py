@@ -29,7 +29,8 @@ def test_a_state_keeps_to_the_schema_before_and_after_steps(make_engine):
         one.step()
     saved = state.snapshot(one)
     keeps(saved)
-    assert set(saved.meta) | {"rng.ranks", "int8_restores", "model"} == set(schema.schema()["meta"])
+    sometimes = {"rng.ranks", "int8_restores", "model", "optimizer"}
+    assert set(saved.meta) | sometimes == set(schema.schema()["meta"])
     assert any(name.endswith(".step") for name in saved.tensors)
 
 

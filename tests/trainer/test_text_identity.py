@@ -10,9 +10,14 @@ from dataclasses import replace
 import pytest
 
 from forkcast.actions import Action
+from forkcast.records import StateKind
+from forkcast_trainer import state
+from forkcast_trainer.checkpoint import CheckpointError, publish
 from forkcast_trainer.data.identity import agree, claim, compare
 from forkcast_trainer.errors import DataError
+from forkcast_trainer.placement import placement
 from forkcast_trainer.rollout import Rollout
+from forkcast_trainer.step import Engine
 from forkcast_wire import keys
 from forkcast_wire.documents import RolloutJob, RunInfo, TextIdentity, dump, load
 from forkcast_wire.manifest import Data, TextSource
@@ -113,3 +118,32 @@ def test_a_rollout_with_another_text_does_not_begin(tmp_path):
     )  # fmt: skip
     with pytest.raises(DataError, match="every pod of the run the same text"):
         Rollout(job, text_manifest(tmp_path / "a.txt", 4).spec, store, tmp_path / "run")
+
+
+def test_a_rollout_from_a_state_of_another_text_does_not_begin(tmp_path):
+    """Its own text may be the run's: the state that a branch forks from names the text it has seen."""
+    (tmp_path / "a.txt").write_text("some words of a text\n" * 100)
+    (tmp_path / "b.txt").write_text("others, and other ones\n" * 100)
+    store, bases = FolderStore(tmp_path / "run"), {}
+    for name in ("a", "b"):
+        spec = text_manifest(tmp_path / f"{name}.txt", 4).spec
+        engine = Engine(spec, "u", tmp_path / name, placement(spec))
+        engine.step()
+        folder, saved = f"ring/e0/a0/{ord(name):08d}", state.snapshot(engine)
+        bases[name] = publish(store, saved, folder, StateKind.RING, tmp_path / "s", level=0)
+    spec = text_manifest(tmp_path / "a.txt", 4).spec
+    engine = Engine(spec, "u", tmp_path / "a", placement(spec))
+    claim(store, engine.text, accept=False)
+
+    def begin(base, **training):
+        job = RolloutJob(
+            run_uid="u", trigger_id="e0-t1", candidate="c000", action=Action(), base=base,
+            trigger_step=1, rungs=(1,), publish_from=1,
+        )  # fmt: skip
+        given = text_manifest(tmp_path / "a.txt", 4, training=training).spec
+        return Rollout(job, given, store, tmp_path / "run")
+
+    assert begin(bases["a"]).engine.position.step == 1
+    with pytest.raises(CheckpointError, match="of another text: the text, its tokenizer or its"):
+        begin(bases["b"])
+    assert begin(bases["b"], changedText="Accept").engine.position.step == 1

@@ -40,6 +40,7 @@ NOT_KEYS = {
     "rollouts",
     "history_of",
     "is_first",
+    "state_of",
     "is_record",
     "state_prefix",
     "state",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from forkcast.actions import KEEP, Action
-from forkcast_trainer.clipping.spam import reset_moments
+from forkcast_trainer import optimizers
 from forkcast_trainer.step import Engine
 
 
@@ -18,7 +18,7 @@ def apply(engine: Engine, action: Action) -> None:
         state.clipping = action.clipping
         engine.clipping = engine.make_clipping(action.clipping)
     if action.momentum_reset:
-        reset_moments(engine.optimizer)
+        optimizers.reset(engine.optimizer)
         state.reset_at = engine.position.step
     if action.data_reorder:
         text = f"{engine.sampler.state.seed}:{engine.position.step}"

@@ -118,10 +118,13 @@ class Boundary:
         if self._saver is None:
             return
         rules = self._engine.spec.checkpoint
+        due = set()
         if step % rules.every_steps == 0 or self._orders.takes_checkpoint():
-            self.due.add(StateKind.CHECKPOINT)
+            due.add(StateKind.CHECKPOINT)
         if step % rules.ring_every_steps == 0 or is_log_spaced(step, rules.log_spaced_from):
-            self.due.add(StateKind.RING)
+            due.add(StateKind.RING)
+        self._saver.skipped += len(self.due & due)  # the one before it was never made
+        self.due |= due
 
     def _next_save(self) -> StateKind | None:
         """A save that is due, or None. While another one is pending, the next step asks again."""
@@ -137,7 +140,7 @@ class Boundary:
         """Hand a copy of the state to the saver; all ranks give their generators."""
         ranks = state.randomness_of_all(self._engine)
         if self._saver is not None:
-            self._saver.save(state.snapshot(self._engine, ranks), kind)
+            self._saver.save(state.snapshot(self._engine, ranks, self._saver.copied), kind)
             self.due.discard(kind)
 
     # ---------------------------------------------------------------------------------- adoption
@@ -150,6 +153,7 @@ class Boundary:
         if found is None:
             return False
         entry, position = found.entry, self._engine.position
+        self._engine.before_update()  # a copy of the state may be under way
         crash.reach("before-adopt")
         self._orders.compare(entry)
         state.restore(self._engine, found.saved)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
-import transformers
 from torch import Tensor
 
 from forkcast.ports import Store
@@ -27,8 +28,11 @@ from forkcast_wire.store import AlreadyExists, BadKey, KeyMissing, StoreUnavaila
 
 __all__ = [
     "CheckpointError",
+    "Encoding",
     "Shaped",
     "Snapshot",
+    "Upload",
+    "Uploaded",
     "fetch",
     "fetch_weights",
     "other_versions",
@@ -36,13 +40,35 @@ __all__ = [
     "read_container",
     "refuse_not_finite",
     "sweep",
+    "upload",
     "verify",
     "verify_container",
     "write_container",
 ]
 
 T = TypeVar("T")
+#: Writes and uploads a container, as `upload` does.
+Upload: TypeAlias = Callable[[Store, Snapshot, str, StateKind, Path, "Encoding"], "Uploaded"]
 _WEIGHT = "model."
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How a container is written, see `write_container`."""
+
+    level: int
+    int8: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """A container that the store has taken. etag: the store's for it; None if this very state stands
+    there already, manifest and all. lossless: as a manifest has it.
+    """
+
+    ref: StateRef
+    etag: str | None
+    lossless: bool
 
 
 def publish(
@@ -55,19 +81,52 @@ def publish(
     *,
     int8: bool = False,
     before_manifest: Callable[[], None] = lambda: None,
+    by: Upload | None = None,
 ) -> StateRef:
     """Write container and manifest under ``folder``, the manifest last; returns the reference. int8:
     see `write_container`. before_manifest: called when all but the manifest is written, with which the
-    state exists.
+    state exists. by: what writes and uploads the container, None for `upload` in this process.
 
     Publishing the same state again is success. Raises CheckpointError where another state stands
     under the folder already, StoreUnavailable if the store does not show the container that it has
     taken.
     """
+    uploaded = (by or upload)(store, snapshot, folder, kind, scratch, Encoding(level, int8))
+    ref = uploaded.ref
+    if uploaded.etag is None:
+        return ref
+    before_manifest()
+    _verify_stored(store, ref, uploaded.etag)
+    manifest = StateManifest(
+        format_version=STATE_FORMAT,
+        run_uid=snapshot.meta["run_uid"],
+        state=ref,
+        lossless=uploaded.lossless,
+        loss=snapshot.meta.get("loss"),
+        versions=_versions(),
+    )
+    try:
+        store.put(keys.state_manifest(folder), dump(manifest), create=True)
+    except AlreadyExists:
+        return _same(read_manifest(store, folder), ref)
+    return ref
+
+
+def upload(
+    store: Store,
+    snapshot: Snapshot,
+    folder: str,
+    kind: StateKind,
+    scratch: Path,
+    encoding: Encoding,
+) -> Uploaded:
+    """Write the container and upload it. Raises CheckpointError where another state stands under the
+    folder already, StoreError.
+    """
     meta = snapshot.meta
     path = _scratch_file(scratch, folder)
     try:
-        digest = write_container(snapshot, path, level, int8=int8)
+        digest = write_container(snapshot, path, encoding.level, int8=encoding.int8)
         lossless = not open_container(path).coded
         ref = StateRef(
             key=folder,
@@ -79,25 +138,10 @@ def publish(
             size_bytes=path.stat().st_size,
         )
         if (standing := read_manifest(store, folder)) is not None:  # its bytes must stay its own
-            return _same(standing, ref)
-        etag = store.put_file(keys.ptz(folder, ref.step), path)
+            return Uploaded(_same(standing, ref), None, lossless)
+        return Uploaded(ref, store.put_file(keys.ptz(folder, ref.step), path), lossless)
     finally:
         path.unlink(missing_ok=True)
-    before_manifest()
-    _verify_stored(store, ref, etag)
-    manifest = StateManifest(
-        format_version=STATE_FORMAT,
-        run_uid=meta["run_uid"],
-        state=ref,
-        lossless=lossless,
-        loss=meta.get("loss"),
-        versions=_versions(),
-    )
-    try:
-        store.put(keys.state_manifest(folder), dump(manifest), create=True)
-    except AlreadyExists:
-        return _same(read_manifest(store, folder), ref)
-    return ref
 
 
 def _verify_stored(store: Store, ref: StateRef, etag: str) -> None:
@@ -113,7 +157,7 @@ def _verify_stored(store: Store, ref: StateRef, etag: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"torch": torch.__version__, "transformers": version("transformers")}
 
 
 def other_versions(store: Store, ref: StateRef) -> dict[str, str]:

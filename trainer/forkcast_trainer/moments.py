@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from forkcast_trainer.optimizers import Layout
 from forkcast_trainer.table import Role
 
-#: Of AdamW, by the optimizer's own names of what it keeps of a parameter.
-ROLES: Mapping[str, Role] = {"exp_avg": Role.FIRST_MOMENT, "exp_avg_sq": Role.SECOND_MOMENT}
 #: What 8 bits multiply |m| / sqrt(v) by is less: 17/16 by m, and by the root of v, in a block that spans
 #: all powers of two there are, the root of 2.
 _ROOM = 1.6
@@ -19,7 +18,7 @@ _ROOM = 1.6
 _TINY = 2.0**-74
 
 
-def roles(module: nn.Module) -> Iterator[tuple[str, str, Role]]:
+def roles(module: nn.Module, layouts: Mapping[Tensor, Layout]) -> Iterator[tuple[str, str, Role]]:
     """(parameter, slot, role) of every moment that may be saved in 8 bits: those of matrices but
     embeddings and heads, whose rows are of as many sizes as tokens are rare; a head is a matrix of an
     embedding's shape. Vectors are few.
@@ -27,7 +26,7 @@ def roles(module: nn.Module) -> Iterator[tuple[str, str, Role]]:
     embeddings = {one.weight.shape for one in module.modules() if isinstance(one, nn.Embedding)}
     for name, parameter in module.named_parameters():
         if parameter.ndim >= 2 and parameter.shape not in embeddings:
-            for slot, role in ROLES.items():
+            for slot, role in layouts[parameter].roles().items():
                 yield name, slot, role
 
 

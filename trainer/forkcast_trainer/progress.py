@@ -38,14 +38,16 @@ class Progress:
         validation_loss: float | None,
         dropped: int,
         saved_step: int | None,
+        saves_skipped: int,
         save_error: str,
         history_gap: str,
         end_error: str,
         force: bool = False,
     ) -> None:
         """word: running, held, ending (the last step is taken, and the store does not take the end now),
-        unrecorded (it left so), stopped or finished. passes: how often each text has been seen. saved_step: of the newest durable state of the
-        epoch, or the one it was resumed from; None if there is none. save_error: why the last save
+        unrecorded (it left so), stopped or finished. passes: how often each text has been seen. saved_step:
+        of the newest durable state of the epoch, or the one it was resumed from; None if there is none.
+        saves_skipped: saves of this attempt that were due and never made. save_error: why the last save
         failed, '' if it did not. history_gap: what the history lacks of the steps before the newest
         state, '' if nothing. end_error: why the run's end is not recorded yet, '' if it is not due or
         is recorded. hang_seconds in the
@@ -77,6 +79,7 @@ class Progress:
             "device": self._device,
             "dropped": dropped,
             "saved_step": saved_step,
+            "saves_skipped": saves_skipped,
             "save_error": save_error,
             "history_gap": history_gap,
             "end_error": end_error,

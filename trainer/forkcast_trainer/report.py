@@ -65,6 +65,7 @@ class Report:
             return
         if validation is not None:
             stats = replace(stats, validation_loss=validation)
+        self.reporter.saves_skipped = self._saver.skipped
         self.reporter.report(stats)
         self._saver.record(stats)
         self._saver.note_step(stats.step + 1, epoch=stats.epoch, healthy=not stats.skipped)
@@ -92,6 +93,7 @@ class Report:
             validation_loss=self.validation_loss,
             dropped=self.reporter.dropped,
             saved_step=self._saved_step(self._saver),
+            saves_skipped=self._saver.skipped,
             save_error=self._saver.error or self._end.save_error,
             history_gap=self._saver.gap,
             end_error=self._saver.end_error,

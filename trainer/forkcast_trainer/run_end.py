@@ -134,6 +134,7 @@ class RunEnd:
         position = self._engine.position
         saved = partial(saver.holds, position.epoch, position.step)
         if not saved() and saver.flush(seconds) and not saved():
-            saver.save(state.snapshot(self._engine, ranks), StateKind.CHECKPOINT, last=last)
+            snapshot = state.snapshot(self._engine, ranks, saver.copied)
+            saver.save(snapshot, StateKind.CHECKPOINT, last=last)
             saver.flush(seconds)
         return saved()

@@ -1,14 +1,16 @@
-"""Saves in the background: at most one copy pending, and the step never waits for the store."""
+"""Saves in the background: one state is written while one more waits, and the step waits for neither."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from torch import Tensor
 
 from forkcast.lineage import LineageEntry
 from forkcast.ports import Store
@@ -17,9 +19,11 @@ from forkcast.retention import is_log_spaced
 from forkcast_trainer import checkpoint
 from forkcast_trainer.checkpoint import Snapshot
 from forkcast_trainer.journal import Journal
+from forkcast_trainer.staging import BUFFERS, Staged, Staging, on_the_host
+from forkcast_trainer.uploading import Uploads
 from forkcast_wire import catalogue, completion, keys
 from forkcast_wire.documents import Complete, HistoryGap, dump, read_manifest
-from forkcast_wire.manifest import Checkpoint
+from forkcast_wire.manifest import Checkpoint, Storage
 from forkcast_wire.store import AlreadyExists, StoreError, StoreRefused, StoreUnavailable
 
 _log = structlog.get_logger()
@@ -57,23 +61,41 @@ class _Chunk:
     """A chunk of the history is due, whatever is saved."""
 
 
+class _Start:
+    """The process that encodes is due."""
+
+
 class Saver:
     """Owns the writing thread of rank 0. ``error`` says why the last save failed, '' if it did not;
     ``gap`` what the history lacks of the steps before the newest state, '' if nothing; ``end_error``
-    why the run's end could not be recorded.
+    why the run's end could not be recorded; ``skipped`` how many saves were due and never made, since
+    those before them took too long or failed.
     """
 
-    def __init__(self, store: Store, workdir: Path, rules: Checkpoint) -> None:
+    def __init__(
+        self,
+        store: Store,
+        workdir: Path,
+        rules: Checkpoint,
+        *,
+        staging: Staging | None = None,
+        storage: Storage | None = None,
+    ) -> None:
+        """staging: of the device whose state is saved, None for copies in memory of their own.
+        storage: the store as the manifest has it, for the process that encodes; None for none: then
+        the thread does it.
+        """
         self._store, self._rules = store, rules
+        self._staging, self.skipped = staging, 0
         self._journal = Journal(store)
         self._scratch = workdir / "scratch"
+        self._uploads = Uploads(storage, workdir, self._scratch)
         checkpoint.sweep(self._scratch)
-        self._queue: queue.SimpleQueue[_Save | _Mark | _Adopted | _Chunk | Complete | None] = (
-            queue.SimpleQueue()
-        )
-        self._idle = threading.Event()
-        self._idle.set()
+        self._queue: queue.SimpleQueue[
+            _Save | _Mark | _Adopted | _Chunk | _Start | Complete | None
+        ] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._pending, self._settled = 0, threading.Condition(self._lock)
         self._failed: set[StateKind] = set()
         self._not_before = self._sweep_at = 0.0
         self._unhealthy_step = -1
@@ -89,15 +111,18 @@ class Saver:
 
     @property
     def ready(self) -> bool:
-        """Whether `save` would take a copy now."""
-        return self._idle.is_set() and time.monotonic() >= self._not_before
+        """Whether `save` would take a copy now: there is room for one more."""
+        return self._pending < BUFFERS and time.monotonic() >= self._not_before
+
+    def copied(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Copies of them for a snapshot that is saved next."""
+        return on_the_host(tensors) if self._staging is None else self._staging.copy(tensors)
 
     def save(self, snapshot: Snapshot, kind: StateKind, *, last: bool = False) -> None:
         """Queue a copy of the state. Call it only while `ready`, or after `flush`. last: there may be
         no other try, so it is not held back by a history that cannot be written.
         """
-        self._idle.clear()
-        self._queue.put(_Save(snapshot, kind, last))
+        self._queue_work(_Save(snapshot, kind, last))
 
     def failed(self) -> set[StateKind]:
         """The kinds whose last save failed since the last call: they are due again."""
@@ -117,7 +142,18 @@ class Saver:
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until nothing is pending; False where the time ran out."""
-        return self._idle.wait(timeout)
+        with self._settled:
+            return self._settled.wait_for(lambda: self._pending == 0, timeout)
+
+    def _queue_work(self, item: _Save | Complete) -> None:
+        with self._lock:
+            self._pending += 1
+        self._queue.put(item)
+
+    def _done(self) -> None:
+        with self._settled:
+            self._pending -= 1
+            self._settled.notify_all()
 
     def record_end(self, done: Complete, timeout: float) -> bool:
         """Record the run's end, waiting for the store at most about twice the timeout, seconds. False
@@ -125,8 +161,7 @@ class Saver:
         """
         place = done.epoch, done.step
         if self.flush(timeout) and self._ended != place:
-            self._idle.clear()
-            self._queue.put(done)
+            self._queue_work(done)
             self.flush(timeout)
         return self._ended == place
 
@@ -163,6 +198,7 @@ class Saver:
         if not ref.good and ref.kind is not StateKind.ROLLOUT:
             with self._lock:
                 self._awaiting_good.append(ref)
+        self._queue.put(_Start())  # the next save is some steps away
 
     def new_epoch(self) -> None:
         """The steps that follow belong to another lineage: they say nothing about older states."""
@@ -179,9 +215,12 @@ class Saver:
                 self._end(item)
             elif isinstance(item, _Chunk):
                 self._journal.write(whole=True)
+            elif isinstance(item, _Start):
+                self._uploads.start()
             else:
                 self._try(item)
         self._journal.write(whole=True)
+        self._uploads.close()
 
     def _try(self, save: _Save) -> None:
         try:
@@ -198,7 +237,12 @@ class Saver:
         else:
             self.error, self._failures = "", 0
         finally:
-            self._idle.set()
+            if self._staging is not None and isinstance(save.snapshot.tensors, Staged):
+                self._staging.give_back(save.snapshot.tensors.buffer)
+            self._done()
+            # not before the first save of a run: both would start at once, on the same cores
+            if not save.last:
+                self._uploads.start()
 
     def _end(self, done: Complete) -> None:
         try:
@@ -210,11 +254,13 @@ class Saver:
         else:
             self.end_error, self._ended = "", (done.epoch, done.step)
         finally:
-            self._idle.set()
+            self._done()
 
     def _write(self, save: _Save) -> None:
-        snapshot, kind = save.snapshot, save.kind
+        snapshot, kind, started = save.snapshot, save.kind, time.monotonic()
         meta = snapshot.meta
+        if isinstance(snapshot.tensors, Staged):
+            snapshot.tensors.copied()
         # its rows first: a start from this state finds the steps before it
         outage = self._journal.write(whole=kind is StateKind.CHECKPOINT)
         if outage is None:
@@ -238,6 +284,8 @@ class Saver:
             # branches fork from the ring: what they compare has to be what the run would do
             int8=self._rules.optimizer_state == "Int8" and kind is StateKind.CHECKPOINT,
             before_manifest=lambda: self._tell_gap(folder, meta["epoch"], meta["step"]),
+            # of the last one the process ends: nothing trains beside it, and nothing may start late
+            by=checkpoint.upload if save.last else self._uploads.upload,
         )
         with self._lock:
             self._newest_step[ref.epoch] = ref.step
@@ -246,7 +294,14 @@ class Saver:
             # a bad step may have come while this was being written
             if self._unhealthy_step <= ref.step:
                 self._awaiting_good.append(ref)
-        _log.info("saver.saved", kind=kind.value, step=ref.step, epoch=ref.epoch, key=ref.key)
+        _log.info(
+            "saver.saved",
+            kind=kind.value,
+            step=ref.step,
+            epoch=ref.epoch,
+            key=ref.key,
+            seconds=round(time.monotonic() - started, 1),
+        )
         rules, checkpoint_kind = self._rules, kind is StateKind.CHECKPOINT
         try:
             catalogue.prune(

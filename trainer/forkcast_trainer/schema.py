@@ -32,11 +32,11 @@ def schema() -> Mapping[str, Any]:
 
 @cache
 def _patterns() -> tuple[tuple[re.Pattern[str], Mapping[str, Any]], ...]:
-    """The tensor patterns, the longest first: optimizer.<p>.step is not a parameter of its own."""
+    """The tensor patterns, the longest first: of two that match, the one that says more."""
     found = []
     for name, rule in sorted(schema()["tensors"].items(), key=lambda item: -len(item[0])):
         text = re.escape(name).replace(r"<n>", r"[1-9]\d*")
-        text = re.sub(r"<(parameter|buffer)>", r".+", text)
+        text = re.sub(r"<(parameter|buffer)>", r".+", text).replace("<slot>", r"\w+")
         found.append((re.compile(text), rule))
     return tuple(found)
 

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from forkcast.robust import usable
 from forkcast.spikes import SpikeScore
-from forkcast_trainer import moments, randomness, schema
+from forkcast_trainer import moments, optimizers, randomness, schema
 from forkcast_trainer.checkpoint import CheckpointError, Shaped, Snapshot
 from forkcast_trainer.clipping import ClippingPolicy
 from forkcast_trainer.data import identity
@@ -32,14 +32,15 @@ from forkcast_trainer.data.sampler import Sampler, SamplerState
 from forkcast_trainer.errors import DataError
 from forkcast_trainer.internals import Internals
 from forkcast_trainer.randomness import Randomness
+from forkcast_trainer.staging import on_the_host
 from forkcast_trainer.step import ActionState, Engine
-from forkcast_trainer.table import Role
 from forkcast_wire import beats
 from forkcast_wire.documents import TextIdentity, load
 
 _log = structlog.get_logger()
 T = TypeVar("T")
-_SLOTS = ("exp_avg", "exp_avg_sq", "step")
+#: The optimizer of a state that does not name it.
+_ADAMW = "AdamW"
 
 
 def randomness_of_all(engine: Engine) -> list[Randomness]:
@@ -53,20 +54,24 @@ def randomness_of_all(engine: Engine) -> list[Randomness]:
     return gathered
 
 
-def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
+def snapshot(
+    engine: Engine,
+    ranks: Sequence[Randomness] = (),
+    copied: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = on_the_host,
+) -> Snapshot:
     """A copy of the whole state on the CPU. ``ranks``: every rank's generators, where other
-    processes hold some of them.
+    processes hold some of them. copied: how the copy is made.
     """
     engine.settle()
     tensors: dict[str, Tensor] = {}
+    layouts = optimizers.layouts(engine.optimizer)
     for name, parameter in engine.named.items():
-        tensors[f"model.{name}"] = _copy(parameter)
+        tensors[f"model.{name}"] = parameter.detach()
         state = engine.optimizer.state.get(parameter, {})
-        for slot in _SLOTS:
-            if slot in state:
-                tensors[f"optimizer.{name}.{slot}"] = _copy(state[slot])
+        for slot, kept in layouts[parameter].saved(state).items():
+            tensors[f"optimizer.{name}.{slot}"] = kept
     for name, buffer in engine.module.named_buffers():
-        tensors[f"buffer.{name}"] = _copy(buffer)
+        tensors[f"buffer.{name}"] = buffer
     mine = randomness.taken(engine.place.device)
     first, *others = ranks or [mine, *engine.generators.others]
     for rank, one in enumerate((first, *others)):
@@ -93,18 +98,17 @@ def snapshot(engine: Engine, ranks: Sequence[Randomness] = ()) -> Snapshot:
         "world": engine.shards,
         "text": asdict(engine.text),
     }
+    if engine.spec.optimizer.name != _ADAMW:  # older versions read AdamW's states, which name none
+        meta["optimizer"] = engine.spec.optimizer.name
     if others:
         meta["rng.ranks"] = [{"python": one.python, "numpy": one.numpy} for one in others]
     if engine.learner.facts:
         meta["model"] = dict(engine.learner.facts)
     if position.int8_restores:
         meta["int8_restores"] = position.int8_restores
-    roles = {f"optimizer.{name}.{slot}": role for name, slot, role in moments.roles(engine.module)}
-    return Snapshot(meta, tensors, roles)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    coded = moments.roles(engine.module, layouts)
+    roles = {f"optimizer.{name}.{slot}": role for name, slot, role in coded}
+    return Snapshot(meta, copied(tensors), roles)
 
 
 def restore(engine: Engine, saved: Snapshot) -> None:
@@ -142,21 +146,44 @@ def admit(engine: Engine, meta: Mapping[str, Any], tensors: Mapping[str, Shaped]
     file asks for is bounded by the model before it is read.
     """
     schema.check(meta, tensors)
+    _of_this_optimizer(engine, meta)
     _trained_alike(meta.get("model", {}), engine.learner.facts)
-    wanted = _shapes(engine, meta)
+    wanted, layouts = _shapes(engine, meta), optimizers.layouts(engine.optimizer)
     for name, tensor in tensors.items():
         if name not in wanted:
             raise CheckpointError(f"the state is of another model: {name} is not in it")
         if tuple(tensor.shape) != wanted[name]:
             raise CheckpointError(f"{name}: shape {tuple(tensor.shape)} is not {wanted[name]}")
-    for name in engine.named:
+    for name, parameter in engine.named.items():
         if f"model.{name}" not in tensors:
             raise CheckpointError(f"the state is of another model: it lacks {name}")
-        slots = [f"optimizer.{name}.{slot}" in tensors for slot in _SLOTS]
-        if any(slots) and not all(slots):
-            raise CheckpointError(
-                f"{name}: some of the optimizer's {', '.join(_SLOTS)} are missing"
-            )
+        _of_this_layout(name, layouts[parameter].slots(parameter), tensors)
+
+
+def _of_this_optimizer(engine: Engine, meta: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if the state was trained with another optimizer than the manifest's."""
+    own, given = engine.spec.optimizer.name, meta.get("optimizer", _ADAMW)
+    if given != own:
+        raise CheckpointError(
+            f"the state is of another optimizer: {given}, not {own}; set spec.optimizer.name to "
+            f"{given}, or start another run"
+        )
+
+
+def _of_this_layout(
+    parameter: str, slots: Mapping[str, optimizers.Slot], tensors: Mapping[str, Shaped]
+) -> None:
+    """Raises CheckpointError unless all that the optimizer keeps of a parameter is there, or nothing."""
+    found = {slot: tensors.get(f"optimizer.{parameter}.{slot}") for slot in slots}
+    there = [tensor is not None for tensor in found.values()]
+    if any(there) and not all(there):
+        raise CheckpointError(
+            f"{parameter}: some of the optimizer's {', '.join(slots)} are missing"
+        )
+    for slot, tensor in found.items():
+        dtype = str(slots[slot].dtype).removeprefix("torch.")
+        if tensor is not None and str(tensor.dtype).removeprefix("torch.") != dtype:
+            raise CheckpointError(f"optimizer.{parameter}.{slot}: dtype is not {dtype}")
 
 
 def _trained_alike(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -175,11 +202,12 @@ def _trained_alike(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 def _shapes(engine: Engine, meta: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
     """The shape of every tensor that a state of this model may hold."""
     shapes: dict[str, tuple[int, ...]] = {}
+    layouts = optimizers.layouts(engine.optimizer)
     for name, parameter in engine.named.items():
         shape = tuple(parameter.shape)
         shapes[f"model.{name}"] = shape
-        shapes |= {f"optimizer.{name}.exp_avg": shape, f"optimizer.{name}.exp_avg_sq": shape}
-        shapes[f"optimizer.{name}.step"] = ()
+        for slot, kept in layouts[parameter].slots(parameter).items():
+            shapes[f"optimizer.{name}.{slot}"] = kept.shape
     for name, buffer in engine.module.named_buffers():
         shapes[f"buffer.{name}"] = tuple(buffer.shape)
     for rank in range(1 + len(meta.get("rng.ranks", ()))):
@@ -325,19 +353,14 @@ def _saved_randomness(engine: Engine, saved: Snapshot, rank: int) -> Randomness:
 @torch.no_grad()
 def _restore_tensors(engine: Engine, tensors: Mapping[str, Tensor]) -> None:
     engine.optimizer.state.clear()
+    layouts = optimizers.layouts(engine.optimizer)
     for name, parameter in engine.named.items():
         parameter.copy_(tensors[f"model.{name}"])
-        slots = {
-            slot: tensors[f"optimizer.{name}.{slot}"]
-            for slot in _SLOTS
-            if f"optimizer.{name}.{slot}" in tensors
-        }
-        if slots:
-            fused = engine.place.device.type == "cuda"
-            engine.optimizer.state[parameter] = {
-                slot: value.clone().to(engine.place.device if fused or slot != "step" else "cpu")
-                for slot, value in slots.items()
-            }
+        layout = layouts[parameter]
+        slots = {slot: f"optimizer.{name}.{slot}" for slot in layout.slots(parameter)}
+        if all(key in tensors for key in slots.values()):
+            saved = {slot: tensors[key] for slot, key in slots.items()}
+            engine.optimizer.state[parameter] = layout.restored(parameter, saved)
     for name, buffer in engine.module.named_buffers():
         if f"buffer.{name}" in tensors:
             buffer.copy_(tensors[f"buffer.{name}"])
@@ -347,13 +370,10 @@ def _restore_coded(engine: Engine, saved: Snapshot) -> None:
     """Moments in 8 bits are not the saved ones: of those that no gradients lead to, the next update
     would be beyond all bounds.
     """
-    repaired = 0
+    repaired, layouts = 0, optimizers.layouts(engine.optimizer)
     for name, parameter in engine.named.items():
         slots = engine.optimizer.state.get(parameter, {})
-        first, second = (
-            next((slot for slot, role in moments.ROLES.items() if role is wanted), "")
-            for wanted in (Role.FIRST_MOMENT, Role.SECOND_MOMENT)
-        )
+        first, second = layouts[parameter].first, layouts[parameter].second
         if f"optimizer.{name}.{first}" in saved.coded and second in slots:
             slots[first], count = moments.bounded(
                 slots[first], slots[second], engine.spec.optimizer.betas

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,10 +25,11 @@ from torch import Tensor
 from forkcast.actions import KEEP
 from forkcast.records import StepStats
 from forkcast.spikes import SpikeScore
-from forkcast_trainer import clipping, internals, learner, randomness, stressors
+from forkcast_trainer import clipping, internals, learner, optimizers, randomness, stressors
 from forkcast_trainer.clipping import ClipContext, ClippingPolicy
 from forkcast_trainer.clipping.spam import rewarm_scale
 from forkcast_trainer.data.batches import Batches, ValidationBatches, Windows
+from forkcast_trainer.data.feed import Feed
 from forkcast_trainer.data.identity import identity_of
 from forkcast_trainer.data.mixture import sampler_of
 from forkcast_trainer.data.sources import locate
@@ -43,7 +44,6 @@ from forkcast_wire import beats
 from forkcast_wire.manifest import TrainingRunSpec
 
 _REWARM_STEPS = 150
-_OPTIMIZERS = {"AdamW": torch.optim.AdamW}
 
 
 @dataclass
@@ -122,6 +122,13 @@ class Engine:
         self.full_validation = ValidationBatches(held, spec.training.micro_batch_size, 1 << 30)
         text = self.batches.text
         self.sampler = sampler_of(text.counts, text.weights, spec.data.shuffle_seed)
+        numbers = range(spec.training.gradient_accumulation_steps * self.shards)
+        self.feed = Feed(
+            self.batches,
+            spec.training.micro_batch_size,
+            [alone or number % place.world == place.rank for number in numbers],
+            pin=place.device.type == "cuda",
+        )
         seed = spec.training.seed + place.rank
         randomness.seed_all(seed)
         others = range(seed + 1, seed + self.shards) if alone else ()
@@ -135,6 +142,8 @@ class Engine:
         self.parameters = list(self.named.values())
         self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype is torch.float16)
+        #: Called before weights or moments change: a copy of them may be under way on the device.
+        self.before_update: Callable[[], None] = lambda: None
         self.actions = ActionState()
         self.position = Position()
         self.spikes = SpikeScore()
@@ -154,17 +163,7 @@ class Engine:
     # ------------------------------------------------------------------------------------ set-up
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        o = self.spec.optimizer
-        decayed = [p for p in self.parameters if p.ndim >= 2]
-        plain = [p for p in self.parameters if p.ndim < 2]
-        return _OPTIMIZERS[o.name](
-            [{"params": decayed, "decays": True}, {"params": plain, "decays": False}],
-            lr=o.learning_rate,
-            betas=o.betas,
-            eps=o.epsilon,
-            weight_decay=0.0,
-            fused=self.place.device.type == "cuda",
-        )
+        return optimizers.make(self.module, self.learner.family, self.spec.optimizer)
 
     def make_clipping(self, name: str) -> ClippingPolicy:
         """A fresh policy of that name; Keep: the run's own, with the run's parameters."""
@@ -186,6 +185,7 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         with refusing():
             loss, micro, first = self._gradients(step)
+        self.before_update()
         self.scaler.unscale_(self.optimizer)
         clipped = self.clipping.clip(self.parameters, ClipContext(step, self.optimizer, micro))
         skip = self._refused(clipped.skip)
@@ -268,12 +268,9 @@ class Engine:
         total = torch.zeros((), device=self.place.device)
         micro: list[list[Tensor]] = []
         first: Tensor | None = None
-        for number in range(count):  # every rank draws all ranks' windows: one sampler state
+        for number, tokens in self.feed.step(step, self.sampler):
             beats.beat()
-            ids = self.batches.draw(step, self.sampler, training.micro_batch_size)
-            if world > 1 and number % world != self.place.rank:
-                continue
-            batch = self._on_device(self.batches.read(step, ids))
+            batch = tokens.to(self.place.device, non_blocking=True)
             first = batch[0, :-1] if first is None else first
             if world == 1:
                 self.generators.turn_to(number % self.shards)
@@ -342,9 +339,7 @@ class Engine:
         """Unless it is refused. A fused optimizer leaves it out on the device, as it does under loss
         scaling; for any other the host has to know.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-            group["weight_decay"] = decay if group["decays"] else 0.0
+        optimizers.set_rates(self.optimizer, rate, decay)
         if not (self._runs_ahead and _skips_on_device(self.optimizer)):
             if not bool(skip):
                 self.optimizer.step()

@@ -15,6 +15,7 @@ from forkcast_trainer.report import Report
 from forkcast_trainer.resume import SavedStates, claim_text
 from forkcast_trainer.run_end import LEAVE_SECONDS, End, RunEnd
 from forkcast_trainer.saver import Saver
+from forkcast_trainer.staging import SHARED, Staging
 from forkcast_trainer.step import Engine
 from forkcast_wire import beats, crash, keys
 from forkcast_wire.documents import RunInfo, load
@@ -55,7 +56,12 @@ class TrainingRun:
         begun = states.resume(stop)
         if self.leads:
             published.publish_aside(store, tokens.files)
-        self.saver = Saver(store, workdir, spec.checkpoint) if self.leads else None
+        self.saver: Saver | None = None
+        if self.leads:
+            staging = Staging(place.device)
+            self.engine.before_update = staging.wait
+            shared = spec.storage if SHARED else None
+            self.saver = Saver(store, workdir, spec.checkpoint, staging=staging, storage=shared)
         if self.saver is not None and begun.opened is not None:
             self.saver.adopted(begun.opened, attempt)
         if self.saver is not None and begun.ref is not None:

@@ -71,6 +71,8 @@ class ClippingPolicy:
     least_micro_batches = 1
     #: Whether `ClipContext.micro_gradients` must be filled.
     needs_micro_gradients = False
+    #: Whether the optimizer must keep a second moment of every weight.
+    needs_second_moment = False
     #: What a manifest may set.
     takes: Mapping[str, Parameter] = {}
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forkcast_trainer import optimizers
 from forkcast_trainer.clipping.base import (
     MAX_NORM,
     ClipContext,
@@ -22,14 +23,6 @@ from forkcast_trainer.clipping.base import (
     norms_of,
     scale_to,
 )
-
-
-def reset_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Zero both Adam moments and their step counters."""
-    for state in optimizer.state.values():
-        for name in ("exp_avg", "exp_avg_sq", "step"):
-            if name in state:
-                state[name].zero_()
 
 
 def rewarm_scale(steps_since: int, steps: int) -> float:
@@ -45,6 +38,7 @@ class Spam(ClippingPolicy):
     start or last reset, whatever reset it; maxNorm on top.
     """
 
+    needs_second_moment = True
     takes = {
         "theta": Parameter(5000.0, above=0.0),
         "resetEverySteps": Parameter(500.0, least=0.0, whole=True),
@@ -66,12 +60,15 @@ class Spam(ClippingPolicy):
         """
         del each
         if self._resets_now():
-            reset_moments(context.optimizer)
+            optimizers.reset(context.optimizer)
             self._since_reset, self._rewarming = 0, True
+        layouts = optimizers.layouts(context.optimizer)
         for parameter in parameters:
-            state = context.optimizer.state.get(parameter, {})
-            if "exp_avg_sq" in state and parameter.grad is not None:
-                self._cut_spikes(parameter.grad, state["exp_avg_sq"], state["step"])
+            if parameter.grad is None:
+                continue
+            kept = layouts[parameter].moments(context.optimizer.state.get(parameter, {}))
+            if kept is not None and kept.second is not None and kept.count is not None:
+                self._cut_spikes(parameter.grad, kept.second, kept.count)
         self._since_reset += 1
         cut = norms_of(parameters)
         after = scale_to(parameters, cut, cut.norm(), self.params["maxNorm"])

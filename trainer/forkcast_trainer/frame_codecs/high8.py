@@ -28,20 +28,24 @@ class High8:
     LOSSLESS, FLOATS = True, True
 
     @staticmethod
-    def encode(chunk: NDArray[np.uint8], itemsize: int, level: int) -> bytes:  # noqa: ARG004
+    def encode(chunk: NDArray[np.uint8], itemsize: int, level: int) -> memoryview:  # noqa: ARG004
         """See FrameCodec."""
         elements = chunk.reshape(-1, 4)
         m = len(elements) // 4
-        row, kept, last = np.empty(4 * m, np.uint8), elements[: 3 * m].copy(), elements[3 * m :]
+        row, last = np.empty(4 * m, np.uint8), elements[3 * m : 4 * m]
         for at in range(0, 4 * m, STRIDE):
             row[at : at + STRIDE] = elements[at : min(at + STRIDE, 4 * m), 3]
+        part = packed(row, packer(level))
+        frame = np.empty(4 + len(part) + 4 * (len(elements) - m), np.uint8)
+        frame[: 4 + len(part)] = np.frombuffer(struct.pack("<I", len(part)) + part, np.uint8)
+        kept = frame[4 + len(part) :].reshape(-1, 4)
         for k in range(3):
             for at in range(k * m, (k + 1) * m, STRIDE):
                 end = min(at + STRIDE, (k + 1) * m)
+                kept[at:end] = elements[at:end]
                 kept[at:end, 3] = last[at - k * m : end - k * m, k]
-        part = packed(row, packer(level))
-        length, rest = struct.pack("<I", len(part)), np.ascontiguousarray(elements[4 * m :])
-        return b"".join((length, part, kept.data, rest.data))
+        kept[3 * m :] = elements[4 * m :]
+        return frame.data
 
     @staticmethod
     def decode(frame: memoryview, chunk: NDArray[np.uint8], itemsize: int) -> None:  # noqa: ARG004

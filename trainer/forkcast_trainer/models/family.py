@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """A model's size. layers: blocks, of encoder and decoder together. positions: the longest
-    sequence. vocabulary: ids. parameters: tied weights once.
+    sequence. vocabulary: ids. parameters: tied weights once. matrices: those of them in matrices inside
+    blocks, of which some optimizers keep less; 0: not known.
     """
 
     layers: int
@@ -32,6 +33,7 @@ class Shape:
     positions: int
     vocabulary: int
     parameters: int
+    matrices: int = 0
 
 
 class Family(ABC):

@@ -138,6 +138,7 @@ def _shape(size: Size, positions: int, vocabulary: int, *, qk_norm: bool = False
         positions=positions,
         vocabulary=vocabulary,
         parameters=(vocabulary + positions + 2) * width + size.layers * block,
+        matrices=size.layers * 12 * width * width,
     )
 
 

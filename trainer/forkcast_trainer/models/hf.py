@@ -201,7 +201,8 @@ def _shape(config: Mapping[str, Any], positions: int) -> Shape | None:
     layers, heads, width, inner, vocabulary = numbers
     each = config.get("head_dim") or (128 if kind == "qwen3" else width // heads)
     keys = config.get("num_key_value_heads") or heads
-    attention = 2 * width * heads * each + 2 * width * keys * each
+    matrices = 2 * width * (heads + keys) * each
+    attention = matrices
     if _GATED[kind] or config.get("attention_bias"):
         attention += (heads + 2 * keys) * each
     if config.get("attention_bias"):
@@ -217,4 +218,5 @@ def _shape(config: Mapping[str, Any], positions: int) -> Shape | None:
         positions=config.get("max_position_embeddings") or positions,
         vocabulary=vocabulary,
         parameters=embeddings + width + layers * (attention + mlp + 2 * width),
+        matrices=layers * (matrices + 3 * width * inner),
     )

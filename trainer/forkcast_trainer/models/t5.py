@@ -177,6 +177,7 @@ def _shape(
         positions=positions,
         vocabulary=vocabulary,
         parameters=embeddings + encoder + decoding + 2 * (width + _BUCKETS * size.heads),
+        matrices=(size.layers + 2 * decoders) * attention + (size.layers + decoders) * mlp,
     )
 
 
