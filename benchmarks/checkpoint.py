@@ -258,6 +258,8 @@ def _stepped(engine: Engine, count: int) -> float:
     started = time.perf_counter()
     for _ in range(count):
         engine.step()
+    engine.settle()
+    engine.told()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started

@@ -26,13 +26,14 @@ import torch  # noqa: E402
 import trained  # noqa: E402
 from figures import median  # noqa: E402
 
-from forkcast_trainer import moments  # noqa: E402
 from forkcast_trainer.container import read_container, write_container  # noqa: E402
 from forkcast_trainer.state import restore, snapshot  # noqa: E402
 from forkcast_trainer.step import Engine  # noqa: E402
 from forkcast_trainer.table import Role, Snapshot  # noqa: E402
 
 EXACT = "exact"
+#: Of AdamW, which these runs have.
+ROLES = {"exp_avg": Role.FIRST_MOMENT, "exp_avg_sq": Role.SECOND_MOMENT}
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,15 @@ def int8_all(saved: Snapshot, folder: Path) -> Snapshot:
     roles: dict[str, Role] = {}
     for name in saved.tensors:
         slot = name.rpartition(".")[2]
-        if slot in moments.ROLES:
-            roles[name] = moments.ROLES[slot]
+        if slot in ROLES:
+            roles[name] = ROLES[slot]
     return int8(replace(saved, roles=roles), folder)
 
 
 def no_moments(saved: Snapshot, _folder: Path) -> Snapshot:
     """With both moments 0."""
     tensors = {
-        name: torch.zeros_like(t) if name.rpartition(".")[2] in moments.ROLES else t
+        name: torch.zeros_like(t) if name.rpartition(".")[2] in ROLES else t
         for name, t in saved.tensors.items()
     }
     return replace(saved, tensors=tensors)
@@ -94,12 +95,17 @@ ARMS: Mapping[str, Callable[[Snapshot, Path], Snapshot]] = {
 def course(engine: Engine, saved: Snapshot, after: list[int]) -> Course:
     """Go on from a state for as many steps as the last of ``after``."""
     restore(engine, saved)
-    losses, held = [], {}
-    for number in range(1, after[-1] + 1):
-        losses.append(engine.step().loss)
+    engine.settle()
+    engine.told()  # of the steps before
+    losses: list[float] = []
+    held: dict[int, float] = {}
+    for number in range(1, after[-1] + 2):
+        engine.step()
+        losses += [stats.loss for stats in engine.told()]
         if number in after:
             held[number] = engine.evaluate()
-    losses.append(engine.step().loss)
+    engine.settle()
+    losses += [stats.loss for stats in engine.told()]
     return Course(losses, held)
 
 
@@ -130,6 +136,7 @@ def of_seed(given: argparse.Namespace, seed: int, folder: Path) -> dict[str, dic
     )
     for _ in range(given.steps):
         engine.step()
+    engine.settle()
     saved = snapshot(engine)
     base: Course | None = None
     found: dict[str, dict[str, float]] = {}
