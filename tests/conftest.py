@@ -109,12 +109,18 @@ def helm() -> str:
 def define(environment: dict[str, str]) -> None:
     """Install our definitions, and wait until they are served."""
 
-    def kubectl(*arguments: str) -> int:
+    def kubectl(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = ["kubectl", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    assert kubectl("apply", "-f", str(_CRDS)) == 0
-    assert kubectl("wait", "--for=condition=Established", "crd", "--all", HANG_OPTION) == 0
+    for asked in (
+        ("apply", "-f", str(_CRDS)),
+        ("wait", "--for=condition=Established", "crd", "--all", HANG_OPTION),
+    ):
+        done = kubectl(*asked)
+        assert done.returncode == 0, done.stderr
     # established is not yet served: for a moment lists are answered with 429
     for kind in ("trainingruns", "branches"):
-        until(lambda kind=kind: kubectl("get", kind) == 0, f"a list of {kind}", every=0.1)
+        until(
+            lambda kind=kind: kubectl("get", kind).returncode == 0, f"a list of {kind}", every=0.1
+        )

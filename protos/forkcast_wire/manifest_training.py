@@ -88,7 +88,7 @@ class Optimizer(Part):
     """How the weights are updated; weight decay is decoupled, and does not pull on 1-D tensors."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(".momentum", f"!has(self.momentum) || self.name in {_TAKES_MOMENTUM}", _OF_MOMENTUM),
+        # that momentum is Muon's alone cannot be said here: CEL sees no decimals
         Rule(
             ".clipping.policy",
             f"!(self.clipping.policy in {_NEEDS_SECOND}) || self.name in {_KEEPS_SECOND}",
