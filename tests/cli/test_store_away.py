@@ -41,7 +41,7 @@ def document(gateway, keys, *, total, every=20, **branching):
         optimizer={"learningRate": "1e-3"},
         uncertainty={"warmupSteps": 10**6},  # no trigger
         training={"totalSteps": total, "microBatchSize": 4, "seed": 1},
-        checkpoint={"everySteps": every, "ringEverySteps": every},
+        checkpoint={"everySteps": every, "ringEverySteps": every, "logSpacedFrom": 0},
         storage={
             "endpoint": gateway.endpoint,
             "bucket": "runs",

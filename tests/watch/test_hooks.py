@@ -323,6 +323,7 @@ class Reads(TorchFunctionMode):
     for all that is queued there.
     """
 
+    WATCHING = ("forkcast_watch", "forkcast_trainer/measure")
     READS = ("item", "tolist", "numpy", "cpu", "__float__", "__bool__", "__int__", "__index__")
 
     def __init__(self, allowed):
@@ -333,7 +334,7 @@ class Reads(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in self.READS and not any(args[0] is one for one in self.allowed()):
             frame = sys._getframe(1)
-            if "forkcast_watch" in frame.f_code.co_filename:
+            if any(one in frame.f_code.co_filename for one in self.WATCHING):
                 self.found.append(f"{name} in {frame.f_code.co_filename}:{frame.f_lineno}")
         return func(*args, **(kwargs or {}))
 
