@@ -22,6 +22,7 @@ from forkcast_wire.codec import stats_from_wire
 from forkcast_wire.documents import RunInfo, dump
 from forkcast_wire.forkcast_pb2_grpc import MonitorServicer, add_MonitorServicer_to_server
 from forkcast_wire.manifest import TrainingRun
+from tests.make import tiny_run
 from tests.ports import free_port
 from tests.s3_gateway import gateway_to
 
@@ -30,23 +31,10 @@ UID = "u"
 
 def text_manifest(folder, total, *, training=(), **sections):
     """Of a run on text of its own; sections: further ones of the spec."""
+    data = {"train": {"uri": str(folder)}, "sequenceLength": 16}
+    given = {"totalSteps": total, "microBatchSize": 2, **dict(training)}
     return TrainingRun.model_validate(
-        {
-            "apiVersion": "forkcast.dev/v1alpha1",
-            "kind": "TrainingRun",
-            "metadata": {"name": "t"},
-            "spec": {
-                "model": {
-                    "architecture": "gpt2-tiny",
-                    "size": {"layers": 1, "width": 16, "heads": 1},
-                    "dtype": "Float32",
-                    "device": "Cpu",
-                },
-                "data": {"train": {"uri": str(folder)}, "sequenceLength": 16},
-                "training": {"totalSteps": total, "microBatchSize": 2, **dict(training)},
-                **sections,
-            },
-        }
+        tiny_run("t", **{"data": data, "training": given, **sections})
     )
 
 

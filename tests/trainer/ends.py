@@ -26,6 +26,7 @@ from forkcast.records import StateKind
 from forkcast_wire.documents import RunInfo, dump, saved_states
 from forkcast_wire.manifest import TrainingRun
 from forkcast_wire.store import FolderStore, put_document
+from tests.make import little_text, tiny_run
 from tests.ports import free_port
 
 WAYS = ("complete", "sigterm", "collapse")
@@ -33,30 +34,16 @@ _STEPS, _BASE = 12, 4
 
 
 def _manifest(device: str, ranks: int, steps: int) -> TrainingRun:
-    return TrainingRun.model_validate(
-        {
-            "apiVersion": "forkcast.dev/v1alpha1",
-            "kind": "TrainingRun",
-            "metadata": {"name": "ends"},
-            "spec": {
-                "model": {
-                    "architecture": "gpt2-tiny",
-                    "size": {"layers": 1, "width": 16, "heads": 2},
-                    "dtype": "Float32",
-                    "device": {"cpu": "Cpu", "cuda": "Cuda"}[device],
-                },
-                "data": {
-                    "train": {"uri": "python-stdlib:", "maxBytes": 100000},
-                    "validation": {"maxBatches": 1},
-                    "sequenceLength": 16,
-                },
-                "optimizer": {"learningRate": "1e-3"},
-                "training": {"totalSteps": steps, "microBatchSize": 2},
-                "parallelism": {"processesPerNode": ranks},
-                "checkpoint": {"everySteps": 10**6, "ringEverySteps": _BASE},
-            },
-        }
+    document = tiny_run(
+        "ends",
+        data=little_text(16, maxBatches=1),
+        optimizer={"learningRate": "1e-3"},
+        training={"totalSteps": steps, "microBatchSize": 2},
+        parallelism={"processesPerNode": ranks},
+        checkpoint={"everySteps": 10**6, "ringEverySteps": _BASE},
     )
+    document["spec"]["model"]["device"] = {"cpu": "Cpu", "cuda": "Cuda"}[device]
+    return TrainingRun.model_validate(document)
 
 
 def _ranks(folder: Path, ranks: int, more: dict[str, str]) -> list[subprocess.Popen[bytes]]:

@@ -12,13 +12,14 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from forkcast_trainer.learner import Learner
+from forkcast_trainer.measure.inside import LAYERED, by_layer, layers, summary
 from forkcast_trainer.models import Taps
 
 _SDPA = nn.functional.scaled_dot_product_attention
@@ -36,10 +37,6 @@ class Internals:
     attention_logit_max: float
     activation_mean: tuple[float, ...]
     activation_sd: tuple[float, ...]
-
-
-#: Per layer, in the order of `Internals`; a value's name is that of its field and its layer.
-_LAYERED: Final = ("attention_entropy", "activation_mean", "activation_sd")
 
 
 @torch.no_grad()
@@ -62,25 +59,19 @@ def sample(learner: Learner, sequence: Tensor) -> dict[str, Tensor]:
         learner.untap("its attention is not scaled-dot-product attention")
         return {}
     wide = [block.float() for block in blocks]
-    values = {"attention_logit_max": torch.stack([top for _, top in attention.seen]).max()}
-    layers = (
-        [entropy for entropy, _ in attention.seen],
+    return by_layer(
+        [top for top, _ in attention.seen],
+        [entropy for _, entropy in attention.seen],
         [block.mean() for block in wide],
         [block.std() for block in wide],
     )
-    for name, each in zip(_LAYERED, layers, strict=True):
-        values |= {f"{name}:{layer}": value for layer, value in enumerate(each)}
-    return values
 
 
 def read(numbers: Mapping[str, float]) -> Internals | None:
     """What `sample` gave, as numbers; None if it was not among them."""
     if "attention_logit_max" not in numbers:
         return None
-    entropies, means, deviations = (
-        tuple(value for key, value in numbers.items() if key.startswith(f"{name}:"))
-        for name in _LAYERED
-    )
+    entropies, means, deviations = (layers(numbers, name) for name in LAYERED)
     return Internals(entropies, numbers["attention_logit_max"], means, deviations)
 
 
@@ -124,15 +115,13 @@ class _Attention(TorchFunctionMode):
         if func is _SDPA and self._inside:
             self._inside = False
             named |= dict(zip(("query", "key", "value", "attn_mask"), args, strict=False))
-            self.seen.append(_entropy(named))
+            self.seen.append(_seen(named))
             return func(*args, **(kwargs or {}))
         return func(*args, **named)
 
 
-def _entropy(call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Mean over heads and rows of the entropy over log(visible keys), and the largest logit, of a
-    call of attention. Rows that see one key are left out.
-    """
+def _seen(call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The `summary` of a call of attention, of its first sequence."""
     query, key = call["query"][0].float(), call["key"][0].float()
     key = key.repeat_interleave(query.shape[0] // key.shape[0], dim=0)
     scale = call.get("scale") or 1 / math.sqrt(query.shape[-1])
@@ -146,11 +135,4 @@ def _entropy(call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     elif mask is not None:
         logits = logits + mask[0].float()
         hidden = hidden | (mask[0] < _HIDDEN)
-    hidden = hidden.expand_as(logits)
-    logits = logits.masked_fill(hidden, -torch.inf)
-    log_p = logits.log_softmax(-1)
-    entropy = -(log_p.exp() * log_p.masked_fill(hidden, 0.0)).sum(-1)
-    visible = (~hidden).sum(-1)
-    share = entropy / visible.clamp_min(2).log()
-    counted = visible > 1
-    return torch.where(counted, share, 0).sum() / counted.sum().clamp_min(1), logits.max()
+    return summary(logits, hidden.expand_as(logits))

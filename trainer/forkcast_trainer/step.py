@@ -274,11 +274,11 @@ class Engine:
             first = batch[0, :-1] if first is None else first
             if world == 1:
                 self.generators.turn_to(number % self.shards)
-            last, alone = number + world >= count, self.clipping.needs_micro_gradients
-            with self._spread.micro_batch(averages=last and not alone):
+            last, apart = number + world >= count, self.clipping.needs_micro_gradients
+            with self._spread.micro_batch(averages=last and not apart):
                 with self.autocast():
                     loss = self.loss_of(batch)
-                if alone:
+                if apart:
                     micro.append(self._own_gradient(loss, count))
                 else:
                     self.scaler.scale(loss / (count // world)).backward()

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from forkcast_trainer.measure.inside import by_layer, summary
 from forkcast_trainer.measure.late import Value
 from forkcast_watch.tolerance import Tolerance
 from forkcast_watch.unsaved import Unsaved
@@ -123,7 +124,7 @@ class _Seen(TorchFunctionMode):
             k = k.repeat_interleave(q.shape[0] // k.shape[0], 0)
             logits = q @ k.transpose(1, 2) * (scale or 1 / math.sqrt(q.shape[-1]))
             hidden = _hidden(attn_mask, length, logits, is_causal=is_causal)
-            top, entropy = _summary(logits, hidden)
+            top, entropy = summary(logits, hidden)
         self._tops.append(top)
         self._entropies.append(entropy)
 
@@ -144,14 +145,8 @@ class _Seen(TorchFunctionMode):
         """By name and layer; nothing where no attention was seen."""
         if not self._tops:
             return {}
-        found: dict[str, Value] = {"attention_logit_max": torch.stack(self._tops).max()}
-        for name, layers in (
-            ("attention_entropy", self._entropies),
-            ("activation_mean", self._means),
-            ("activation_sd", self._deviations),
-        ):
-            found |= {f"{name}:{number}": value for number, value in enumerate(layers)}
-        return found
+        values = by_layer(self._tops, self._entropies, self._means, self._deviations)
+        return dict[str, Value](values)
 
 
 def _hidden(mask: Tensor | None, length: int, logits: Tensor, *, is_causal: bool) -> Tensor:
@@ -165,19 +160,6 @@ def _hidden(mask: Tensor | None, length: int, logits: Tensor, *, is_causal: bool
             ~part if part.dtype == torch.bool else part < torch.finfo(part.dtype).min / 2
         )
     return hidden
-
-
-def _summary(logits: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest logit, and the mean of the entropy over log(visible keys), in [0, 1], of the rows that
-    see more than one key.
-    """
-    visible = (~hidden).sum(-1).expand(logits.shape[:-1])
-    masked = logits.masked_fill(hidden, -torch.inf)
-    log_p = masked.log_softmax(-1)
-    entropy = -(log_p.exp() * log_p.masked_fill(hidden, 0.0)).sum(-1)
-    rows = visible > 1
-    shares = torch.where(rows, entropy / visible.clamp_min(2).float().log(), 0.0)
-    return masked.max(), shares.sum() / rows.sum().clamp_min(1)
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from forkcast.parameter_groups import GROUPS
 from forkcast.records import Event, StepStats
+from forkcast_trainer.measure.inside import layers
 from forkcast_trainer.measure.late import LateReader, Value, kept
 from forkcast_watch.feed import Feed, Sink
 from forkcast_watch.gradients import Gradients, clip_factor, shards
@@ -309,10 +310,10 @@ class Watch:
             tokens=step.tokens + start * per_step,
             update_ratio=values.get("update_ratio"),
             rms_max=values.get("rms_max"),
-            attention_entropy=_layers(values, "attention_entropy"),
+            attention_entropy=layers(values, "attention_entropy") or None,
             attention_logit_max=values.get("attention_logit_max"),
-            activation_mean=_layers(values, "activation_mean"),
-            activation_sd=_layers(values, "activation_sd"),
+            activation_mean=layers(values, "activation_mean") or None,
+            activation_sd=layers(values, "activation_sd") or None,
             group_grad_norms={
                 name: values[f"norm:{name}"] for name in GROUPS if f"norm:{name}" in values
             },
@@ -325,11 +326,6 @@ class Watch:
 def _measured(norm: float, *, known: bool) -> float:
     """NaN stands for a norm that is not known; a gradient that holds one has no finite norm."""
     return math.inf if known and math.isnan(norm) else norm
-
-
-def _layers(values: Mapping[str, float], name: str) -> tuple[float, ...] | None:
-    found = [values[key] for key in values if key.startswith(f"{name}:")]
-    return tuple(found) or None
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer:

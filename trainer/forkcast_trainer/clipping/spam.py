@@ -20,6 +20,7 @@ from forkcast_trainer.clipping.base import (
     ClippingPolicy,
     ClipResult,
     Parameter,
+    gradients,
     norms_of,
     scale_to,
 )
@@ -62,13 +63,11 @@ class Spam(ClippingPolicy):
         if self._resets_now():
             optimizers.reset(context.optimizer)
             self._since_reset, self._rewarming = 0, True
-        layouts = optimizers.layouts(context.optimizer)
-        for parameter in parameters:
-            if parameter.grad is None:
-                continue
-            kept = layouts[parameter].moments(context.optimizer.state.get(parameter, {}))
+        present = [one for one in parameters if one.grad is not None]
+        moments = optimizers.moments(context.optimizer, present)
+        for gradient, kept in zip(gradients(present), moments, strict=True):
             if kept is not None and kept.second is not None and kept.count is not None:
-                self._cut_spikes(parameter.grad, kept.second, kept.count)
+                self._cut_spikes(gradient, kept.second, kept.count)
         self._since_reset += 1
         cut = norms_of(parameters)
         after = scale_to(parameters, cut, cut.norm(), self.params["maxNorm"])

@@ -47,7 +47,7 @@ def prepared(
 def fetch(store: Store, texts: Texts, folder: Path) -> set[str]:
     """Let `tokens.prepare` find in the folder what the run has published of these texts, if anything.
     Returns the names of token files that are damaged in the store; their cards are taken back, so that
-    whoever has the tokens publishes them again.
+    a process that has the tokens publishes them again.
     """
     damaged = set()
     _fetch_cards(store, texts, folder)

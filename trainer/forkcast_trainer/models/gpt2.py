@@ -170,9 +170,9 @@ def _pretrained(model: Model, vocabulary: int, positions: int) -> nn.Module:
         GPT2LMHeadModel, "spec.model.source", source, **changed
     )
     config = loaded.config
-    own = {"layers": config.n_layer, "heads": config.n_head, "width": config.n_embd}
-    wishes = {"layers": size.layers, "heads": size.heads, "width": size.width}
-    hugging_face.refuse_other_sizes(source, wishes, own)
+    hugging_face.refuse_other_sizes(
+        model, layers=config.n_layer, heads=config.n_head, width=config.n_embd
+    )
     hugging_face.refuse_too_small(
         "spec.model.source", config.vocab_size, config.n_positions, vocabulary, positions
     )

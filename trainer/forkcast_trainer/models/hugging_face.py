@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkcast_trainer.errors import TrainerError
 from forkcast_wire.echo import first_line
+from forkcast_wire.manifest import Model
 from forkcast_wire.manifest_file import looks_like_path
 
 if TYPE_CHECKING:
@@ -73,15 +74,14 @@ def unusable(field: str, source: str, error: Exception) -> TrainerError:
     return TrainerError(field, f"{source}: {first_line(error)}", _LAYOUT)
 
 
-def refuse_other_sizes(
-    source: str, wishes: Mapping[str, int | None], own: Mapping[str, int]
-) -> None:
-    """Raises TrainerError if spec.model.size asks for what the weights have not."""
-    for name, value in own.items():
-        if wishes[name] not in {None, value}:
+def refuse_other_sizes(model: Model, *, layers: int, heads: int, width: int) -> None:
+    """Raises TrainerError if spec.model.size asks for what the weights, of these sizes, have not."""
+    for name, value in {"layers": layers, "heads": heads, "width": width}.items():
+        wish = getattr(model.size, name)
+        if wish not in {None, value}:
             raise TrainerError(
                 f"spec.model.size.{name}",
-                f"{wishes[name]}, but the weights of {source} have {value}",
+                f"{wish}, but the weights of {model.source} have {value}",
                 "remove it, or train from scratch",
             )
 

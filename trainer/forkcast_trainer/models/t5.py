@@ -212,9 +212,9 @@ def _pretrained(model: Model, vocabulary: int, positions: int) -> nn.Module:
         T5ForConditionalGeneration, "spec.model.source", source, **changed
     )
     config = loaded.config
-    own = {"layers": config.num_layers, "heads": config.num_heads, "width": config.d_model}
-    wishes = {"layers": size.layers, "heads": size.heads, "width": size.width}
-    hugging_face.refuse_other_sizes(source, wishes, own)
+    hugging_face.refuse_other_sizes(
+        model, layers=config.num_layers, heads=config.num_heads, width=config.d_model
+    )
     hugging_face.refuse_too_small(
         "spec.model.source", config.vocab_size, positions, vocabulary, positions
     )

@@ -6,7 +6,7 @@ Nothing else in the trainer knows them by name: what they keep of a parameter is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import torch
@@ -75,10 +75,12 @@ def layouts(optimizer: torch.optim.Optimizer) -> dict[Tensor, Layout]:
     }
 
 
-def moments(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> list[Moments | None]:
-    """Of each parameter; None before its first step."""
+def moments(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]
+) -> Iterator[Moments | None]:
+    """Of each parameter, decoded when it is asked for; None before its first step."""
     layout = layouts(optimizer)
-    return [layout[one].moments(optimizer.state.get(one, {})) for one in parameters]
+    return (layout[one].moments(optimizer.state.get(one, {})) for one in parameters)
 
 
 def reset(optimizer: torch.optim.Optimizer) -> None:
