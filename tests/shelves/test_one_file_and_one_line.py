@@ -93,12 +93,14 @@ class Copy:
         }
         self.python("scripts/generate_crds.py")
 
-    def python(self, *arguments: str, code: int = 0, cwd: Path | None = None) -> str:
+    def python(
+        self, *arguments: str, code: int = 0, cwd: Path | None = None, **environment: str
+    ) -> str:
         """Run Python on the copy; returns what it printed, both ways."""
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=cwd or self.folder,
-            env=self.environment,
+            env=self.environment | environment,
             capture_output=True,
             text=True,
             check=False,
@@ -211,7 +213,9 @@ def run(copy: Copy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     (folder / "m.yaml").write_text(yaml.safe_dump(MANIFEST))
     command = ("-m", "forkcast_cli", "run", "m.yaml", "--workdir", "w", "--quiet")
-    copy.python(*command, cwd=folder)
+    # its last forty steps take a moment: it would be over before its branch is
+    decided = folder / "w/branches/e0-t60/decision.json"
+    copy.python(*command, cwd=folder, FORKCAST_WAIT=f"trainer/step/70:{decided}")
     return folder / "w"
 
 
